@@ -1,0 +1,38 @@
+CONFIG ?= configs/digits
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup all test test-all lint bench clean
+
+help: ## these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+
+# The stamp is younger than pyproject.toml when what it asks for is installed.
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/installed ## create .venv and install softlabels with its tools
+
+all: setup ## run a whole pipeline: make all CONFIG=configs/digits
+	$(BIN)/python pipelines/distill.py $(CONFIG)
+
+test: setup ## the tests that fit in a few minutes
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: setup ## every test, the long ones too
+	$(BIN)/python -m pytest -q
+
+lint: setup ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup ## every benchmark; results are recorded in benchmarks/RESULTS.md
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean: ## remove runs, caches and the environment
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,0 +1,51 @@
+"""A whole story from one folder of configs: make a teacher, run it once, train students from its labels, report.
+
+    python pipelines/distill.py configs/digits
+
+The folder holds `story.yaml` (title, seeds, out), `teacher.yaml` (left out when the teacher is a pretrained one),
+`dump.yaml`, and one file per way of training a student under `students/`. Stages that are done are passed over, and one
+that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+import softlabels
+
+
+def main(folder: Path) -> None:
+    began = time.monotonic()
+    story = yaml.safe_load((folder / "story.yaml").read_text(encoding="utf-8"))
+    out = Path(story["out"])
+
+    if (folder / "teacher.yaml").exists():
+        print("== a teacher, from hard labels")
+        softlabels.train(config=folder / "teacher.yaml")
+
+    print("== its labels, once")
+    softlabels.dump(config=folder / "dump.yaml")
+
+    for arm in sorted((folder / "students").glob("*.yaml")):
+        name = arm.stem
+        print(f"== students: {name}")
+        for seed in story["seeds"]:
+            softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True)
+
+    table = softlabels.report(out, out / "report")
+    print(f"\n{story['title']}\n")
+    print((out / "report" / "table.md").read_text(encoding="utf-8"))
+    print(f"table and curves in {out / 'report'}; {len(table)} arms, {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python pipelines/distill.py FOLDER_OF_CONFIGS")
+    try:
+        main(Path(sys.argv[1]))
+    except softlabels.SoftlabelsError as problem:
+        sys.exit(f"softlabels: {problem}")

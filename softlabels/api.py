@@ -1,0 +1,166 @@
+"""The commands as functions, and labels for people with an inference loop of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlabels import runs
+from softlabels.codecs import CODECS, Codec
+from softlabels.config import read_yaml, validated
+from softlabels.datasets import Images
+from softlabels.dumping import DumpReport, Filling, shard_batches
+from softlabels.errors import ConfigError
+from softlabels.evaluating import Score
+from softlabels.journal import Journal
+from softlabels.planning import Plan
+from softlabels.samples import Batch, LabelledPictures, Pictures, batches
+from softlabels.store import Store
+from softlabels.verifying import Findings
+from softlabels.views import RECIPES, Frame, Recipe
+
+Source = str | PathLike[str] | None
+
+
+def plan(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[Plan]:
+    """What a dump would hold and cost, per teacher. Settings: the options of `softlabels plan`, with underscores."""
+    return runs.run_plan(_config(runs.DumpConfig, config, settings), Journal(quiet=quiet))
+
+
+def dump(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[DumpReport]:
+    """Run teachers over views of every image and keep their logits. Settings: the options of `softlabels dump`.
+
+    Raises:
+        SoftlabelsError: what was found, what was wanted and what to do next, in one line.
+    """
+    return runs.run_dump(_config(runs.DumpConfig, config, settings), Journal(quiet=quiet))
+
+
+def train(*, config: Source = None, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Train a student and return its result. Settings: the options of `softlabels train`, with underscores.
+
+    Raises:
+        SoftlabelsError: what was found, what was wanted and what to do next, in one line.
+    """
+    return runs.run_train(_config(runs.TrainConfig, config, settings), Journal(quiet=quiet))
+
+
+def evaluate(*, config: Source = None, quiet: bool = False, **settings: Any) -> Score:
+    """Score a network on clean views. Settings: the options of `softlabels eval`, with underscores."""
+    return runs.run_eval(_config(runs.EvalConfig, config, settings), Journal(quiet=quiet))
+
+
+def verify(*, config: Source = None, quiet: bool = False, **settings: Any) -> Findings:
+    """Check a store; `ok` and `problems` of what comes back tell. Settings: the options of `softlabels verify`."""
+    return runs.run_verify(_config(runs.VerifyConfig, config, settings), Journal(quiet=quiet))
+
+
+class LabelWriter:
+    """A label store that somebody's own inference loop fills; made by `create_labels`."""
+
+    def __init__(self, store: Store, images: Images, recipe: Recipe, views: int) -> None:
+        self.store, self._images, self._recipe, self._views = store, images, recipe, views
+        self._said: Tensor | None = None
+
+    def missing(
+        self,
+        teacher: str,
+        *,
+        size: int = 224,
+        resize: int | None = None,
+        interpolation: str = "bilinear",
+        codec: Any = "dense",
+        format: str = "hdf5",
+        weights_sha256: str = "",
+        licence: str | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+    ) -> Iterator[Batch]:
+        """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
+
+        A shard is written as soon as the last of its batches is put; what was written is not asked for again.
+
+        Raises:
+            ConfigError: the logits of the last batch were not put.
+            StoreError: the store holds another teacher of this name, or cannot be written.
+        """
+        coding: Codec = CODECS.make(codec)
+        frame = Frame(size, interpolation, resize)
+        pictures = Pictures(self._images, self._recipe, self.store.manifest.seed, self._views, frame)
+        classes = self.store.manifest.classes
+        card = runs.card(
+            spec={"kind": "own", "name": teacher},
+            weights_sha256=weights_sha256,
+            licence=licence,
+            preprocessing={"size": size, "resize": resize, "interpolation": interpolation},
+            codec=coding,
+            classes=classes,
+            format=format,
+            images=self._images,
+        )
+        labels = self.store.prepare(teacher, card)
+        with labels.writing():
+            for shard in labels.missing(self._views):
+                filling = Filling(shard, pictures, coding, classes)
+                todo = list(shard_batches(shard, self._views, batch_size))
+                for batch in batches(LabelledPictures(pictures), todo, workers=workers):
+                    self._said = None
+                    yield batch
+                    if self._said is None:
+                        raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
+                    filling.enter(batch, self._said)
+                filling.write(labels)
+
+    def put(self, logits: Tensor) -> None:
+        """Give the logits (n, classes) of the batch that `missing` gave last.
+
+        Raises:
+            ConfigError: they are of another width than the store's.
+        """
+        if logits.ndim != 2 or logits.shape[1] != self.store.manifest.classes:
+            raise ConfigError(
+                f"the store holds {self.store.manifest.classes} classes, got logits {tuple(logits.shape)}"
+            )
+        self._said = logits.detach().to("cpu", torch.float32)
+
+
+@contextmanager
+def create_labels(
+    location: str | PathLike[str],
+    *,
+    images: Images,
+    recipe: Any = "crop-flip",
+    views: int = 8,
+    seed: int = 0,
+    classes: int,
+    rows_per_shard: int = 4096,
+) -> Iterator[LabelWriter]:
+    """A label store for people with an inference loop of their own: made, or gone on with when it is there.
+
+        with softlabels.create_labels("shards/", images=images, views=8, classes=1000) as store:
+            for batch in store.missing("mine", size=224):
+                store.put(model(batch.pictures.float() / 255))
+
+    Args:
+        images: what `open_images` gives.
+        classes: width of the logits.
+        rows_per_shard: images per shard, which is what a crash can cost.
+
+    Raises:
+        StoreError: another data set, recipe or seed is in that place; the difference is shown.
+    """
+    made: Recipe = RECIPES.make(recipe)
+    store = runs.make_store(location, images, made, seed=seed, classes=classes, rows_per_shard=rows_per_shard)
+    yield LabelWriter(store, images, made, views)
+
+
+def _config(model: type[Any], file: Source, settings: Mapping[str, Any]) -> Any:
+    in_file = read_yaml(Path(file)) if file is not None else {}
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return validated(model, {**in_file, **given}, f"config {file}" if file is not None else "settings")

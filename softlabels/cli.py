@@ -1,0 +1,173 @@
+"""The commands. Every option is a field of a config in `runs`; no decision is made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+from pydantic_core import PydanticUndefined
+
+from softlabels.errors import ConfigError, SoftlabelsError
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Commands(click.Group):
+    """Turns a user's error into one line and an exit code: 1 for failures, 2 for usage."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SoftlabelsError as problem:
+            click.echo(f"softlabels: {problem}", err=True)
+            ctx.exit(2 if isinstance(problem, ConfigError) else 1)
+        except KeyError as problem:
+            if not (problem.args and isinstance(problem.args[0], str) and " " in problem.args[0]):
+                raise
+            click.echo(f"softlabels: {problem.args[0]}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("softlabels: interrupted; the same command goes on where this one stopped", err=True)
+            ctx.exit(1)
+        except BrokenPipeError:
+            # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+
+
+class Configured(click.Command):
+    """A command whose options are `--config FILE` and the fields of a config; `run` receives config and journal.
+
+    The options are made when the command is asked for, so that `softlabels --help` need not import torch.
+    """
+
+    def __init__(self, name: str, config: str, run: str, help: str, hidden: frozenset[str] = frozenset()) -> None:
+        super().__init__(name, callback=self._call, help=help, context_settings=SETTINGS)
+        self._config, self._run, self._hidden = config, run, hidden
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from softlabels import runs
+
+        fields = getattr(runs, self._config).model_fields
+        file = click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file of settings; flags win")
+        quiet = click.Option(["--quiet"], is_flag=True, help="say nothing but errors")
+        own = [_option(name, field) for name, field in fields.items() if name not in self._hidden]
+        return [*own, file, quiet, *super().get_params(ctx)]
+
+    def _call(self, config: Path | None, quiet: bool, **options: Any) -> None:
+        from softlabels import runs
+        from softlabels.config import read_yaml, validated
+        from softlabels.journal import Journal
+
+        sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        merged = {**(read_yaml(config) if config else {}), **given}
+        where = f"{self.name} (with {config})" if config else self.name or ""
+        outcome = getattr(runs, self._run)(validated(getattr(runs, self._config), merged, where), Journal(quiet=quiet))
+        problems = getattr(outcome, "problems", [])
+        for problem in problems:
+            click.echo(f"softlabels: {problem}", err=True)
+        if problems:
+            click.get_current_context().exit(1)
+
+
+def _option(name: str, field: Any) -> click.Option:
+    kind, multiple = _click_type(field.annotation)
+    text = field.description or ""
+    default = field.get_default(call_default_factory=True)
+    if default is not PydanticUndefined and default is not None and default not in ((), False):
+        text += f"  [default: {default}]"
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
+    return click.Option([flag], type=kind, multiple=multiple, default=None, help=text, required=field.is_required())
+
+
+def _click_type(annotation: Any) -> tuple[Any, bool]:
+    """What click parses for a field's type, and whether the option may be repeated."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        inner = [arg for arg in args if arg is not type(None)]
+        return _click_type(inner[0]) if len(inner) == 1 else (str, False)
+    if origin is Literal:
+        return click.Choice(args), False
+    if origin is tuple:
+        return _click_type(args[0])[0], True
+    return (annotation if annotation in (int, float, bool, str) else str), False
+
+
+@click.group(cls=Commands, context_settings=SETTINGS)
+@click.version_option(package_name="softlabels")
+def main() -> None:
+    """Offline knowledge distillation of image classifiers.
+
+    \b
+    Run a teacher once and keep what it says of every augmented view:
+        softlabels dump --teacher resnext101 --data imagenet --data-dir /data/imagenet
+    Then train any number of students from the stored labels, with no teacher loaded:
+        softlabels train --student mobilenetv3 --labels shards/
+    """
+
+
+main.add_command(
+    Configured(
+        "plan",
+        "DumpConfig",
+        "run_plan",
+        "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.",
+    )
+)
+main.add_command(
+    Configured(
+        "dump",
+        "DumpConfig",
+        "run_dump",
+        "Run teachers over numbered views of every image and keep their logits in shards.\n\nThe same command goes on "
+        "where a killed one stopped, does nothing when all is there, and adds views or teachers when asked for more.",
+    )
+)
+main.add_command(
+    Configured(
+        "train",
+        "TrainConfig",
+        "run_train",
+        "Train a student from stored labels, on exactly the pictures that the teachers saw.\n\nWithout --labels it "
+        "trains on hard labels: that is the baseline, and how a teacher is made.",
+    )
+)
+main.add_command(
+    Configured("eval", "EvalConfig", "run_eval", "Score a network on the clean view of each labelled image.")
+)
+main.add_command(
+    Configured(
+        "verify",
+        "VerifyConfig",
+        "run_verify",
+        "Check a store: completeness, checksums, the images' fingerprint, digests of rendered pictures, and the "
+        "teachers, run again on random views.",
+    )
+)
+
+
+@main.command()
+@click.argument("labels", default="shards/")
+@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
+def info(labels: str, as_json: bool) -> None:
+    """Say what a label store holds."""
+    from softlabels.reporting import describe_store
+
+    described = describe_store(labels)
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+    else:
+        for line in described["lines"]:
+            click.echo(line)
+
+
+if __name__ == "__main__":
+    main()

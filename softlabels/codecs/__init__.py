@@ -1,0 +1,99 @@
+"""Codecs: how a row of logits lies in bytes, and what it is when it comes back.
+
+A codec is a frozen part of a config. It knows no files: it turns logits, float32 (labels, classes), into named numpy
+arrays and back. What comes back is logits up to a constant per row; where a label has no value of its own for some
+classes, they depend on the temperature at which they are softened, which is why `decode` is told.
+
+    dense      every logit as a float                              dense, dense:fp16, dense:fp32
+    quantized  every logit in 8 or 4 bits, a scale per row          quantized, quantized:4
+    head_tail  the K highest, 2 or 4 bits for each other class      head_tail:10
+    topk       the K highest, the others by their mass and mean     topk:10
+    sampled    K classes drawn by chance, unbiased                  sampled:30
+
+All arrays have one fixed size per label and are stored uncompressed, so that a label can be read from a memory map.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from torch import Tensor
+
+from softlabels._philox import Words
+from softlabels.codecs._dense import Dense
+from softlabels.codecs._head_tail import HeadTail
+from softlabels.codecs._label import Arrays, Field, SparseLogits
+from softlabels.codecs._quantized import Quantized
+from softlabels.codecs._sampled import Sampled
+from softlabels.codecs._topk import TopK
+from softlabels.config import Table
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Dense",
+    "Field",
+    "HeadTail",
+    "Quantized",
+    "Sampled",
+    "SparseCodec",
+    "SparseLogits",
+    "TopK",
+]
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """Both directions of one way to store labels."""
+
+    @property
+    def kind(self) -> str:
+        """Its name in the table."""
+
+    @property
+    def compressed(self) -> bool:
+        """Whether its shards are compressed on disk."""
+
+    def model_dump(self, *, mode: str = "python") -> dict[str, Any]:
+        """The mapping that `CODECS.make` turns into this codec again."""
+
+    def layout(self, classes: int) -> dict[str, Field]:
+        """The arrays of one label."""
+
+    def bytes_per_label(self, classes: int) -> float:
+        """Bytes of one label of one view, before any compression."""
+
+    def check_temperature(self, temperature: float) -> None:
+        """Refuse a temperature at which the labels are not honest.
+
+        Raises:
+            ConfigError: with the codec, its range, and the flags that help.
+        """
+
+    def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:
+        """Arrays (n, *shape) as `layout` says, of finite logits, float32 (n, classes).
+
+        A row's bytes depend on that row alone, and on its random word, uint64 (n,), where the codec draws.
+
+        Raises:
+            ConfigError: the logits are no matrix of floats, or words are needed and missing.
+        """
+
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+        """Logits, float32 (n, classes) on the CPU, such that softmax(logits / temperature) is the label there.
+
+        Raises:
+            StoreError: the arrays are of another layout, or damaged.
+        """
+
+
+@runtime_checkable
+class SparseCodec(Codec, Protocol):
+    """A codec whose labels name K classes and give all others one logit."""
+
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+        """What `decode` gives, without building rows of all classes."""
+
+
+CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled])

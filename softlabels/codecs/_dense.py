@@ -1,0 +1,55 @@
+"""Every logit as a float."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from softlabels._philox import Words
+from softlabels.codecs._label import Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
+from softlabels.config import Part
+
+_LOGITS = "logits"
+
+
+class Dense(Part):
+    """Keeps every logit: ``fp32`` as it is; ``fp16`` less the row's highest, so that what counts is finest.
+
+    A half float is off by at most 2**-11 of a class's depth below the highest logit; 65,504 is the deepest.
+    """
+
+    shorthand: ClassVar[str] = "dtype"
+    compressed: ClassVar[bool] = False
+
+    kind: Literal["dense"] = "dense"
+    dtype: Literal["fp16", "fp32"] = "fp16"
+
+    def layout(self, classes: int) -> dict[str, Field]:
+        """One float per class."""
+        return {_LOGITS: Field("float16" if self.dtype == "fp16" else "float32", (classes,))}
+
+    def bytes_per_label(self, classes: int) -> float:
+        """Bytes of one label of one view."""
+        return bytes_of(self.layout(classes))
+
+    def check_temperature(self, temperature: float) -> None:
+        """Refuse temperatures below 0.1 of half floats, whose rounding such a temperature magnifies."""
+        check_lowest(temperature, 0.1 if self.dtype == "fp16" else 0.0, "dense:fp16", "dense:fp32")
+
+    def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """Floats (n, classes) of finite `logits` (n, classes). No chance is involved."""
+        rows = rows_of(logits)
+        if self.dtype == "fp32":
+            return {_LOGITS: rows.numpy()}
+        below = rows - rows.amax(dim=1, keepdim=True)
+        return {_LOGITS: below.clamp_min(-65504.0).half().numpy()}
+
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+        """Logits, float32 (n, classes), the same for every temperature.
+
+        Raises:
+            StoreError: the arrays are not laid out so.
+        """
+        return tensor(array_of(arrays, _LOGITS, self.layout(classes)[_LOGITS], self.kind)).float()

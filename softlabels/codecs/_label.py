@@ -1,0 +1,113 @@
+"""What every codec speaks of: fields, rows of logits, records of bytes, sparse labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.errors import ConfigError, StoreError
+
+Arrays = Mapping[str, np.ndarray]
+RECORD = "record"
+"""Name of the one array of codecs that pack a label into bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One array of a label: its numpy dtype by name, and its shape without the labels' axis."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one label takes in this array."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class SparseLogits(NamedTuple):
+    """Labels that name K classes each and give all others one logit.
+
+    `ids` int64 (n, K), no class twice; `logits` float32 (n, K); `tail` float32 (n,), the logit of every other class.
+    All are CPU tensors, up to a constant per row.
+    """
+
+    ids: Tensor
+    logits: Tensor
+    tail: Tensor
+
+    def dense(self, classes: int) -> Tensor:
+        """The same labels as float32 (n, classes)."""
+        rows = torch.empty(len(self.tail), classes).copy_(self.tail[:, None])
+        return rows.scatter_(1, self.ids, self.logits)
+
+
+def bytes_of(layout: Mapping[str, Field]) -> float:
+    """Bytes per label of a layout."""
+    return float(sum(field.nbytes for field in layout.values()))
+
+
+def rows_of(logits: Tensor) -> Tensor:
+    """`logits` as a contiguous float32 CPU tensor (n, classes).
+
+    Raises:
+        ConfigError: they are not a matrix of floats with at least one class.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 1 or not logits.is_floating_point():
+        raise ConfigError(
+            f"a codec takes floating-point logits of shape (labels, classes), got {logits.dtype} of shape "
+            f"{tuple(logits.shape)}; give it one row per label"
+        )
+    return logits.detach().to("cpu", torch.float32).contiguous()
+
+
+def array_of(arrays: Arrays, name: str, field: Field, codec: str) -> NDArray:
+    """The array `name` of `arrays`, known to be (n, *field.shape) of the field's dtype.
+
+    Raises:
+        StoreError: it is missing or laid out otherwise.
+    """
+    if name not in arrays:
+        raise StoreError(f"{codec} labels need an array {name!r}, found {sorted(arrays)}; they are of another codec")
+    array = np.asarray(arrays[name])
+    if array.shape[1:] != field.shape or array.ndim == 0 or array.dtype != np.dtype(field.dtype):
+        raise StoreError(
+            f"{codec} labels need {name!r} as {field.dtype} of shape {('labels', *field.shape)}, found {array.dtype} "
+            f"of shape {array.shape}; they are of another codec or class count"
+        )
+    return array
+
+
+def known_ids(ids: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """`ids` themselves, or a StoreError when one is no class."""
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < classes:
+        raise StoreError(f"a label names class {int(ids.max())} of {classes}; it is damaged, verify the store")
+    return ids
+
+
+def tensor(array: NDArray) -> Tensor:
+    """A tensor of `array`'s values, over its memory where that may be written to."""
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def check_lowest(temperature: float, lowest: float, codec: str, instead: str) -> None:
+    """Refuse temperatures below `lowest` (and those that are no temperatures).
+
+    Raises:
+        ConfigError: with the codec, its range and the flags that help.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"a temperature is a number above 0, not {temperature}; set --temperature")
+    if temperature < lowest:
+        raise ConfigError(
+            f"{codec} labels are honest at temperatures from {lowest:g} upward, not at {temperature:g}; "
+            f"train with --temperature {lowest:g} or dump with --codec {instead}"
+        )

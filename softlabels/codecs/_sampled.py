@@ -1,0 +1,125 @@
+"""K classes drawn so that their weights are the probabilities in the mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels._philox import Words, uniform
+from softlabels.codecs._label import (
+    RECORD,
+    Arrays,
+    Field,
+    SparseLogits,
+    array_of,
+    bytes_of,
+    check_lowest,
+    known_ids,
+    rows_of,
+    tensor,
+)
+from softlabels.codecs._summary import highest
+from softlabels.codecs._topk import id_dtype, joined, parted
+from softlabels.config import Part
+from softlabels.errors import ConfigError
+
+_LEAST_LOG = -600.0
+_NOT_DRAWN = -1000.0
+
+
+class Sampled(Part):
+    """Draws `k` classes; their weights are an unbiased estimate of the softmax at `temperature`, and sum to 1.
+
+    A class of probability p is drawn with probability min(1, p / c) and then weighs max(p, c), where c is such that k
+    classes are drawn in all (Horvitz and Thompson 1952): high classes are kept with their probability, the others
+    weigh c each. Classes are drawn by systematic sampling (Madow 1949), one random word per label. As the mean of the
+    labels is the teacher's softmax, so is the mean of the gradients of a cross entropy; a top-K label has no noise but
+    is wrong about its tail (Anshumann et al. 2025, Sparse logit sampling). Weights are half floats of their logarithms.
+
+    Another temperature would need other weights, so a run at any but `temperature` is refused.
+    """
+
+    shorthand: ClassVar[str] = "k"
+    compressed: ClassVar[bool] = False
+
+    kind: Literal["sampled"] = "sampled"
+    k: pydantic.PositiveInt = 30
+    temperature: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    def layout(self, classes: int) -> dict[str, Field]:
+        """One record of bytes: class numbers in the smallest integer that holds them, then the weights."""
+        kept = min(self.k, classes)
+        return {RECORD: Field("uint8", (kept * (id_dtype(classes).itemsize + 2),))}
+
+    def bytes_per_label(self, classes: int) -> float:
+        """Bytes of one label of one view."""
+        return bytes_of(self.layout(classes))
+
+    def check_temperature(self, temperature: float) -> None:
+        """Refuse every temperature but the one the labels were drawn for."""
+        check_lowest(temperature, 0.0, self.kind, "topk")
+        if abs(temperature - self.temperature) > 1e-6 * self.temperature:
+            raise ConfigError(
+                f"{self.kind} labels are honest at temperature {self.temperature:g} alone, for which they were drawn, "
+                f"not at {temperature:g}; train with --temperature {self.temperature:g} or dump with --codec topk"
+            )
+
+    def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:
+        """Records, uint8 (n, bytes), of finite `logits` (n, classes), drawn with `words`, uint64 (n,).
+
+        Raises:
+            ConfigError: there is not one word per label.
+        """
+        rows = rows_of(logits)
+        if words is None or words.shape != (len(rows),):
+            raise ConfigError(f"{self.kind} labels are drawn: give encode one random word per label, {len(rows)} here")
+        ids, weights = _drawn(rows, min(self.k, rows.shape[1]), self.temperature, uniform(words))
+        return {RECORD: joined(ids.astype(id_dtype(rows.shape[1])), np.log(weights).astype("<f2"))}
+
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+        """Logits, float32 (n, classes), whose softmax at `temperature` is the label; classes not drawn have 0 of it.
+
+        Raises:
+            StoreError: the arrays are not laid out so, or name a class that does not exist.
+        """
+        return self.sparse(arrays, classes, temperature=temperature).dense(classes)
+
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+        """What `decode` gives, without building rows."""
+        record = array_of(arrays, RECORD, self.layout(classes)[RECORD], self.kind)
+        ids, logs = parted(record, id_dtype(classes), min(self.k, classes))
+        logits = tensor(logs.astype(np.float32)) * temperature
+        others = torch.full((len(record),), _NOT_DRAWN * temperature)
+        return SparseLogits(tensor(known_ids(ids.astype(np.int64), classes)), logits, others)
+
+
+def _drawn(rows: Tensor, k: int, temperature: float, chance: NDArray) -> tuple[NDArray, NDArray]:
+    """Class numbers and weights, (n, k) each: those that are certain by falling weight, then the drawn ones."""
+    top = highest(rows, k)
+    logs = (rows.double() / temperature).log_softmax(dim=1).clamp_(min=_LEAST_LOG)
+    shares = logs.exp_()
+    high = shares.gather(1, top)
+    # The mass from each of the high classes downward, summed from the low end: a difference could be negative.
+    rest = shares.scatter(1, top, 0.0)
+    below = _sums(rest) + high.flip(1).cumsum(dim=1).flip(1)
+    places = torch.arange(k)
+    certain = (high * (k - places) >= below).long().cumprod(dim=1).sum(dim=1, keepdim=True)
+    sure = places < certain
+    rest.scatter_(1, top, high.masked_fill(sure, 0.0))
+    weight = _sums(rest) / (k - certain).clamp(min=1)
+    # One point in each of the k - certain equal stretches of the rest's mass, all at the same place of theirs.
+    course = rest.cumsum(dim=1)
+    points = (torch.from_numpy(chance)[:, None] + places - certain) / (k - certain).clamp(min=1) * course[:, -1:]
+    last = rest.shape[1] - 1 - (rest > 0).flip(1).byte().argmax(dim=1, keepdim=True)
+    drawn = torch.searchsorted(course, points, right=True).minimum(last)
+    return torch.where(sure, top, drawn).numpy(), torch.where(sure, high, weight).numpy()
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Row sums (n, 1), added up by numpy: torch's order may change with the number of rows and threads."""
+    return torch.from_numpy(rows.numpy().sum(axis=1, keepdims=True))

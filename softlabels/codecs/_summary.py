@@ -1,0 +1,75 @@
+"""A row of logits as its K highest classes and two numbers for all others.
+
+With d_i the depth of class i (the row's highest logit less its own) and n classes in the tail, the numbers are
+
+    tail   = -log(mean of exp(-d_i))       the depth at which n equal classes have the tail's mass at temperature 1
+    spread = mean of d_i, less `tail`      half the variance that a Gaussian tail of that mass and mean would have
+
+At temperature T the tail's mass is that of n classes at depth mean / T - spread / T**2: a Gaussian's second cumulant,
+with the variance not measured but chosen so that the mass is right at T = 1. It is right as T grows, too, where only
+the mean counts. No mass is a difference of rounded numbers, so none can be negative.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.codecs._label import SparseLogits, tensor
+
+Floats = NDArray[np.float64]
+
+
+class Summary(NamedTuple):
+    """`ids` int64 (n, K) by falling logit, the lower class first among equals; `depths` float64 (n, K), the first 0;
+    `tail` and `spread` float64 (n,), not below the last depth and 0; without a tail, the last depth and 0.
+    """
+
+    ids: NDArray[np.int64]
+    depths: Floats
+    tail: Floats
+    spread: Floats
+
+    def at(self, temperature: float) -> SparseLogits:
+        """The logits whose softmax at `temperature` has the masses told above."""
+        last = self.depths[:, -1]
+        gaussian = self.tail + self.spread * (1.0 - 1.0 / temperature)
+        # Below 1 a Gaussian reaches above the kept classes. With no class above the last of them, what the tail weighs
+        # is at most exp(-last * (1 / T - 1)) of what it weighs at 1: that is the depth below which it cannot come.
+        tail = np.maximum(gaussian, last + (self.tail - last) * min(temperature, 1.0))
+        return SparseLogits(
+            tensor(self.ids), tensor((-self.depths).astype(np.float32)), tensor((-tail).astype(np.float32))
+        )
+
+
+def summarise(logits: Tensor, k: int) -> Summary:
+    """The summary of each row of `logits`, float32 (n, classes), with K = min(k, classes)."""
+    ids = highest(logits, min(k, logits.shape[1])).numpy()
+    rows = logits.numpy()
+    depths = np.take_along_axis(rows, ids[:, :1], axis=1) - rows
+    kept = np.take_along_axis(depths, ids, axis=1).astype(np.float64)
+    last, others = kept[:, -1], rows.shape[1] - ids.shape[1]
+    if not others:
+        return Summary(ids, kept, last, np.zeros_like(last))
+    np.put_along_axis(depths, ids, np.inf, axis=1)
+    nearest = depths.min(axis=1)
+    mass = np.exp(nearest[:, None] - depths).astype(np.float64).sum(axis=1)
+    np.put_along_axis(depths, ids, 0.0, axis=1)
+    mean = depths.astype(np.float64).sum(axis=1) / others
+    tail = nearest + np.log(others / mass)
+    return Summary(ids, kept, tail, np.maximum(mean - tail, 0.0))
+
+
+def highest(logits: Tensor, k: int) -> Tensor:
+    """Ids of the k highest logits of each row, falling, the lower class first among equals: int64 (n, k)."""
+    values, ids = logits.topk(k, dim=1)
+    ids = ids.sort(dim=1).values
+    ids = ids.gather(1, logits.gather(1, ids).argsort(dim=1, descending=True, stable=True))
+    # torch.topk takes any of the classes that are equal to the last kept one.
+    unsure = ((logits >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
+    if len(unsure):
+        ids[unsure] = logits[unsure].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return ids

@@ -1,0 +1,127 @@
+"""Parts and tables: the same frozen value is a section of a config, an entry of a manifest and a line of a header."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from softlabels.errors import ConfigError, did_you_mean
+
+
+class Part(BaseModel):
+    """A frozen, validated value with a `kind`; final classes of it are what tables hold.
+
+    `shorthand` names the field that a short form such as ``topk:10`` sets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shorthand: ClassVar[str | None] = None
+
+    kind: str
+
+
+P = TypeVar("P")
+M = TypeVar("M", bound=BaseModel)
+
+
+class Table(Generic[P]):
+    """The kinds of one part, by name. A third party adds one through the entry point group ``softlabels.<group>``.
+
+    `short` maps short names to the mapping they stand for (``crop-flip`` to a list of steps).
+    """
+
+    def __init__(
+        self, what: str, group: str, kinds: Iterable[type[Any]], short: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        self.what = what
+        self._group = f"softlabels.{group}"
+        self._kinds: dict[str, type[Any]] = {kind.model_fields["kind"].default: kind for kind in kinds}
+        self._short = dict(short or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every kind and short name, sorted."""
+        return tuple(sorted({*self._kinds, *self._short}))
+
+    @property
+    def kinds(self) -> Mapping[str, type[Any]]:
+        """The part class of each kind."""
+        return dict(self._kinds)
+
+    def make(self, value: Any) -> P:
+        """The part that `value` describes: a part, a mapping with a `kind`, ``KIND``, ``KIND:VALUE`` or a short name.
+
+        Raises:
+            ConfigError: the kind is unknown (the nearest names are given) or a field is wrong (it is named).
+        """
+        if isinstance(value, tuple(self._kinds.values())):
+            return value  # type: ignore[return-value]
+        if isinstance(value, str):
+            value = self._expand(value)
+        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+            raise ConfigError(f"a {self.what} is a name or a mapping with a `kind`, not {value!r}")
+        return validated(self._class(value["kind"]), value, f"{self.what} {value['kind']!r}")
+
+    def find(self, kind: str) -> type[Any] | None:
+        """The part class of `kind`, an entry point's if need be; None when there is none."""
+        if kind not in self._kinds:
+            for entry in metadata.entry_points(group=self._group, name=kind):
+                self._kinds[kind] = entry.load()
+        return self._kinds.get(kind)
+
+    def _expand(self, text: str) -> Mapping[str, Any]:
+        if text in self._short:
+            return self._short[text]
+        kind, colon, argument = text.partition(":")
+        if not colon:
+            return {"kind": kind}
+        field = self._class(kind).shorthand
+        if field is None:
+            raise ConfigError(f"{self.what} {kind!r} takes no value after a colon, got {text!r}")
+        return {"kind": kind, field: argument}
+
+    def _class(self, kind: str) -> type[Any]:
+        found = self.find(kind)
+        if found is None:
+            raise ConfigError(f"unknown {self.what} {kind!r}; {did_you_mean(kind, self.names)}")
+        return found
+
+
+def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
+    """`value` as a `model`, or a ConfigError of one line that names `where` and the field."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = did_you_mean(str(first["loc"][-1]), (name for name in model.model_fields if name != "kind"))
+            raise ConfigError(f"{where} has no setting {field!r}; {known}") from problem
+        if first["type"] == "missing":
+            raise ConfigError(f"{where} needs a value for {field!r}") from problem
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {field + ': ' if field else ''}{message} (got {first['input']!r})") from problem
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file at `path`; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing or not a YAML mapping; the message names it.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(f"config {path} cannot be read: {problem.strerror}") from problem
+    except (yaml.YAMLError, ValueError) as problem:
+        raise ConfigError(f"config {path} is not valid YAML: {' '.join(str(problem).split())}") from problem
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"config {path} must be a mapping of settings, not a {type(value).__name__}")
+    return value

@@ -1,0 +1,124 @@
+"""Data sets: images with stable keys and, where known, labels.
+
+A data set is a frozen part (``folder:DIR``, ``csv:FILE``, ``digits``, ...) whose `open` gives `Images`. `open_images`
+takes whatever people write after ``--data``. Images are found by key: a data set says nothing about order or batches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from softlabels.config import Part, Table, validated
+from softlabels.datasets._checks import content_checksums, fingerprint
+from softlabels.datasets._cifar import Cifar10, Cifar100
+from softlabels.datasets._csv import Csv
+from softlabels.datasets._digits import Digits
+from softlabels.datasets._folder import Folder, Unlabelled
+from softlabels.datasets._function import Function
+from softlabels.datasets._imagenet import ImageNet
+from softlabels.datasets._images import FileImages, Images, MemoryImages, Split
+from softlabels.datasets._subset import SomeImages, subset
+from softlabels.errors import ConfigError, DataError
+
+__all__ = [
+    "DATASETS",
+    "Cifar10",
+    "Cifar100",
+    "Csv",
+    "DataSet",
+    "Digits",
+    "FileImages",
+    "Folder",
+    "Function",
+    "ImageNet",
+    "Images",
+    "MemoryImages",
+    "SomeImages",
+    "Unlabelled",
+    "content_checksums",
+    "fingerprint",
+    "open_images",
+    "subset",
+]
+
+
+class DataSet(Protocol):
+    """A part that can be opened."""
+
+    kind: str
+
+    def model_dump(self) -> dict[str, Any]:
+        """The part as a mapping."""
+
+    def open(self) -> Images:
+        """The images; DataError names what is missing or damaged."""
+
+
+DATASETS: Table[DataSet] = Table(
+    "data set", "datasets", [Digits, Folder, Unlabelled, Csv, Cifar10, Cifar100, ImageNet, Function]
+)
+
+
+def open_images(
+    value: str | os.PathLike[str] | Mapping[str, Any] | Part, *, data_dir: str | None = None, split: str | None = None
+) -> Images:
+    """The images that `value` means: ``KIND`` or ``KIND:VALUE``, a directory, ``module:function``, a mapping or a part.
+
+    Args:
+        value: a known kind's name comes before a directory of that name (write ``./digits`` for the directory).
+        data_dir: where the kinds that are downloaded lie, and what relative paths in a CSV are below.
+        split: ``train``, ``test`` or ``val``; None leaves what `value` says (``train`` unless it says otherwise). Kinds
+            without splits (``images``, ``csv``, functions, a folder that is not divided) give the same for each.
+
+    Raises:
+        ConfigError: the kind is unknown; the nearest names are given.
+        DataError: a directory or file is missing or damaged; it is named.
+    """
+    if split is not None and split not in get_args(Split):
+        raise ConfigError(f"unknown split {split!r}; it is 'train', 'test' or 'val'")
+    part = _part(value)
+    settings = {"data_dir": None if data_dir is None else os.fspath(data_dir), "split": split}
+    fields = getattr(type(part), "model_fields", {})
+    changed = {name: given for name, given in settings.items() if given is not None and name in fields}
+    if changed and isinstance(part, Part):
+        part = validated(type(part), {**part.model_dump(), **changed}, f"data set {part.kind!r}")
+    return part.open()
+
+
+def _part(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return Folder(root=os.fspath(value))
+    if not isinstance(value, str):
+        return DATASETS.make(value)
+    if value.partition(":")[0] in DATASETS.names:
+        return DATASETS.make(value)
+    path = Path(value).expanduser()
+    if path.is_dir():
+        return Folder(root=str(path))
+    if path.is_file():
+        hint = f"csv:{value}" if path.suffix == ".csv" else "a directory, or csv:FILE for a list of pictures"
+        raise ConfigError(f"--data {value} is a file; did you mean {hint}?")
+    return _function_or_kind(value)
+
+
+def _function_or_kind(text: str) -> Any:
+    module, colon, function = text.partition(":")
+    try:
+        return DATASETS.make(text)  # a third party's kind
+    except ConfigError:
+        if colon and function.isidentifier() and _is_module(module):
+            return Function(target=text)
+        if not colon and ("/" in text or os.sep in text or text.startswith((".", "~"))):
+            raise DataError(f"no such directory: {text}") from None
+        raise
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return all(part.isidentifier() for part in name.split(".")) and importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False

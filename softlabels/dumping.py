@@ -1,0 +1,137 @@
+"""Stage one: a frozen teacher labels every picture whose shard is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.codecs import Codec
+from softlabels.errors import ModelError
+from softlabels.journal import Journal
+from softlabels.samples import Batch, LabelledPictures, Pictures, batches
+from softlabels.store import Shard, TeacherLabels
+from softlabels.teachers import Teacher
+
+DIGESTS_PER_SHARD = 8
+"""Images of each shard whose rendered views are digested, evenly spread over its rows."""
+
+
+@dataclass(frozen=True)
+class DumpReport:
+    """What a dump did: shards written, pictures the teacher saw, seconds it took, images that could not be read."""
+
+    teacher: str
+    shards: int
+    pictures: int
+    seconds: float
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def dump(
+    pictures: Pictures,
+    teacher: Teacher,
+    codec: Codec,
+    labels: TeacherLabels,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    part: tuple[int, int] = (0, 1),
+    skip_bad_images: bool = False,
+    journal: Journal,
+) -> DumpReport:
+    """Write every shard of this part that is not there yet.
+
+    Batches never straddle shards, so what a batch holds, and with it the last bit of each logit, does not depend on
+    where an earlier dump stopped.
+
+    Raises:
+        DataError: an image cannot be decoded (unless `skip_bad_images`).
+        ModelError: the teacher gave logits that are not finite.
+        StoreError: a shard cannot be written, or another process dumps the same part.
+    """
+    began = time.monotonic()
+    skipped: dict[str, str] = {}
+    with labels.writing(part):
+        shards = labels.missing(pictures.views, part)
+        total = sum(count(shard) for shard in shards)
+        todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
+        source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers)
+        with journal.progress(f"dump {teacher.name}", total, "pictures") as advance:
+            for done, shard in enumerate(shards):
+                filling = Filling(shard, pictures, codec, teacher.classes)
+                for _ in shard_batches(shard, pictures.views, batch_size):
+                    batch = next(source)
+                    filling.enter(batch, teacher.logits(batch.pictures).cpu())
+                    advance(len(batch), f"({len(shards) - done} shards waiting)")
+                filling.write(labels)
+                skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
+    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, skipped)
+
+
+def count(shard: Shard) -> int:
+    """Labels in a shard."""
+    return (shard.stop_row - shard.first_row) * (shard.stop_view - shard.first_view)
+
+
+def shard_batches(shard: Shard, views: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """The sample numbers of a shard in batches: image by image, so that one decode serves all views of an image."""
+    rows = np.arange(shard.first_row, shard.stop_row)
+    numbers = (rows[:, None] * views + np.arange(shard.first_view, shard.stop_view)).reshape(-1)
+    for start in range(0, len(numbers), batch_size):
+        yield numbers[start : start + batch_size]
+
+
+class Filling:
+    """A shard that is being filled, batch by batch, and written when it is full."""
+
+    def __init__(self, shard: Shard, pictures: Pictures, codec: Codec, classes: int) -> None:
+        extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
+        layout = codec.layout(classes).items()
+        self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout}
+        self._shard, self._pictures, self._codec = shard, pictures, codec
+        self.failed: dict[int, str] = {}
+
+    def enter(self, batch: Batch, logits: Tensor) -> None:
+        """Encode the logits (n, classes) of a batch of this shard; unreadable images are entered as unlabelled.
+
+        Raises:
+            ModelError: logits that are not finite; the image and view are named.
+        """
+        if batch.failed:
+            logits = logits.clone()
+            logits[torch.isin(batch.rows, torch.tensor(list(batch.failed)))] = 0.0
+            self.failed.update(batch.failed)
+        check_finite(logits, batch, self._pictures)
+        rows, views = batch.rows.numpy(), batch.views.numpy()
+        for name, values in self._codec.encode(logits, self._pictures.words(rows, views)).items():
+            self._arrays[name][views - self._shard.first_view, rows - self._shard.first_row] = values
+
+    def write(self, labels: TeacherLabels) -> None:
+        """Write the shard, whole or not at all."""
+        labels.write(self._shard, self._arrays, skipped=self.failed, digests=self._digests())
+
+    def _digests(self) -> dict[int, list[str]]:
+        shard = self._shard
+        spread = np.linspace(shard.first_row, shard.stop_row - 1, DIGESTS_PER_SHARD).astype(np.int64)
+        chosen = [row for row in np.unique(spread).tolist() if row not in self.failed]
+        views = np.arange(shard.first_view, shard.stop_view)
+        texts = self._pictures.digests(np.repeat(np.array(chosen, np.int64), len(views)), np.tile(views, len(chosen)))
+        return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
+
+
+def check_finite(logits: Tensor, batch: Batch, pictures: Pictures) -> None:
+    """Raise ModelError for logits that are NaN or infinite, naming the image and view."""
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        place = int((~finite).nonzero()[0])
+        key = pictures.images.keys[int(batch.rows[place])].as_py()
+        raise ModelError(
+            f"the teacher gave NaN or infinite logits for image {key!r}, view {int(batch.views[place])}; check its "
+            f"weights, or run it without --amp fp16"
+        )

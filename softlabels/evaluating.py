@@ -1,0 +1,61 @@
+"""How good a classifier is, each image counted once on its clean view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from softlabels.networks import Preprocessing
+from softlabels.samples import LabelledPictures, Pictures, batches
+
+Classifier = Callable[[Tensor], Tensor]
+"""uint8 pictures (n, 3, S, S) to logits (n, classes)."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies in [0, 1] and the mean cross-entropy in nats over `images` labelled images."""
+
+    top1: float
+    top5: float
+    cross_entropy: float
+    images: int
+
+
+def classifier(
+    network: nn.Module, preprocessing: Preprocessing, device: torch.device, amp: torch.dtype | None = None
+) -> Classifier:
+    """`network` as it is evaluated: normalised pictures, evaluation mode, no gradients; its mode is put back after."""
+
+    @torch.no_grad()
+    def classify(pictures: Tensor) -> Tensor:
+        was_training = network.training
+        network.eval()
+        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            logits = network(preprocessing.normalise(pictures.to(device)))
+        network.train(was_training)
+        return logits
+
+    return classify
+
+
+def evaluate(classify: Classifier, pictures: Pictures, *, batch_size: int, workers: int = 0) -> Score:
+    """Score a classifier on the first view of every labelled image."""
+    rows = np.flatnonzero(pictures.images.labels >= 0)
+    todo = [rows[start : start + batch_size] * pictures.views for start in range(0, len(rows), batch_size)]
+    sums = torch.zeros(3, dtype=torch.float64)
+    for batch in batches(LabelledPictures(pictures), todo, workers=workers):
+        sums += _count(classify(batch.pictures).float().cpu(), batch.hard)
+    top1, top5, loss = (sums / max(len(rows), 1)).tolist()
+    return Score(top1, top5, loss, len(rows))
+
+
+def _count(logits: Tensor, labels: Tensor) -> Tensor:
+    """Right at first guess, right within five, and summed cross-entropy of a batch: float64 (3,)."""
+    guesses = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([guesses[:, 0].sum(), guesses.any(1).sum(), loss]).double()

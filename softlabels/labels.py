@@ -1,0 +1,177 @@
+"""A store seen through its codecs: what every reader of soft labels uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from softlabels._philox import hash_keys, philox
+from softlabels.codecs import CODECS, Codec
+from softlabels.errors import StoreError, did_you_mean
+from softlabels.losses import BLENDS
+from softlabels.store import Store, TeacherLabels, open_store
+from softlabels.views import RECIPES, Recipe
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_BLENDING = 4
+"""Stream of chance for blends that pick a teacher per label."""
+
+
+class Labels:
+    """All soft labels of a data set, read only.
+
+    `views` counts the views that every image has from every teacher: any finished prefix can be read.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.teachers: tuple[str, ...] = store.teachers
+        self._by_teacher = {name: store.teacher(name) for name in self.teachers}
+        self._codecs: dict[str, Codec] = {
+            name: CODECS.make(labels.card.codec) for name, labels in self._by_teacher.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        return (
+            f"Labels({str(self.store.root)!r}, images={len(self)}, views={self.views}, classes={self.classes}, "
+            f"teachers={self.teachers})"
+        )
+
+    @cached_property
+    def views(self) -> int:
+        """Views that every image has from every teacher."""
+        return min((labels.views for labels in self._by_teacher.values()), default=0)
+
+    @property
+    def classes(self) -> int:
+        """Width of the logits."""
+        return self.store.manifest.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in logit order; empty when the data set has none."""
+        return tuple(self.store.manifest.class_names)
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The images' keys in row order."""
+        return self.store.keys
+
+    @property
+    def seed(self) -> int:
+        """What the views are drawn from, beside recipe, key and number."""
+        return self.store.manifest.seed
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the views, read back from the manifest."""
+        return RECIPES.make(self.store.manifest.recipe)
+
+    def rows(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Row numbers of these keys, int64 (n,). Raises KeyError, which names the missing ones."""
+        return self.store.rows(keys)
+
+    def of(self, teacher: str | None = None) -> TeacherLabels:
+        """One teacher's stored arrays; the name may be left out when there is one teacher.
+
+        Raises:
+            StoreError: no such teacher, or several and none is named.
+        """
+        if teacher is None:
+            if len(self.teachers) != 1:
+                raise StoreError(f"{self.store.root} holds {len(self.teachers)} teachers; name one: {self.teachers}")
+            teacher = self.teachers[0]
+        if teacher not in self._by_teacher:
+            raise StoreError(f"{self.store.root} has no teacher {teacher!r}; {did_you_mean(teacher, self.teachers)}")
+        return self._by_teacher[teacher]
+
+    def codec(self, teacher: str | None = None) -> Codec:
+        """How one teacher's labels are coded."""
+        return self._codecs[self.of(teacher).name]
+
+    def select(self, teachers: Sequence[str] | None) -> tuple[str, ...]:
+        """The teachers of these names, all for None. Raises StoreError for an unknown one."""
+        if teachers is None:
+            return self.teachers
+        return tuple(self.of(name).name for name in ([teachers] if isinstance(teachers, str) else teachers))
+
+    def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
+        """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""
+        return {name: self._by_teacher[name].take(rows, views) for name in teachers}
+
+    def labelled(self, rows: NDArray[np.int64], teachers: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """Which of these rows every teacher labelled (none was skipped as unreadable), bool (n,)."""
+        kept = np.ones(len(rows), bool)
+        for name in self.select(teachers):
+            kept &= self._by_teacher[name].labelled(rows)
+        return kept
+
+    def decode(self, arrays: Mapping[str, Arrays], temperature: float = 1.0) -> Tensor:
+        """Logits float32 (teachers, n, classes), each row up to a constant, honest at `temperature`."""
+        return torch.stack(
+            [self._codecs[name].decode(each, self.classes, temperature=temperature) for name, each in arrays.items()]
+        )
+
+    def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
+        """What a teacher said of one view of these rows: float32 (n, classes), up to a constant per row.
+
+        Args:
+            rows: row numbers; `rows(keys)` finds them.
+            view: one number for all rows, or one for each.
+            teacher: may be left out when the store has one.
+        """
+        name = self.of(teacher).name
+        return self.decode(self.take(*self._addresses(rows, view), [name]))[0]
+
+    def probabilities(
+        self,
+        rows: Sequence[int] | ArrayLike,
+        view: int | ArrayLike,
+        temperature: float = 1.0,
+        teachers: Sequence[str] | None = None,
+        blend: Any = "mean-probabilities",
+    ) -> Tensor:
+        """The blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
+
+        Raises:
+            ConfigError: a codec is not honest at this temperature.
+        """
+        names = self.select(teachers)
+        for name in names:
+            self._codecs[name].check_temperature(temperature)
+        where, numbers = self._addresses(rows, view)
+        logits = self.decode(self.take(where, numbers, names), temperature)
+        words = self.blend_words(where, numbers)
+        target = BLENDS.make(blend)(logits, temperature=temperature, words=words)
+        return (target / temperature).softmax(-1)
+
+    def blend_words(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """A random word per label, for blends that pick one teacher: a function of (seed, key, view), uint64 (n,)."""
+        hashes = hash_keys(self.keys.take(pa.array(rows)).to_pylist())
+        return philox((hashes, self.seed), (0, views, 0, _BLENDING))[:, 0]
+
+    def _addresses(self, rows: Any, view: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        where = np.atleast_1d(np.asarray(rows, np.int64))
+        numbers = np.ascontiguousarray(np.broadcast_to(np.asarray(view, np.int64), where.shape))
+        return where, numbers
+
+
+def open_labels(location: str | PathLike[str]) -> Labels:
+    """Open a label store for reading, HDF5 or Zarr.
+
+    Raises:
+        StoreError: there is no store at `location`, or it is damaged.
+    """
+    return Labels(open_store(location))

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
+from torch import Tensor
+
+# The table is looked up when an objective is made, not when this file is read: the table's file imports this one.
+from softlabels import losses
+from softlabels.errors import ConfigError
+from softlabels.losses._hard import NO_LABEL, hard_cross_entropy
+from softlabels.losses._rows import number
+
+if TYPE_CHECKING:
+    from softlabels.losses import Loss, SparseLogits
+
+
+def _loss(value: Any) -> Any:
+    return losses.LOSSES.make(value)
+
+
+def _dumped(loss: Any) -> Any:
+    return loss.model_dump()
+
+
+LossPart = Annotated[Any, PlainValidator(_loss), PlainSerializer(_dumped)]
+"""A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
+
+
+class Term(BaseModel):
+    """A further term of an objective: `weight` times `loss`, at its own temperature or (None) the objective's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float = Field(allow_inf_nan=False)
+    loss: LossPart
+    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+class Objective(BaseModel):
+    """What a student is trained on: ``alpha * hard + (1 - alpha) * soft + sum of weight * term``.
+
+    `hard` is `hard_cross_entropy` with `label_smoothing`, `soft` is `loss` at `temperature`. A part of weight 0 is
+    not computed: alpha = 1 asks for no teacher, alpha = 0 for no label.
+
+    Attributes:
+        alpha: share of the hard part, 0 to 1.
+        loss: the soft part: a loss, its name or its mapping.
+        temperature: T > 0 of the soft part.
+        label_smoothing: of the hard part.
+        terms: further weighted terms, of distinct kinds.
+        ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
+            (Rows with label -1 have no hard part in any case.)
+        normalization: what sums over rows are divided by: ``valid`` the rows that count in that part (their mean),
+            ``batch-size`` all rows (with one label per picture what Caffe calls FULL as well), ``none`` 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: float = Field(0.0, ge=0, le=1)
+    loss: LossPart = Field("kl", validate_default=True)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    terms: tuple[Term, ...] = ()
+    ignore_label: int | None = None
+    normalization: Literal["valid", "batch-size", "none"] = "valid"
+
+    @field_validator("terms")
+    @classmethod
+    def _distinct(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        # Parts are reported by kind.
+        if len({term.loss.kind for term in terms}) < len(terms):
+            raise ValueError("further terms must be of distinct kinds")
+        return terms
+
+    def __call__(
+        self,
+        student_logits: Tensor,
+        labels: Tensor | None,
+        teacher_logits: Tensor | SparseLogits | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The total, and its parts without weights or gradients: "hard", "soft", and each further term by its kind.
+
+        A part that was not computed is 0.
+
+        Args:
+            student_logits: (batch, classes).
+            labels: integers (batch,), -1 where there is none; None: no labels.
+            teacher_logits: (batch, classes), or sparse logits for losses that have an exact sparse path; None: none.
+            valid: bool (batch,), the rows that count in any part; None: all.
+
+        Raises:
+            ConfigError: a part needs labels or a teacher that are not there; the message names it.
+        """
+        valid = self._counted(labels, valid)
+        zero = torch.zeros((), device=student_logits.device)
+        total, parts = zero, {"hard": zero, "soft": zero}
+        if self.alpha > 0:
+            hard = self._hard(student_logits, labels, valid)
+            total, parts["hard"] = total + self.alpha * hard, hard.detach()
+        for name, weight, loss, temperature in self._soft_parts():
+            soft = self._soft(loss, temperature, student_logits, labels, teacher_logits, valid)
+            total, parts[name] = total + weight * soft, soft.detach()
+        return total, parts
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a part that is computed asks for a teacher."""
+        return any(loss.needs_teacher for _, _, loss, _ in self._soft_parts())
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a part that is computed asks for labels."""
+        return self.alpha > 0 or any(loss.needs_labels for _, _, loss, _ in self._soft_parts())
+
+    def describe(self) -> list[str]:
+        """The exact objective, a line for each thing that implementations differ in."""
+        weights = {"hard": self.alpha} | {name: weight for name, weight, _, _ in self._soft_parts()}
+        lines = ["loss = " + " + ".join(f"{number(w)} * {name}" for name, w in weights.items() if w)]
+        if self.alpha > 0:
+            smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
+            lines.append(f"hard = - ln softmax(student)[label]{smoothing}; rows with label -1 are left out")
+        lines += [f"{name} = {loss.formula(t)} ({loss.kind})" for name, _, loss, t in self._soft_parts()]
+        over = {
+            "valid": "the mean over the valid rows",
+            "batch-size": "divided by the batch size",
+            "none": "summed over rows",
+        }
+        lines.append(f"per row the sum over classes, then {over[self.normalization]}")
+        if self.ignore_label is not None:
+            lines.append(f"rows with label {self.ignore_label} count in no part")
+        lines.append("natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always")
+        lines.append("log-softmax in fp32; what a top-K label leaves over is clamped at 0 and spread per class")
+        return lines
+
+    def _soft_parts(self) -> Iterator[tuple[str, float, Loss, float]]:
+        """Name, weight, loss and temperature of each part besides the hard one that is computed."""
+        if self.alpha < 1:
+            yield "soft", 1 - self.alpha, self.loss, self.temperature
+        for term in self.terms:
+            if term.weight:
+                yield term.loss.kind, term.weight, term.loss, term.temperature or self.temperature
+
+    def _counted(self, labels: Tensor | None, valid: Tensor | None) -> Tensor | None:
+        if self.ignore_label is None or labels is None:
+            return valid
+        kept = labels != self.ignore_label
+        return kept if valid is None else kept & valid
+
+    def _hard(self, student_logits: Tensor, labels: Tensor | None, valid: Tensor | None) -> Tensor:
+        if labels is None:
+            raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
+        value = hard_cross_entropy(student_logits, labels, label_smoothing=self.label_smoothing, valid=valid)
+        return self._normalised(value, _both(labels != NO_LABEL, valid), len(labels))
+
+    def _soft(
+        self,
+        loss: Loss,
+        temperature: float,
+        student_logits: Tensor,
+        labels: Tensor | None,
+        teacher_logits: Tensor | SparseLogits | None,
+        valid: Tensor | None,
+    ) -> Tensor:
+        if teacher_logits is None and loss.needs_teacher:
+            raise ConfigError(f"loss {loss.kind!r} needs a teacher's labels and there are none; set alpha = 1")
+        if teacher_logits is None or isinstance(teacher_logits, Tensor):
+            # A loss that needs no teacher takes None in its place.
+            dense = cast(Tensor, teacher_logits)
+            value = loss(student_logits, dense, temperature=temperature, labels=labels, valid=valid)
+        elif isinstance(loss, losses.SparseLoss):
+            target = (teacher_logits.ids, teacher_logits.logits, teacher_logits.tail_logit)
+            value = loss.sparse(student_logits, *target, temperature=temperature, valid=valid)
+        else:
+            raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")
+        counted = _both(labels != NO_LABEL, valid) if loss.needs_labels and labels is not None else valid
+        return self._normalised(value, counted, len(student_logits))
+
+    def _normalised(self, mean: Tensor, counted: Tensor | None, batch: int) -> Tensor:
+        """The mean over the rows that count, made what `normalization` asks for."""
+        if self.normalization == "valid":
+            return mean
+        rows = batch if counted is None else counted.sum()
+        return mean * (rows if self.normalization == "none" else rows / max(batch, 1))
+
+
+def _both(some: Tensor, valid: Tensor | None) -> Tensor:
+    return some if valid is None else some & valid

@@ -1,0 +1,73 @@
+"""Files of published weights: from the local cache, or fetched once; never waiting long on a dead network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+
+from softlabels.errors import ModelError
+
+PATIENCE = 10.0
+"""Seconds without an answer after which a server counts as out of reach."""
+
+
+def cached_file(url: str) -> Path:
+    """Where torch.hub keeps the file of `url` (below ``$TORCH_HOME``)."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+
+
+def fetch(url: str, what: str) -> Path:
+    """The file of `url` in torch.hub's folder, downloaded when it is not there; its name's hash is checked.
+
+    Raises:
+        ModelError: it is not there and cannot be downloaded; the message names `what`, the file and ``--weights``.
+    """
+    file = cached_file(url)
+    if file.exists():
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        match = torch.hub.HASH_REGEX.search(file.name)
+        with impatient(), contextlib.redirect_stdout(sys.stderr):
+            torch.hub.download_url_to_file(
+                url, str(file), match.group(1) if match else None, progress=sys.stderr.isatty()
+            )
+    except (OSError, RuntimeError, ValueError) as problem:
+        raise out_of_reach(what, url, file, problem) from problem
+    return file
+
+
+def out_of_reach(what: str, url: str, file: Path, problem: Exception) -> ModelError:
+    """The one line for weights that are neither here nor can be fetched."""
+    reason = " ".join(str(getattr(problem, "reason", problem)).split()) or type(problem).__name__
+    return ModelError(
+        f"pretrained weights {what} are not on this machine and could not be downloaded ({reason}); "
+        f"put the file from {url} at {file}, or give --weights FILE"
+    )
+
+
+def reachable(url: str) -> None:
+    """Return when `url` answers; raise OSError within PATIENCE seconds when it does not."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        raise OSError("HF_HUB_OFFLINE is set")
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE):
+        pass
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """Within the block, new sockets give up after PATIENCE seconds; torch.hub sets no limit of its own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

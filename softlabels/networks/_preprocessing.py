@@ -1,0 +1,93 @@
+"""How a network wants its pictures, and the last step to it: whole numbers become normalised ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from softlabels.config import validated
+from softlabels.errors import ModelError
+
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Side = Annotated[int, Field(ge=1, le=8192)]
+Channels = tuple[float, float, float]
+Deviations = tuple[
+    Annotated[float, Field(gt=0)],
+    Annotated[float, Field(gt=0)],
+    Annotated[float, Field(gt=0)],
+]
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+
+
+class Preprocessing(BaseModel):
+    """The pictures a network was made for; every field has the value usual for ImageNet.
+
+    `size` is the side of the square picture. `resize` is the shorter side before the centre crop of the clean view;
+    None leaves it to the view. `mean` and `std` are per channel, of values between 0 and 1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Side = 224
+    resize: Side | None = None
+    mean: Channels = IMAGENET_MEAN
+    std: Deviations = IMAGENET_STD
+    interpolation: Interpolation = "bilinear"
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Preprocessing:
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize {self.resize} is smaller than size {self.size}, so no crop of that size fits")
+        return self
+
+    def normalise(self, pictures: Tensor) -> Tensor:
+        """``(pictures / 255 - mean) / std`` per channel: uint8 (n, 3, H, W) to float32 of the same shape and device.
+
+        The memory format stays; the values are those of the transforms of torchvision's weights, bit for bit.
+
+        Raises:
+            ModelError: the pictures are not uint8 (n, 3, H, W).
+        """
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
+            raise ModelError(
+                f"pictures must be uint8 (n, 3, H, W), got {str(pictures.dtype).removeprefix('torch.')} "
+                f"{tuple(pictures.shape)}; normalisation is done here, from whole numbers"
+            )
+        mean, std = _constants(self.mean, self.std, pictures.device)
+        return pictures.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def changed(self, where: str, **changes: Any) -> Preprocessing:
+        """These settings with the `changes` that are not None; a new size without a new resize keeps their ratio.
+
+        Raises:
+            ConfigError: the changed settings contradict one another; the message begins with `where`.
+        """
+        given: dict[str, Any] = {key: value for key, value in changes.items() if value is not None}
+        size = given.get("size", self.size)
+        if size != self.size and "resize" not in given and self.resize is not None:
+            given["resize"] = round(self.resize * size / self.size)
+        return preprocessing_of({**self.model_dump(), **given}, where) if given else self
+
+
+def preprocessing_of(value: Preprocessing | Mapping[str, Any], where: str) -> Preprocessing:
+    """`value` as a Preprocessing.
+
+    Raises:
+        ConfigError: a field is unknown or wrong; the message begins with `where`.
+    """
+    return value if isinstance(value, Preprocessing) else validated(Preprocessing, value, where)
+
+
+@functools.lru_cache(maxsize=64)
+def _constants(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made outside of inference mode, or the cached tensors could never take part in a graph.
+    with torch.inference_mode(False):
+        shaped = [torch.tensor(value, dtype=torch.float32).view(1, 3, 1, 1).to(device) for value in (mean, std)]
+    return shaped[0], shaped[1]

@@ -1,0 +1,67 @@
+"""Where architectures come from: the protocol of a source, and the names it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from torch import Tensor, nn
+
+from softlabels.networks._preprocessing import Preprocessing
+
+SourceName = Literal["small", "torchvision", "timm"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network by its full name; `str` of it is ``torchvision:resnet18``."""
+
+    name: str
+    source: SourceName
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.name}"
+
+
+@dataclass(frozen=True)
+class DefaultWeights:
+    """The published weights of an architecture: `name` as its library calls them, `file` where they lie once fetched.
+
+    `licence` and `class_names` are None and empty where the library does not state them. `load` gives the state dict
+    and raises ModelError when the file is not here and cannot be fetched.
+    """
+
+    name: str
+    url: str
+    file: Path
+    classes: int
+    class_names: tuple[str, ...]
+    licence: str | None
+    load: Callable[[], dict[str, Tensor]]
+
+
+class Source(Protocol):
+    """A family of architectures."""
+
+    name: SourceName
+    default_classes: int
+
+    def names(self) -> tuple[str, ...]:
+        """Every architecture, without the prefix."""
+
+    def knows(self, network: str) -> bool:
+        """Whether `network` can be built; may accept more than `names` lists."""
+
+    def build(self, network: str, classes: int, size: int) -> nn.Module:
+        """`network` for square pictures of side `size`, drawn from torch's global generator."""
+
+    def preprocessing(self, network: str) -> Preprocessing:
+        """Of its default weights, or what it is meant for."""
+
+    def default_weights(self, network: str) -> DefaultWeights | None:
+        """The published weights, not loaded; None when there are none."""
+
+    def training_only(self, network: str) -> tuple[str, ...]:
+        """Prefixes of tensors that files hold for training and that the built network does without."""

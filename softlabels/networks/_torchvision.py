@@ -1,0 +1,94 @@
+"""Every classification network of torchvision, with the preprocessing of its default weights."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from softlabels.networks._hub import cached_file, fetch
+from softlabels.networks._preprocessing import Preprocessing
+from softlabels.networks._source import DefaultWeights, SourceName
+from softlabels.networks._weights import read_weights
+
+# Their auxiliary classifiers serve training only. The published weights were converted from TensorFlow and want their
+# input transformed once more, inside the network; weights fine-tuned from them want it too.
+_INCEPTIONS: dict[str, tuple[str, ...]] = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+
+
+class Torchvision:
+    """torchvision.models."""
+
+    name: SourceName = "torchvision"
+    default_classes = 1000
+
+    def names(self) -> tuple[str, ...]:
+        """Every classification network of the installed torchvision."""
+        from torchvision import models
+
+        return tuple(models.list_models(module=models))
+
+    def knows(self, network: str) -> bool:
+        """Whether the installed torchvision has `network`."""
+        return network in self.names()
+
+    def build(self, network: str, classes: int, size: int) -> nn.Module:
+        """`network` as torchvision makes it without weights; auxiliary classifiers are left out."""
+        from torchvision import models
+
+        settings: dict[str, Any] = {"num_classes": classes}
+        if network in _INCEPTIONS:
+            settings |= {"aux_logits": False, "transform_input": True, "init_weights": True}
+        if network.startswith("vit_"):
+            settings["image_size"] = size
+        if network.startswith("maxvit_"):
+            settings["input_size"] = (size, size)
+        return models.get_model(network, weights=None, **settings)
+
+    def preprocessing(self, network: str) -> Preprocessing:
+        """What the default weights' own transforms say."""
+        return _preprocessing(network)
+
+    def default_weights(self, network: str) -> DefaultWeights | None:
+        """torchvision's DEFAULT weights of `network`."""
+        weights = _default(network)
+        categories = tuple(weights.meta["categories"])
+        name = str(weights)
+
+        def load() -> dict[str, Tensor]:
+            return _renamed(network, read_weights(fetch(weights.url, name)).state)
+
+        file, licence = cached_file(weights.url), weights.meta.get("license")
+        return DefaultWeights(name, weights.url, file, len(categories), categories, licence, load)
+
+    def training_only(self, network: str) -> tuple[str, ...]:
+        """The auxiliary classifiers of the two Inceptions."""
+        return _INCEPTIONS.get(network, ())
+
+
+def _default(network: str) -> Any:
+    from torchvision import models
+
+    return models.get_model_weights(network).DEFAULT
+
+
+@functools.cache
+def _preprocessing(network: str) -> Preprocessing:
+    preset = _default(network).transforms()
+    return Preprocessing(
+        size=preset.crop_size[0],
+        resize=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def _renamed(network: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published DenseNets still have the names of an older torchvision: ``norm.1`` for ``norm1``."""
+    if not network.startswith("densenet"):
+        return state
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
+    return {old.sub(r"\1\2", key): tensor for key, tensor in state.items()}

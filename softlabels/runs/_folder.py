@@ -1,0 +1,47 @@
+"""A run's folder: its config, its header, and its result, which is written last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from softlabels._files import write_text
+from softlabels.config import read_yaml
+from softlabels.errors import RunError
+
+ANYWHERE = frozenset({"device", "workers", "out", "data_dir"})
+"""Settings that may change between the parts of one run: they say where it runs, not what it is."""
+
+
+def save_config(config: BaseModel, path: Path) -> None:
+    """Write the resolved config, so that `--config` runs it again."""
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def begin(folder: Path, config: BaseModel, header: Sequence[str]) -> None:
+    """Leave the config and the header in a run's folder."""
+    save_config(config, folder / "config.yaml")
+    write_text(folder / "header.txt", "\n".join(header) + "\n")
+
+
+def finished(folder: Path, config: BaseModel) -> dict[str, Any] | None:
+    """The result of this very run when it is done; None when it is to be begun or gone on with.
+
+    Raises:
+        RunError: the folder holds another run; what differs is shown.
+    """
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        return None
+    before, now = read_yaml(saved), config.model_dump(mode="json")
+    differing = [name for name in now if name not in ANYWHERE and before.get(name) != now[name]]
+    if differing:
+        shown = "; ".join(f"{name}: {before.get(name)!r} there, {now[name]!r} now" for name in differing[:5])
+        raise RunError(f"{folder} holds another run ({shown}); choose another --out or remove the folder")
+    result = folder / "result.json"
+    return json.loads(result.read_text(encoding="utf-8")) if result.exists() else None

@@ -1,0 +1,31 @@
+"""Compressed chunks: a blosc frame each, in both formats the same."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from numpy.typing import NDArray
+
+from softlabels.store._inside import Damaged
+
+_HEADER = struct.Struct("<4B3I")
+
+
+def decompress(frame: bytes, out: NDArray[Any], where: str) -> None:
+    """Fill `out` with what `frame` holds.
+
+    Raises:
+        Damaged: the frame is damaged, or states another size than that of `out`; nothing is allocated for it.
+    """
+    from numcodecs import blosc  # type: ignore[import-untyped]  # only compressed stores need it
+
+    if len(frame) < _HEADER.size:
+        raise Damaged(f"{where} is no compressed chunk")
+    *_, size, _, stored = _HEADER.unpack_from(frame)
+    if size != out.nbytes or stored != len(frame):
+        raise Damaged(f"{where} is a chunk of {size:,} bytes, not of {out.nbytes:,}")
+    try:
+        blosc.decompress(frame, out)
+    except (RuntimeError, ValueError) as problem:
+        raise Damaged(f"{where} cannot be decompressed: {problem}") from problem

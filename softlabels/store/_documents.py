@@ -1,0 +1,141 @@
+"""JSON that carries its format version and its own checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from softlabels.errors import StoreError
+from softlabels.store._inside import Damaged, Place
+
+FORMAT = 1
+"""Version of everything a store writes. A reader refuses a larger one and keeps reading all smaller ones."""
+
+LARGEST = 64 << 20
+"""Bytes that a JSON text of a store may have."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of `value` that checksums are taken of: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical text of `value`, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def document(model: BaseModel) -> str:
+    """The text of a file that holds `model`, its format version and its checksum."""
+    body = {"format_version": FORMAT, **model.model_dump(mode="json")}
+    text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise StoreError(
+            f"{problem.object[problem.start - 20 : problem.end]!r} is no valid Unicode; rename it"
+        ) from problem
+    return text
+
+
+def read_document(place: Place, model: type[M]) -> M:
+    """What `document` wrote to `place`.
+
+    Raises:
+        StoreError: it is missing, changed, of a newer format, or no such document.
+    """
+    body = parse(place.read(LARGEST), str(place))
+    found = body.pop("sha256", None)
+    check_format(body.get("format_version"), str(place))
+    if found != digest(body):
+        raise Damaged(f"{place} does not match its checksum; it was changed or damaged, copy it again from its source")
+    del body["format_version"]
+    return checked(model, body, str(place))
+
+
+def document_problems(place: Place, model: BaseModel) -> list[str]:
+    """What differs between the file and the text that `model` was read from, down to the last byte."""
+    if place.read(LARGEST) == document(model).encode():
+        return []
+    return [f"{place} is not byte for byte as it was written; its values are unharmed"]
+
+
+def parse(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object. Raises Damaged, naming `where`, for anything else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise Damaged(f"{where} is not valid JSON ({problem}); it is damaged or of another program") from problem
+    if not isinstance(value, dict):
+        raise Damaged(f"{where} holds no JSON object; it is damaged or of another program")
+    return value
+
+
+def check_format(version: Any, where: str) -> None:
+    """Raise StoreError when `version` is newer than what is known here, Damaged when it is none."""
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise Damaged(f"{where} states no format version; it is damaged or of another program")
+    if version > FORMAT:
+        raise StoreError(
+            f"{where} is of format version {version}, newer than version {FORMAT} that this softlabels reads; "
+            f"install a newer softlabels"
+        )
+
+
+def checked(model: type[M], value: Mapping[str, Any], where: str) -> M:
+    """`value` as a `model`. Raises StoreError of one line that names `where` and the first wrong field."""
+    try:
+        return model.model_validate(value)
+    except (ValidationError, RecursionError) as problem:
+        if not isinstance(problem, ValidationError):
+            raise StoreError(f"{where} is nested too deeply") from problem
+        first = problem.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])[:100]
+        raise StoreError(
+            f"{where}: {field!r}: {first['msg'].removeprefix('Value error, ')} (got {repr(first['input'])[:80]})"
+        ) from problem
+
+
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Where two JSON-like values differ, one clause for each place: ``codec.k is 10 there and 5 here``."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*there, *(key for key in here if key not in there)]
+        return [
+            clause
+            for key in keys
+            for clause in differences(there.get(key, _ABSENT), here.get(key, _ABSENT), f"{name}.{key}" if name else key)
+        ]
+    if isinstance(there, list | tuple) and isinstance(here, list | tuple) and len(there) == len(here):
+        return [
+            clause
+            for place, (old, new) in enumerate(zip(there, here, strict=True))
+            for clause in differences(old, new, f"{name}.{place}")
+        ]
+    if there == here or (there != there and here != here):
+        return []
+    return [f"{name} is {_short(there)} there and {_short(here)} here"]
+
+
+def joined(clauses: list[str], most: int = 6) -> str:
+    """The first few clauses, and how many more there are."""
+    rest = len(clauses) - most
+    return "; ".join(clauses[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "absent"
+
+
+_ABSENT = _Absent()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

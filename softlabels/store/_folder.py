@@ -1,0 +1,188 @@
+"""A teacher's folder: which shards lie in it, and the bytes of each."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softlabels._files import TEMPORARY
+from softlabels.errors import StoreError
+from softlabels.store._blosc import decompress
+from softlabels.store._inside import Damaged, Place
+from softlabels.store._lock import LOCK
+from softlabels.store._shard import Arrays, Header, Owner, Runs, Shard, ShardFormat
+
+CARD = "teacher.json"
+
+
+@contextlib.contextmanager
+def advice() -> Iterator[None]:
+    """Say to whom a damaged shard gets in the way what to do about it."""
+    try:
+        yield
+    except Damaged as problem:
+        raise Damaged(
+            f"{problem}; run `softlabels verify` to find all damage, then dump what it names again"
+        ) from problem
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One view of one array of one shard: where its bytes lie."""
+
+    array: str
+    view: int
+    place: Place
+    offset: int
+    size: int
+    crc32: int
+    plain: bool
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The shards of one teacher."""
+
+    place: Place
+    runs: Runs
+    owner: Owner
+    format: ShardFormat
+
+    def shard_place(self, shard: Shard) -> Place:
+        """Where `shard` lies, or is to lie."""
+        return self.place / f"{shard.name}{self.format.suffix}"
+
+    def named(self) -> list[Shard]:
+        """Shards by the names in the folder, sorted; whether they are whole is not looked at."""
+        suffix = self.format.suffix
+        names = (name.removesuffix(suffix) for name in self.place.entries() if name.endswith(suffix))
+        return sorted(shard for name in names if (shard := self.runs.parse(name)) is not None)
+
+    def unknown(self) -> list[str]:
+        """Names in the folder that no shard, card, lock or unfinished file has."""
+        known = {f"{shard.name}{self.format.suffix}" for shard in self.named()} | {CARD}
+        return [name for name in self.place.entries() if name not in known and not name.startswith((TEMPORARY, LOCK))]
+
+    def whole(self) -> dict[Shard, Header]:
+        """Shards whose header is sound and whose files have their full size, sorted."""
+        found = {}
+        for shard in self.named():
+            with contextlib.suppress(Damaged):
+                found[shard] = self.header(shard)
+        return found
+
+    def header(self, shard: Shard) -> Header:
+        """The header of a shard, checked against the store, the teacher and the sizes of its files.
+
+        Raises:
+            Damaged: the shard is cut off, changed or contradicts itself.
+            StoreError: it is of another store or a newer format, or a link.
+        """
+        place = self.shard_place(shard)
+        header = self.format.read_header(place)
+        self.owner.check(header, shard, str(place))
+        if set(header.files) != self.format.members(self.owner.layout):
+            raise Damaged(f"{place} does not list the files it consists of")
+        for name, file in header.files.items():
+            found = _below(place, name).size()
+            if found != file.size:
+                raise Damaged(f"{place} has {found:,} bytes{f' in {name}' if name else ''} instead of {file.size:,}")
+        for chunk in self.chunks(shard, header):
+            file = header.files[self._payload(chunk.array)]
+            if not file.start <= chunk.offset <= chunk.offset + chunk.size <= file.size:
+                raise Damaged(f"{place} states a place outside the file for array {chunk.array!r}, view {chunk.view}")
+        return header
+
+    def chunks(self, shard: Shard, header: Header) -> Iterator[Chunk]:
+        """Every chunk of a shard, array by array and view by view."""
+        for name, stored in header.arrays.items():
+            place = _below(self.shard_place(shard), self._payload(name))
+            places = zip(stored.offsets, stored.sizes, stored.crc32, stored.plain, strict=True)
+            for view, where in enumerate(places, shard.first_view):
+                yield Chunk(name, view, place, *where)
+
+    def check_chunk(self, chunk: Chunk, shard: Shard) -> None:
+        """Raise Damaged when the bytes of `chunk` do not match their checksum."""
+        found = 0
+        with chunk.place.open() as handle:
+            for piece in chunk.place.pieces(handle, chunk.offset, chunk.offset + chunk.size):
+                found = zlib.crc32(piece, found)
+        if found != chunk.crc32:
+            raise Damaged(
+                f"{self.shard_place(shard)} is damaged: array {chunk.array!r}, view {chunk.view} does not match its "
+                f"checksum"
+            )
+
+    def fill(self, chunk: Chunk, shard: Shard, out: NDArray[Any]) -> None:
+        """Read one chunk, check it, and put it into `out` (rows, ...), decompressed. Raises Damaged."""
+        with chunk.place.open() as handle:
+            data = chunk.place.read_at(handle, chunk.offset, chunk.size)
+        where = f"{self.shard_place(shard)}: array {chunk.array!r}, view {chunk.view}"
+        if zlib.crc32(data) != chunk.crc32:
+            raise Damaged(f"{where} does not match its checksum")
+        if chunk.plain:
+            _bytes(out)[:] = np.frombuffer(data, np.uint8)
+        else:
+            decompress(data, out, where)
+
+    def differs(self, shard: Shard, arrays: Arrays) -> str | None:
+        """The first array of a shard whose bytes are not those of `arrays`, if there is one."""
+        for chunk in self.chunks(shard, self.header(shard)):
+            wanted = arrays[chunk.array][chunk.view - shard.first_view]
+            found = np.empty_like(wanted)
+            self.fill(chunk, shard, found)
+            if not np.array_equal(_bytes(found), _bytes(wanted)):
+                return chunk.array
+        return None
+
+    def arrays(self, shard: Shard, header: Header) -> dict[str, NDArray[Any]]:
+        """All arrays of a shard, each (views, rows, ...), every chunk checked."""
+        layout = self.owner.layout
+        arrays = {name: np.empty((shard.views, shard.rows, *each.shape), each.numpy) for name, each in layout.items()}
+        for chunk in self.chunks(shard, header):
+            self.fill(chunk, shard, arrays[chunk.array][chunk.view - shard.first_view])
+        return arrays
+
+    def problems(self, shard: Shard) -> list[str]:
+        """Everything that is wrong with a shard, down to the last byte of every file of it."""
+        place = self.shard_place(shard)
+        try:
+            header = self.header(shard)
+            found = [] if self.format.header_is_exact(place, header) else [f"{place} has changed bytes in its header"]
+            strays = sorted(set(self.format.strays(place)) - set(header.files))
+            found += [f"{place} holds {name!r}, which is not of it" for name in strays]
+            found += [problem for name in header.files for problem in self._file_problems(place, name, header)]
+            for chunk in self.chunks(shard, header):
+                self.check_chunk(chunk, shard)
+        except StoreError as problem:
+            return [str(problem)]
+        return found
+
+    def _file_problems(self, place: Place, name: str, header: Header) -> list[str]:
+        file, total = header.files[name], hashlib.sha256()
+        inner = _below(place, name)
+        with inner.open() as handle:
+            for piece in inner.pieces(handle, file.start, os.fstat(handle).st_size):
+                total.update(piece)
+        if total.hexdigest() == file.sha256:
+            return []
+        return [f"{place} is damaged: {name or 'its body'} does not match its checksum"]
+
+    def _payload(self, array: str) -> str:
+        return self.format.payload(array, self.owner.layout[array])
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _below(place: Place, name: str) -> Place:
+    return place / name if name else place

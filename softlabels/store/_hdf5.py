@@ -1,0 +1,226 @@
+"""Shards as HDF5 files: the header in the user block in front, each view of each array one chunk with a fletcher32 sum.
+
+The user block begins with one line, ``softlabels-shard VERSION JSON-BYTES BLOCK-BYTES SHA256-OF-THE-JSON``, then comes
+the JSON of the header, then spaces up to the size of the block. HDF5 itself passes a user block over, so that any HDF5
+reader opens the file as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from io import FileIO, RawIOBase
+from pathlib import Path
+from typing import Any
+
+from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, parse
+from softlabels.store._inside import Damaged, Place
+from softlabels.store._layout import ArrayLayout
+from softlabels.store._shard import Arrays, Header, StoredArray, StoredFile
+
+_FIRST_LINE = re.compile(rb"softlabels-shard (\d{1,9}) (\d{1,12}) (\d{1,12}) ([0-9a-f]{64})\n")
+_FIRST_LINE_MOST = 128
+_SMALLEST_BLOCK = 512
+_CHECKSUM = 4
+"""Bytes of fletcher32 after each chunk."""
+_Place = tuple[int, int, bool]
+"""Offset and size of a chunk's bytes, and whether they are uncompressed."""
+
+_WIDEST = (1 << 62) - 1
+"""A number with as many digits as any offset, to learn the size of a header before its offsets are known."""
+
+
+class Hdf5:
+    """HDF5, one file for each shard."""
+
+    suffix = ".h5"
+
+    def write(self, path: Path, header: Header, arrays: Arrays) -> None:
+        """See `ShardFormat.write`."""
+        block = _block_size(_draft(header, arrays))
+        with path.open("w+b", buffering=0) as raw:
+            deferred = _Deferred(raw)
+            places = _write_arrays(deferred, block, arrays, header.compression)
+            deferred.finish()
+        with path.open("r+b") as file:
+            file.write(_encoded(_located(header, arrays, places, path, block), block))
+
+    def read_header(self, place: Place) -> Header:
+        """See `ShardFormat.read_header`."""
+        with place.open() as handle:
+            size = os.fstat(handle).st_size
+            match = _FIRST_LINE.match(place.read_at(handle, 0, min(_FIRST_LINE_MOST, size)))
+            if match is None:
+                raise Damaged(f"{place} does not begin as a shard does; it is damaged or of another program")
+            version, length, block = (int(number) for number in match.groups()[:3])
+            check_format(version, str(place))
+            if not match.end() + length <= block <= size or length > LARGEST:
+                raise Damaged(f"{place} states a header that does not fit into its {size:,} bytes")
+            text = place.read_at(handle, match.end(), length)
+        if hashlib.sha256(text).hexdigest().encode() != match[4]:
+            raise Damaged(f"{place} has a header that does not match its checksum")
+        header = checked(Header, parse(text, str(place)), str(place))
+        if set(header.files) != {""} or header.files[""].start != block:
+            raise Damaged(f"{place} has a header that does not say where it ends")
+        return header
+
+    def header_is_exact(self, place: Place, header: Header) -> bool:
+        """See `ShardFormat.header_is_exact`."""
+        block = header.files[""].start
+        with place.open() as handle:
+            return place.read_at(handle, 0, block) == _encoded(header, block)
+
+    def members(self, layout: Mapping[str, ArrayLayout]) -> set[str]:  # noqa: ARG002
+        """See `ShardFormat.members`."""
+        return {""}
+
+    def payload(self, name: str, layout: ArrayLayout) -> str:  # noqa: ARG002
+        """See `ShardFormat.payload`."""
+        return ""
+
+    def strays(self, place: Place) -> list[str]:  # noqa: ARG002
+        """See `ShardFormat.strays`."""
+        return []
+
+
+class _Deferred(RawIOBase):
+    """A file for HDF5 to write to that keeps the first error to itself until `finish`.
+
+    A full disk in the middle of its work leaves the HDF5 library in a state in which closing the file crashes the
+    process. So it believes that all went well, and we know better afterwards.
+    """
+
+    def __init__(self, raw: FileIO) -> None:
+        self._raw = raw
+        self._error: OSError | None = None
+
+    def finish(self) -> None:
+        """Raise the error that was met, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """Write all of it, or nothing any more after an error."""
+        rest = memoryview(data).cast("B")
+        try:
+            while self._error is None and rest:
+                rest = rest[self._raw.write(rest) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        """Read what is there, and zeros beyond."""
+        view = memoryview(buffer).cast("B")
+        count = self._raw.readinto(view) or 0
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """Go to `place`."""
+        return self._raw.seek(place, whence)
+
+    def tell(self) -> int:
+        """The place."""
+        return self._raw.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file as long as `size`."""
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _write_arrays(raw: _Deferred, block: int, arrays: Arrays, compression: str) -> dict[str, list[_Place]]:
+    """Write the file with an empty user block; for each array the offset and size of each view's chunk."""
+    import h5py  # not needed for reading, and half of what a reader's start would cost
+
+    # One written version of the file format, whatever library is installed; and chunks at multiples of 64 bytes,
+    # where a memory map reads them best.
+    versions = ("v110", "v110")
+    with h5py.File(
+        raw, "w", userblock_size=block, libver=versions, alignment_threshold=4096, alignment_interval=64
+    ) as file:
+        stored = {name: _write_array(file, name, array, compression) for name, array in arrays.items()}
+        file.flush()
+        return {name: _chunks(dataset) for name, dataset in stored.items()}
+
+
+def _write_array(file: Any, name: str, array: Any, compression: str) -> Any:
+    dataset = file.create_dataset(
+        name, array.shape, array.dtype, chunks=(1, *array.shape[1:]), fletcher32=True, **_filters(compression)
+    )
+    for view in range(array.shape[0]):
+        dataset[view] = array[view]
+    return dataset
+
+
+def _filters(compression: str) -> dict[str, Any]:
+    if compression == "none":
+        return {}
+    import hdf5plugin
+
+    return dict(hdf5plugin.Blosc(cname="zstd", clevel=5, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
+
+
+def _chunks(dataset: Any) -> list[_Place]:
+    inner = (0,) * (len(dataset.shape) - 1)
+    found = [dataset.id.get_chunk_info_by_coord((view, *inner)) for view in range(dataset.shape[0])]
+    filters = dataset.id.get_create_plist().get_nfilters()
+    # A chunk that would not shrink passes the compressor by, and its mask says so; the checksum alone is one filter.
+    return [(each.byte_offset, each.size - _CHECKSUM, filters == 1 or each.filter_mask != 0) for each in found]
+
+
+def _draft(header: Header, arrays: Arrays) -> Header:
+    wide = {
+        name: StoredArray(
+            dtype=array.dtype.name,
+            shape=array.shape,
+            offsets=(_WIDEST,) * len(array),
+            sizes=(_WIDEST,) * len(array),
+            crc32=(_WIDEST,) * len(array),
+            plain=(False,) * len(array),
+        )
+        for name, array in arrays.items()
+    }
+    whole = StoredFile(size=_WIDEST, start=_WIDEST, sha256="0" * 64)
+    return header.model_copy(update={"arrays": wide, "files": {"": whole}})
+
+
+def _located(header: Header, arrays: Arrays, places: Mapping[str, list[_Place]], path: Path, block: int) -> Header:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+        bytes_of = memoryview(memory)
+        stored = {
+            name: StoredArray(
+                dtype=array.dtype.name,
+                shape=array.shape,
+                offsets=tuple(offset for offset, _, _ in places[name]),
+                sizes=tuple(size for _, size, _ in places[name]),
+                crc32=tuple(zlib.crc32(bytes_of[offset : offset + size]) for offset, size, _ in places[name]),
+                plain=tuple(plain for _, _, plain in places[name]),
+            )
+            for name, array in arrays.items()
+        }
+        body = StoredFile(size=len(memory), start=block, sha256=hashlib.sha256(bytes_of[block:]).hexdigest())
+        bytes_of.release()
+    return header.model_copy(update={"arrays": stored, "files": {"": body}})
+
+
+def _encoded(header: Header, block: int) -> bytes:
+    text = canonical(header.body())
+    first = f"softlabels-shard {FORMAT} {len(text)} {block} {hashlib.sha256(text).hexdigest()}\n".encode("ascii")
+    return (first + text).ljust(block)
+
+
+def _block_size(draft: Header) -> int:
+    needed = _FIRST_LINE_MOST + len(canonical(draft.body()))
+    return max(_SMALLEST_BLOCK, 1 << (needed - 1).bit_length())  # HDF5 wants a power of two

@@ -1,0 +1,319 @@
+"""The labels of one teacher: written shard by shard, read row by row."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from softlabels._files import TEMPORARY, whole
+from softlabels._philox import permutation
+from softlabels.errors import StoreError
+from softlabels.store import _lock
+from softlabels.store._documents import document_problems
+from softlabels.store._folder import CARD, Folder, advice
+from softlabels.store._formats import FORMATS
+from softlabels.store._gather import Gather, gather
+from softlabels.store._inside import Damaged, Place
+from softlabels.store._layout import TeacherCard, check_arrays
+from softlabels.store._manifest import Manifest
+from softlabels.store._shard import MOST_VIEWS, Arrays, Header, Owner, Shard
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """All that a shard holds: arrays (views, rows, ...), rows that were not labelled and why, digests by row."""
+
+    arrays: dict[str, NDArray[Any]]
+    skipped: dict[int, str]
+    digests: dict[int, tuple[str, ...]]
+
+
+class TeacherLabels:
+    """One teacher's labels in a store.
+
+    It pickles as its path: a process that receives it opens the store again, and maps a shard when it first reads it.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, name: str, card: TeacherCard) -> None:
+        self.root = root
+        self.name = name
+        self.card = card
+        owner = Owner(manifest.id, name, card.digest, card.layout, card.compression)
+        self._folder = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
+        self._gather: Gather | None = None
+        self._headers: dict[Shard, Header] | None = None
+        self._part: tuple[int, int] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from softlabels.store._store import reopened
+
+        return reopened, (str(self.root), self.name)
+
+    def __repr__(self) -> str:
+        return f"TeacherLabels({str(self.root)!r}, {self.name!r})"
+
+    # reading
+
+    def take(self, rows: ArrayLike, views: ArrayLike) -> dict[str, NDArray[Any]]:
+        """Each array of the label of every (row, view): (n, ...), a copy.
+
+        Args:
+            rows: row numbers, integers (n,), in any order and with repetitions.
+            views: view numbers, integers (n,).
+
+        Raises:
+            IndexError: a row is not of this store.
+            StoreError: a label is not there, or its shard is damaged.
+        """
+        where, numbers = np.asarray(rows, np.int64), np.asarray(views, np.int64)
+        if where.ndim != 1 or where.shape != numbers.shape:
+            raise ValueError(f"rows and views must have one equal length, they are {where.shape} and {numbers.shape}")
+        if self._gather is None:
+            self._gather = gather(self._folder)
+        return self._gather.take(where, numbers)
+
+    def labelled(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Which of these rows were labelled, bool (n,): False for those skipped in any view that is held."""
+        return ~np.isin(np.asarray(rows, np.int64), list(self.skipped))
+
+    def held(self, rows: ArrayLike, views: ArrayLike) -> NDArray[np.bool_]:
+        """For which (row, view) a whole shard is there, bool (n,)."""
+        where, numbers = np.asarray(rows, np.int64), np.asarray(views, np.int64)
+        ends = [shard.stop_view for shard in self._known()]
+        table = np.zeros((len(self._folder.runs), max(ends, default=0) + 1), bool)
+        for shard in self._known():
+            table[shard.run, shard.first_view : shard.stop_view] = True
+        inside = (where >= 0) & (where < self._folder.runs.rows) & (numbers >= 0) & (numbers < table.shape[1])
+        return inside & table[self._folder.runs.of(np.where(inside, where, 0)), np.where(inside, numbers, 0)]
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The ranges (first, stop) of rows that shards hold."""
+        starts = self._folder.runs.starts.tolist()
+        return tuple(zip(starts, [*starts[1:], self._folder.runs.rows], strict=True))
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """The shards that are there and whole, sorted; headers and sizes are read again each time."""
+        self._headers = self._folder.whole()
+        return tuple(self._headers)
+
+    @property
+    def views(self) -> int:
+        """How many views, counted from 0, every row has."""
+        gaps = _gaps(self.shards, len(self._folder.runs))
+        return min(run_gaps[0][0] for run_gaps in gaps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the shards on disk."""
+        return sum(file.size for header in self._known().values() for file in header.files.values())
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Rows that were not labelled, and why."""
+        return {row: reason for header in self._known().values() for row, reason in sorted(header.skipped.items())}
+
+    def digests(self) -> Iterator[tuple[int, int, str]]:
+        """(row, view, digest of the rendered picture) of the labels that have one."""
+        for shard, header in self._known().items():
+            for row, texts in sorted(header.digests.items()):
+                for view, text in enumerate(texts, shard.first_view):
+                    yield row, view, text
+
+    def missing(self, views: int, part: tuple[int, int] = (0, 1)) -> list[Shard]:
+        """The shards that the first `views` views still lack, of every n-th run from the i-th for `part` (i, n).
+
+        Only headers and file sizes are read. A shard that is cut off or has a damaged header is missing.
+
+        Raises:
+            StoreError: a shard is of another store or a newer format.
+        """
+        index, count = _checked_part(part)
+        if not 0 <= views < MOST_VIEWS:
+            raise StoreError(f"a store holds fewer than {MOST_VIEWS:,} views per image, asked for were {views:,}")
+        gaps = _gaps(self.shards, len(self._folder.runs))
+        return [
+            self._folder.runs.shard(run, first, min(stop, views))
+            for run in range(index, len(self._folder.runs), count)
+            for first, stop in gaps[run]
+            if first < views
+        ]
+
+    def read_shard(self, shard: Shard) -> ShardContent:
+        """A whole shard, every byte of it checked. Raises StoreError, naming it, when it is damaged."""
+        with advice():
+            header = self._folder.header(shard)
+            return ShardContent(self._folder.arrays(shard, header), dict(header.skipped), dict(header.digests))
+
+    # writing
+
+    @contextlib.contextmanager
+    def writing(self, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
+        """Be the one writer of every n-th run from the i-th, for `part` (i, n); what a killed one left is removed.
+
+        Raises:
+            StoreError: another process writes some of these runs, or the folder cannot be written.
+        """
+        index, count = _checked_part(part)
+        with _lock.writing(self._folder.place.path, part):
+            self._part = (index, count)
+            try:
+                self._remove_leftovers()
+                yield
+            finally:
+                self._part = None
+
+    def write(
+        self,
+        shard: Shard,
+        arrays: Arrays,
+        *,
+        skipped: Mapping[int, str] | None = None,
+        digests: Mapping[int, Sequence[str]] | None = None,
+    ) -> None:
+        """Add a shard: it is there whole, synced to the disk, or not at all. To be called within `writing`.
+
+        Args:
+            shard: one that `missing` named.
+            arrays: each (views, rows, ...) with dtype and shape as the card's layout says.
+            skipped: rows that could not be labelled, and why; what their arrays hold is never read.
+            digests: for some rows, of each view of the shard the digest of the rendered picture.
+
+        Raises:
+            StoreError: the arrays do not fit, some labels are there already, or the disk is full or read-only.
+        """
+        self._check_part(shard)
+        if self._folder.runs.parse(shard.name) != shard:
+            raise StoreError(f"{shard} is no shard of {self._folder.place}; ask `missing` for those to write")
+        stored = check_arrays(arrays, self.card.layout, (shard.views, shard.rows))
+        header = self._folder.owner.header(shard, skipped or {}, digests or {})
+        self._make_room(shard)
+        with whole(self._folder.shard_place(shard).path) as partial:
+            self._folder.format.write(partial, header, stored)
+            wrong = replace(self._folder, place=Place(partial.parent)).differs(shard, stored)
+            if wrong is not None:
+                raise StoreError(f"array {wrong!r} of {partial.name} is read back otherwise than written; see the disk")
+        self._gather = self._headers = None
+
+    def remove(self, shard: Shard) -> None:
+        """Take a shard away, for instance a damaged one: it is `missing` then. To be called within `writing`."""
+        self._check_part(shard)
+        _discard(self._folder.shard_place(shard).path)
+        self._gather = self._headers = None
+
+    # trust
+
+    def verify(self) -> list[str]:
+        """Read every byte of every file of this teacher; what is damaged or does not belong, one line each."""
+        place = self._folder.place
+        try:
+            problems = document_problems(place / CARD, self.card)
+            problems += [f"{place / name} is no shard of this store" for name in self._folder.unknown()]
+            return problems + [each for shard in self._folder.named() for each in self._folder.problems(shard)]
+        except StoreError as problem:
+            return [str(problem)]
+
+    def damaged(self) -> list[Shard]:
+        """The shards with a problem that `verify` would name: what a repair removes and dumps again."""
+        return [shard for shard in self._folder.named() if self._folder.problems(shard)]
+
+    def check(self, budget_bytes: int | None = None) -> int:
+        """Compare labels with their checksums; how many bytes were compared.
+
+        Without a budget all are. With one, chunks from all over the store are, until it is spent. The sums are taken
+        without the interpreter's lock: a thread may do this beside the training.
+
+        Raises:
+            StoreError: a chunk is damaged; its shard is named.
+        """
+        with advice():
+            headers = {shard: self._folder.header(shard) for shard in self._folder.named()}
+        chunks = [(shard, chunk) for shard, header in headers.items() for chunk in self._folder.chunks(shard, header)]
+        left = math.inf if budget_bytes is None else budget_bytes
+        done = 0
+        for number in permutation(len(chunks)).tolist():
+            shard, chunk = chunks[number]
+            if chunk.size <= left:
+                with advice():
+                    self._folder.check_chunk(chunk, shard)
+                done, left = done + chunk.size, left - chunk.size
+        return done
+
+    def _known(self) -> dict[Shard, Header]:
+        if self._headers is None:
+            self._headers = self._folder.whole()
+        return self._headers
+
+    def _check_part(self, shard: Shard) -> None:
+        if self._part is None or shard.run % self._part[1] != self._part[0]:
+            raise StoreError(
+                f"shard {shard.name} of {self._folder.place} is written within `with labels.writing(part):`, "
+                f"for the part that holds run {shard.run}"
+            )
+
+    def _make_room(self, shard: Shard) -> None:
+        """Remove what is damaged and would overlap `shard`; refuse when something sound does."""
+        for other in self._folder.named():
+            overlap = min(other.stop_view, shard.stop_view) - max(other.first_view, shard.first_view)
+            if other.run == shard.run and overlap > 0:
+                place = self._folder.shard_place(other)
+                with contextlib.suppress(Damaged):
+                    self._folder.header(other)
+                    raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
+                _discard(place.path)
+
+    def _remove_leftovers(self) -> None:
+        assert self._part is not None
+        index, count = self._part
+        for entry in self._folder.place.path.glob(f"{TEMPORARY}*"):
+            shard = self._folder.runs.parse(entry.name.removeprefix(TEMPORARY).split(".", 1)[0])
+            # Another part's writer may be at work on one of the other names.
+            if count == 1 or (shard is not None and shard.run % count == index):
+                _discard(entry)
+
+
+def _gaps(shards: Iterable[Shard], runs: int) -> list[list[tuple[int, int]]]:
+    """For each run the ranges (first, stop) of views that no shard holds, the last one without an end."""
+    held: list[list[tuple[int, int]]] = [[] for _ in range(runs)]
+    for shard in shards:
+        held[shard.run].append((shard.first_view, shard.stop_view))
+    return [list(_between(sorted(ranges))) for ranges in held]
+
+
+def _between(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    reached = 0
+    for first, stop in ranges:
+        if first > reached:
+            yield reached, first
+        reached = max(reached, stop)
+    yield reached, MOST_VIEWS
+
+
+def _checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    index, count = part
+    if not 0 <= index < count:
+        raise StoreError(f"part {index}/{count} does not exist; parts are 0/{count} to {count - 1}/{count}")
+    return index, count
+
+
+def _discard(path: Path) -> None:
+    """Remove a file or folder, which never has its own name while it is half gone."""
+    try:
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        elif path.is_dir():
+            aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
+            path.rename(aside / path.name)
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise StoreError(f"cannot remove {path}: {error.strerror}") from error

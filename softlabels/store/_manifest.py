@@ -1,0 +1,73 @@
+"""What a store is of: what its ``manifest.json`` holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from softlabels.store._documents import canonical, digest
+from softlabels.store._layout import Digits, Length
+from softlabels.store._shard import Runs
+
+NAME = "manifest.json"
+
+
+class ImageFile(BaseModel):
+    """One addition of images: its Parquet file's size and SHA-256, and those of keys and labels, and of contents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: Length
+    size: Length
+    sha256: Digits
+    fingerprint: Digits
+    contents: Digits
+
+
+class Manifest(BaseModel):
+    """What all labels of a store have in common. Only adding images changes it; `id` stays.
+
+    `versions` are those at the time of its making and decide nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Digits
+    data: dict[str, Any]
+    classes: Length
+    class_names: tuple[str, ...] = ()
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str] = {}
+    rows_per_shard: Length
+    images: Annotated[tuple[ImageFile, ...], Field(min_length=1, max_length=9999)]
+
+    @property
+    def rows(self) -> int:
+        """How many images there are."""
+        return sum(file.rows for file in self.images)
+
+    @property
+    def runs(self) -> Runs:
+        """How the rows are cut into shards."""
+        return Runs(tuple(file.rows for file in self.images), self.rows_per_shard)
+
+
+def identity(
+    data: dict[str, Any], classes: int, class_names: tuple[str, ...], recipe: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """What two stores must have in common beside their images, as JSON values."""
+    what = {"data": data, "classes": classes, "class_names": class_names, "recipe": recipe, "seed": seed}
+    return cast("dict[str, Any]", json.loads(canonical(what)))
+
+
+def store_id(what: dict[str, Any], file: ImageFile) -> str:
+    """The name of a store that its shards carry: equal for stores made of the same images in the same way."""
+    return digest({**what, "fingerprint": file.fingerprint, "contents": file.contents})
+
+
+def images_name(addition: int) -> str:
+    """The file of one addition of images."""
+    return "images.parquet" if addition == 0 else f"images-{addition}.parquet"

@@ -1,0 +1,225 @@
+"""A shard: which labels it holds, and the header that says where they lie in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from softlabels.errors import StoreError
+from softlabels.store._inside import Damaged, Place
+from softlabels.store._layout import LARGEST_CHUNK, ArrayLayout, ArrayName, Digits
+
+Arrays = Mapping[str, NDArray[Any]]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+
+MOST_VIEWS = 1 << 16
+_NAME = re.compile(r"(\d{5,12})-v(\d{1,6})-(\d{1,6})")
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """The labels of rows `first_row`..`stop_row` - 1 (run number `run`) and views `first_view`..`stop_view` - 1."""
+
+    run: int
+    first_row: int
+    stop_row: int
+    first_view: int
+    stop_view: int
+
+    @property
+    def name(self) -> str:
+        """What its file is called, without the ending."""
+        return f"{self.run:05d}-v{self.first_view}-{self.stop_view}"
+
+    @property
+    def rows(self) -> int:
+        """How many rows it holds."""
+        return self.stop_row - self.first_row
+
+    @property
+    def views(self) -> int:
+        """How many views of each row it holds."""
+        return self.stop_view - self.first_view
+
+
+class Runs:
+    """How rows are cut into runs: every addition of images is cut by itself, so that runs never change later."""
+
+    def __init__(self, additions: tuple[int, ...], rows_per_shard: int) -> None:
+        starts, first = [], 0
+        for count in additions:
+            starts.append(np.arange(first, first + count, rows_per_shard, dtype=np.int64))
+            first += count
+        self.rows = first
+        self.starts = np.concatenate(starts)
+        self._length = rows_per_shard if len(additions) == 1 else None
+        self._shift = rows_per_shard.bit_length() - 1 if rows_per_shard.bit_count() == 1 else None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The run of each row, int64 (n,)."""
+        if self._length is None:
+            return np.searchsorted(self.starts, rows, side="right") - 1
+        return rows // self._length if self._shift is None else rows >> self._shift  # half the time
+
+    def shard(self, run: int, first_view: int, stop_view: int) -> Shard:
+        """The shard of these views of one run."""
+        stop = self.starts[run + 1] if run + 1 < len(self.starts) else self.rows
+        return Shard(run, int(self.starts[run]), int(stop), first_view, stop_view)
+
+    def parse(self, name: str) -> Shard | None:
+        """The shard of this name; None when no shard of this store is called so."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        run, first, stop = (int(group) for group in match.groups())
+        if run >= len(self) or not first < stop <= MOST_VIEWS:
+            return None
+        shard = self.shard(run, first, stop)
+        return shard if shard.name == name else None
+
+
+class StoredArray(BaseModel):
+    """Where one array lies: for each view the offset, size and zlib.crc32 of its bytes as they are on disk.
+
+    `plain` views lie uncompressed, as all do of an uncompressed array and those that would not become smaller.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: str
+    shape: tuple[int, ...]
+    offsets: tuple[Count, ...]
+    sizes: tuple[Count, ...]
+    crc32: tuple[Count, ...]
+    plain: tuple[bool, ...]
+
+
+class StoredFile(BaseModel):
+    """One file of a shard: its size, and the SHA-256 of its bytes from `start` on (the header lies before)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: Count
+    start: Count
+    sha256: Digits
+
+
+class Header(BaseModel):
+    """What a shard says of itself.
+
+    Rows of `skipped` were not labelled (with the reason); `digests` are of rendered pictures, one for each view.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    store: Digits
+    teacher: str
+    card: Digits
+    name: str
+    first_row: Count
+    stop_row: Count
+    compression: str
+    arrays: dict[ArrayName, StoredArray] = {}
+    files: dict[str, StoredFile] = {}
+    skipped: dict[int, str] = {}
+    digests: dict[int, tuple[str, ...]] = {}
+
+    def body(self) -> dict[str, Any]:
+        """The header as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class ShardFormat(Protocol):
+    """How a shard lies on disk. A format writes through its own library; reading takes a header and plain bytes."""
+
+    suffix: str
+
+    def write(self, path: Path, header: Header, arrays: Arrays) -> None:
+        """Make the shard at `path` from arrays (views, rows, ...) and complete its header with where things lie."""
+        ...
+
+    def read_header(self, place: Place) -> Header:
+        """The header of the shard at `place`; Damaged when it is not one."""
+        ...
+
+    def header_is_exact(self, place: Place, header: Header) -> bool:
+        """Whether the bytes on disk are those that writing this header gives."""
+        ...
+
+    def members(self, layout: Mapping[str, ArrayLayout]) -> set[str]:
+        """The files below a shard of this layout, without the header's; ``""`` is the shard itself."""
+        ...
+
+    def payload(self, name: str, layout: ArrayLayout) -> str:
+        """The member that holds the bytes of array `name`."""
+        ...
+
+    def strays(self, place: Place) -> list[str]:
+        """Every name below the shard, without the header's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What every shard of one teacher's labels must agree with."""
+
+    store: str
+    teacher: str
+    card: str
+    layout: Mapping[str, ArrayLayout]
+    compression: str
+
+    def header(self, shard: Shard, skipped: Mapping[int, str], digests: Mapping[int, Any]) -> Header:
+        """The header of a new shard, without the places of its arrays."""
+        return Header(
+            store=self.store,
+            teacher=self.teacher,
+            card=self.card,
+            name=shard.name,
+            first_row=shard.first_row,
+            stop_row=shard.stop_row,
+            compression=self.compression,
+            skipped=dict(skipped),
+            digests={row: tuple(texts) for row, texts in digests.items()},
+        )
+
+    def check(self, header: Header, shard: Shard, where: str) -> None:
+        """Raise StoreError when `header` is of other labels, Damaged when it contradicts itself."""
+        said = (header.store, header.teacher, header.card, header.name, header.first_row, header.stop_row)
+        wanted = (self.store, self.teacher, self.card, shard.name, shard.first_row, shard.stop_row)
+        if said != wanted:
+            names = ("data set and recipe", "teacher", "teacher's card", "shard", "first row", "last row")
+            other = next(name for name, a, b in zip(names, said, wanted, strict=True) if a != b)
+            raise StoreError(f"{where} is of another {other} than this store; it was copied here by mistake, remove it")
+        if header.compression != self.compression or set(header.arrays) != set(self.layout):
+            raise Damaged(f"{where} does not hold the arrays of this teacher")
+        for name, each in self.layout.items():
+            self._check_array(header.arrays[name], each, shard, f"{where}: array {name!r}")
+        for row, texts in header.digests.items():
+            if len(texts) != shard.views or not shard.first_row <= row < shard.stop_row:
+                raise Damaged(f"{where} has picture digests of rows or views that it does not hold")
+        if any(not shard.first_row <= row < shard.stop_row for row in header.skipped):
+            raise Damaged(f"{where} skips rows that it does not hold")
+
+    def _check_array(self, stored: StoredArray, layout: ArrayLayout, shard: Shard, where: str) -> None:
+        if stored.dtype != layout.dtype or stored.shape != (shard.views, shard.rows, *layout.shape):
+            raise Damaged(f"{where} is {stored.dtype} {stored.shape}, not as its teacher's card says")
+        lists = (stored.offsets, stored.sizes, stored.crc32, stored.plain)
+        if any(len(each) != shard.views for each in lists):
+            raise Damaged(f"{where} does not list one chunk for each of {shard.views} views")
+        whole = shard.rows * layout.record
+        if whole > LARGEST_CHUNK:
+            raise StoreError(f"{where} claims {whole:,} bytes for one view, more than the {LARGEST_CHUNK:,} allowed")
+        for size, plain in zip(stored.sizes, stored.plain, strict=True):
+            if (plain and size != whole) or (self.compression == "none" and not plain):
+                raise Damaged(f"{where} lists chunks of other sizes than its shape")

@@ -1,0 +1,160 @@
+"""Whether a store can be trusted: whole, unchanged, of these images, and of this teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from softlabels.datasets import Images, content_checksums
+from softlabels.labels import Labels
+from softlabels.samples import DIGEST_FRAME, Batch, Pictures, frame
+from softlabels.store import TeacherLabels
+from softlabels.teachers import Teacher
+
+MOST_NAMED = 10
+"""Images that one check names at most; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A teacher's re-run against its stored labels: mean and largest KL(teacher || stored) in nats, equal top-1."""
+
+    teacher: str
+    labels: int
+    mean_kl: float
+    largest_kl: float
+    top1: float
+
+
+@dataclass
+class Findings:
+    """What `verify` found; an empty `problems` means that every check made was passed."""
+
+    checks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    agreements: list[Agreement] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """No problem was found."""
+        return not self.problems
+
+    def check(self, what: str, problems: Sequence[str]) -> None:
+        """Enter a check with what it found."""
+        self.checks.append(f"{what}: {'ok' if not problems else f'{len(problems)} problem(s)'}")
+        self.problems.extend(problems)
+
+    def enter(self, agreement: Agreement, largest_kl: float) -> None:
+        """Enter a teacher's re-run; a mean KL above `largest_kl` nats is a problem."""
+        self.agreements.append(agreement)
+        self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
+
+
+def check_store(labels: Labels) -> Findings:
+    """Checksums of every file, and that each teacher's views are there for all images."""
+    findings = Findings()
+    findings.check("manifest and images", labels.store.verify())
+    for name in labels.teachers:
+        each = labels.of(name)
+        findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
+        findings.check(f"{name}: completeness", _incomplete(each))
+    return findings
+
+
+def check_images(findings: Findings, labels: Labels, images: Images) -> None:
+    """That these are the images that were labelled, and that their views show what the teachers saw."""
+    findings.check(f"fingerprint of {len(images):,} images", compare_images(labels, images))
+    if findings.ok:
+        compared, differing = compare_digests(labels, images)
+        findings.check(f"digests of {compared:,} rendered views", differing)
+
+
+def compare_images(labels: Labels, images: Images) -> list[str]:
+    """Problems with the data set: keys without labels, changed hard labels, changed bytes."""
+    try:
+        rows = labels.rows(images.keys)
+    except KeyError as problem:
+        return [str(problem.args[0])]
+    changed = np.flatnonzero(labels.store.labels[rows] != images.labels)
+    problems = _named("other hard label than in the store", images, changed)
+    differing = np.flatnonzero(labels.store.checksums[rows] != content_checksums(images))
+    return problems + _named("other content than when the labels were made", images, differing)
+
+
+def compare_digests(labels: Labels, images: Images, most: int | None = None) -> tuple[int, list[str]]:
+    """Render views whose digest is kept and compare: how many were compared, and what differs.
+
+    Args:
+        most: views to compare at most, evenly spread over the store; None for all.
+    """
+    here = np.full(len(labels), -1, np.int64)
+    here[labels.rows(images.keys)] = np.arange(len(images))
+    known = [
+        (int(here[row]), view, text, name)
+        for name in labels.teachers
+        for row, view, text in labels.of(name).digests()
+        if here[row] >= 0
+    ]
+    if most is not None and len(known) > most:
+        known = [known[i] for i in np.linspace(0, len(known) - 1, most).astype(int)]
+    if not known:
+        return 0, []
+    rows, views = (np.array([each[column] for each in known], np.int64) for column in (0, 1))
+    pictures = Pictures(images, labels.recipe, labels.seed, int(views.max()) + 1, DIGEST_FRAME)
+    found = pictures.digests(rows, views)
+    return len(known), [
+        f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw (decoder now "
+        f"{images.decoder}, then {labels.of(name).card.versions.get('decoder', 'unknown')})"
+        for (row, view, text, name), now in zip(known, found, strict=True)
+        if text != now
+    ]
+
+
+def compare_teacher(
+    labels: Labels, images: Images, teacher: Teacher, rows: NDArray[np.int64], views: NDArray[np.int64], name: str
+) -> Agreement:
+    """Run the teacher again on these samples (rows of `images`) and compare with what is stored under `name`."""
+    pictures = Pictures(images, labels.recipe, labels.seed, labels.views, frame(teacher.preprocessing))
+    batch = Batch(
+        pictures=pictures.render(rows, views),
+        rows=torch.from_numpy(rows),
+        views=torch.from_numpy(views),
+        hard=torch.from_numpy(images.labels[rows]),
+    )
+    fresh = teacher.logits(batch.pictures).cpu().log_softmax(-1)
+    addresses = labels.rows(images.keys.take(rows.tolist()))
+    stored = labels.logits(addresses, views, name).log_softmax(-1)
+    kl = (fresh.exp() * (fresh - stored)).sum(-1)
+    same = fresh.argmax(-1) == stored.argmax(-1)
+    return Agreement(name, len(rows), kl.mean().item(), kl.max().item(), same.double().mean().item())
+
+
+def _disagreement(agreement: Agreement, largest: float) -> list[str]:
+    if agreement.mean_kl <= largest:
+        return []
+    return [
+        f"{agreement.teacher}: mean KL of {agreement.mean_kl:.2e} between the teacher and its stored labels is above "
+        f"{largest:.2e}, top-1 agree {agreement.top1:.1%}; other weights, other preprocessing or other pixels"
+    ]
+
+
+def _incomplete(labels: TeacherLabels) -> list[str]:
+    wanted = max((shard.stop_view for shard in labels.shards), default=1)
+    missing = labels.missing(wanted)
+    if not missing:
+        return []
+    return [
+        f"{labels.name} is incomplete: {len(missing)} of its shards are missing for {wanted} views "
+        f"(first: {missing[0].name}); run the dump again to fill them"
+    ]
+
+
+def _named(what: str, images: Images, rows: NDArray[np.int64]) -> list[str]:
+    problems = [f"image {images.keys[row].as_py()!r}: {what}" for row in rows[:MOST_NAMED].tolist()]
+    if len(rows) > MOST_NAMED:
+        problems.append(f"and {len(rows) - MOST_NAMED:,} more images with {what}")
+    return problems

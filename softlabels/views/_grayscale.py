@@ -1,0 +1,32 @@
+"""Colours taken away."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from softlabels._philox import Words, uniform
+from softlabels.config import Part
+from softlabels.views._chance import Draws, records
+from softlabels.views._pixels import changed
+from softlabels.views._settings import Probability
+
+
+class Grayscale(Part):
+    """The picture in grey, with `probability`."""
+
+    kind: Literal["grayscale"] = "grayscale"
+    probability: Probability = 0.2
+
+    blocks: ClassVar[int] = 1
+    shorthand: ClassVar[str] = "probability"
+
+    def draw(self, words: Words) -> Draws:
+        """`chosen` (n,) bool."""
+        return records(len(words), chosen=uniform(words[:, 0]) < self.probability)
+
+    def apply(self, pictures: Tensor, draws: Draws) -> Tensor:
+        """uint8 (n, 3, H, W), those chosen with three equal channels."""
+        return changed(pictures, draws["chosen"], lambda some: functional.rgb_to_grayscale(some, 3).contiguous())

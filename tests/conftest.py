@@ -1,0 +1,57 @@
+"""Small worlds that tests share: pictures on disk, a data set in memory, commands as a user runs them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from worlds import write_pictures
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 JPEG files in 3 classes; not to be changed."""
+    return write_pictures(tmp_path_factory.mktemp("photos"))
+
+
+@dataclass
+class Outcome:
+    """What a command printed and how it ended."""
+
+    exit_code: int
+    output: str
+
+
+@pytest.fixture
+def softlabels_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """The command line in this process, run in a temporary folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: object) -> Outcome:
+        from softlabels.cli import main
+
+        result = CliRunner().invoke(main, [str(arg) for arg in args], prog_name="softlabels")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return Outcome(result.exit_code, result.output)
+
+    return run
+
+
+@pytest.fixture
+def softlabels_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command line in a process of its own."""
+
+    def run(*args: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "softlabels.cli", *(str(arg) for arg in args)]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

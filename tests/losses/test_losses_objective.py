@@ -1,0 +1,179 @@
+"""The training objective: what it adds up, what it leaves out, what it says of itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from softlabels import losses
+from softlabels.errors import ConfigError
+from softlabels.losses import Objective
+
+
+def example(rows=6, classes=5):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, rows, classes, generator=generator) * 3
+    return student.requires_grad_(), torch.tensor([0, -1, 2, 3, -1, 4][:rows]), teacher
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES.names)
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_total_is_alpha_hard_plus_the_rest_soft(alpha, kind):
+    student, labels, teacher = example()
+    valid = torch.tensor([True, True, True, False, True, True])
+    objective = Objective(alpha=alpha, loss=kind, temperature=4.0, label_smoothing=0.1)
+    total, parts = objective(student, labels, teacher, valid)
+    hard = losses.hard_cross_entropy(student, labels, label_smoothing=0.1, valid=valid)
+    soft = losses.LOSSES.make(kind)(student, teacher, temperature=4.0, labels=labels, valid=valid)
+    torch.testing.assert_close(total, alpha * hard + (1 - alpha) * soft)
+    assert set(parts) == {"hard", "soft"} and not any(part.requires_grad for part in parts.values())
+    torch.testing.assert_close(parts["hard"], hard.detach() if alpha > 0 else torch.tensor(0.0))
+    torch.testing.assert_close(parts["soft"], soft.detach() if alpha < 1 else torch.tensor(0.0))
+    total.backward()
+    assert student.grad.any()
+
+
+def test_alpha_one_asks_for_no_teacher_and_alpha_zero_for_no_label():
+    student, labels, teacher = example()
+    assert Objective(alpha=1.0)(student, labels)[0] == losses.hard_cross_entropy(student, labels)
+    assert Objective(alpha=0.0)(student, None, teacher)[0] == losses.kl_divergence(student, teacher)
+    assert Objective(alpha=0.0, loss="confidence-penalty")(student, None)[0] == losses.confidence_penalty(student)
+    assert not Objective(alpha=1.0).needs_teacher and Objective(alpha=0.9).needs_teacher
+    assert not Objective(alpha=0.0).needs_labels and Objective(alpha=0.1).needs_labels
+    assert Objective(alpha=0.0, loss="dkd").needs_labels and not Objective(loss="teacher-free").needs_teacher
+
+
+def test_a_part_of_weight_zero_is_not_computed(monkeypatch):
+    student, labels, teacher = example()
+
+    def refuse(*_, **__):
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses._objective, "hard_cross_entropy", refuse)
+        Objective(alpha=0.0)(student, labels, teacher)
+        with pytest.raises(AssertionError):
+            Objective(alpha=0.1)(student, labels, teacher)
+    with monkeypatch.context() as patch:
+        patch.setattr(losses._kl, "kl_divergence", refuse)
+        Objective(alpha=1.0, terms=({"weight": 0, "loss": "kl"},))(student, labels, teacher)
+        with pytest.raises(AssertionError):
+            Objective(alpha=0.9)(student, labels, teacher)
+
+
+def test_what_is_missing_is_named():
+    student, labels, teacher = example()
+    with pytest.raises(ConfigError, match="loss 'kl' needs a teacher's labels and there are none; set alpha = 1"):
+        Objective(alpha=0.5)(student, labels)
+    with pytest.raises(ConfigError, match=r"alpha = 0\.5 needs labels and there are none; set alpha = 0"):
+        Objective(alpha=0.5)(student, None, teacher)
+    with pytest.raises(ConfigError, match="unknown loss 'kll'; did you mean 'kl'"):
+        Objective(loss="kll")
+
+
+def test_labels_all_minus_one_make_a_hard_part_of_zero():
+    student, labels, teacher = example()
+    total, parts = Objective(alpha=0.5)(student, torch.full_like(labels, -1), teacher)
+    assert parts["hard"] == 0
+    torch.testing.assert_close(total, 0.5 * losses.kl_divergence(student, teacher))
+    total.backward()
+    assert torch.isfinite(student.grad).all()
+    alone, _ = Objective(alpha=1.0)(student, torch.full_like(labels, -1))
+    alone.backward()
+    assert alone == 0
+
+
+def test_further_terms_are_added_with_their_weights_and_temperatures():
+    student, labels, teacher = example()
+    objective = Objective(
+        alpha=0.5,
+        temperature=4.0,
+        terms=({"weight": 25, "loss": "relational-distance"}, {"weight": 0.1, "loss": "js", "temperature": 2.0}),
+    )
+    total, parts = objective(student, labels, teacher)
+    plain, _ = Objective(alpha=0.5, temperature=4.0)(student, labels, teacher)
+    distance, js = losses.relational_distance(student, teacher), losses.js_divergence(student, teacher, temperature=2.0)
+    torch.testing.assert_close(total, plain + 25 * distance + 0.1 * js)
+    assert parts["relational-distance"] == distance and parts["js"] == js
+    entropy = Objective(alpha=1.0, terms=({"weight": 0.1, "loss": "confidence-penalty"},))
+    torch.testing.assert_close(
+        entropy(student, labels)[0],
+        losses.hard_cross_entropy(student, labels) + 0.1 * losses.confidence_penalty(student),
+    )
+
+
+def test_rows_with_the_ignored_label_count_in_no_part():
+    student, labels, teacher = example()
+    kept = labels != 3
+    ignoring = Objective(alpha=0.5, ignore_label=3)(student, labels, teacher)[0]
+    torch.testing.assert_close(ignoring, Objective(alpha=0.5)(student[kept], labels[kept], teacher[kept])[0])
+    ignoring = Objective(alpha=0.5, ignore_label=3)(student, labels, teacher, torch.arange(6) != 0)[0]
+    torch.testing.assert_close(
+        ignoring, Objective(alpha=0.5)(student[kept][1:], labels[kept][1:], teacher[kept][1:])[0]
+    )
+
+
+@pytest.mark.parametrize("kind", ["kl", "mse", "dkd"])
+def test_normalization_divides_sums_by_valid_rows_by_the_batch_or_by_one(kind):
+    student, labels, teacher = example()
+    valid = torch.tensor([True, True, True, False, True, True])
+    parts = {
+        mode: Objective(alpha=0.5, loss=kind, normalization=mode)(student, labels, teacher, valid)[1]
+        for mode in ("valid", "batch-size", "none")
+    }
+    hard_rows, soft_rows = 3, 3 if kind == "dkd" else 5
+    for name, rows in (("hard", hard_rows), ("soft", soft_rows)):
+        torch.testing.assert_close(parts["none"][name], parts["valid"][name] * rows)
+        torch.testing.assert_close(parts["batch-size"][name], parts["valid"][name] * rows / 6)
+
+
+def test_an_objective_is_a_mapping_and_back():
+    objective = Objective(
+        alpha=0.2, loss={"kind": "dkd", "beta": 2.0}, temperature=4.0, terms=({"weight": 1, "loss": "js"},)
+    )
+    assert Objective.model_validate(objective.model_dump()) == objective
+    assert Objective.model_validate_json(objective.model_dump_json()) == objective
+    assert objective.model_dump()["loss"] == {"kind": "dkd", "alpha": 1.0, "beta": 2.0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alpha": 1.1},
+        {"alpha": -0.1},
+        {"temperature": 0},
+        {"temperature": float("inf")},
+        {"label_smoothing": 1.0},
+        {"normalization": "mean"},
+        {"temprature": 2},
+        {"terms": ({"weight": float("nan"), "loss": "kl"},)},
+        {"terms": ({"weight": 1, "loss": "js"}, {"weight": 2, "loss": "js"})},
+    ],
+)
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="validation error"):
+        Objective(**wrong)
+
+
+def test_describe_states_the_exact_objective():
+    lines = Objective(alpha=0.1, temperature=4.0, label_smoothing=0.1).describe()
+    assert lines == [
+        "loss = 0.1 * hard + 0.9 * soft",
+        "hard = - ln softmax(student)[label], label smoothing 0.1; rows with label -1 are left out",
+        "soft = 16 * sum p (ln p - ln q), p = softmax(teacher / 4), q = softmax(student / 4) "
+        "[T^2 * KL(teacher || student)] (kl)",
+        "per row the sum over classes, then the mean over the valid rows",
+        "natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always",
+        "log-softmax in fp32; what a top-K label leaves over is clamped at 0 and spread per class",
+    ]
+    hard_only = Objective(alpha=1.0).describe()
+    assert hard_only[0] == "loss = 1 * hard" and not any(line.startswith("soft") for line in hard_only)
+    soft_only = Objective(alpha=0.0, ignore_label=9, normalization="none").describe()
+    assert soft_only[0] == "loss = 1 * soft" and not any(line.startswith("hard") for line in soft_only)
+    assert any("label 9" in line for line in soft_only) and any("summed over rows" in line for line in soft_only)
+
+
+@pytest.mark.parametrize("kind", losses.LOSSES.names)
+def test_every_loss_describes_itself_within_an_objective(kind):
+    lines = Objective(alpha=0.5, loss=kind, temperature=2.0).describe()
+    assert any(line.startswith("soft = ") and line.endswith(f"({kind})") for line in lines)

@@ -1,0 +1,84 @@
+"""How networks want their pictures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from softlabels import networks
+from softlabels.errors import ConfigError, ModelError
+from softlabels.networks import Preprocessing
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext101", "mobilenetv3", "vit_h_14", "efficientnet_v2_l"])
+def test_torchvision_networks_want_what_their_default_weights_transforms_do(name: str) -> None:
+    preset = torchvision.models.get_model_weights(networks.resolve(name).name).DEFAULT.transforms()
+    wanted = networks.preprocessing(name)
+    assert [wanted.size] == preset.crop_size and [wanted.resize] == preset.resize_size
+    assert list(wanted.mean) == list(preset.mean) and list(wanted.std) == list(preset.std)
+    assert wanted.interpolation == preset.interpolation.value
+
+
+def test_the_numbers_of_resnext101_are_those_of_its_second_weights() -> None:
+    wanted = networks.preprocessing("resnext101")
+    assert (wanted.size, wanted.resize, wanted.interpolation) == (224, 232, "bilinear")
+
+
+def test_timm_networks_want_what_timm_evaluates_with() -> None:
+    wanted = networks.preprocessing("timm:resnet18.a1_in1k")
+    assert (wanted.size, wanted.resize, wanted.interpolation) == (224, 235, "bicubic")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalise_equals_torchvisions_presets_bit_for_bit(channels_last: bool) -> None:
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    pictures = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
+    crop = pictures[:, :, 16:240, 16:240]
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    own = networks.preprocessing("resnet18").normalise(crop.contiguous(memory_format=memory))
+    assert own.dtype == torch.float32 and own.is_contiguous(memory_format=memory)
+    assert torch.equal(own, preset(pictures))
+
+
+def test_normalise_equals_torchvisions_second_transforms() -> None:
+    pictures = torch.randint(0, 256, (3, 3, 9, 7), dtype=torch.uint8)
+    scale = v2.ToDtype(torch.float32, scale=True)
+    theirs = v2.Normalize(networks.IMAGENET_MEAN, networks.IMAGENET_STD)(scale(pictures))
+    torch.testing.assert_close(Preprocessing().normalise(pictures), theirs, rtol=0, atol=1e-6)
+
+
+def test_normalised_pictures_can_take_part_in_a_graph_after_inference_used_the_same_settings() -> None:
+    wanted = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    pictures = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted.normalise(pictures)
+    weight = torch.ones(1, requires_grad=True)
+    (wanted.normalise(pictures) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(2, 3, 4, 4), torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 4, 4, dtype=torch.uint8)],
+)
+def test_only_whole_numbers_in_three_channels_are_normalised(wrong: torch.Tensor) -> None:
+    with pytest.raises(ModelError, match=r"uint8 \(n, 3, H, W\)"):
+        Preprocessing().normalise(wrong)
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=st.integers(8, 600))
+def test_a_new_size_keeps_the_ratio_of_crop_and_picture(size: int) -> None:
+    changed = networks.preprocessing("resnet18").changed("student", size=size)
+    assert changed.size == size and changed.resize == round(size * 256 / 224)
+    assert networks.preprocessing("cnn_tiny").changed("student", size=size).resize is None
+
+
+def test_contradictory_settings_are_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="teacher: resize 100 is smaller than size 224") as raised:
+        Preprocessing().changed("teacher", resize=100)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,114 @@
+"""Published weights: from the cache when they are there, one clear line at once when they are not."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from softlabels import networks
+from softlabels.errors import ModelError
+
+
+@pytest.fixture
+def torch_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of torch.hub."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose names resolve nowhere."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+
+
+def cache(state: dict, network: str) -> None:
+    """Put `state` where the published weights of `network` would be."""
+    default = networks.default_weights(network)
+    assert default is not None
+    default.file.parent.mkdir(parents=True)
+    torch.save(state, default.file)
+
+
+@pytest.mark.usefixtures("torch_home")
+def test_cached_published_weights_are_used_with_all_that_is_known_of_them() -> None:
+    network = torchvision.models.mobilenet_v3_small()
+    cache(network.state_dict(), "mobilenet_v3_small")
+    weights = networks.trained("mobilenet_v3_small", None)
+    assert weights.where == "MobileNet_V3_Small_Weights.IMAGENET1K_V1"
+    assert weights.classes == 1000 and weights.class_names[0] == "tench"
+    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(network.state_dict())
+
+
+@pytest.mark.usefixtures("torch_home")
+def test_published_densenets_are_read_under_their_old_names() -> None:
+    network = torchvision.models.densenet121()
+    renamed = {
+        name.replace("norm1", "norm.1").replace("norm2", "norm.2").replace("conv1", "conv.1").replace("conv2", "conv.2")
+        if "denselayer" in name
+        else name: tensor
+        for name, tensor in network.state_dict().items()
+    }
+    cache(renamed, "densenet121")
+    weights = networks.trained("densenet121", "default")
+    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(network.state_dict())
+
+
+@pytest.mark.usefixtures("torch_home")
+def test_published_inceptions_give_the_logits_torchvision_gives() -> None:
+    theirs = torchvision.models.googlenet(init_weights=False, transform_input=True).eval()
+    cache(theirs.state_dict(), "googlenet")
+    ours = networks.built(networks.trained("googlenet", None)).eval()
+    pictures = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(ours(pictures), theirs(pictures))
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_network_one_line_names_weights_file_and_option(torch_home: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(ModelError) as raised:
+        networks.trained("resnet18", None)
+    line = str(raised.value)
+    assert "ResNet18_Weights.IMAGENET1K_V1" in line and "--weights FILE" in line and "\n" not in line
+    assert str(torch_home / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in line
+    assert "Name or service not known" in line
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("offline", "torch_home")
+def test_without_a_network_timm_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*--weights FILE"):
+        networks.trained("timm:resnet18", None)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.usefixtures("torch_home")
+def test_a_damaged_cached_file_is_named() -> None:
+    default = networks.default_weights("resnet18")
+    assert default is not None
+    default.file.parent.mkdir(parents=True)
+    default.file.write_bytes(b"half")
+    with pytest.raises(ModelError, match=r"resnet18-f37072fd\.pth"):
+        networks.trained("resnet18", None)
+
+
+def test_small_networks_have_no_published_weights() -> None:
+    with pytest.raises(ModelError, match=r"small:cnn_tiny has no published weights.*--weights FILE"):
+        networks.trained("cnn_tiny", None)

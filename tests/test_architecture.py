@@ -1,0 +1,130 @@
+"""The layers of the package: imports run downward only, and the parts are strangers to each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import softlabels
+
+ROOT = Path(softlabels.__file__).parent
+GROUND = ("errors", "_files", "_philox", "config", "journal", "checkpoints", "networks")
+PARTS = ("datasets", "views", "teachers", "codecs", "store", "students", "losses")
+ORDER = (
+    *GROUND,
+    *PARTS,
+    "labels",
+    "samples",
+    "planning",
+    "reporting",
+    "dumping",
+    "evaluating",
+    "verifying",
+    "training",
+    "runs",
+    "api",
+    "cli",
+)
+
+
+def files() -> list[Path]:
+    return sorted(ROOT.rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+    """The file or folder directly below the package that `path` belongs to; "" for the package's own door."""
+    first = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imported(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def ours(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("softlabels.")}
+
+
+def test_every_file_has_its_place_in_the_order() -> None:
+    assert {unit(path) for path in files()} - {""} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downward_only(path: Path) -> None:
+    here = unit(path)
+    if not here:
+        return
+    above = {name for name in ours(path) if name in ORDER and ORDER.index(name) > ORDER.index(here)}
+    assert not above, f"{path} imports {above} from above"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_are_strangers_to_each_other(part: str) -> None:
+    for path in (ROOT / part).rglob("*.py"):
+        assert not ours(path) & (set(PARTS) - {part}), path
+
+
+@pytest.mark.parametrize(
+    ("place", "stranger"),
+    [
+        ("codecs", "h5py"),
+        ("codecs", "zarr"),
+        ("codecs", "pathlib"),
+        ("codecs", "os"),
+        ("store", "torch"),
+        ("teachers", "softlabels.views"),
+        ("losses", "softlabels.teachers"),
+    ],
+)
+def test_the_six_sentences(place: str, stranger: str) -> None:
+    for path in (ROOT / place).rglob("*.py"):
+        assert not any(name == stranger or name.startswith(f"{stranger}.") for name in imported(path)), path
+
+
+@pytest.mark.parametrize("stage", ["planning", "dumping", "verifying", "training", "evaluating", "reporting"])
+def test_a_stage_knows_no_configs(stage: str) -> None:
+    assert not ours(ROOT / f"{stage}.py") & {"config", "runs", "cli"}
+
+
+def test_pipelines_use_the_public_names_only() -> None:
+    for path in (ROOT.parent / "pipelines").glob("*.py"):
+        assert {name for name in imported(path) if name.startswith("softlabels")} <= {"softlabels"}, path
+
+
+def test_the_exported_names_are_the_promised_ones() -> None:
+    assert set(softlabels.__all__) >= {
+        "open_labels",
+        "SoftLabelDataset",
+        "OneViewEach",
+        "open_images",
+        "create_labels",
+        "dump",
+        "train",
+        "verify",
+        "plan",
+        "SoftlabelsError",
+        "StoreError",
+        "ConfigError",
+    }
+    assert all(getattr(softlabels, name) is not None for name in softlabels.__all__)
+
+
+def test_nothing_unsafe_is_called() -> None:
+    for path in files():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, path
+            if isinstance(node, ast.keyword) and node.arg == "weights_only":
+                assert isinstance(node.value, ast.Constant) and node.value.value is True, path
+            if isinstance(node, ast.keyword) and node.arg == "shell":
+                raise AssertionError(path)

@@ -1,0 +1,287 @@
+"""Stage two through the public surface: what is learnt, from which rows, and how a run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from worlds import write_pictures
+
+import softlabels
+
+TINY: dict[str, Any] = {
+    "student": "cnn_tiny",
+    "batch_size": 8,
+    "epochs": 3,
+    "device": "cpu",
+    "workers": 0,
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 4 views of the photos by two small random teachers."""
+    out = tmp_path_factory.mktemp("labels") / "shards"
+    softlabels.dump(
+        teacher=["cnn_tiny", "cnn_small"],
+        weights=["random", "random:1"],
+        data=str(photos),
+        views=4,
+        rows_per_shard=5,
+        out=str(out),
+        device="cpu",
+        quiet=True,
+    )
+    return out
+
+
+def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_file(folder / f"{name}.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+
+
+def test_a_student_learns_from_labels_alone(shards: Path, tmp_path: Path) -> None:
+    result = softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **{**TINY, "epochs": 40}, lr=0.01)
+    records = pd.read_csv(tmp_path / "run" / "metrics.csv")
+    assert records["soft"].iloc[-1] < 0.5 * records["soft"].iloc[0]
+    assert (records["hard"] == 0).all()
+    assert result["label_bytes"] > 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == result["steps"] == 40 * 3
+    jsonl = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
+    np.testing.assert_allclose(jsonl["loss"], records["loss"])
+
+
+def test_no_teacher_is_loaded(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("a teacher was opened")
+
+    monkeypatch.setattr("softlabels.teachers._network.NetworkTeacher.logits", fail)
+    softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
+
+
+@pytest.mark.parametrize("source", ["labels", "hard", "live"])
+def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
+    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    learnt: dict[str, Any] = {
+        "labels": {"labels": str(shards)},
+        "hard": {"data": str(photos)},
+        "live": {"data": str(photos), "teacher": ["cnn_small"], "teacher_weights": ["random"]},
+    }[source]
+    settings = {**TINY, **learnt, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "clip_grad": 1.0}
+    softlabels.train(out=str(tmp_path / "whole"), **settings)
+
+    from softlabels import training
+
+    learn = training.Learner.learn
+    for cut in (1, 3, 4):
+
+        def stumble(self: Any, passes: Any, step: int, loss: Any, cut: int = cut) -> torch.Tensor:
+            if step == cut:
+                raise KeyboardInterrupt
+            return learn(self, passes, step, loss)
+
+        monkeypatch.setattr(training.Learner, "learn", stumble)
+        with pytest.raises(KeyboardInterrupt):
+            softlabels.train(out=str(tmp_path / "cut"), **settings)
+    monkeypatch.setattr(training.Learner, "learn", learn)
+    softlabels.train(out=str(tmp_path / "cut"), **settings)
+
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    timings = ["pictures_per_second", "seconds"]
+    whole, again = (pd.read_csv(tmp_path / run / "metrics.csv").drop(columns=timings) for run in ("whole", "cut"))
+    pd.testing.assert_frame_equal(whole, again)
+
+
+def test_a_finished_run_is_not_run_again_and_another_is_refused(shards: Path, tmp_path: Path) -> None:
+    first = softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
+    before = (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns
+    assert softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY) == first
+    assert (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(softlabels.RunError, match=r"temperature: 1.0 there, 2.0 now"):
+        softlabels.train(labels=str(shards), out=str(tmp_path / "run"), temperature=2.0, **TINY)
+
+
+def test_the_saved_config_runs_again(shards: Path, tmp_path: Path) -> None:
+    softlabels.train(labels=str(shards), out=str(tmp_path / "run"), temperature=3.0, **TINY)
+    softlabels.train(config=tmp_path / "run" / "config.yaml", out=str(tmp_path / "again"), quiet=True)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "again"))
+
+
+def test_workers_change_nothing(shards: Path, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        softlabels.train(labels=str(shards), out=str(tmp_path / str(workers)), **{**TINY, "workers": workers})
+    assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+def test_stored_labels_train_as_the_teacher_in_the_loop(photos: Path, tmp_path: Path) -> None:
+    """The same student, pictures, order and objective: only where the target comes from differs."""
+    teacher = {"teacher": ["cnn_small"], "data": str(photos), "recipe": "crop-flip"}
+    softlabels.dump(
+        **teacher,
+        weights=["random"],
+        views=3,
+        codec="dense:fp32",
+        out=str(tmp_path / "shards"),
+        device="cpu",
+        quiet=True,
+    )
+    softlabels.train(labels=str(tmp_path / "shards"), out=str(tmp_path / "stored"), **TINY)
+    softlabels.train(**teacher, teacher_weights=["random"], out=str(tmp_path / "live"), **TINY)
+    stored, live = weights(tmp_path / "stored"), weights(tmp_path / "live")
+    for name, tensor in stored.items():
+        torch.testing.assert_close(tensor, live[name], atol=1e-3, rtol=1e-3)
+
+
+def test_several_teachers_are_blended(shards: Path, tmp_path: Path) -> None:
+    runs = {
+        "one": {"teachers": ["cnn_tiny"]},
+        "both": {},
+        "logits": {"blend": "mean-logits"},
+        "weighted": {"blend": {"kind": "mean-probabilities", "weights": [0.0, 1.0]}},
+    }
+    for name, settings in runs.items():
+        softlabels.train(labels=str(shards), out=str(tmp_path / name), **TINY, **settings)
+    learnt = {name: weights(tmp_path / name) for name in runs}
+    assert not same(learnt["one"], learnt["both"])
+    assert not same(learnt["both"], learnt["logits"])
+    for name, tensor in learnt["one"].items():
+        torch.testing.assert_close(tensor, learnt["weighted"][name], atol=1e-4, rtol=1e-4)
+
+
+def test_the_header_prints_the_exact_objective(shards: Path, tmp_path: Path) -> None:
+    softlabels.train(labels=str(shards), out=str(tmp_path / "run"), alpha=0.25, temperature=4.0, **TINY)
+    header = (tmp_path / "run" / "header.txt").read_text()
+    assert "0.25 * hard + 0.75 * soft" in header
+    assert "T^2" in header
+    assert "KL(teacher || student)" in header
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce", "js", "jeffreys", "mse", "l1"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_loss_trains(shards: Path, tmp_path: Path, loss: str, optimizer: str) -> None:
+    result = softlabels.train(
+        labels=str(shards),
+        out=str(tmp_path / "run"),
+        loss=loss,
+        optimizer=optimizer,
+        alpha=0.5,
+        **{**TINY, "epochs": 1},
+    )
+    assert result["steps"] == 3
+
+
+def test_a_subset_superset_or_reordered_data_set_is_joined_by_key(shards: Path, photos: Path, tmp_path: Path) -> None:
+    names = sorted(str(path.relative_to(photos)) for path in photos.rglob("*.jpg"))
+    labels = [int(name.split("/")[0].removeprefix("class-")) for name in names]
+    table = pd.DataFrame({"path": names, "label": labels})
+    orders = {
+        "reordered": table.sample(frac=1, random_state=3),
+        "subset": table.iloc[[17, 4, 0, 9, 13]],
+    }
+    stored = softlabels.open_labels(shards)
+    for name, frame in orders.items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        images = softlabels.open_images(f"csv:{tmp_path / name}.csv", data_dir=str(photos))
+        pictures = softlabels.SoftLabelDataset(stored, images, size=16, teachers=["cnn_tiny"])
+        whole = softlabels.SoftLabelDataset(stored, softlabels.open_images(photos), size=16, teachers=["cnn_tiny"])
+        for row, key in enumerate(frame["path"]):
+            there = names.index(key)
+            for here, other in zip(pictures[row * 4 + 2], whole[there * 4 + 2], strict=True):
+                assert torch.equal(torch.as_tensor(here), torch.as_tensor(other))
+        softlabels.train(
+            labels=str(shards),
+            data=f"csv:{tmp_path / name}.csv",
+            data_dir=str(photos),
+            out=str(tmp_path / name),
+            **TINY,
+        )
+
+
+def test_images_without_labels_are_refused_or_left_out(shards: Path, tmp_path: Path) -> None:
+    more = write_pictures(tmp_path / "more", classes=3, each=8)
+    with pytest.raises(softlabels.StoreError, match=r"6 of 24 images have no labels.*class-0/006.jpg.*leave-out"):
+        softlabels.train(labels=str(shards), data=str(more), out=str(tmp_path / "run"), **TINY)
+    assert not (tmp_path / "run").exists()
+    result = softlabels.train(
+        labels=str(shards), data=str(more), unlabelled="leave-out", out=str(tmp_path / "run"), **TINY
+    )
+    assert result["images"] == 18
+
+
+def test_unlabelled_images_distil(photos: Path, tmp_path: Path) -> None:
+    softlabels.dump(
+        teacher=["cnn_tiny"], weights=["random"], data=f"images:{photos}", views=2, out=str(tmp_path / "s"), quiet=True
+    )
+    result = softlabels.train(labels=str(tmp_path / "s"), out=str(tmp_path / "run"), **TINY)
+    assert result["images"] == 18
+    assert result["last"] is None
+
+
+def test_an_incomplete_store_is_trained_on_only_when_told_so(photos: Path, tmp_path: Path) -> None:
+    dump = {"teacher": ["cnn_tiny"], "weights": ["random"], "data": str(photos), "rows_per_shard": 6, "quiet": True}
+    softlabels.dump(**dump, views=2, out=str(tmp_path / "s"))
+    softlabels.dump(**dump, views=4, part="0/3", out=str(tmp_path / "s"))
+    with pytest.raises(softlabels.StoreError, match=r"2 of 4 views.*--incomplete"):
+        softlabels.train(labels=str(tmp_path / "s"), out=str(tmp_path / "run"), **TINY)
+    assert (
+        softlabels.train(labels=str(tmp_path / "s"), incomplete=True, out=str(tmp_path / "run"), **TINY)["steps"] == 9
+    )
+
+
+def test_a_trained_student_is_the_next_teacher_by_its_path_alone(shards: Path, photos: Path, tmp_path: Path) -> None:
+    softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
+    softlabels.dump(
+        teacher=[f"file:{tmp_path / 'run'}"], data=str(photos), views=1, out=str(tmp_path / "next"), quiet=True
+    )
+    assert softlabels.open_labels(tmp_path / "next").teachers == ("run",)
+
+
+def test_other_pixels_than_the_teachers_are_noticed_before_the_first_step(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "photos")
+    softlabels.dump(
+        teacher=["cnn_tiny"], weights=["random"], data=str(root), views=1, out=str(tmp_path / "s"), quiet=True
+    )
+    first = sorted(root.rglob("*.jpg"))
+    pixels = [path.read_bytes() for path in first]
+    for path, content in zip(first, [*pixels[1:], pixels[0]], strict=True):
+        path.write_bytes(content)
+    with pytest.raises(softlabels.StoreError, match="the picture is not the one that cnn_tiny saw"):
+        softlabels.train(labels=str(tmp_path / "s"), out=str(tmp_path / "run"), **TINY)
+
+
+def test_dropout_and_mixed_precision_train(shards: Path, tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        softlabels.train(labels=str(shards), amp="bf16", out=str(tmp_path / run), **TINY)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(softlabels.RunError, match="no longer finite"):
+        softlabels.train(
+            labels=str(shards), loss="mse", optimizer="sgd", lr=1e30, warmup_epochs=0, out=str(tmp_path / "r"), **TINY
+        )
+
+
+def test_the_command_line_trains_from_labels_with_nothing_typed_twice(
+    softlabels_command: Callable, photos: Path
+) -> None:
+    dumped = softlabels_command("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--views", 2)
+    assert dumped.exit_code == 0, dumped.output
+    trained = softlabels_command("train", "--student", "cnn_tiny", "--labels", "shards/", "--epochs", 2)
+    assert trained.exit_code == 0, trained.output
+    assert Path("runs/cnn_tiny/best.safetensors").exists()
+    scored = softlabels_command("eval", "--student", "runs/cnn_tiny", "--data", photos)
+    assert scored.exit_code == 0, scored.output
+    assert "18 images" in scored.output
