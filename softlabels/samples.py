@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from softlabels._philox import Words, hash_keys, permutation, philox
 from softlabels.datasets import Images
-from softlabels.errors import DataError
+from softlabels.errors import ConfigError, DataError
 from softlabels.labels import Labels
 from softlabels.networks import Preprocessing
 from softlabels.views import Frame, Recipe
@@ -65,9 +65,14 @@ class Pictures(Dataset[Tensor]):
     """Every view of every image, rendered for one model: a map-style data set of ``len(images) * views`` samples.
 
     Item: uint8 (3, size, size). Views are drawn from (recipe, seed, key, view number) alone.
+
+    Raises:
+        ConfigError: the recipe mixes images.
     """
 
     def __init__(self, images: Images, recipe: Recipe, seed: int, views: int, frame: Frame) -> None:
+        if recipe.mixes:
+            raise ConfigError("recipes that mix two images (mixup, cutmix) cannot be labelled; choose one without them")
         self.images, self.recipe, self.seed, self.views, self.frame = images, recipe, seed, views, frame
         self.hashes = _hashes(images)
 

@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from timm.optim import create_optimizer_v2
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from softlabels._philox import philox
 from softlabels.checkpoints import load_checkpoint, save_checkpoint
-from softlabels.errors import RunError, StoreError
+from softlabels.errors import RunError, StoreError, did_you_mean
 from softlabels.evaluating import Score
 from softlabels.journal import Journal, Metrics
 from softlabels.labels import Labels
@@ -58,6 +58,14 @@ class Settings(BaseModel):
     checkpoint_every: int | None = Field(
         None, ge=1, description="optimizer steps between checkpoints  [default: epoch]"
     )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        known = list_optimizers()
+        if name not in known:
+            raise ValueError(f"unknown optimizer {name!r}; {did_you_mean(name, known)}")
+        return name
 
 
 class Targets(Protocol):

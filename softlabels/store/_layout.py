@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from softlabels.errors import StoreError
 from softlabels.store._documents import digest
@@ -16,6 +16,9 @@ DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
 )
 """What an array may hold: fixed numbers that lie on disk as in memory, little endian."""
+
+LARGEST_RECORD = 1 << 28
+"""Bytes of one array of one label."""
 
 LARGEST_CHUNK = 1 << 30
 """Bytes of one view of one shard of one array. A reader that decompresses allocates no more than this at once."""
@@ -39,6 +42,12 @@ class ArrayLayout(BaseModel):
         if value not in DTYPES:
             raise ValueError(f"must be one of {', '.join(sorted(DTYPES))}")
         return value
+
+    @model_validator(mode="after")
+    def _small(self) -> Self:
+        if self.record > LARGEST_RECORD:
+            raise ValueError(f"one label of {self.record:,} bytes is more than {LARGEST_RECORD:,}")
+        return self
 
     @property
     def numpy(self) -> np.dtype[Any]:

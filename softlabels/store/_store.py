@@ -162,6 +162,8 @@ class Store:
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
             images = open_store(self.root).images
             _images.check_unique(images)
+            if not _same_images(self.manifest, images):
+                problems.append(f"{self.root / NAME} has fingerprints that its tables of images do not give")
         except StoreError as problem:
             problems.append(str(problem))
         return problems
@@ -238,6 +240,8 @@ def open_store(root: str | os.PathLike[str]) -> Store:
     if NAME not in place.entries():
         raise StoreError(f"{folder} has no {NAME}: it is no label store, or was not copied whole")
     manifest = read_document(place / NAME, Manifest)
+    if manifest.id != store_id(_identity(manifest), manifest.images[0]):
+        raise StoreError(f"{place / NAME} has an id that its other values do not give; copy it again from its source")
     for number, file in enumerate(manifest.images):
         name = images_name(number)
         found = (place / name).size()
@@ -299,15 +303,17 @@ def _write_images(folder: Path, number: int, table: pa.Table) -> ImageFile:
 
 
 def _refuse_differences(store: Store, what: dict[str, Any], table: pa.Table) -> None:
-    held = store.manifest
-    there = identity(held.data, held.classes, held.class_names, held.recipe, held.seed)
-    clauses = differences(there, what)
-    if not _same_images(held, table):
+    clauses = differences(_identity(store.manifest), what)
+    if not _same_images(store.manifest, table):
         clauses.append(_images.first_difference(store.images, table))
     if clauses:
         raise StoreError(
             f"{store.root} was made otherwise: {joined(clauses)}; use the same settings or choose another folder"
         )
+
+
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    return identity(manifest.data, manifest.classes, manifest.class_names, manifest.recipe, manifest.seed)
 
 
 def _same_images(held: Manifest, table: pa.Table) -> bool:

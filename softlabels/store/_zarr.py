@@ -135,4 +135,4 @@ def _encoded(header: Header) -> bytes:
     body = json.loads(canonical(header.body()))  # with sorted keys, as a header that was read has them
     said = {"format_version": FORMAT, "header": body, "sha256": digest(body)}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"softlabels": said}}
-    return (json.dumps(group, indent=1) + "\n").encode("ascii")
+    return json.dumps(group, indent=1).encode("ascii")

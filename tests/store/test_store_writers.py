@@ -153,7 +153,7 @@ def test_a_full_disk_is_one_line_and_going_on_later_works(tmp_path: Path, form: 
     labels = make(tmp_path / "s", 2000, 1000).prepare("cnn", card(form))
 
     def write_with_little_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))
         fill(labels, 2)
 
     said = in_child(write_with_little_room)

@@ -1,0 +1,234 @@
+"""Bad input: one clear line that names the thing, exit code 1 or 2, no traceback, nothing written or lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import pytest
+from worlds import write_pictures
+
+import softlabels
+
+SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
+
+
+def complaint(outcome: object) -> str:
+    """The one line that a failed command says."""
+    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]  # type: ignore[attr-defined]
+    assert len(lines) == 1, outcome.output  # type: ignore[attr-defined]
+    assert outcome.exit_code in (1, 2)  # type: ignore[attr-defined]
+    assert "Traceback" not in outcome.output  # type: ignore[attr-defined]
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--teacher", "resnet81", "--weights", "random"), "resnet18"),
+        (("--teacher", "resnxt101", "--weights", "random"), "resnext101"),
+        (("--teacher", "timmm:resnet18"), "timm"),
+        (("--teacher", "cnn_tiny"), "--weights"),
+        (("--teacher", "cnn_tiny", "--weights", "absent.pt"), "absent.pt"),
+        ((), "--teacher"),
+        ((*SMALL, "--data", "cifar11"), "cifar10"),
+        ((*SMALL, "--data", "folder:nowhere/at/all"), "nowhere/at/all"),
+        ((*SMALL, "--data", "./nowhere"), "nowhere"),
+        ((*SMALL, "--data", "imagenet"), "IMAGENET_DIR"),
+        ((*SMALL, "--recipe", "crop-flop"), "crop-flip"),
+        ((*SMALL, "--codec", "dens"), "dense"),
+        ((*SMALL, "--codec", "topk:none"), "topk"),
+        ((*SMALL, "--part", "3/3"), "part"),
+        ((*SMALL, "--device", "cuda:99"), "cuda:99"),
+        ((*SMALL, "--config", "absent.yaml"), "absent.yaml"),
+    ],
+)
+def test_a_dump_that_cannot_begin_says_why(
+    softlabels_command: Callable, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], said: str
+) -> None:
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+    assert said in complaint(softlabels_command("dump", *arguments))
+    assert not Path("shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--student", "mobilenetv4"), "mobilenet"),
+        (("--student", "cnn_tiny", "--labels", "nowhere"), "nowhere"),
+        (("--student", "cnn_tiny", "--data", "digits", "--loss", "lk"), "kl"),
+        (("--student", "cnn_tiny", "--data", "digits", "--optimizer", "sgdd"), "sgdd"),
+        (("--student", "cnn_tiny", "--labels", "x", "--teacher", "y"), "exclude"),
+        (("--student", "cnn_tiny", "--epochs", "0"), "epochs"),
+    ],
+)
+def test_a_training_that_cannot_begin_says_why(
+    softlabels_command: Callable, arguments: tuple[object, ...], said: str
+) -> None:
+    assert said in complaint(softlabels_command("train", *arguments))
+    assert not Path("runs").exists()
+
+
+def test_an_unknown_setting_in_a_config_is_named_with_the_nearest(softlabels_command: Callable) -> None:
+    Path("c.yaml").write_text("studnet: cnn_tiny\n")
+    assert "did you mean 'student'" in complaint(softlabels_command("train", "--config", "c.yaml"))
+
+
+def test_unknown_options_are_usage_errors(softlabels_command: Callable) -> None:
+    outcome = softlabels_command("dump", "--techer", "resnet18")
+    assert outcome.exit_code == 2
+    assert "--teacher" in outcome.output
+
+
+def test_a_folder_without_classes(softlabels_command: Callable, photos: Path) -> None:
+    said = complaint(softlabels_command("dump", *SMALL, "--data", photos / "class-0"))
+    assert "class-0" in said
+    assert "images:" in said
+
+
+def test_a_csv_without_the_column(softlabels_command: Callable) -> None:
+    Path("list.csv").write_text("file,label\na.jpg,0\n")
+    said = complaint(softlabels_command("dump", *SMALL, "--data", "csv:list.csv"))
+    assert "list.csv" in said
+    assert "path" in said
+    assert "file" in said
+
+
+def test_a_truncated_picture_is_named_and_nothing_of_its_shard_is_written(
+    softlabels_command: Callable, tmp_path: Path
+) -> None:
+    root = write_pictures(tmp_path / "photos")
+    bad = root / "class-1" / "003.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    command = ("dump", *SMALL, "--data", root, "--views", 2, "--rows-per-shard", 6)
+    assert str(bad) in complaint(softlabels_command(*command))
+    assert [path.name for path in (tmp_path / "shards" / "cnn_tiny").glob("*.h5")] == ["00000-v0-2.h5"]
+
+    skipping = softlabels_command(*command, "--on-bad-image", "skip")
+    assert skipping.exit_code == 0
+    assert "class-1/003.jpg" in skipping.output
+    labels = softlabels.open_labels("shards")
+    assert labels.views == 2
+    held = labels.labelled(labels.rows(labels.keys))
+    assert [labels.keys[row].as_py() for row in range(18) if not held[row]] == ["class-1/003.jpg"]
+
+    train = ("train", "--student", "cnn_tiny", "--labels", "shards", "--epochs", 1, "--workers", 0)
+    assert "class-1/003.jpg" in complaint(softlabels_command(*train))
+    assert softlabels_command(*train, "--unlabelled", "leave-out").exit_code == 0
+
+
+def test_a_teacher_of_other_classes(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from softlabels.networks import build
+
+    save_file(build("cnn_tiny", 7).state_dict(), tmp_path / "seven.safetensors")
+    said = complaint(
+        softlabels_command("dump", "--teacher", "cnn_tiny", "--weights", "seven.safetensors", "--data", photos)
+    )
+    assert "7 classes" in said
+    assert "3" in said
+    assert not Path("shards").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_logits_that_are_not_finite(softlabels_command: Callable, photos: Path, tmp_path: Path, value: str) -> None:
+    (tmp_path / f"broken_{value}.py").write_text(
+        "import torch\n"
+        "class Broken(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        f"        return torch.full((len(x), 3), float('{value}'))\n"
+        "def make():\n"
+        "    return Broken()\n"
+    )
+    said = complaint(softlabels_command("dump", "--teacher", f"broken_{value}:make", "--data", photos, "--views", 1))
+    assert "NaN or infinite" in said
+    assert "class-0/000.jpg" in said
+    assert "view 0" in said
+    assert not list(Path("shards").rglob("*.h5"))
+
+
+def test_a_full_disk(softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("dump", *SMALL, "--data", photos, "--views", 2, "--rows-per-shard", 5)
+    synced, real = 0, os.fsync
+
+    def fill_up(handle: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    said = complaint(softlabels_command(*command))
+    assert "no space left" in said
+    assert "run the same command again" in said
+    monkeypatch.setattr(os, "fsync", real)
+    before = {path: path.read_bytes() for path in Path("shards").rglob("*.h5")}
+    assert before
+    assert softlabels_command(*command).exit_code == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert softlabels.open_labels("shards").views == 2
+
+
+@pytest.mark.parametrize("out", ["/proc/softlabels", "taken/shards"])
+def test_a_place_that_cannot_be_written(softlabels_command: Callable, photos: Path, out: str) -> None:
+    Path("taken").write_text("a file, no folder")
+    said = complaint(softlabels_command("dump", *SMALL, "--data", photos, "--out", out))
+    assert out in said
+
+
+def test_a_store_of_another_data_set(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:
+    assert softlabels_command("dump", *SMALL, "--data", photos, "--views", 1).exit_code == 0
+    other = write_pictures(tmp_path / "other", classes=4)
+    assert "3" in complaint(softlabels_command("dump", *SMALL, "--data", other, "--views", 1))
+    said = complaint(softlabels_command("train", "--student", "cnn_tiny", "--labels", "shards", "--data", "digits"))
+    assert "no image of this data set has labels" in said
+
+
+def first_label(teacher: Path, format: str) -> tuple[Path, int]:
+    """The file of the second shard that holds labels, and where in it they begin."""
+    if format == "zarr":
+        files = [path for path in (teacher / "00001-v0-2.zarr" / "logits").rglob("*") if path.is_file()]
+        return next(path for path in files if path.name != "zarr.json"), 0
+    path = teacher / "00001-v0-2.h5"
+    with h5py.File(path) as file:
+        return path, file["logits"].id.get_chunk_info(0).byte_offset
+
+
+@pytest.mark.parametrize("format", ["hdf5", "zarr"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_shard_is_named_by_verify_and_by_training(
+    softlabels_command: Callable, photos: Path, damage: str, format: str
+) -> None:
+    command = ("dump", *SMALL, "--data", photos, "--views", 2, "--rows-per-shard", 6, "--format", format)
+    assert softlabels_command(*command).exit_code == 0
+    file, offset = first_label(Path("shards/cnn_tiny"), format)
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        content = content[: offset + 1]
+    else:
+        content[offset] ^= 4
+    file.write_bytes(bytes(content))
+    verified = softlabels_command("verify", "--labels", "shards")
+    assert verified.exit_code == 1
+    assert "00001-v0-2" in verified.output
+    trained = softlabels_command("train", "--student", "cnn_tiny", "--labels", "shards", "--epochs", 1)
+    assert re.search(r"00001-v0-2|incomplete|no complete view", complaint(trained))
+
+
+def test_an_interrupt_says_how_to_go_on(
+    softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softlabels.teachers import NetworkTeacher
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NetworkTeacher, "logits", interrupt)
+    said = complaint(softlabels_command("dump", *SMALL, "--data", photos))
+    assert "the same command goes on" in said
