@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from softlabels.api import create_labels, dump, evaluate, plan, train, verify
+    from softlabels.attaching import attach
     from softlabels.datasets import open_images
     from softlabels.errors import ConfigError, DataError, ModelError, RunError, SoftlabelsError, StoreError
     from softlabels.labels import Labels, open_labels
@@ -24,6 +25,7 @@ _HOMES = {
     "Labels": "labels",
     "SoftLabelDataset": "samples",
     "OneViewEach": "samples",
+    "attach": "attaching",
     "open_images": "datasets",
     "create_labels": "api",
     "plan": "api",
@@ -50,6 +52,7 @@ __all__ = [
     "SoftLabelDataset",
     "SoftlabelsError",
     "StoreError",
+    "attach",
     "create_labels",
     "dump",
     "evaluate",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,23 +56,58 @@ def dump(
         ModelError: the teacher gave logits that are not finite.
         StoreError: a shard cannot be written, or another process dumps the same part.
     """
+    with labels.writing(part):
+        return dump_shards(
+            pictures,
+            teacher,
+            codec,
+            labels,
+            labels.missing(pictures.views, part),
+            batch_size=batch_size,
+            workers=workers,
+            skip_bad_images=skip_bad_images,
+            journal=journal,
+        )
+
+
+def dump_shards(
+    pictures: Pictures,
+    teacher: Teacher,
+    codec: Codec,
+    labels: TeacherLabels,
+    shards: Sequence[Shard],
+    *,
+    batch_size: int,
+    workers: int,
+    skip_bad_images: bool,
+    journal: Journal,
+) -> DumpReport:
+    """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`."""
     began = time.monotonic()
     skipped: dict[str, str] = {}
-    with labels.writing(part):
-        shards = labels.missing(pictures.views, part)
-        total = sum(count(shard) for shard in shards)
-        todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
-        source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers)
-        with journal.progress(f"dump {teacher.name}", total, "pictures") as advance:
-            for done, shard in enumerate(shards):
-                filling = Filling(shard, pictures, codec, teacher.classes)
-                for _ in shard_batches(shard, pictures.views, batch_size):
-                    batch = next(source)
-                    filling.enter(batch, teacher.logits(batch.pictures).cpu())
-                    advance(len(batch), f"({len(shards) - done} shards waiting)")
-                filling.write(labels)
-                skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
+    total = sum(count(shard) for shard in shards)
+    todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
+    source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers)
+    with journal.progress(f"dump {teacher.name}", total, "pictures") as advance:
+        for done, shard in enumerate(shards):
+            filling = Filling(shard, pictures, codec, teacher.classes)
+            for _ in shard_batches(shard, pictures.views, batch_size):
+                batch = next(source)
+                filling.enter(batch, teacher.logits(batch.pictures).cpu())
+                advance(len(batch), f"({len(shards) - done} shards waiting)")
+            filling.write(labels)
+            skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
     return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, skipped)
+
+
+def stored_as(codec: Codec, classes: int) -> dict[str, Any]:
+    """What a teacher's card says of how its labels are coded."""
+    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(classes).items()}
+    return {
+        "codec": codec.model_dump(mode="json"),
+        "layout": layout,
+        "compression": "zstd" if codec.compressed else "none",
+    }
 
 
 def count(shard: Shard) -> int:

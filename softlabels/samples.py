@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -74,7 +75,7 @@ class Pictures(Dataset[Tensor]):
         if recipe.mixes:
             raise ConfigError("recipes that mix two images (mixup, cutmix) cannot be labelled; choose one without them")
         self.images, self.recipe, self.seed, self.views, self.frame = images, recipe, seed, views, frame
-        self.hashes = _hashes(images)
+        self.hashes = key_hashes(images.keys)
 
     def __len__(self) -> int:
         return len(self.images) * self.views
@@ -113,7 +114,7 @@ class Pictures(Dataset[Tensor]):
 
     def words(self, rows: Rows, views: Rows) -> Words:
         """A random word for each label, for codecs that sample: uint64 (n,)."""
-        return philox((self.hashes[rows], self.seed), (0, views, 0, _ENCODING))[:, 0]
+        return encoding_words(self.hashes[rows], self.seed, views)
 
     def digests(self, rows: Rows, views: Rows) -> list[str]:
         """The first 8 bytes of BLAKE2b of each rendered view at the fixed small size, as hex."""
@@ -264,14 +265,20 @@ class OneViewEach(Sampler[int]):
         return (rows[:, None] * self._views + views).reshape(-1)
 
 
+def encoding_words(hashes: Words, seed: int, views: ArrayLike) -> Words:
+    """A random word for the label of each view, for codecs that sample: of the key's hash (n,), uint64 (n,)."""
+    return philox((hashes, seed), (0, views, 0, _ENCODING))[:, 0]
+
+
 def spread(images: int, views: int, count: int, seed: int = 0) -> tuple[Rows, Rows]:
     """Rows and views of `count` samples picked over all images and views, for checks and estimates: int64 (n,) each."""
     rows = permutation(images, seed, _PICKS)[:count]
     return rows, np.resize(permutation(views, seed, _PICKS, 1), len(rows))
 
 
-def _hashes(images: Images) -> Words:
-    return hash_keys(key for chunk in images.keys.iterchunks() for key in _texts(chunk))
+def key_hashes(keys: pa.ChunkedArray) -> Words:
+    """What stands for each image where chance is drawn: uint64 (n,)."""
+    return hash_keys(key for chunk in keys.iterchunks() for key in _texts(chunk))
 
 
 def _texts(chunk: Any, step: int = 65536) -> Iterator[str]:

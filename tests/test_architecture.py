@@ -16,6 +16,7 @@ ORDER = (
     *GROUND,
     *PARTS,
     "labels",
+    "attaching",
     "samples",
     "planning",
     "reporting",

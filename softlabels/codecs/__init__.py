@@ -40,6 +40,7 @@ __all__ = [
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "spelled",
 ]
 
 
@@ -94,6 +95,15 @@ class SparseCodec(Codec, Protocol):
 
     def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
         """What `decode` gives, without building rows of all classes."""
+
+
+def spelled(codec: Codec) -> str:
+    """A codec as a person writes it: ``topk:10``, with what differs from the defaults besides: ``head_tail:10, bits 4``."""
+    short = getattr(codec, "shorthand", None)
+    said = codec.model_dump(mode="json")
+    usual = {name: field.default for name, field in getattr(type(codec), "model_fields", {}).items()}
+    own = [f"{name} {value}" for name, value in said.items() if name not in (short, "kind") and value != usual.get(name)]
+    return ", ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
 
 
 CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled])

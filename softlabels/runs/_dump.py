@@ -132,17 +132,14 @@ def card(
     images: Images,
 ) -> TeacherCard:
     """What the store keeps of a teacher and of how its labels are coded."""
-    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(classes).items()}
     return TeacherCard(
         spec=dict(spec),
         weights_sha256=weights_sha256,
         licence=licence,
         preprocessing=dict(preprocessing),
-        codec=codec.model_dump(mode="json"),
-        layout=layout,
         classes=classes,
         format=format,
-        compression="zstd" if codec.compressed else "none",
+        **dumping.stored_as(codec, classes),
         versions=versions(images),
     )
 

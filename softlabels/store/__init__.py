@@ -18,7 +18,7 @@ Shards get their names when they are whole and synced. What is there and whole i
 """
 
 from softlabels.store._copying import copy_images, copy_labels, merge
-from softlabels.store._documents import FORMAT
+from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard
@@ -41,6 +41,8 @@ __all__ = [
     "copy_images",
     "copy_labels",
     "create",
+    "differences",
+    "joined",
     "merge",
     "open_store",
 ]

@@ -30,7 +30,7 @@ def advice() -> Iterator[None]:
         yield
     except Damaged as problem:
         raise Damaged(
-            f"{problem}; run `softlabels verify` to find all damage, then dump what it names again"
+            f"{problem}; run `softlabels verify` to find all damage, and `softlabels repair` to mend it"
         ) from problem
 
 

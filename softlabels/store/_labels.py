@@ -269,7 +269,8 @@ class TeacherLabels:
                 place = self._folder.shard_place(other)
                 with contextlib.suppress(Damaged):
                     self._folder.header(other)
-                    raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
+                    if not self._folder.problems(other):
+                        raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
                 _discard(place.path)
 
     def _remove_leftovers(self) -> None:

@@ -55,11 +55,9 @@ class Manifest(BaseModel):
         return Runs(tuple(file.rows for file in self.images), self.rows_per_shard)
 
 
-def identity(
-    data: dict[str, Any], classes: int, class_names: tuple[str, ...], recipe: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def identity(classes: int, class_names: tuple[str, ...], recipe: dict[str, Any], seed: int) -> dict[str, Any]:
     """What two stores must have in common beside their images, as JSON values."""
-    what = {"data": data, "classes": classes, "class_names": class_names, "recipe": recipe, "seed": seed}
+    what = {"classes": classes, "class_names": class_names, "recipe": recipe, "seed": seed}
     return cast("dict[str, Any]", json.loads(canonical(what)))
 
 

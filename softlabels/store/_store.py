@@ -195,7 +195,8 @@ def create(
     """Make a store at `root`, or open the one that is there when it was made of the same.
 
     Args:
-        data: the data set as JSON values (kind, name and whatever else tells it from others).
+        data: where the images came from, as JSON values. It opens them again and decides nothing: keys, labels and
+            checksums tell data sets apart, so images may move.
         images: key (string), label (int64, -1: none) and checksum (uint64, of the content) of every image, in row
             order.
         checksums: gives the column `checksum` when the table has none. It is asked only when the store is made, since
@@ -214,16 +215,16 @@ def create(
     folder = Path(root).absolute()
     known = [name for name in _images.SCHEMA.names if name != "checksum" or checksums is None]
     table = _images.normalised(images, known)
-    what = identity(dict(data), classes, tuple(class_names), dict(recipe), seed)
+    what = identity(classes, tuple(class_names), dict(recipe), seed)
     if not (folder / NAME).exists():
         with _lock.alone(folder):
             if not (folder / NAME).exists():
                 full = (
                     table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
                 )
-                _make(folder, _images.normalised(full), what, dict(versions or {}), rows_per_shard)
+                _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
     store = open_store(folder)
-    _refuse_differences(store, what, table)
+    _refuse_differences(store, dict(data), what, table)
     return store
 
 
@@ -259,7 +260,14 @@ def reopened(root: str, name: str) -> TeacherLabels:
     return open_store(root).teacher(name)
 
 
-def _make(folder: Path, table: pa.Table, what: dict[str, Any], versions: dict[str, str], rows_per_shard: int) -> None:
+def _make(
+    folder: Path,
+    table: pa.Table,
+    data: dict[str, Any],
+    what: dict[str, Any],
+    versions: dict[str, str],
+    rows_per_shard: int,
+) -> None:
     orphans = [name for name in _folders(folder) if _has_card(folder, name)]
     if orphans:
         raise StoreError(
@@ -270,7 +278,12 @@ def _make(folder: Path, table: pa.Table, what: dict[str, Any], versions: dict[st
     remove_partial(folder)
     file = _write_images(folder, 0, table)
     manifest = Manifest(
-        id=store_id(what, file), versions=versions, rows_per_shard=rows_per_shard, images=(file,), **what
+        id=store_id(what, file),
+        data=data,
+        versions=versions,
+        rows_per_shard=rows_per_shard,
+        images=(file,),
+        **what,
     )
     write_text(folder / NAME, document(manifest))
 
@@ -302,9 +315,11 @@ def _write_images(folder: Path, number: int, table: pa.Table) -> ImageFile:
     )
 
 
-def _refuse_differences(store: Store, what: dict[str, Any], table: pa.Table) -> None:
+def _refuse_differences(store: Store, data: dict[str, Any], what: dict[str, Any], table: pa.Table) -> None:
     clauses = differences(_identity(store.manifest), what)
     if not _same_images(store.manifest, table):
+        # Where images lie makes no difference; when they differ, it says which data sets were meant.
+        clauses += differences({"data": store.manifest.data}, {"data": data})
         clauses.append(_images.first_difference(store.images, table))
     if clauses:
         raise StoreError(
@@ -313,7 +328,7 @@ def _refuse_differences(store: Store, what: dict[str, Any], table: pa.Table) -> 
 
 
 def _identity(manifest: Manifest) -> dict[str, Any]:
-    return identity(manifest.data, manifest.classes, manifest.class_names, manifest.recipe, manifest.seed)
+    return identity(manifest.classes, manifest.class_names, manifest.recipe, manifest.seed)
 
 
 def _same_images(held: Manifest, table: pa.Table) -> bool:

@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from store.stores import KINDS, filled, table, values
-from store.test_store_strangers import sealed_header
+from store.test_store_strangers import header_of, sealed_header
 
 from softlabels.errors import StoreError
 from softlabels.store import open_store
 from softlabels.store._documents import digest
-from softlabels.store._hdf5 import Hdf5
-from softlabels.store._inside import Place
 
 KNOWN = values(50)
 NASTY: list[Any] = [
@@ -69,7 +67,7 @@ def mutate_bytes(rng: np.random.Generator, path: Path, others: list[Path]) -> No
 def mutate_value(rng: np.random.Generator, value: Any) -> Any:
     """Replace or remove something in a JSON value."""
     nasty = NASTY[int(rng.integers(0, len(NASTY)))]
-    if isinstance(value, dict) and value and rng.random() < 0.9:
+    if isinstance(value, dict) and value and rng.random() < 0.95:
         key = list(value)[int(rng.integers(0, len(value)))]
         changed = {**value, key: mutate_value(rng, value[key])}
         if rng.random() < 0.1:
@@ -84,9 +82,9 @@ def mutate_value(rng: np.random.Generator, value: Any) -> Any:
 def mutate_sealed(rng: np.random.Generator, path: Path) -> None:
     """Change a value of a document or header and make its checksums right."""
     if path.suffix == ".h5":
-        header = Hdf5().read_header(Place(path.parent, (path.name,))).body()
+        header = mutate_value(rng, header_of(path))
         with contextlib.suppress(AssertionError):  # it does not fit into the block any more
-            sealed_header(path, **mutate_value(rng, header))
+            sealed_header(path, header)
         return
     value = json.loads(path.read_text())
     if "attributes" in value:
@@ -129,7 +127,7 @@ def fuzz(tmp_path: Path, form: str, compression: str, turns: int, seed: int) -> 
     filled(tmp_path / "s", form, compression)
     shutil.copytree(tmp_path / "s", tmp_path / "good")
     paths = sorted(path for path in (tmp_path / "s").rglob("*") if path.is_file())
-    documents = [path for path in paths if path.suffix in (".h5", ".json") and path.parent.suffix != ".zarr"]
+    documents = [path for path in paths if path.suffix == ".h5" or path.name in ("manifest.json", "teacher.json")]
     documents += [path for path in paths if path.name == "zarr.json" and path.parent.suffix == ".zarr"]
     harmless = 0
     with little_memory():
@@ -156,7 +154,7 @@ def fuzz(tmp_path: Path, form: str, compression: str, turns: int, seed: int) -> 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_random_mutations_are_harmless_or_a_store_error(tmp_path: Path, kind: tuple[str, str]) -> None:
-    fuzz(tmp_path, *kind, turns=120, seed=0)
+    fuzz(tmp_path, *kind, turns=80, seed=0)
 
 
 @pytest.mark.slow

@@ -17,8 +17,6 @@ from softlabels.store import create, open_store
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"data": {"kind": "folder", "name": "cats"}}, "data.name is 'birds' there and 'cats' here"),
-        ({"data": {"kind": "folder"}}, "data.name is 'birds' there and absent here"),
         ({"seed": 8}, "seed is 7 there and 8 here"),
         ({"classes": 11}, "classes is 10 there and 11 here"),
         (
