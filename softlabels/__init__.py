@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softlabels.api import create_labels, dump, evaluate, plan, train, verify
+    from softlabels.api import convert, create_labels, dump, evaluate, merge, pack, plan, repair, sweep, train, verify
     from softlabels.attaching import attach
     from softlabels.datasets import open_images
     from softlabels.errors import ConfigError, DataError, ModelError, RunError, SoftlabelsError, StoreError
@@ -28,11 +28,16 @@ _HOMES = {
     "attach": "attaching",
     "open_images": "datasets",
     "create_labels": "api",
+    "pack": "api",
     "plan": "api",
     "dump": "api",
     "train": "api",
+    "sweep": "api",
     "evaluate": "api",
     "verify": "api",
+    "repair": "api",
+    "convert": "api",
+    "merge": "api",
     "report": "reporting",
     "SoftlabelsError": "errors",
     "ConfigError": "errors",
@@ -53,13 +58,18 @@ __all__ = [
     "SoftlabelsError",
     "StoreError",
     "attach",
+    "convert",
     "create_labels",
     "dump",
     "evaluate",
+    "merge",
     "open_images",
     "open_labels",
+    "pack",
     "plan",
+    "repair",
     "report",
+    "sweep",
     "train",
     "verify",
 ]

@@ -14,13 +14,16 @@ from torch import Tensor
 from softlabels import runs
 from softlabels.codecs import CODECS, Codec
 from softlabels.config import read_yaml, validated
+from softlabels.converting import CopyReport
 from softlabels.datasets import Images
 from softlabels.dumping import DumpReport, Filling, shard_batches
 from softlabels.errors import ConfigError
 from softlabels.evaluating import Score
 from softlabels.journal import Journal
+from softlabels.packing import PackReport
 from softlabels.planning import Plan
-from softlabels.samples import Batch, LabelledPictures, Pictures, batches
+from softlabels.repairing import RepairReport
+from softlabels.samples import Batch, LabelledPictures, Pictures, Workers, batches
 from softlabels.store import Store
 from softlabels.verifying import Findings
 from softlabels.views import RECIPES, Frame, Recipe
@@ -30,7 +33,16 @@ Source = str | PathLike[str] | None
 
 def plan(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[Plan]:
     """What a dump would hold and cost, per teacher. Settings: the options of `softlabels plan`, with underscores."""
-    return runs.run_plan(_config(runs.DumpConfig, config, settings), Journal(quiet=quiet))
+    return runs.run_plan(_config(runs.PlanConfig, config, settings), Journal(quiet=quiet))
+
+
+def pack(*, config: Source = None, quiet: bool = False, **settings: Any) -> PackReport:
+    """Prepare images once for fast reading. Settings: the options of `softlabels pack`, with underscores.
+
+    Raises:
+        SoftlabelsError: what was found, what was wanted and what to do next, in one line.
+    """
+    return runs.run_pack(_config(runs.PackConfig, config, settings), Journal(quiet=quiet))
 
 
 def dump(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[DumpReport]:
@@ -51,6 +63,15 @@ def train(*, config: Source = None, quiet: bool = False, **settings: Any) -> dic
     return runs.run_train(_config(runs.TrainConfig, config, settings), Journal(quiet=quiet))
 
 
+def sweep(*, config: Source = None, quiet: bool = False, **settings: Any) -> runs.SweepReport:
+    """Train a grid of settings, several seeds each. Settings: the options of `softlabels sweep`, with underscores.
+
+    Raises:
+        SoftlabelsError: what was found, what was wanted and what to do next, in one line.
+    """
+    return runs.run_sweep(_config(runs.SweepConfig, config, settings), Journal(quiet=quiet))
+
+
 def evaluate(*, config: Source = None, quiet: bool = False, **settings: Any) -> Score:
     """Score a network on clean views. Settings: the options of `softlabels eval`, with underscores."""
     return runs.run_eval(_config(runs.EvalConfig, config, settings), Journal(quiet=quiet))
@@ -59,6 +80,21 @@ def evaluate(*, config: Source = None, quiet: bool = False, **settings: Any) -> 
 def verify(*, config: Source = None, quiet: bool = False, **settings: Any) -> Findings:
     """Check a store; `ok` and `problems` of what comes back tell. Settings: the options of `softlabels verify`."""
     return runs.run_verify(_config(runs.VerifyConfig, config, settings), Journal(quiet=quiet))
+
+
+def convert(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[CopyReport]:
+    """Copy a store into another format or codec. Settings: the options of `softlabels convert`, with underscores."""
+    return runs.run_convert(_config(runs.ConvertConfig, config, settings), Journal(quiet=quiet))
+
+
+def merge(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[CopyReport]:
+    """Unite stores of the same images and views. Settings: the options of `softlabels merge`, `labels` a list."""
+    return runs.run_merge(_config(runs.MergeConfig, config, settings), Journal(quiet=quiet))
+
+
+def repair(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[RepairReport]:
+    """Remove a store's damaged shards, or dump them again. Settings: the options of `softlabels repair`."""
+    return runs.run_repair(_config(runs.RepairConfig, config, settings), Journal(quiet=quiet))
 
 
 class LabelWriter:
@@ -80,7 +116,7 @@ class LabelWriter:
         weights_sha256: str = "",
         licence: str | None = None,
         batch_size: int = 64,
-        workers: int = 0,
+        workers: Workers = 0,
     ) -> Iterator[Batch]:
         """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
 
@@ -92,7 +128,7 @@ class LabelWriter:
         """
         coding: Codec = CODECS.make(codec)
         frame = Frame(size, interpolation, resize)
-        pictures = Pictures(self._images, self._recipe, self.store.manifest.seed, self._views, frame)
+        pictures = Pictures.of_store(self.store, self._images, self._views, frame)
         classes = self.store.manifest.classes
         card = runs.card(
             spec={"kind": "own", "name": teacher},
@@ -103,6 +139,7 @@ class LabelWriter:
             classes=classes,
             format=format,
             images=self._images,
+            recipe=self._recipe,
         )
         labels = self.store.prepare(teacher, card)
         with labels.writing():
@@ -140,6 +177,7 @@ def create_labels(
     seed: int = 0,
     classes: int,
     rows_per_shard: int = 4096,
+    grow: bool = False,
 ) -> Iterator[LabelWriter]:
     """A label store for people with an inference loop of their own: made, or gone on with when it is there.
 
@@ -151,13 +189,16 @@ def create_labels(
         images: what `open_images` gives.
         classes: width of the logits.
         rows_per_shard: images per shard, which is what a crash can cost.
+        grow: add images that the store does not have yet, instead of refusing them.
 
     Raises:
         StoreError: another data set, recipe or seed is in that place; the difference is shown.
     """
     made: Recipe = RECIPES.make(recipe)
-    store = runs.make_store(location, images, made, seed=seed, classes=classes, rows_per_shard=rows_per_shard)
-    yield LabelWriter(store, images, made, views)
+    store, arranged = runs.make_store(
+        location, images, made, seed=seed, classes=classes, rows_per_shard=rows_per_shard, grow=grow
+    )
+    yield LabelWriter(store, arranged, made, views)
 
 
 def _config(model: type[Any], file: Source, settings: Mapping[str, Any]) -> Any:

@@ -80,7 +80,7 @@ def _option(name: str, field: Any) -> click.Option:
     kind, multiple = _click_type(field.annotation)
     text = field.description or ""
     default = field.get_default(call_default_factory=True)
-    if default is not PydanticUndefined and default is not None and default not in ((), False):
+    if default is not PydanticUndefined and default is not None and default not in ((), {}, False):
         text += f"  [default: {default}]"
     flag = f"--{name.replace('_', '-')}"
     if kind is bool:
@@ -117,9 +117,18 @@ def main() -> None:
 main.add_command(
     Configured(
         "plan",
-        "DumpConfig",
+        "PlanConfig",
         "run_plan",
         "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.",
+    )
+)
+main.add_command(
+    Configured(
+        "pack",
+        "PackConfig",
+        "run_pack",
+        "Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for --data pack:DIR.\n\n"
+        "The same command goes on where a killed one stopped. Teachers and students both see the packed pixels.",
     )
 )
 main.add_command(
@@ -141,6 +150,16 @@ main.add_command(
     )
 )
 main.add_command(
+    Configured(
+        "sweep",
+        "SweepConfig",
+        "run_sweep",
+        "Train a grid of settings, several seeds each, and report mean and standard deviation.\n\nEvery option of "
+        "`softlabels train` is one here. The same command goes on where a killed one stopped, and a larger grid reuses "
+        "what is done.",
+    )
+)
+main.add_command(
     Configured("eval", "EvalConfig", "run_eval", "Score a network on the clean view of each labelled image.")
 )
 main.add_command(
@@ -150,6 +169,32 @@ main.add_command(
         "run_verify",
         "Check a store: completeness, checksums, the images' fingerprint, digests of rendered pictures, and the "
         "teachers, run again on random views.",
+    )
+)
+main.add_command(
+    Configured(
+        "repair",
+        "RepairConfig",
+        "run_repair",
+        "Find damaged shards, by reading every byte, and remove them or dump them again.",
+    )
+)
+main.add_command(
+    Configured(
+        "convert",
+        "ConvertConfig",
+        "run_convert",
+        "Copy a store into another format, bit by bit, or into another codec.\n\nA codec that rounds needs --lossy. "
+        "The same command goes on where a killed one stopped.",
+    )
+)
+main.add_command(
+    Configured(
+        "merge",
+        "MergeConfig",
+        "run_merge",
+        "Unite stores of the same images and views: parts from several machines, other teachers, more views.\n\nLabels "
+        "that two of them hold must be equal. The same command goes on where a killed one stopped.",
     )
 )
 
@@ -167,6 +212,36 @@ def info(labels: str, as_json: bool) -> None:
     else:
         for line in described["lines"]:
             click.echo(line)
+
+
+@main.command()
+@click.argument("root", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the report  [default: ROOT/report]")
+def report(root: Path, out: Path | None) -> None:
+    """Write table and plots of all finished runs under ROOT; runs in folders seed-N are averaged."""
+    from softlabels.reporting import markdown
+    from softlabels.reporting import report as write_report
+
+    folder = out or root / "report"
+    click.echo(markdown(write_report(root, folder)), nl=False)
+    click.echo(f"table and plots in {folder}", err=True)
+
+
+@main.command()
+@click.argument("student", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["torch", "onnx"]), default="torch", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="file to write  [default: student.pt2 or .onnx in the run]"
+)
+def export(student: Path, form: Any, out: Path | None) -> None:
+    """Write a student (a run's folder or its weights) for other programs, and check that it answers alike.
+
+    safetensors that torchvision and timm load lie in the run's folder already.
+    """
+    from softlabels.exporting import export as write
+
+    written = write(student, form, out)
+    click.echo(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from softlabels.errors import ConfigError, did_you_mean
+
+
+def byte_count(value: Any) -> Any:
+    """A number of bytes of a text such as ``2GB`` or ``512 MiB``; anything else as it is. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", value)
+    if match is None:
+        raise ValueError("bytes are a number such as 2000000, 500MB, 2GB or 1.5TiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kMGT".find(match[2]) + 1 if match[2] else 0))
+
+
+Bytes = Annotated[int, BeforeValidator(byte_count), Field(ge=1)]
+"""A number of bytes; a text such as ``2GB`` will do."""
 
 
 class Part(BaseModel):

@@ -15,7 +15,8 @@ from torch import Tensor
 from softlabels.codecs import Codec
 from softlabels.errors import ModelError
 from softlabels.journal import Journal
-from softlabels.samples import Batch, LabelledPictures, Pictures, batches
+from softlabels.labels import MIX_LAYOUT
+from softlabels.samples import Batch, LabelledPictures, Pictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
 from softlabels.teachers import Teacher
 
@@ -41,7 +42,7 @@ def dump(
     labels: TeacherLabels,
     *,
     batch_size: int,
-    workers: int = 0,
+    workers: Workers = 0,
     part: tuple[int, int] = (0, 1),
     skip_bad_images: bool = False,
     journal: Journal,
@@ -78,7 +79,7 @@ def dump_shards(
     shards: Sequence[Shard],
     *,
     batch_size: int,
-    workers: int,
+    workers: Workers,
     skip_bad_images: bool,
     journal: Journal,
 ) -> DumpReport:
@@ -100,9 +101,10 @@ def dump_shards(
     return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, skipped)
 
 
-def stored_as(codec: Codec, classes: int) -> dict[str, Any]:
-    """What a teacher's card says of how its labels are coded."""
-    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(classes).items()}
+def stored_as(codec: Codec, classes: int, *, mixes: bool) -> dict[str, Any]:
+    """What a teacher's card says of how its labels are coded, and with them the partners of views that may be mixed."""
+    fields = codec.layout(classes) | (MIX_LAYOUT if mixes else {})
+    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in fields.items()}
     return {
         "codec": codec.model_dump(mode="json"),
         "layout": layout,
@@ -128,8 +130,8 @@ class Filling:
 
     def __init__(self, shard: Shard, pictures: Pictures, codec: Codec, classes: int) -> None:
         extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
-        layout = codec.layout(classes).items()
-        self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout}
+        layout = codec.layout(classes) | (MIX_LAYOUT if pictures.recipe.mixes else {})
+        self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
         self._shard, self._pictures, self._codec = shard, pictures, codec
         self.failed: dict[int, str] = {}
 
@@ -145,7 +147,11 @@ class Filling:
             self.failed.update(batch.failed)
         check_finite(logits, batch, self._pictures)
         rows, views = batch.rows.numpy(), batch.views.numpy()
-        for name, values in self._codec.encode(logits, self._pictures.words(rows, views)).items():
+        label = dict(self._codec.encode(logits, self._pictures.words(rows, views)))
+        if self._pictures.recipe.mixes:
+            members, label["mix_share"] = self._pictures.mixtures(rows, views)
+            label["mix_partner"] = np.where(members >= 0, members, rows)
+        for name, values in label.items():
             self._arrays[name][views - self._shard.first_view, rows - self._shard.first_row] = values
 
     def write(self, labels: TeacherLabels) -> None:

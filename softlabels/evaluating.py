@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.networks import Preprocessing
-from softlabels.samples import LabelledPictures, Pictures, batches
+from softlabels.processes import ALONE, Processes
+from softlabels.samples import LabelledPictures, Pictures, Workers, batches
 
 Classifier = Callable[[Tensor], Tensor]
 """uint8 pictures (n, 3, S, S) to logits (n, classes)."""
@@ -43,14 +44,17 @@ def classifier(
     return classify
 
 
-def evaluate(classify: Classifier, pictures: Pictures, *, batch_size: int, workers: int = 0) -> Score:
-    """Score a classifier on the first view of every labelled image."""
+def evaluate(
+    classify: Classifier, pictures: Pictures, *, batch_size: int, workers: Workers = 0, processes: Processes = ALONE
+) -> Score:
+    """Score a classifier on the first view of every labelled image, each counted once whatever the processes."""
     rows = np.flatnonzero(pictures.images.labels >= 0)
-    todo = [rows[start : start + batch_size] * pictures.views for start in range(0, len(rows), batch_size)]
+    share = processes.share(rows)
+    todo = [share[start : start + batch_size] * pictures.views for start in range(0, len(share), batch_size)]
     sums = torch.zeros(3, dtype=torch.float64)
     for batch in batches(LabelledPictures(pictures), todo, workers=workers):
         sums += _count(classify(batch.pictures).float().cpu(), batch.hard)
-    top1, top5, loss = (sums / max(len(rows), 1)).tolist()
+    top1, top5, loss = (processes.total(sums) / max(len(rows), 1)).tolist()
     return Score(top1, top5, loss, len(rows))
 
 

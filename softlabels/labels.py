@@ -14,13 +14,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from softlabels._philox import hash_keys, philox
-from softlabels.codecs import CODECS, Codec
+from softlabels.codecs import CODECS, Codec, Field
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.losses import BLENDS
-from softlabels.store import Store, TeacherLabels, open_store
+from softlabels.store import Cache, Store, TeacherLabels, open_store
 from softlabels.views import RECIPES, Recipe
 
 Arrays = Mapping[str, NDArray[Any]]
+
+MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
+"""What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view
+that is not mixed), and how much of the picture that the teacher saw was the image's own (1 in such a view)."""
 
 _BLENDING = 4
 """Stream of chance for blends that pick a teacher per label."""
@@ -45,7 +49,7 @@ class Labels:
 
     def __repr__(self) -> str:
         return (
-            f"Labels({str(self.store.root)!r}, images={len(self)}, views={self.views}, classes={self.classes}, "
+            f"Labels({self.store.location!r}, images={len(self)}, views={self.views}, classes={self.classes}, "
             f"teachers={self.teachers})"
         )
 
@@ -91,10 +95,14 @@ class Labels:
         """
         if teacher is None:
             if len(self.teachers) != 1:
-                raise StoreError(f"{self.store.root} holds {len(self.teachers)} teachers; name one: {self.teachers}")
+                raise StoreError(
+                    f"{self.store.location} holds {len(self.teachers)} teachers; name one: {self.teachers}"
+                )
             teacher = self.teachers[0]
         if teacher not in self._by_teacher:
-            raise StoreError(f"{self.store.root} has no teacher {teacher!r}; {did_you_mean(teacher, self.teachers)}")
+            raise StoreError(
+                f"{self.store.location} has no teacher {teacher!r}; {did_you_mean(teacher, self.teachers)}"
+            )
         return self._by_teacher[teacher]
 
     def codec(self, teacher: str | None = None) -> Codec:
@@ -109,7 +117,36 @@ class Labels:
 
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
         """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""
-        return {name: self._by_teacher[name].take(rows, views) for name in teachers}
+        taken: dict[str, Arrays] = {name: self._by_teacher[name].take(rows, views) for name in teachers}
+        if not self.recipe.mixes:
+            return taken
+        return {name: {k: a for k, a in each.items() if k not in MIX_LAYOUT} for name, each in taken.items()}
+
+    def mixtures(
+        self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """With whom one view of these rows was mixed, and how much of what the teacher saw was the image's own.
+
+        Partners are rows, the image's own where the view is not mixed; (n,) each. Both are read as they were recorded.
+
+        Raises:
+            StoreError: a label is not there, or nothing true is recorded with it.
+        """
+        where, numbers = self._addresses(rows, view)
+        if not self.recipe.mixes:
+            return where, np.ones(len(where), np.float32)
+        labels = self.of(teacher or self.teachers[0])
+        if not set(MIX_LAYOUT) <= set(labels.card.layout):
+            raise StoreError(f"labels of {labels.name} are of mixed views, but do not say with what; dump them again")
+        taken = labels.take(where, numbers)
+        partners = taken["mix_partner"].astype(np.int64)
+        if partners.size and partners.max() >= len(self):
+            raise StoreError(f"labels of {labels.name} name partners that are no images of this store; it is damaged")
+        return partners, taken["mix_share"]
+
+    def partners(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> list[str]:
+        """The key of the image with which one view of each of these rows was mixed; its own where it was not."""
+        return self.keys.take(pa.array(self.mixtures(rows, view, teacher)[0])).to_pylist()
 
     def labelled(self, rows: NDArray[np.int64], teachers: Sequence[str] | None = None) -> NDArray[np.bool_]:
         """Which of these rows every teacher labelled (none was skipped as unreadable), bool (n,)."""
@@ -168,10 +205,17 @@ class Labels:
         return where, numbers
 
 
-def open_labels(location: str | PathLike[str]) -> Labels:
-    """Open a label store for reading, HDF5 or Zarr.
+def open_labels(
+    location: str | PathLike[str], *, cache_dir: str | PathLike[str] | None = None, cache_size: int | None = None
+) -> Labels:
+    """Open a label store for reading, HDF5 or Zarr, in a folder or behind a URL such as ``s3://bucket/shards``.
+
+    Args:
+        cache_dir: where shards from a URL are copied to, whole and checked; without it ``$SOFTLABELS_CACHE``, or a
+            folder in the user's cache.
+        cache_size: bytes that copies in that folder may have together; those not used for longest go first.
 
     Raises:
-        StoreError: there is no store at `location`, or it is damaged.
+        StoreError: there is no store at `location`, it is damaged, or it cannot be reached.
     """
-    return Labels(open_store(location))
+    return Labels(open_store(location, Cache.at(cache_dir, cache_size)))

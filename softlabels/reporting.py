@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -45,24 +45,21 @@ def find_runs(root: Path) -> list[Run]:
 
 def summary(runs: Iterable[Run]) -> pd.DataFrame:
     """One row per arm, in order of appearance: accuracy of the last epoch (never the best on the test set), mean and
-    standard deviation over its runs in percent, and what it cost."""
-    rows = [
-        {
-            "arm": run.arm,
-            "accuracy": 100 * run.result["last"]["top1"] if run.result["last"] else float("nan"),
-            "parameters": run.result["parameters"],
-            "images": run.result["images"],
-            "steps": run.result["steps"],
-            "seconds": run.result["seconds"],
-            "label_bytes": run.result["label_bytes"],
-        }
-        for run in runs
-    ]
-    groups = pd.DataFrame(rows).groupby("arm", sort=False)
+    standard deviation over its runs in percent, the last epoch's training loss, and what it cost. Arms that were
+    compared with their teacher also have its accuracy in percent, how often both agree, and the mean absolute
+    difference of their logits."""
+    groups = pd.DataFrame([_row(run) for run in runs]).groupby("arm", sort=False)
     table = groups.agg(
         runs=("accuracy", "size"),
         accuracy_mean=("accuracy", "mean"),
         accuracy_std=("accuracy", "std"),
+        loss_mean=("loss", "mean"),
+        loss_std=("loss", "std"),
+        teacher_accuracy=("teacher_accuracy", "mean"),
+        agreement_mean=("agreement", "mean"),
+        agreement_std=("agreement", "std"),
+        logit_difference_mean=("logit_difference", "mean"),
+        logit_difference_std=("logit_difference", "std"),
         parameters=("parameters", "first"),
         images=("images", "first"),
         steps=("steps", "first"),
@@ -72,30 +69,83 @@ def summary(runs: Iterable[Run]) -> pd.DataFrame:
     return table.reset_index()
 
 
+def _row(run: Run) -> dict[str, Any]:
+    result, closeness = run.result, run.result.get("closeness") or {}
+    teacher = closeness.get("teacher_top1")
+    return {
+        "arm": run.arm,
+        "accuracy": 100 * result["last"]["top1"] if result["last"] else float("nan"),
+        "loss": run.records[-1]["loss"] if run.records else float("nan"),
+        "teacher_accuracy": float("nan") if teacher is None else 100 * teacher,
+        "agreement": 100 * closeness.get("agreement", float("nan")),
+        "logit_difference": closeness.get("logit_difference", float("nan")),
+        **{name: result[name] for name in ("parameters", "images", "steps", "seconds", "label_bytes")},
+    }
+
+
 def markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table."""
-    lines = [
-        "| student learns from | accuracy % (last epoch) | runs | images | parameters | steps | seconds | labels |",
-        "|---|---|---|---|---|---|---|---|",
+    """The summary as a Markdown table; what no arm has is left out."""
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("student learns from", lambda row: str(row["arm"])),
+        ("accuracy % (last epoch)", lambda row: _spread(row, "accuracy", ".2f")),
+        ("runs", lambda row: str(row["runs"])),
+        ("loss", lambda row: _spread(row, "loss", ".4f")),
     ]
-    for row in table.to_dict("records"):
-        spread = f" ± {row['accuracy_std']:.2f}" if row["runs"] > 1 else ""
-        labels = size(row["label_bytes"]) if row["label_bytes"] else "-"
-        lines.append(
-            f"| {row['arm']} | {row['accuracy_mean']:.2f}{spread} | {row['runs']} | {row['images']:,} | "
-            f"{row['parameters']:,} | {row['steps']:,} | {row['seconds']:.1f} | {labels} |"
-        )
-    return "\n".join(lines) + "\n"
+    if table["logit_difference_mean"].notna().any():
+        columns += [
+            ("teacher %", lambda row: _number(row["teacher_accuracy"], ".2f")),
+            ("agree %", lambda row: _spread(row, "agreement", ".2f")),
+            ("logit difference", lambda row: _spread(row, "logit_difference", ".3f")),
+        ]
+    columns += [
+        ("images", lambda row: f"{row['images']:,}"),
+        ("parameters", lambda row: f"{row['parameters']:,}"),
+        ("steps", lambda row: f"{row['steps']:,}"),
+        ("seconds", lambda row: f"{row['seconds']:.1f}"),
+        ("labels", lambda row: size(row["label_bytes"]) if row["label_bytes"] else "-"),
+    ]
+    lines = [" | ".join(name for name, _ in columns), "|".join("---" for _ in columns)]
+    lines += [
+        " | ".join(show(row) for _, show in columns) for row in cast(list[dict[str, Any]], table.to_dict("records"))
+    ]
+    head, rule, *rows = lines
+    return "\n".join([f"| {head} |", f"|{rule}|", *(f"| {row} |" for row in rows)]) + "\n"
+
+
+def _spread(row: dict[str, Any], name: str, form: str) -> str:
+    """Mean, and standard deviation where there are several runs."""
+    mean, std = row[f"{name}_mean"], row[f"{name}_std"]
+    return _number(mean, form) + (f" ± {std:{form}}" if std == std else "")
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if value == value else "-"
 
 
 def report(root: Path, out: Path) -> pd.DataFrame:
-    """Write ``table.md``, ``table.csv`` and ``curves.png`` of all finished runs under `root` to `out`."""
+    """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`."""
     runs = find_runs(root)
     table = summary(runs)
     write_text(out / "table.md", markdown(table))
     write_text(out / "table.csv", table.to_csv(index=False))
     plot_curves(runs, out / "curves.png")
+    plot_arms(table, out / "arms.png")
     return table
+
+
+def plot_arms(table: pd.DataFrame, path: Path) -> None:
+    """Accuracy of each arm's last epoch: a point at the mean, a line of one standard deviation to both sides."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.35 * len(table)), layout="constrained")
+    axes = figure.add_subplot(xlabel="top-1 accuracy of the last epoch, %")
+    places = range(len(table))
+    axes.errorbar(table["accuracy_mean"], places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=3)
+    axes.set_yticks(list(places), [str(arm) for arm in table["arm"]])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    with whole(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
 
 
 def plot_curves(runs: Iterable[Run], path: Path) -> None:
@@ -140,7 +190,7 @@ def describe_store(location: str) -> dict[str, Any]:
             "preprocessing": dict(each.card.preprocessing),
         }
     described = {
-        "location": str(labels.store.root),
+        "location": labels.store.location,
         "data": dict(manifest.data),
         "images": len(labels),
         "classes": labels.classes,

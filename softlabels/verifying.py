@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from softlabels.datasets import Images, content_checksums
 from softlabels.labels import Labels
-from softlabels.samples import DIGEST_FRAME, Batch, Pictures, frame
+from softlabels.samples import DIGEST_FRAME, Batch, Pictures, frame, key_hashes
 from softlabels.store import TeacherLabels
 from softlabels.teachers import Teacher
 
@@ -62,7 +62,29 @@ def check_store(labels: Labels) -> Findings:
         each = labels.of(name)
         findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
+        if labels.recipe.mixes:
+            findings.check(f"{name}: recorded partners", compare_partners(labels, name, np.arange(len(labels))))
     return findings
+
+
+def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list[str]:
+    """Where what a teacher's labels of these rows were mixed with, as recorded, is not what is drawn now."""
+    hashes = key_hashes(labels.keys.take(rows))
+    size = labels.of(name).card.preprocessing["size"]
+    differing = []
+    for view in range(labels.of(name).views):
+        drawn = labels.recipe.draw(labels.seed, hashes, view)
+        members = labels.recipe.partners(drawn, labels.store.population(rows))
+        partners, shares = labels.mixtures(rows, view, name)
+        same = (partners == np.where(members >= 0, members, rows)) & np.isclose(
+            shares, labels.recipe.shares(drawn, size)
+        )
+        differing += [
+            f"view {view} of {labels.keys[row].as_py()!r} was mixed by {name} with another image, or in another share, "
+            f"than is drawn now; the labels were made by another version or are damaged"
+            for row in rows[~same].tolist()
+        ]
+    return differing[:MOST_NAMED]
 
 
 def check_images(findings: Findings, labels: Labels, images: Images) -> None:
@@ -104,7 +126,7 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
     if not known:
         return 0, []
     rows, views = (np.array([each[column] for each in known], np.int64) for column in (0, 1))
-    pictures = Pictures(images, labels.recipe, labels.seed, int(views.max()) + 1, DIGEST_FRAME)
+    pictures = Pictures.of_store(labels.store, images, int(views.max()) + 1, DIGEST_FRAME)
     found = pictures.digests(rows, views)
     return len(known), [
         f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw (decoder now "
@@ -118,7 +140,7 @@ def compare_teacher(
     labels: Labels, images: Images, teacher: Teacher, rows: NDArray[np.int64], views: NDArray[np.int64], name: str
 ) -> Agreement:
     """Run the teacher again on these samples (rows of `images`) and compare with what is stored under `name`."""
-    pictures = Pictures(images, labels.recipe, labels.seed, labels.views, frame(teacher.preprocessing))
+    pictures = Pictures.of_store(labels.store, images, labels.views, frame(teacher.preprocessing))
     batch = Batch(
         pictures=pictures.render(rows, views),
         rows=torch.from_numpy(rows),

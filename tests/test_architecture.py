@@ -10,7 +10,7 @@ import pytest
 import softlabels
 
 ROOT = Path(softlabels.__file__).parent
-GROUND = ("errors", "_files", "_philox", "config", "journal", "checkpoints", "networks")
+GROUND = ("errors", "_files", "_philox", "config", "journal", "checkpoints", "processes", "networks")
 PARTS = ("datasets", "views", "teachers", "codecs", "store", "students", "losses")
 ORDER = (
     *GROUND,
@@ -19,11 +19,19 @@ ORDER = (
     "attaching",
     "samples",
     "planning",
+    "packing",
     "reporting",
     "dumping",
     "evaluating",
     "verifying",
+    "converting",
+    "repairing",
+    "tracking",
+    "exporting",
+    "targets",
+    "learning",
     "training",
+    "comparing",
     "runs",
     "api",
     "cli",
@@ -92,7 +100,20 @@ def test_the_six_sentences(place: str, stranger: str) -> None:
         assert not any(name == stranger or name.startswith(f"{stranger}.") for name in imported(path)), path
 
 
-@pytest.mark.parametrize("stage", ["planning", "dumping", "verifying", "training", "evaluating", "reporting"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "planning",
+        "packing",
+        "dumping",
+        "verifying",
+        "converting",
+        "repairing",
+        "training",
+        "evaluating",
+        "reporting",
+    ],
+)
 def test_a_stage_knows_no_configs(stage: str) -> None:
     assert not ours(ROOT / f"{stage}.py") & {"config", "runs", "cli"}
 

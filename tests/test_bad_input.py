@@ -43,6 +43,7 @@ def complaint(outcome: object) -> str:
         ((*SMALL, "--codec", "dens"), "dense"),
         ((*SMALL, "--codec", "topk:none"), "topk"),
         ((*SMALL, "--part", "3/3"), "part"),
+        ((*SMALL[:-2], "--workers", "threads:none"), "threads:N"),
         ((*SMALL, "--device", "cuda:99"), "cuda:99"),
         ((*SMALL, "--config", "absent.yaml"), "absent.yaml"),
     ],

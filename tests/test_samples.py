@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from worlds import write_pictures
 
 import softlabels
 from softlabels.networks import Preprocessing
-from softlabels.samples import LabelledPictures, OneViewEach, Pictures, batches, frame
+from softlabels.samples import LabelledPictures, OneViewEach, Pictures, Threads, Workers, batches, frame
 from softlabels.views import RECIPES, Frame
 
 VIEWS = 4
@@ -71,6 +72,31 @@ def test_samples_are_the_same_in_any_worker(pictures: softlabels.SoftLabelDatase
     )
     for one, other in zip(alone, helped, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2, Threads(1), Threads(3)])
+def test_batches_are_the_same_whoever_makes_them(photos: Path, shards: Path, workers: Workers) -> None:
+    labels, images = softlabels.open_labels(shards), softlabels.open_images(photos)
+    pictures = Pictures.of_store(labels.store, images, VIEWS, Frame(24))
+    samples = LabelledPictures(pictures, labels, labels.rows(images.keys), labels.teachers)
+    order = np.random.default_rng(1).permutation(18 * VIEWS)
+    todo = [order[start : start + 5] for start in range(0, len(order), 5)]
+    made = list(batches(samples, todo, workers=workers))
+    assert np.concatenate([(each.rows * VIEWS + each.views).numpy() for each in made]).tolist() == order.tolist()
+    for batch, numbers in zip(made, todo, strict=True):
+        expected = samples.__getitems__(numbers)
+        assert torch.equal(batch.pictures, expected.pictures)
+        for name, array in expected.arrays["cnn_tiny"].items():
+            assert torch.equal(batch.arrays["cnn_tiny"][name], array)
+
+
+def test_a_picture_that_threads_cannot_decode_is_named(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "photos")
+    bad = root / "class-1" / "003.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    samples = LabelledPictures(Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, Frame(8)))
+    with pytest.raises(softlabels.DataError, match=r"003\.jpg"):
+        list(batches(samples, [np.arange(3 * n, 3 * n + 3) for n in range(6)], workers=Threads(2)))
 
 
 @settings(max_examples=20, deadline=None)
@@ -147,7 +173,7 @@ def test_labels_read_by_row_view_teacher_and_temperature(shards: Path) -> None:
     for temperature in (1.0, 4.0):
         probabilities = labels.probabilities(rows, 3, temperature=temperature)
         torch.testing.assert_close(probabilities, (logits / temperature).softmax(-1))
-    with pytest.raises(KeyError, match="class-9/000"):
+    with pytest.raises(KeyError, match=r"class-9/000\.jpg"):
         labels.rows(["class-9/000.jpg"])
     with pytest.raises(softlabels.StoreError, match="cnn_tiny"):
         labels.logits(rows, 0, teacher="cnn_tinny")
@@ -158,6 +184,7 @@ def test_labels_read_by_row_view_teacher_and_temperature(shards: Path) -> None:
 
 
 def test_ten_lines_of_somebodys_own_loop(pictures: softlabels.SoftLabelDataset) -> None:
+    torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 24 * 24, 3))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     losses = []

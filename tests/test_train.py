@@ -87,10 +87,10 @@ def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     learn = training.Learner.learn
     for cut in (1, 3, 4):
 
-        def stumble(self: Any, passes: Any, step: int, loss: Any, cut: int = cut) -> torch.Tensor:
+        def stumble(self: Any, passes: Any, pictures: int, step: int, loss: Any, cut: int = cut) -> torch.Tensor | None:
             if step == cut:
                 raise KeyboardInterrupt
-            return learn(self, passes, step, loss)
+            return learn(self, passes, pictures, step, loss)
 
         monkeypatch.setattr(training.Learner, "learn", stumble)
         with pytest.raises(KeyboardInterrupt):

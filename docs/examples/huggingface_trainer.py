@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import softlabels
 
@@ -55,7 +61,7 @@ class NextViews(TrainerCallback):
     def __init__(self, trainer: SoftLabelTrainer) -> None:
         self._trainer = trainer
 
-    def on_epoch_begin(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, _: TrainingArguments, state: Any, *others: Any, **more: Any) -> None:  # noqa: ARG002
         self._trainer.sampler.set_epoch(round(state.epoch or 0))
 
 

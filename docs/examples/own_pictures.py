@@ -1,7 +1,7 @@
 """Labels of the clean view beside a data set that makes its own pictures.
 
-    softlabels dump --teacher resnext101 --data folder:photos --recipe clean --views 1 --out clean/
-    python docs/examples/own_pictures.py clean/ photos
+softlabels dump --teacher resnext101 --data folder:photos --recipe clean --views 1 --out clean/
+python docs/examples/own_pictures.py clean/ photos
 """
 
 from __future__ import annotations

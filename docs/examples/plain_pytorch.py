@@ -1,7 +1,7 @@
 """Soft labels in a plain PyTorch loop: `torch.nn.CrossEntropyLoss` takes probabilities as they are.
 
-    softlabels dump --teacher resnext101 --data folder:photos --views 8 --out shards/
-    python docs/examples/plain_pytorch.py shards/ folder:photos
+softlabels dump --teacher resnext101 --data folder:photos --views 8 --out shards/
+python docs/examples/plain_pytorch.py shards/ folder:photos
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: i
     loader = DataLoader(pictures, batch_size=batch_size, sampler=sampler)
 
     torch.manual_seed(0)
-    student = timm.create_model("mobilenetv3_small_050", num_classes=labels.classes)
+    student = timm.create_model("resnet10t", num_classes=labels.classes)
     config = resolve_model_data_config(student)
     mean, std = (255 * torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     optimizer = create_optimizer_v2(student, opt="adamw", lr=1e-3, weight_decay=0.01)

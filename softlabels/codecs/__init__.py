@@ -98,12 +98,13 @@ class SparseCodec(Codec, Protocol):
 
 
 def spelled(codec: Codec) -> str:
-    """A codec as a person writes it: ``topk:10``, with what differs from the defaults besides: ``head_tail:10, bits 4``."""
+    """A codec as a person writes it: ``topk:10``; other settings where they are unusual: ``head_tail:10 bits=4``."""
     short = getattr(codec, "shorthand", None)
     said = codec.model_dump(mode="json")
     usual = {name: field.default for name, field in getattr(type(codec), "model_fields", {}).items()}
-    own = [f"{name} {value}" for name, value in said.items() if name not in (short, "kind") and value != usual.get(name)]
-    return ", ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
+    others = {name: value for name, value in said.items() if name not in (short, "kind")}
+    own = [f"{name}={value}" for name, value in others.items() if value != usual.get(name)]
+    return " ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
 
 
 CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled])

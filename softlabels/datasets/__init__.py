@@ -21,6 +21,7 @@ from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
 from softlabels.datasets._images import FileImages, Images, MemoryImages, Split
+from softlabels.datasets._pack import Pack, Packed, PackedImages, Packing, PackWriter, create_pack
 from softlabels.datasets._subset import SomeImages, subset
 from softlabels.errors import ConfigError, DataError
 
@@ -37,9 +38,15 @@ __all__ = [
     "ImageNet",
     "Images",
     "MemoryImages",
+    "Pack",
+    "PackWriter",
+    "Packed",
+    "PackedImages",
+    "Packing",
     "SomeImages",
     "Unlabelled",
     "content_checksums",
+    "create_pack",
     "fingerprint",
     "open_images",
     "subset",
@@ -59,7 +66,7 @@ class DataSet(Protocol):
 
 
 DATASETS: Table[DataSet] = Table(
-    "data set", "datasets", [Digits, Folder, Unlabelled, Csv, Cifar10, Cifar100, ImageNet, Function]
+    "data set", "datasets", [Digits, Folder, Unlabelled, Csv, Cifar10, Cifar100, ImageNet, Pack, Function]
 )
 
 

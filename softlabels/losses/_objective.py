@@ -81,6 +81,9 @@ class Objective(BaseModel):
         labels: Tensor | None,
         teacher_logits: Tensor | SparseLogits | None = None,
         valid: Tensor | None = None,
+        *,
+        partners: Tensor | None = None,
+        shares: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and its parts without weights or gradients: "hard", "soft", and each further term by its kind.
 
@@ -91,17 +94,25 @@ class Objective(BaseModel):
             labels: integers (batch,), -1 where there is none; None: no labels.
             teacher_logits: (batch, classes), or sparse logits for losses that have an exact sparse path; None: none.
             valid: bool (batch,), the rows that count in any part; None: all.
+            partners: of pictures that are mixed of two images the label of the other one, integers (batch,).
+            shares: how much of each of these pictures is the image's own, (batch,).
 
         Raises:
-            ConfigError: a part needs labels or a teacher that are not there; the message names it.
+            ConfigError: a part needs labels or a teacher that are not there, or a loss that needs the true class meets
+                mixed pictures; the message names it.
         """
         valid = self._counted(labels, valid)
         zero = torch.zeros((), device=student_logits.device)
         total, parts = zero, {"hard": zero, "soft": zero}
         if self.alpha > 0:
-            hard = self._hard(student_logits, labels, valid)
+            hard = self._hard(student_logits, labels, valid, partners, shares)
             total, parts["hard"] = total + self.alpha * hard, hard.detach()
         for name, weight, loss, temperature in self._soft_parts():
+            if loss.needs_labels and partners is not None:
+                raise ConfigError(
+                    f"loss {loss.kind!r} needs the one true class of a picture and a mixed picture has two; choose "
+                    f"another loss, or labels of a recipe without mixup and cutmix"
+                )
             soft = self._soft(loss, temperature, student_logits, labels, teacher_logits, valid)
             total, parts[name] = total + weight * soft, soft.detach()
         return total, parts
@@ -150,11 +161,26 @@ class Objective(BaseModel):
         kept = labels != self.ignore_label
         return kept if valid is None else kept & valid
 
-    def _hard(self, student_logits: Tensor, labels: Tensor | None, valid: Tensor | None) -> Tensor:
+    def _hard(
+        self,
+        student_logits: Tensor,
+        labels: Tensor | None,
+        valid: Tensor | None,
+        partners: Tensor | None,
+        shares: Tensor | None,
+    ) -> Tensor:
         if labels is None:
             raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
-        value = hard_cross_entropy(student_logits, labels, label_smoothing=self.label_smoothing, valid=valid)
-        return self._normalised(value, _both(labels != NO_LABEL, valid), len(labels))
+        value = hard_cross_entropy(
+            student_logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            valid=valid,
+            partners=partners,
+            shares=shares,
+        )
+        counted = labels != NO_LABEL if partners is None else (labels != NO_LABEL) & (partners != NO_LABEL)
+        return self._normalised(value, _both(counted, valid), len(labels))
 
     def _soft(
         self,

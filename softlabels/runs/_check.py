@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from softlabels import verifying
 from softlabels.datasets import Images, open_images
-from softlabels.errors import ConfigError, StoreError
 from softlabels.evaluating import Score, evaluate
 from softlabels.journal import Journal
 from softlabels.labels import Labels, open_labels
 from softlabels.runs._configs import EvalConfig, VerifyConfig
-from softlabels.runs._parts import label_images, limited, open_teacher, teacher_specs
+from softlabels.runs._parts import label_images, limited, open_teacher, reopening
 from softlabels.samples import Pictures, frame, spread
-from softlabels.teachers import Teacher, teacher_spec
+from softlabels.teachers import teacher_spec
 from softlabels.verifying import Findings
 from softlabels.views import RECIPES
 
@@ -29,7 +27,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     images = limited(images, config.limit, 0)
     network = open_teacher(spec, config, images)
     pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
-    score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.processes(images))
+    score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
     journal.say(
         f"{network.name} on {score.images:,} images: top-1 {score.top1:.2%}, top-5 {score.top5:.2%}, "
         f"cross-entropy {score.cross_entropy:.4f}"
@@ -39,7 +37,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
 
 def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     """Check a store's files, then its images, then its teachers; each stage needs the one before to be sound."""
-    labels = open_labels(config.labels)
+    labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     findings = verifying.check_store(labels)
     if findings.ok and not config.shards_only:
         images = label_images(labels, config.data, config.data_dir)
@@ -58,28 +56,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
 
 def _rerun(findings: Findings, config: VerifyConfig, labels: Labels, images: Images) -> None:
     rows, views = spread(len(images), labels.views, config.samples)
-    reopen = _reopening(config, labels, images)
+    reopen = reopening(config, labels, images, "--samples 0 to leave this check out")
     for name in labels.teachers:
         agreement = verifying.compare_teacher(labels, images, reopen(name), rows, views, name)
         findings.enter(agreement, config.largest_kl)
-
-
-def _reopening(config: VerifyConfig, labels: Labels, images: Images) -> Callable[[str], Teacher]:
-    """How to come by a teacher: as the user names it, else as the store describes it."""
-    specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
-    named = {spec.slug: spec for spec in specs}
-
-    def reopen(name: str) -> Teacher:
-        card = labels.of(name).card
-        if name not in named and card.spec.get("kind") == "function":
-            # A store may come from a stranger, so only a user may have code imported.
-            raise ConfigError(f"{name} was made by {card.spec.get('function')!r}; name it yourself with --teacher")
-        teacher = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), config, images)
-        if teacher.weights_sha256 != card.weights_sha256:
-            raise StoreError(
-                f"{name} has other weights ({teacher.weights_sha256[:12]}) than those that made the labels "
-                f"({card.weights_sha256[:12]}); give --teacher and --weights, or --samples 0 to leave this check out"
-            )
-        return teacher
-
-    return reopen

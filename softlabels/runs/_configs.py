@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from softlabels.config import Bytes
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError
-from softlabels.training import Settings
+from softlabels.learning import Settings
+from softlabels.samples import Threads, Workers
+from softlabels.store import Cache
 
-Workers = int | Literal["auto"]
+FEW_CORES = 4
+"""Up to so many cores, decoding threads are preferred to processes."""
+
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def share_of(part: str) -> tuple[int, int]:
+    """(I, N) of a part that is written I/N. Raises ValueError for anything else."""
+    index, _, count = part.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ValueError("a part is I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(count)
 
 
 class Machine(BaseModel):
@@ -23,7 +37,20 @@ class Machine(BaseModel):
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU when there is one")
     amp: Literal["fp16", "bf16"] | None = Field(None, description="mixed precision")
-    workers: Workers = Field("auto", description="processes that decode and render; auto: none for pictures in memory")
+    workers: int | str = Field(
+        "auto",
+        description="who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4 "
+        "cores, else processes, one per core; nobody for pictures in memory",
+    )
+
+    @field_validator("workers")
+    @classmethod
+    def _are_known(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and re.fullmatch(r"\d{1,4}", value):
+            return int(value)
+        if value in range(10_000) or (isinstance(value, str) and re.fullmatch(r"auto|threads:[1-9]\d{0,3}", value)):
+            return value
+        raise ValueError("is auto, a number of processes, or threads:N")
 
     def torch_device(self) -> torch.device:
         """The device; ConfigError when this machine lacks it."""
@@ -43,14 +70,38 @@ class Machine(BaseModel):
         """What autocast computes in; None for float32 throughout."""
         return AMP_TYPES[self.amp] if self.amp else None
 
-    def processes(self, images: Images) -> int:
-        """Worker processes for this data set."""
-        if self.workers != "auto":
+    def helpers(self, images: Images) -> Workers:
+        """Who makes the batches of this data set."""
+        if isinstance(self.workers, int):
             return self.workers
-        return 0 if images.pixels is not None else min(os.cpu_count() or 1, 16)
+        if self.workers != "auto":
+            return Threads(int(self.workers.partition(":")[2]))
+        if images.pixels is not None:
+            return 0
+        # Threads send nothing and were no slower on 2 cores; on many, the interpreter's lock would hold them up.
+        cores = os.cpu_count() or 1
+        return Threads(cores) if cores <= FEW_CORES else min(cores, 16)
 
 
-class DumpConfig(Machine):
+class Caching(BaseModel):
+    """Where shards of stores behind URLs are copied to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache_dir: str | None = Field(
+        None, description="where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]"
+    )
+    cache_size: Bytes | None = Field(
+        None, description="bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]"
+    )
+
+    @property
+    def cache(self) -> Cache:
+        """The cache."""
+        return Cache.at(self.cache_dir, self.cache_size)
+
+
+class DumpConfig(Machine, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
     teacher: tuple[Any, ...] = Field(
@@ -61,7 +112,8 @@ class DumpConfig(Machine):
     )
     data: Any = Field(
         "digits",
-        description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, module:function",
+        description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
+        "module:function",
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
@@ -71,10 +123,14 @@ class DumpConfig(Machine):
     seed: int = Field(0, ge=0, description="seed of the views")
     codec: Any = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
-    out: str = Field("shards/", description="folder of the label store")
+    compression: Literal["none", "zstd"] | None = Field(
+        None, description="compression of the shards  [default: what the codec wants, mostly none]"
+    )
+    out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
     batch_size: int = Field(64, ge=1, description="pictures per forward pass of the teacher")
     rows_per_shard: int = Field(4096, ge=1, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+    grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
     dry_run: bool = Field(False, description="only say what would be done, as `softlabels plan` does")
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="stop at an image that cannot be read, or record it as unlabelled"
@@ -83,25 +139,31 @@ class DumpConfig(Machine):
     @field_validator("part")
     @classmethod
     def _is_a_part(cls, text: str) -> str:
-        index, _, count = text.partition("/")
-        if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-            raise ValueError("a part is I/N with I from 0 to N-1, such as 0/4")
+        share_of(text)
         return text
 
     @property
     def share(self) -> tuple[int, int]:
         """(I, N) of `part`."""
-        index, _, count = self.part.partition("/")
-        return int(index), int(count)
+        return share_of(self.part)
 
 
-class TrainConfig(Settings, Machine):
+class PlanConfig(DumpConfig):
+    """What `softlabels plan` does."""
+
+    codec_report: bool = Field(False, description="compare codecs on a sample of the teacher's own labels")
+    codec_samples: int = Field(2000, ge=1, description="labels in that sample")
+
+
+class TrainConfig(Settings, Machine, Caching):
     """What `softlabels train` does."""
 
     student: Any = Field("mobilenetv3", description="student: torchvision or small network, timm:NAME, module:function")
-    weights: str | None = Field(None, description="weights to start from: a file, default, or none for random")
+    weights: str | None = Field(
+        None, description="weights to start from (to fine-tune, say): a file, default, or random  [default: random]"
+    )
     size: int | None = Field(None, ge=1, description="side of the student's pictures  [default: its own]")
-    labels: str | None = Field(None, description="label store; without it the student learns from hard labels")
+    labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
     teachers: tuple[str, ...] | None = Field(
         None, description="teachers of the store to learn from; repeatable  [default: all]"
     )
@@ -118,6 +180,18 @@ class TrainConfig(Settings, Machine):
     alpha: float | None = Field(
         None, ge=0, le=1, description="weight of the hard loss  [default: 0 with teachers, else 1]"
     )
+    alpha_end: float | None = Field(
+        None, ge=0, le=1, description="weight of the hard loss at the last step, reached in a line  [default: alpha]"
+    )
+    term: tuple[Any, ...] = Field(
+        (), description="further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable"
+    )
+    min_confidence: float = Field(
+        0.0, ge=0, lt=1, description="leave out soft labels whose highest probability is lower"
+    )
+    wrong_teacher: Literal["keep", "hard"] = Field(
+        "keep", description="where the teacher is wrong: keep its label, or learn from the hard one alone"
+    )
     temperature: float = Field(1.0, gt=0, description="softens teachers and student alike")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
     blend: Any = Field(
@@ -127,12 +201,30 @@ class TrainConfig(Settings, Machine):
         "refuse", description="what to do with images that have no soft labels"
     )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
+    compile: bool = Field(False, description="compile the student with torch.compile")
+    channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
+    compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
+    track: tuple[Any, ...] = Field(
+        (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
+    )
     out: str | None = Field(None, description="folder of the run  [default: runs/STUDENT]")
+
+    @field_validator("term")
+    @classmethod
+    def _terms(cls, terms: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_term(each) if isinstance(each, str) else each for each in terms)
 
     @property
     def settings(self) -> Settings:
         """The part that the training stage knows."""
         return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+
+def _term(text: str) -> dict[str, Any]:
+    weight, star, loss = text.partition("*")
+    if not (star and weight.strip().replace(".", "", 1).isdigit()):
+        raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist")
+    return {"weight": float(weight), "loss": loss.strip()}
 
 
 class EvalConfig(Machine):
@@ -148,18 +240,56 @@ class EvalConfig(Machine):
     batch_size: int = Field(256, ge=1, description="pictures per forward pass")
 
 
-class VerifyConfig(Machine):
-    """What `softlabels verify` does."""
+class Reopening(Machine, Caching):
+    """A store whose images and teachers are opened again."""
 
-    labels: str = Field("shards/", description="label store")
+    labels: str = Field("shards/", description="label store, a folder or a URL such as s3://bucket/shards")
     data: Any = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
     teacher: tuple[Any, ...] = Field(
         (), description="teacher to run again  [default: as the store describes it]; repeatable"
     )
     weights: tuple[str, ...] = Field((), description="weights of the teachers, one per teacher")
+
+
+class VerifyConfig(Reopening):
+    """What `softlabels verify` does."""
+
     samples: int = Field(64, ge=0, description="random views on which each teacher is run again; 0 for none")
     largest_kl: float = Field(
         1e-2, gt=0, description="mean KL in nats between teacher and stored labels that is still accepted"
     )
     shards_only: bool = Field(False, description="check the store's files alone, without images and teachers")
+
+
+class RepairConfig(Reopening):
+    """What `softlabels repair` does."""
+
+    redump: bool = Field(False, description="dump the damaged shards again, instead of only removing them")
+    batch_size: int = Field(64, ge=1, description="pictures per forward pass of the teacher")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="stop at an image that cannot be read, or record it as unlabelled"
+    )
+
+
+class ConvertConfig(Caching):
+    """What `softlabels convert` does."""
+
+    labels: str = Field("shards/", description="label store to convert, a folder or a URL; it stays as it is")
+    out: str = Field(..., description="folder of the converted store")
+    format: Literal["hdf5", "zarr"] | None = Field(None, description="format of the shards  [default: as they are]")
+    compression: Literal["none", "zstd"] | None = Field(
+        None, description="compression of the shards  [default: as they are]"
+    )
+    codec: Any = Field(None, description="how logits are stored: dense:fp32, topk:10, ...  [default: as they are]")
+    lossy: bool = Field(False, description="allow a codec that rounds the stored labels once more")
+    teachers: tuple[str, ...] | None = Field(None, description="teachers to convert; repeatable  [default: all]")
+
+
+class MergeConfig(BaseModel):
+    """What `softlabels merge` does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    labels: tuple[str, ...] = Field(..., min_length=1, description="label store to merge; repeatable")
+    out: str = Field(..., description="folder of the merged store; it may be there already, or be one of the merged")

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
-from pathlib import Path
-
-import pyarrow as pa
 
 from softlabels import dumping, planning
-from softlabels._philox import permutation
 from softlabels.codecs import CODECS, Codec
-from softlabels.datasets import Images, content_checksums, open_images
+from softlabels.datasets import Images, open_images
 from softlabels.dumping import DumpReport
 from softlabels.journal import Journal, duration
 from softlabels.planning import Plan
-from softlabels.runs._configs import DumpConfig
-from softlabels.runs._folder import save_config
-from softlabels.runs._parts import alias, limited, open_teacher, teacher_specs
+from softlabels.runs._configs import DumpConfig, PlanConfig
+from softlabels.runs._folder import config_text
+from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
+from softlabels.runs._store import make_store, versions
 from softlabels.samples import Pictures, frame
-from softlabels.store import Store, TeacherCard, TeacherLabels, create, open_store
+from softlabels.store import Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
 
-CONTENT_CHECKS = 64
-"""Images whose content is compared with the store's checksums when a dump goes on."""
 
-
-def run_plan(config: DumpConfig, journal: Journal) -> list[Plan]:
+def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
     images = _images(config)
     codec: Codec = CODECS.make(config.codec)
@@ -41,13 +33,13 @@ def run_plan(config: DumpConfig, journal: Journal) -> list[Plan]:
 def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
     """Label every picture whose shard is missing, teacher by teacher."""
     if config.dry_run:
-        run_plan(config, journal)
+        run_plan(PlanConfig.model_validate(config.model_dump()), journal)
         return []
     images = _images(config)
     codec: Codec = CODECS.make(config.codec)
     reports = []
     for teacher in _teachers(config, images, journal):
-        store = make_store(
+        store, arranged = make_store(
             config.out,
             images,
             RECIPES.make(config.recipe),
@@ -55,69 +47,26 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             classes=teacher.classes,
             rows_per_shard=config.rows_per_shard,
             limit=config.limit,
+            grow=config.grow,
+            cache=config.cache,
         )
         labels = store.prepare(teacher.name, _card(config, images, teacher, codec))
         report = dumping.dump(
-            _pictures(config, images, teacher),
+            Pictures.of_store(store, arranged, config.views, frame(teacher.preprocessing)),
             teacher,
             codec,
             labels,
             batch_size=config.batch_size,
-            workers=config.processes(images),
+            workers=config.helpers(images),
             part=config.share,
             skip_bad_images=config.on_bad_image == "skip",
             journal=journal,
         )
         if report.shards:
-            save_config(config, Path(config.out) / f"dump-{teacher.name}.yaml")
+            store.keep(saved_config(teacher.name), config_text(config))
         _say(report, labels, config, journal)
         reports.append(report)
     return reports
-
-
-def make_store(
-    root: str | os.PathLike[str],
-    images: Images,
-    recipe: Recipe,
-    *,
-    seed: int,
-    classes: int,
-    rows_per_shard: int,
-    limit: int | None = None,
-) -> Store:
-    """The store of these images at `root`: made, or opened when it is there and of the same data set and views.
-
-    Raises:
-        StoreError: another store is there (the difference is shown), or it cannot be written.
-    """
-    return create(
-        root,
-        data=dict(images.spec) | ({"limit": limit} if limit is not None else {}),
-        images=_table(Path(root), images),
-        class_names=images.classes,
-        classes=classes,
-        recipe=recipe.model_dump(mode="json"),
-        seed=seed,
-        versions=versions(images),
-        rows_per_shard=rows_per_shard,
-    )
-
-
-def _table(root: Path, images: Images) -> pa.Table:
-    """Keys, labels and content checksums of the images.
-
-    Where a store of the same keys is there already, its checksums stand for the contents but for a few that are
-    compared, since reading every image again would make "nothing to do" take hours; `verify` compares them all.
-    """
-    columns = {"key": images.keys, "label": images.labels}
-    if (root / "manifest.json").exists():
-        store = open_store(root)
-        if store.keys == images.keys:
-            few = permutation(len(images))[:CONTENT_CHECKS]
-            checksums = store.checksums.copy()
-            checksums[few] = content_checksums(images, few)
-            return pa.table({**columns, "checksum": checksums})
-    return pa.table({**columns, "checksum": content_checksums(images)})
 
 
 def card(
@@ -130,8 +79,11 @@ def card(
     classes: int,
     format: str,
     images: Images,
+    recipe: Recipe,
+    compression: str | None = None,
 ) -> TeacherCard:
-    """What the store keeps of a teacher and of how its labels are coded."""
+    """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told."""
+    stored = dumping.stored_as(codec, classes, mixes=recipe.mixes)
     return TeacherCard(
         spec=dict(spec),
         weights_sha256=weights_sha256,
@@ -139,15 +91,14 @@ def card(
         preprocessing=dict(preprocessing),
         classes=classes,
         format=format,
-        **dumping.stored_as(codec, classes),
+        **(stored if compression is None else {**stored, "compression": compression}),
         versions=versions(images),
     )
 
 
-def versions(images: Images) -> dict[str, str]:
-    """What the pixels and logits of these images depend on beside the weights."""
-    names = ("softlabels", "torch", "torchvision", "numpy")
-    return {"decoder": images.decoder, **{name: version(name) for name in names}}
+def saved_config(teacher: str) -> str:
+    """The file of a store that keeps the settings of the last dump of a teacher."""
+    return f"dump-{teacher}.yaml"
 
 
 def _images(config: DumpConfig) -> Images:
@@ -162,10 +113,6 @@ def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[
         yield open_teacher(spec, config, images)
 
 
-def _pictures(config: DumpConfig, images: Images, teacher: Teacher) -> Pictures:
-    return Pictures(images, RECIPES.make(config.recipe), config.seed, config.views, frame(teacher.preprocessing))
-
-
 def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) -> TeacherCard:
     return card(
         spec=teacher.spec,
@@ -176,30 +123,40 @@ def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) ->
         classes=teacher.classes,
         format=config.format,
         images=images,
+        recipe=RECIPES.make(config.recipe),
+        compression=config.compression,
     )
 
 
-def _plan(config: DumpConfig, teacher: Teacher, images: Images, codec: Codec) -> Plan:
+def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec) -> Plan:
+    store = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
     return planning.plan(
         teacher,
-        _pictures(config, images, teacher),
+        Pictures(images, RECIPES.make(config.recipe), config.seed, config.views, frame(teacher.preprocessing)),
         codec,
-        rows_per_shard=config.rows_per_shard,
-        missing=_missing(config, teacher),
+        rows_per_shard=store.manifest.rows_per_shard if store else config.rows_per_shard,
+        missing=_missing(config, store, images, teacher) if store else None,
         batch_size=config.batch_size,
-        workers=config.processes(images),
+        workers=config.helpers(images),
+        codecs=_compared(codec, teacher.classes) if config.codec_report else (),
+        sample=config.codec_samples,
     )
 
 
-def _missing(config: DumpConfig, teacher: Teacher) -> tuple[int, int] | None:
-    """(shards, labels) that the store at `out` lacks; None when there is no store or no such teacher yet."""
-    if not (Path(config.out) / "manifest.json").exists():
-        return None
-    store = open_store(config.out)
+def _compared(codec: Codec, classes: int) -> list[Codec]:
+    """The usual codecs, and the chosen one where it is none of them."""
+    usual = planning.usual_codecs(classes)
+    return usual if codec in usual else [*usual, codec]
+
+
+def _missing(config: DumpConfig, store: Store, images: Images, teacher: Teacher) -> tuple[int, int] | None:
+    """(shards, labels) that the store lacks; None when there is no such teacher yet."""
     if teacher.name not in store.teachers:
         return None
     shards = store.teacher(teacher.name).missing(config.views, config.share)
-    return len(shards), sum(dumping.count(shard) for shard in shards)
+    _, new = matched(store, images)
+    runs = -(-len(new) // store.manifest.rows_per_shard)
+    return len(shards) + runs, sum(dumping.count(shard) for shard in shards) + len(new) * config.views
 
 
 def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal: Journal) -> None:

@@ -14,18 +14,20 @@ from softlabels._files import write_text
 from softlabels.config import read_yaml
 from softlabels.errors import RunError
 
-ANYWHERE = frozenset({"device", "workers", "out", "data_dir"})
+ANYWHERE = frozenset(
+    {"device", "workers", "out", "data_dir", "cache_dir", "cache_size", "compile", "channels_last", "track"}
+)
 """Settings that may change between the parts of one run: they say where it runs, not what it is."""
 
 
-def save_config(config: BaseModel, path: Path) -> None:
-    """Write the resolved config, so that `--config` runs it again."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+def config_text(config: BaseModel) -> str:
+    """The resolved config as a file that `--config` runs again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def begin(folder: Path, config: BaseModel, header: Sequence[str]) -> None:
     """Leave the config and the header in a run's folder."""
-    save_config(config, folder / "config.yaml")
+    write_text(folder / "config.yaml", config_text(config))
     write_text(folder / "header.txt", "\n".join(header) + "\n")
 
 

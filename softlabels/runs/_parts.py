@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softlabels._philox import permutation
 from softlabels.datasets import Images, open_images, subset
-from softlabels.errors import ConfigError, DataError
+from softlabels.errors import ConfigError, DataError, StoreError
 from softlabels.labels import Labels
-from softlabels.runs._configs import Machine
+from softlabels.runs._configs import Machine, Reopening
+from softlabels.store import Store
 from softlabels.teachers import Teacher, teacher_spec
 
 _LIMIT = 7
@@ -54,12 +56,48 @@ def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
         raise ConfigError("no teacher is named; give --teacher NAME")
     if len(weights) not in (0, len(names)):
         raise ConfigError(f"{len(names)} --teacher but {len(weights)} --weights; give one for each teacher, or none")
-    return [teacher_spec(name, file) for name, file in zip(names, weights or [None] * len(names), strict=True)]
+    files: list[str | None] = [*weights] or [None] * len(names)
+    return [teacher_spec(name, file) for name, file in zip(names, files, strict=True)]
 
 
 def open_teacher(spec: Any, machine: Machine, images: Images) -> Teacher:
     """The teacher on this machine's device; ModelError when its classes and the data set's differ in number."""
     return spec.open(device=machine.torch_device(), amp=machine.amp, classes=len(images.classes) or None)
+
+
+def matched(store: Store, images: Images) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each row of the store its row in `images` (-1: not there), and the rows of `images` that are not stored."""
+    found = store.find(images.keys)
+    places = np.full(len(store), -1, np.int64)
+    places[found[found >= 0]] = np.flatnonzero(found >= 0)
+    return places, np.flatnonzero(found < 0)
+
+
+def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -> Callable[[str], Teacher]:
+    """How to come by a teacher of a store again: as the user names it, else as the store describes it.
+
+    `instead` says in messages what works without the teacher.
+    """
+    specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
+    named = {spec.slug: spec for spec in specs}
+
+    def reopen(name: str) -> Teacher:
+        card = labels.of(name).card
+        kind = card.spec.get("kind")
+        if name not in named and kind == "own":
+            raise ConfigError(f"{name} answered in its maker's own inference loop; run that again, or {instead}")
+        if name not in named and kind == "function":
+            # A store may come from a stranger, so only a user may have code imported.
+            raise ConfigError(f"{name} was made by {card.spec.get('function')!r}; name it yourself with --teacher")
+        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), config, images)
+        if opened.weights_sha256 != card.weights_sha256:
+            raise StoreError(
+                f"{name} has other weights ({opened.weights_sha256[:12]}) than those that made the labels "
+                f"({card.weights_sha256[:12]}); give --teacher and --weights, or {instead}"
+            )
+        return opened
+
+    return reopen
 
 
 def alias(spec: Any) -> str:

@@ -8,29 +8,37 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from softlabels import verifying
 from softlabels._files import write_json
+from softlabels.codecs import SparseCodec
+from softlabels.comparing import compare
 from softlabels.config import validated
 from softlabels.datasets import Images, open_images, subset
 from softlabels.errors import ConfigError, DataError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate
 from softlabels.journal import Journal, duration
 from softlabels.labels import Labels, open_labels
+from softlabels.learning import Place
 from softlabels.losses import BLENDS, Objective
-from softlabels.networks import Preprocessing, parameter_count, write_weights
+from softlabels.networks import Preprocessing, parameter_count, read_weights, write_weights
+from softlabels.processes import Processes, joined
 from softlabels.runs._configs import TrainConfig
 from softlabels.runs._folder import begin, finished
 from softlabels.runs._parts import alias, label_images, limited, open_teacher, teacher_specs
-from softlabels.samples import LabelledPictures, Pictures, frame
+from softlabels.samples import LabelledPictures, Pictures, frame, spread
 from softlabels.students import student_spec
-from softlabels.training import Lesson, LiveTargets, NoTargets, StoredTargets, TrainReport, join, train
+from softlabels.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
+from softlabels.tracking import tracked
+from softlabels.training import TrainReport, train
 from softlabels.views import RECIPES
 
 PIXEL_CHECKS = 4
 """Rendered views that are compared with the dump's digests before the first step."""
+
+PARTNER_CHECKS = 1024
+"""Images whose recorded partners are compared with the drawn ones before the first step, in every view."""
 
 CHECKED_BYTES = 1 << 30
 """Bytes of labels whose checksums are compared before training; `softlabels verify` compares all."""
@@ -40,48 +48,70 @@ DEFAULT_RECIPE = "crop-flip"
 
 
 def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
-    """Train a student; returns the run's result, which is also written to its folder as the last thing."""
+    """Train a student; returns the run's result, which is also written to its folder as the last thing.
+
+    Under `torchrun` every process calls this; the first one talks and writes.
+    """
+    with joined() as processes:
+        return _run(config, journal if processes.first else Journal(quiet=True), processes)
+
+
+def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
     spec = student_spec(config.student, weights=config.weights, size=config.size)
     folder = Path(config.out or f"runs/{spec.slug}")
-    done = finished(folder, config)
+    done = processes.agreed(finished(folder, config))
     if done is not None:
         journal.say(f"{folder} is done already; nothing to do")
         return done
-    device, preprocessing = config.torch_device(), spec.preprocessing
+    preprocessing = spec.preprocessing
     lesson, classes, notes = _lesson(config, preprocessing)
     images = lesson.samples.pictures.images
+    place = Place(
+        config.torch_device(),
+        config.dtype,
+        config.helpers(images),
+        config.compile,
+        config.channels_last,
+        processes,
+    )
     network = spec.build(classes, seed=config.seed)
     metadata = spec.metadata(classes, images.classes)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
         f"of {preprocessing.size} px; {len(images):,} images, effective batch {config.batch_size * config.accumulate}",
         *notes,
-        *lesson.objective.describe(),
+        *lesson.describe(),
     ]
-    score = _scoring(config, preprocessing, images, classes, device, journal)
-    begin(folder, config, header)
+    score = _scoring(config, preprocessing, images, classes, place, journal)
+    if processes.first:
+        begin(folder, config, header)
     for line in header:
         journal.say(line)
 
     def keep(name: str, kept: nn.Module, reached: Score | None) -> None:
-        scores = {"top1": f"{reached.top1:.6f}"} if reached else {}
-        write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
+        if processes.first:
+            scores = {"top1": f"{reached.top1:.6f}"} if reached else {}
+            write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
 
-    report = train(
-        network,
-        preprocessing,
-        lesson,
-        config.settings,
-        folder=folder,
-        device=device,
-        amp=config.dtype,
-        workers=config.processes(images),
-        score=score,
-        keep=keep,
-        journal=journal,
-    )
+    settings = config.model_dump(mode="json", exclude={"track"})
+    with tracked(config.track if processes.first else (), folder, settings, journal) as trackers:
+        report = train(
+            network,
+            preprocessing,
+            lesson,
+            config.settings,
+            folder=folder,
+            place=place,
+            score=score,
+            keep=keep,
+            journal=journal,
+            note=trackers.record,
+        )
     result = _result(report, network, lesson, folder)
-    write_json(folder / "result.json", result)
+    if config.compare and not isinstance(lesson.targets, NoTargets):
+        result |= _compared(network, preprocessing, lesson, config, place, folder)
+    if processes.first:
+        write_json(folder / "result.json", result)
     _say(result, folder, journal)
     return result
 
@@ -101,45 +131,68 @@ def _lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, 
         targets = _live_targets(config, pictures)
         classes = targets.teachers[0].classes
         names = ", ".join(teacher.name for teacher in targets.teachers)
-        return Lesson(LabelledPictures(pictures), targets, _objective(config, 0.0)), classes, [f"{note}, {names} live"]
+        lesson, more = _taught(config, LabelledPictures(pictures), targets)
+        return lesson, classes, [f"{note}, {names} live", *more]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
+    _check_untaught(config)
     return Lesson(LabelledPictures(pictures), NoTargets(), _objective(config, 1.0)), len(images.classes), [note]
+
+
+def _taught(config: TrainConfig, samples: LabelledPictures, targets: Targets) -> tuple[Lesson, list[str]]:
+    """A lesson with teachers, and lines about it."""
+    objective, notes = _objective(config, 0.0), []
+    shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
+    if config.label_smoothing and min(shares) < 1:
+        notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
+        objective = objective.model_copy(update={"label_smoothing": 0.0})
+    lesson_filter = Filter(config.min_confidence, config.wrong_teacher)
+    return Lesson(samples, targets, objective, config.alpha_end, lesson_filter), notes
+
+
+def _check_untaught(config: TrainConfig) -> None:
+    """Refuse what only has a meaning beside a teacher."""
+    for flag, given in (
+        ("--alpha-end", config.alpha_end is not None),
+        ("--min-confidence", config.min_confidence > 0),
+        ("--wrong-teacher", config.wrong_teacher != "keep"),
+    ):
+        if given:
+            raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
 
 
 def _live_targets(config: TrainConfig, pictures: Pictures) -> LiveTargets:
     specs = teacher_specs(config.teacher, config.teacher_weights)
     teachers = [open_teacher(spec, config, pictures.images) for spec in specs]
-    seen = [
-        Pictures(pictures.images, pictures.recipe, pictures.seed, pictures.views, frame(teacher.preprocessing))
-        for teacher in teachers
-    ]
+    seen = [pictures.at(frame(teacher.preprocessing)) for teacher in teachers]
     return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
 
 
 def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, int, list[str]]:
     if config.recipe is not None:
         raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
-    labels = open_labels(config.labels or "")
+    labels = open_labels(config.labels or "", cache_dir=config.cache_dir, cache_size=config.cache_size)
     teachers = labels.select(config.teachers)
     for name in teachers:
         _check_complete(labels, name, config.incomplete)
-        labels.codec(name).check_temperature(config.temperature)
+        _check_temperatures(labels, name, _objective(config, 0.0))
         labels.of(name).check(budget_bytes=CHECKED_BYTES)
     images = limited(label_images(labels, config.data, config.data_dir), config.limit, config.seed)
     joined = join(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
     notes = [
-        f"labels {labels.store.root}: {labels.views} views of {len(labels):,} images by {', '.join(teachers)}, recipe "
-        f"{json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
+        f"labels {labels.store.location}: {labels.views} views of {len(labels):,} images by {', '.join(teachers)}, "
+        f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
     ]
     if joined.without:
         notes.append(f"{joined.without:,} images have no labels and are left out")
         images = subset(images, joined.rows)
     _check_pixels(labels, images)
-    pictures = Pictures(images, labels.recipe, labels.seed, labels.views, frame(preprocessing))
+    pictures = Pictures.of_store(labels.store, images, labels.views, frame(preprocessing))
     samples = LabelledPictures(pictures, labels, joined.label_rows, teachers)
-    targets = StoredTargets(labels, joined.label_rows, BLENDS.make(config.blend), config.temperature)
-    return Lesson(samples, targets, _objective(config, 0.0)), labels.classes, notes
+    objective = _objective(config, 0.0)
+    targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)
+    lesson, more = _taught(config, samples, targets)
+    return lesson, labels.classes, notes + more
 
 
 def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
@@ -147,18 +200,35 @@ def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
     begun = max((shard.stop_view for shard in each.shards), default=0)
     if each.views == 0:
         raise StoreError(
-            f"{labels.store.root} has no complete view of {teacher} yet ({len(each.shards)} shards are there); run the "
-            f"dump again to go on"
+            f"{labels.store.location} has no complete view of {teacher} yet ({len(each.shards)} shards are there); "
+            f"run the dump again to go on"
         )
     if each.views < begun and not incomplete:
         raise StoreError(
-            f"{labels.store.root} is incomplete: {teacher} has {each.views} of {begun} views for all images; run the "
-            f"dump again to go on, or train on the finished ones: --incomplete"
+            f"{labels.store.location} is incomplete: {teacher} has {each.views} of {begun} views for all images; "
+            f"run the dump again to go on, or train on the finished ones: --incomplete"
         )
+
+
+def _check_temperatures(labels: Labels, teacher: str, objective: Objective) -> None:
+    codec = labels.codec(teacher)
+    codec.check_temperature(objective.temperature)
+    for term in objective.terms:
+        if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
+            codec.check_temperature(term.temperature)
+            if isinstance(codec, SparseCodec):
+                raise ConfigError(
+                    f"term {term.loss.kind!r} has temperature {term.temperature:g} and the objective "
+                    f"{objective.temperature:g}, but {codec.kind} labels are read at one; leave the term's out, or "
+                    f"dump with --codec dense"
+                )
 
 
 def _check_pixels(labels: Labels, images: Images) -> None:
     _, problems = verifying.compare_digests(labels, images, most=PIXEL_CHECKS)
+    if labels.recipe.mixes:
+        rows, _ = spread(len(labels), 1, PARTNER_CHECKS)
+        problems += [each for name in labels.teachers for each in verifying.compare_partners(labels, name, rows)]
     if problems:
         raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
 
@@ -169,6 +239,7 @@ def _objective(config: TrainConfig, alpha: float) -> Objective:
         "loss": config.loss,
         "temperature": config.temperature,
         "label_smoothing": config.label_smoothing,
+        "terms": config.term,
     }
     return validated(Objective, given, "training objective")
 
@@ -178,7 +249,7 @@ def _scoring(
     preprocessing: Preprocessing,
     images: Images,
     classes: int,
-    device: torch.device,
+    place: Place,
     journal: Journal,
 ) -> Callable[[nn.Module], Score] | None:
     """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
@@ -188,11 +259,11 @@ def _scoring(
     if len(tested.classes) != classes:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
     pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
-    batch_size, workers = max(config.batch_size, 256), config.processes(tested)
+    batch_size, workers = max(config.batch_size, 256), config.helpers(tested)
 
     def score(network: nn.Module) -> Score:
-        classify = classifier(network, preprocessing, device, config.dtype)
-        return evaluate(classify, pictures, batch_size=batch_size, workers=workers)
+        classify = classifier(network, preprocessing, place.device, place.amp)
+        return evaluate(classify, pictures, batch_size=batch_size, workers=workers, processes=place.processes)
 
     return score
 
@@ -230,6 +301,23 @@ def _result(report: TrainReport, network: nn.Module, lesson: Lesson, folder: Pat
         "label_bytes": sum(labels.of(name).nbytes for name in lesson.samples.teachers) if labels is not None else 0,
         "folder": str(folder),
     }
+
+
+def _compared(
+    network: nn.Module, preprocessing: Preprocessing, lesson: Lesson, config: TrainConfig, place: Place, folder: Path
+) -> dict[str, Any]:
+    """How near the student that was kept last has come to its teacher."""
+    state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
+    network.load_state_dict(place.processes.agreed(state))
+    classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
+    closeness = compare(
+        classify,
+        lesson,
+        batch_size=max(config.batch_size, 256),
+        workers=place.workers,
+        processes=place.processes,
+    )
+    return {"closeness": asdict(closeness)}
 
 
 def _say(result: Mapping[str, Any], folder: Path, journal: Journal) -> None:

@@ -17,19 +17,22 @@ never followed; both libraries open the files as they are.
 Shards get their names when they are whole and synced. What is there and whole is done; all else is `missing`.
 """
 
-from softlabels.store._copying import copy_images, copy_labels, merge
+from softlabels.store._cache import Cache
+from softlabels.store._copying import copy_images
 from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard
 from softlabels.store._manifest import ImageFile, Manifest
+from softlabels.store._remote import is_url
 from softlabels.store._shard import Shard, ShardFormat
-from softlabels.store._store import Store, create, open_store
+from softlabels.store._store import Store, create, holds_store, open_store
 
 __all__ = [
     "FORMAT",
     "FORMATS",
     "ArrayLayout",
+    "Cache",
     "ImageFile",
     "Manifest",
     "Shard",
@@ -39,10 +42,10 @@ __all__ = [
     "TeacherCard",
     "TeacherLabels",
     "copy_images",
-    "copy_labels",
     "create",
     "differences",
+    "holds_store",
+    "is_url",
     "joined",
-    "merge",
     "open_store",
 ]

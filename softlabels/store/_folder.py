@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,14 +48,60 @@ class Chunk:
     plain: bool
 
 
+class Away(Protocol):
+    """The shards of one teacher that lie behind a URL: what is there, and how it comes here."""
+
+    def entries(self) -> list[str]:
+        """The names in the remote folder."""
+        ...
+
+    def where(self, shard: Shard) -> str:
+        """The URL of a shard, for messages."""
+        ...
+
+    def strays(self, shard: Shard) -> list[str]:
+        """What lies below a remote shard without belonging to it."""
+        ...
+
+    def heads(self, shards: Sequence[Shard]) -> None:
+        """Fetch the headers of these shards, many at a time."""
+        ...
+
+    def head(self, shard: Shard) -> Place:
+        """A file, or a folder of files, as long as the shard that begins as it does. Raises Damaged."""
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that copies may have; None for any number."""
+        ...
+
+    def is_here(self, shard: Shard) -> bool:
+        """Whether a whole copy is here now."""
+        ...
+
+    def local(self, shard: Shard) -> AbstractContextManager[None]:
+        """While this lasts, a whole and checked copy of the shard is here. Raises StoreError when there can be none."""
+        ...
+
+
 @dataclass(frozen=True)
 class Folder:
-    """The shards of one teacher."""
+    """The shards of one teacher; those that are `away` are copied here when they are needed."""
 
     place: Place
     runs: Runs
     owner: Owner
     format: ShardFormat
+    away: Away | None = None
+
+    def entries(self) -> list[str]:
+        """The names in the folder, wherever it is."""
+        return self.place.entries() if self.away is None else self.away.entries()
+
+    def local(self, shard: Shard) -> AbstractContextManager[None]:
+        """While this lasts, the files of a shard are here."""
+        return contextlib.nullcontext() if self.away is None else self.away.local(shard)
 
     def shard_place(self, shard: Shard) -> Place:
         """Where `shard` lies, or is to lie."""
@@ -63,18 +110,20 @@ class Folder:
     def named(self) -> list[Shard]:
         """Shards by the names in the folder, sorted; whether they are whole is not looked at."""
         suffix = self.format.suffix
-        names = (name.removesuffix(suffix) for name in self.place.entries() if name.endswith(suffix))
+        names = (name.removesuffix(suffix) for name in self.entries() if name.endswith(suffix))
         return sorted(shard for name in names if (shard := self.runs.parse(name)) is not None)
 
     def unknown(self) -> list[str]:
         """Names in the folder that no shard, card, lock or unfinished file has."""
         known = {f"{shard.name}{self.format.suffix}" for shard in self.named()} | {CARD}
-        return [name for name in self.place.entries() if name not in known and not name.startswith((TEMPORARY, LOCK))]
+        return [name for name in self.entries() if name not in known and not name.startswith((TEMPORARY, LOCK))]
 
     def whole(self) -> dict[Shard, Header]:
         """Shards whose header is sound and whose files have their full size, sorted."""
-        found = {}
-        for shard in self.named():
+        found, named = {}, self.named()
+        if self.away is not None:
+            self.away.heads(named)
+        for shard in named:
             with contextlib.suppress(Damaged):
                 found[shard] = self.header(shard)
         return found
@@ -86,7 +135,15 @@ class Folder:
             Damaged: the shard is cut off, changed or contradicts itself.
             StoreError: it is of another store or a newer format, or a link.
         """
-        place = self.shard_place(shard)
+        if self.away is None:
+            return self._header(shard, self.shard_place(shard))
+        place = self.away.head(shard)
+        try:
+            return self._header(shard, place)
+        except StoreError as problem:
+            raise type(problem)(str(problem).replace(str(place), self.away.where(shard))) from problem
+
+    def _header(self, shard: Shard, place: Place) -> Header:
         header = self.format.read_header(place)
         self.owner.check(header, shard, str(place))
         if set(header.files) != self.format.members(self.owner.layout):
@@ -112,7 +169,7 @@ class Folder:
     def check_chunk(self, chunk: Chunk, shard: Shard) -> None:
         """Raise Damaged when the bytes of `chunk` do not match their checksum."""
         found = 0
-        with chunk.place.open() as handle:
+        with self.local(shard), chunk.place.open() as handle:
             for piece in chunk.place.pieces(handle, chunk.offset, chunk.offset + chunk.size):
                 found = zlib.crc32(piece, found)
         if found != chunk.crc32:
@@ -123,7 +180,7 @@ class Folder:
 
     def fill(self, chunk: Chunk, shard: Shard, out: NDArray[Any]) -> None:
         """Read one chunk, check it, and put it into `out` (rows, ...), decompressed. Raises Damaged."""
-        with chunk.place.open() as handle:
+        with self.local(shard), chunk.place.open() as handle:
             data = chunk.place.read_at(handle, chunk.offset, chunk.size)
         where = f"{self.shard_place(shard)}: array {chunk.array!r}, view {chunk.view}"
         if zlib.crc32(data) != chunk.crc32:
@@ -153,6 +210,15 @@ class Folder:
 
     def problems(self, shard: Shard) -> list[str]:
         """Everything that is wrong with a shard, down to the last byte of every file of it."""
+        try:
+            with self.local(shard):
+                strays = [] if self.away is None else self.away.strays(shard)
+                found = [f"{self.shard_place(shard)} holds {name!r}, which is not of it" for name in strays]
+                return found + self._problems(shard)
+        except StoreError as problem:
+            return [str(problem)]
+
+    def _problems(self, shard: Shard) -> list[str]:
         place = self.shard_place(shard)
         try:
             header = self.header(shard)

@@ -6,6 +6,7 @@ import os
 import threading
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,7 +117,10 @@ class Gather(Protocol):
 def gather(folder: Folder) -> Gather:
     """The reader that suits how the labels are stored."""
     directory = Directory(folder)
-    return MappedGather(directory) if folder.owner.compression == "none" else DecodedGather(directory, _BUDGET)
+    if folder.owner.compression != "none":
+        return DecodedGather(directory, _BUDGET)
+    mapped = MappedGather(directory)
+    return mapped if folder.away is None or folder.away.limit is None else PassingGather(mapped)
 
 
 def _fields(directory: Directory) -> dict[str, _Field]:
@@ -140,7 +144,7 @@ class MappedGather:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._fields = _fields(directory)
-        self._maps: list[Mapped] = []
+        self._maps: dict[Shard, list[Mapped]] = {}
         self._lock = _Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
@@ -160,20 +164,67 @@ class MappedGather:
                 if any(table[slot] == _UNOPENED for table in tables):
                     self._open_shard(self._directory.shard(slot))
 
+    def close(self, shards: Iterable[Shard]) -> None:
+        """Unmap these shards. Nobody may be reading."""
+        for shard in shards:
+            for view in range(shard.first_view, shard.stop_view):
+                slot = self._directory.slot(shard, view)
+                if self._directory.shard(slot) == shard:
+                    for field in self._fields.values():
+                        field.table[slot] = _UNOPENED
+            del self._maps[shard]
+
+    @property
+    def open(self) -> list[Shard]:
+        """The shards that are mapped."""
+        return list(self._maps)
+
+    def is_open(self, rows: Rows, views: Rows) -> bool:
+        """Whether all shards of these labels are mapped."""
+        slots = self._directory.slots(rows, views)
+        return all(bool((field.table[slots] != _UNOPENED).all()) for field in self._fields.values())
+
+    @property
+    def folder(self) -> Folder:
+        """Whose labels these are."""
+        return self._directory.folder
+
     def _open_shard(self, shard: Shard) -> None:
         folder = self._directory.folder
         maps: dict[str, Mapped] = {}
-        for chunk in folder.chunks(shard, folder.header(shard)):
-            where = str(chunk.place)
-            if where not in maps:
-                with chunk.place.open() as handle:
-                    maps[where] = Mapped(handle, os.fstat(handle).st_size, where)
-                self._maps.append(maps[where])
-            if maps[where].size < chunk.offset + chunk.size:
-                raise StoreError(f"{where} shrank while it was opened")
-            slot = self._directory.slot(shard, chunk.view)
-            if self._directory.shard(slot) == shard:
-                self._fields[chunk.array].enter(slot, maps[where].address + chunk.offset, shard)
+        held = self._maps.setdefault(shard, [])
+        with folder.local(shard):
+            for chunk in folder.chunks(shard, folder.header(shard)):
+                where = str(chunk.place)
+                if where not in maps:
+                    with chunk.place.open() as handle:
+                        maps[where] = Mapped(handle, os.fstat(handle).st_size, where)
+                    held.append(maps[where])
+                if maps[where].size < chunk.offset + chunk.size:
+                    raise StoreError(f"{where} shrank while it was opened")
+                slot = self._directory.slot(shard, chunk.view)
+                if self._directory.shard(slot) == shard:
+                    self._fields[chunk.array].enter(slot, maps[where].address + chunk.offset, shard)
+
+
+class PassingGather:
+    """Copies of remote shards in a cache that has not room for all: a map of one that went is given up.
+
+    What is mapped keeps its room on the disk even after its file went, so each process looks at its maps whenever it
+    opens another shard.
+    """
+
+    def __init__(self, mapped: MappedGather) -> None:
+        self._mapped = mapped
+        self._lock = _Lock()
+
+    def take(self, rows: Rows, views: Rows) -> Taken:
+        """See `Gather.take`."""
+        with self._lock.get():  # while it is read, nothing may be unmapped
+            away = self._mapped.folder.away
+            if away is not None and not self._mapped.is_open(rows, views):
+                self._mapped.close([shard for shard in self._mapped.open if not away.is_here(shard)])
+            return self._mapped.take(rows, views)
 
 
 class DecodedGather:

@@ -38,6 +38,13 @@ class Hdf5:
     """HDF5, one file for each shard."""
 
     suffix = ".h5"
+    header_member = ""
+    head = 1 << 16
+
+    def head_end(self, begun: bytes) -> int:
+        """See `ShardFormat.head_end`."""
+        match = _FIRST_LINE.match(begun[:_FIRST_LINE_MOST])
+        return match.end() + min(int(match[2]), LARGEST) if match else 0
 
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """See `ShardFormat.write`."""

@@ -25,6 +25,7 @@ from softlabels.store._gather import Gather, gather
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
+from softlabels.store._mirror import Mirror, Shelf
 from softlabels.store._shard import MOST_VIEWS, Arrays, Header, Owner, Shard
 
 
@@ -43,12 +44,17 @@ class TeacherLabels:
     It pickles as its path: a process that receives it opens the store again, and maps a shard when it first reads it.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, name: str, card: TeacherCard) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, name: str, card: TeacherCard, mirror: Mirror | None = None
+    ) -> None:
         self.root = root
         self.name = name
         self.card = card
         owner = Owner(manifest.id, name, card.digest, card.layout, card.compression)
-        self._folder = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
+        local = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
+        self._mirror = mirror
+        self._shelf = None if mirror is None else Shelf(mirror, name, local)
+        self._folder = replace(local, away=self._shelf)
         self._gather: Gather | None = None
         self._headers: dict[Shard, Header] | None = None
         self._part: tuple[int, int] | None = None
@@ -56,12 +62,12 @@ class TeacherLabels:
     def __reduce__(self) -> tuple[Any, ...]:
         from softlabels.store._store import reopened
 
-        return reopened, (str(self.root), self.name)
+        if self._mirror is None:
+            return reopened, (str(self.root), self.name)
+        return reopened, (self._mirror.url, self.name, self._mirror.cache)
 
     def __repr__(self) -> str:
         return f"TeacherLabels({str(self.root)!r}, {self.name!r})"
-
-    # reading
 
     def take(self, rows: ArrayLike, views: ArrayLike) -> dict[str, NDArray[Any]]:
         """Each array of the label of every (row, view): (n, ...), a copy.
@@ -155,8 +161,6 @@ class TeacherLabels:
             header = self._folder.header(shard)
             return ShardContent(self._folder.arrays(shard, header), dict(header.skipped), dict(header.digests))
 
-    # writing
-
     @contextlib.contextmanager
     def writing(self, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
         """Be the one writer of every n-th run from the i-th, for `part` (i, n); what a killed one left is removed.
@@ -200,18 +204,18 @@ class TeacherLabels:
         self._make_room(shard)
         with whole(self._folder.shard_place(shard).path) as partial:
             self._folder.format.write(partial, header, stored)
-            wrong = replace(self._folder, place=Place(partial.parent)).differs(shard, stored)
+            wrong = replace(self._folder, place=Place(partial.parent), away=None).differs(shard, stored)
             if wrong is not None:
                 raise StoreError(f"array {wrong!r} of {partial.name} is read back otherwise than written; see the disk")
+        if self._shelf is not None:
+            self._shelf.publish(shard)
         self._gather = self._headers = None
 
     def remove(self, shard: Shard) -> None:
         """Take a shard away, for instance a damaged one: it is `missing` then. To be called within `writing`."""
         self._check_part(shard)
-        _discard(self._folder.shard_place(shard).path)
+        self._take_away(shard)
         self._gather = self._headers = None
-
-    # trust
 
     def verify(self) -> list[str]:
         """Read every byte of every file of this teacher; what is damaged or does not belong, one line each."""
@@ -230,12 +234,15 @@ class TeacherLabels:
     def check(self, budget_bytes: int | None = None) -> int:
         """Compare labels with their checksums; how many bytes were compared.
 
-        Without a budget all are. With one, chunks from all over the store are, until it is spent. The sums are taken
-        without the interpreter's lock: a thread may do this beside the training.
+        Without a budget all are. With one, chunks from all over the store are, until it is spent. Of a store behind a
+        URL none are, since every shard is compared when it is copied. The sums are taken without the interpreter's
+        lock: a thread may do this beside the training.
 
         Raises:
             StoreError: a chunk is damaged; its shard is named.
         """
+        if self._shelf is not None:
+            return 0  # copies are compared when they come
         with advice():
             headers = {shard: self._folder.header(shard) for shard in self._folder.named()}
         chunks = [(shard, chunk) for shard, header in headers.items() for chunk in self._folder.chunks(shard, header)]
@@ -271,16 +278,28 @@ class TeacherLabels:
                     self._folder.header(other)
                     if not self._folder.problems(other):
                         raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
-                _discard(place.path)
+                self._take_away(other)
+
+    def _take_away(self, shard: Shard) -> None:
+        _discard(self._folder.shard_place(shard).path)
+        if self._shelf is not None:
+            self._shelf.withdraw(shard)
 
     def _remove_leftovers(self) -> None:
         assert self._part is not None
         index, count = self._part
         for entry in self._folder.place.path.glob(f"{TEMPORARY}*"):
-            shard = self._folder.runs.parse(entry.name.removeprefix(TEMPORARY).split(".", 1)[0])
-            # Another part's writer may be at work on one of the other names.
-            if count == 1 or (shard is not None and shard.run % count == index):
+            if self._is_of_part(entry.name.removeprefix(TEMPORARY), index, count):
                 _discard(entry)
+        if self._shelf is not None:
+            for leftover in self._shelf.leftovers():
+                if self._is_of_part(leftover, index, count):
+                    self._shelf.clear(leftover)
+
+    def _is_of_part(self, leftover: str, index: int, count: int) -> bool:
+        # Another part's writer may be at work on one of the other names.
+        shard = self._folder.runs.parse(leftover.split(".", 1)[0])
+        return count == 1 or (shard is not None and shard.run % count == index)
 
 
 def _gaps(shards: Iterable[Shard], runs: int) -> list[list[tuple[int, int]]]:

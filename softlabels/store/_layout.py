@@ -63,8 +63,7 @@ class ArrayLayout(BaseModel):
 class TeacherCard(BaseModel):
     """Who the teacher is and how its labels are stored: what its folder's ``teacher.json`` holds.
 
-    A second dump under the same name must bring an equal card. `versions` (of libraries, of the decoder) are those of
-    the first dump and are not compared.
+    A second dump under the same name must bring a card of equal `identity`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,8 +81,12 @@ class TeacherCard(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for labels to be of one kind."""
-        return self.model_dump(mode="json", exclude={"versions"})
+        """What must be equal for labels to be of one kind.
+
+        Weights that have a hash are known by it, by whatever path they were found. Library versions may differ.
+        """
+        known = {"spec"} if self.weights_sha256 else set()
+        return self.model_dump(mode="json", exclude={"versions", "licence", *known})
 
     @property
     def digest(self) -> str:

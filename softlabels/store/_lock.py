@@ -44,6 +44,13 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Wait until no other process, or thread, holds the lock at `path`, then keep others out."""
+    with _locked(path, wait=True):
+        yield
+
+
 def _meet(part: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether some run is in both parts (Chinese remainder theorem)."""
     common = math.gcd(part[1], other[1])

@@ -143,6 +143,14 @@ class ShardFormat(Protocol):
     """How a shard lies on disk. A format writes through its own library; reading takes a header and plain bytes."""
 
     suffix: str
+    header_member: str
+    """The file below a shard that holds its header; ``""`` is the shard itself."""
+    head: int
+    """Bytes of that file in which its header usually lies."""
+
+    def head_end(self, begun: bytes) -> int:
+        """How many bytes of that file the header takes, told from its first `head` bytes."""
+        ...
 
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """Make the shard at `path` from arrays (views, rows, ...) and complete its header with where things lie."""

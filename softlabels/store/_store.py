@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from softlabels._files import remove_partial, whole, write_text
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images, _lock
+from softlabels.store._cache import Cache
 from softlabels.store._documents import (
     differences,
     document,
@@ -29,25 +30,33 @@ from softlabels.store._inside import Place
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard
 from softlabels.store._manifest import NAME, ImageFile, Manifest, identity, images_name, store_id
+from softlabels.store._mirror import Mirror
+from softlabels.store._remote import is_url
 
 _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 
 
 class Store:
-    """All labels of a data set, in the folder `root`."""
+    """All labels of a data set, in the folder `root`, or behind a URL of which `root` is the local image."""
 
-    def __init__(self, root: Path, manifest: Manifest) -> None:
+    def __init__(self, root: Path, manifest: Manifest, mirror: Mirror | None = None) -> None:
         self.root = root
         self.manifest = manifest
+        self._mirror = mirror
+
+    @property
+    def location(self) -> str:
+        """The folder or the URL."""
+        return str(self.root) if self._mirror is None else self._mirror.url
 
     def __len__(self) -> int:
         return self.manifest.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (str(self.root),)
+        return open_store, (self.location,) if self._mirror is None else (self.location, self._mirror.cache)
 
     def __repr__(self) -> str:
-        return f"Store({str(self.root)!r}, images={len(self)}, teachers={self.teachers})"
+        return f"Store({self.location!r}, images={len(self)}, teachers={self.teachers})"
 
     @cached_property
     def images(self) -> pa.Table:
@@ -89,10 +98,16 @@ class Store:
             raise KeyError(f"{self.root} has no images with the keys {named}{more}")
         return found
 
+    def population(self, rows: ArrayLike) -> NDArray[np.int64]:
+        """How many images there were when each of these rows had just been added: int64 (n,)."""
+        ends = np.cumsum([file.rows for file in self.manifest.images])
+        return ends[np.searchsorted(ends, np.asarray(rows, np.int64), side="right")]
+
     @property
     def teachers(self) -> tuple[str, ...]:
         """Names of the teachers that have a folder here, sorted."""
-        return tuple(name for name in _folders(self.root) if _TEACHER.fullmatch(name) and _has_card(self.root, name))
+        names = self._mirror.teachers() if self._mirror is not None else _folders(self.root)
+        return tuple(name for name in names if _TEACHER.fullmatch(name) and _has_card(self.root, name))
 
     def teacher(self, name: str) -> TeacherLabels:
         """The labels of one teacher.
@@ -118,10 +133,13 @@ class Store:
                 f"choose another folder for them"
             )
         place = Place(self.root, (name, CARD))
-        if not place.path.exists():
+        fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
+        if fresh or not place.path.exists():
             with _lock.alone(self.root):
-                if not place.path.exists():
+                if fresh or not place.path.exists():
                     write_text(place.path, document(card))
+        if self._mirror is not None:
+            self._mirror.publish(f"{name}/{CARD}")
         labels = self._labels(name)
         differing = differences(labels.card.identity, card.identity)
         if differing:
@@ -144,12 +162,22 @@ class Store:
         """
         added = _images.normalised(images)
         with _lock.alone(self.root):
-            current = open_store(self.root)
+            current = _open_folder(self.root)
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
             manifest = current.manifest.model_copy(update={"images": (*current.manifest.images, file)})
             write_text(self.root / NAME, document(manifest))
-        return open_store(self.root)
+        if self._mirror is None:
+            return open_store(self.root)
+        _publish(self._mirror, manifest)
+        return _open_folder(self.root, self._mirror)
+
+    def keep(self, name: str, text: str) -> None:
+        """Write a small text file beside the labels."""
+        if self._mirror is not None:
+            self._mirror.write(name, text)
+        else:
+            write_text(self.root / name, text)
 
     def verify(self) -> list[str]:
         """Read every byte of the manifest and the table of images; what is damaged, one line each.
@@ -160,7 +188,7 @@ class Store:
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
-            images = open_store(self.root).images
+            images = _open_folder(self.root).images
             _images.check_unique(images)
             if not _same_images(self.manifest, images):
                 problems.append(f"{self.root / NAME} has fingerprints that its tables of images do not give")
@@ -176,7 +204,7 @@ class Store:
 
     def _labels(self, name: str) -> TeacherLabels:
         card = read_document(Place(self.root, (name, CARD)), TeacherCard)
-        return TeacherLabels(self.root, self.manifest, name, card)
+        return TeacherLabels(self.root, self.manifest, name, card, self._mirror)
 
 
 def create(
@@ -191,8 +219,9 @@ def create(
     seed: int,
     versions: Mapping[str, str] | None = None,
     rows_per_shard: int,
+    cache: Cache | None = None,
 ) -> Store:
-    """Make a store at `root`, or open the one that is there when it was made of the same.
+    """Make a store at `root`, a folder or a URL, or open the one that is there when it was made of the same.
 
     Args:
         data: where the images came from, as JSON values. It opens them again and decides nothing: keys, labels and
@@ -207,15 +236,19 @@ def create(
         seed: what the views are drawn from.
         versions: of libraries, for people to read.
         rows_per_shard: rows in one shard of a new store; one that is there keeps its own.
+        cache: where a remote store has its local image.
 
     Raises:
         StoreError: what is there is of other images, another recipe or another seed (both sides are shown), or the
             place cannot be written.
     """
-    folder = Path(root).absolute()
+    mirror = _mirrored(root, cache)
+    folder = Path(root).absolute() if mirror is None else mirror.folder
     known = [name for name in _images.SCHEMA.names if name != "checksum" or checksums is None]
     table = _images.normalised(images, known)
     what = identity(classes, tuple(class_names), dict(recipe), seed)
+    if mirror is not None and NAME not in mirror.objects:
+        _forget_others(mirror, dict(data), what, table)
     if not (folder / NAME).exists():
         with _lock.alone(folder):
             if not (folder / NAME).exists():
@@ -223,18 +256,66 @@ def create(
                     table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
                 )
                 _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
-    store = open_store(folder)
+    store = _open_folder(folder, mirror)
     _refuse_differences(store, dict(data), what, table)
+    if mirror is not None:
+        _publish(mirror, store.manifest)
     return store
 
 
-def open_store(root: str | os.PathLike[str]) -> Store:
-    """The store at `root`.
+def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
+    """The store at `root`, a folder or a URL; of a remote one, shards are copied to the cache when they are read.
 
     Raises:
-        StoreError: there is none, it was not copied whole, it is damaged, or of a newer format.
+        StoreError: there is none, it was not copied whole, it is damaged, of a newer format, or cannot be reached.
     """
-    folder = Path(root).absolute()
+    mirror = _mirrored(root, cache)
+    if mirror is None:
+        return _open_folder(Path(root).absolute())
+    if NAME not in mirror.objects:
+        raise StoreError(f"{mirror.url} has no {NAME}: it is no label store, or was not copied whole")
+    return _open_folder(mirror.folder, mirror)
+
+
+def holds_store(root: str | os.PathLike[str], cache: Cache | None = None) -> bool:
+    """Whether there is a store at `root`, a folder or a URL."""
+    mirror = _mirrored(root, cache)
+    return (Path(root) / NAME).exists() if mirror is None else NAME in mirror.objects
+
+
+def _mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None:
+    """The local image of a remote store, its documents as they are there now; None for a folder."""
+    if not is_url(root):
+        return None
+    mirror = Mirror(str(root), cache or Cache.at())
+    if NAME not in mirror.objects:
+        return mirror
+    mirror.bring(NAME)
+    manifest = read_document(Place(mirror.folder, (NAME,)), Manifest)
+    for number in range(len(manifest.images)):
+        mirror.bring(images_name(number))
+    for name in filter(_TEACHER.fullmatch, mirror.teachers()):
+        mirror.bring(f"{name}/{CARD}")
+    return mirror
+
+
+def _forget_others(mirror: Mirror, data: dict[str, Any], what: dict[str, Any], table: pa.Table) -> None:
+    """Remove the local image of a store that is not there any more, unless another process is just making this one."""
+    if (mirror.folder / NAME).exists():
+        try:
+            _refuse_differences(_open_folder(mirror.folder), data, what, table)
+        except StoreError:
+            mirror.forget()
+
+
+def _publish(mirror: Mirror, manifest: Manifest) -> None:
+    """Bring the remote documents up to date; the manifest, which makes it a store, comes last."""
+    for number in range(len(manifest.images)):
+        mirror.publish(images_name(number))
+    mirror.publish(NAME)
+
+
+def _open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder; a label store is made by `softlabels dump`")
     place = Place(folder)
@@ -252,12 +333,12 @@ def open_store(root: str | os.PathLike[str]) -> Store:
             )
         if file.rows * _images.SMALLEST_ROW > file.size:
             raise StoreError(f"{place / NAME} claims {file.rows:,} images, more than {name} has room for")
-    return Store(folder, manifest)
+    return Store(folder, manifest, mirror)
 
 
-def reopened(root: str, name: str) -> TeacherLabels:
+def reopened(root: str, name: str, cache: Cache | None = None) -> TeacherLabels:
     """What a process does that receives labels from another one."""
-    return open_store(root).teacher(name)
+    return open_store(root, cache).teacher(name)
 
 
 def _make(

@@ -31,6 +31,12 @@ class Zarr:
     """Zarr v3, one folder for each shard."""
 
     suffix = ".zarr"
+    header_member = _META
+    head = LARGEST
+
+    def head_end(self, begun: bytes) -> int:
+        """See `ShardFormat.head_end`."""
+        return len(begun)
 
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """See `ShardFormat.write`."""

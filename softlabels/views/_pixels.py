@@ -30,6 +30,10 @@ def resized_boxes(images: Tensor, boxes: NDArray[np.int64], size: int, interpola
     """From each of n images (n, 3, H, W) its own box (n, 4), cut out and then resized: (n, 3, size, size)."""
     if len(images) > images.shape[2] + images.shape[3]:
         return _resized_by_axis(images, boxes, size, interpolation)
+    if len(images) == 1:
+        ((top, left, height, width),) = boxes.tolist()
+        box = images[:, :, top : top + height, left : left + width]
+        return box.clone() if height == width == size else resized(box, size, size, interpolation)
     shown = images.new_empty((len(images), images.shape[1], size, size))
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         box = images[i : i + 1, :, top : top + height, left : left + width]

@@ -170,8 +170,9 @@ class Recipe(BaseModel):
         """Whether pictures are mixed with those of partners, see `partners` and `mix`."""
         return self._mixer is not None
 
-    def partners(self, views: Views, population: int) -> NDArray[np.int64]:
-        """Which of `population` images each view is mixed with, each equally likely: rows int64 (n,), -1 for none.
+    def partners(self, views: Views, population: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of `population` images (one number, or one for each view) each view is mixed with, each equally likely:
+        rows int64 (n,), -1 for none.
 
         The population is part of what is drawn, so its count and order must be recorded with the labels. An image can
         be its own partner.

@@ -352,8 +352,18 @@ def test_what_is_wrong_with_a_function_is_told(module: str) -> None:
 
 
 def test_every_kind_is_a_frozen_mapping_and_back(tmp_path: Path) -> None:
-    needed = {"folder": "root", "images": "root", "csv": "file", "function": "target"}
-    assert DATASETS.names == ("cifar10", "cifar100", "csv", "digits", "folder", "function", "imagenet", "images")
+    needed = {"folder": "root", "images": "root", "csv": "file", "function": "target", "pack": "root"}
+    assert DATASETS.names == (
+        "cifar10",
+        "cifar100",
+        "csv",
+        "digits",
+        "folder",
+        "function",
+        "imagenet",
+        "images",
+        "pack",
+    )
     for kind in DATASETS.names:
         mapping = {"kind": kind, **({needed[kind]: str(tmp_path)} if kind in needed else {})}
         part = DATASETS.make(mapping)

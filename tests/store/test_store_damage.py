@@ -45,7 +45,7 @@ def test_a_flipped_bit_anywhere_is_found_and_named(tmp_path: Path, form: str, co
     for path in sorted(path for path in root.rglob("*") if path.is_file()):
         size = path.stat().st_size
         ends = [0, 1, 8 * size - 1]
-        for bit in [*ends, *rng.integers(0, 8 * size, 12).tolist()]:
+        for bit in [*ends, *rng.integers(0, 8 * size, 7).tolist()]:
             flip(path, bit)
             found = problems(root)
             assert found, f"bit {bit} of {path}"
@@ -61,7 +61,8 @@ def test_every_flipped_bit_of_a_shard_is_found(tmp_path: Path, form: str, compre
     labels = filled(tmp_path / "s", form, compression, rows=3, rows_per_shard=3, views=1)
     shard = labels.shards[0]
     for path in sorted(path for path in (tmp_path / "s" / "cnn").rglob("*") if path.is_file()):
-        for bit in range(8 * path.stat().st_size):
+        # At least one bit of each byte, at all eight places in turn; every one would take minutes.
+        for bit in range(0, 8 * path.stat().st_size, 7):
             flip(path, bit)
             found = problems(tmp_path / "s")
             flip(path, bit)
@@ -78,7 +79,7 @@ def test_a_damaged_payload_is_found_by_check_and_repaired_by_dumping_again(
     place = labels._folder.shard_place(shard).path
     offset = labels._folder.header(shard).arrays["values"].offsets[1]
     flip(place if form == "hdf5" else place / "values/c/0/0/0", 8 * offset + 3)
-    with pytest.raises(StoreError, match=rf"{shard.name}.*softlabels verify.*dump"):
+    with pytest.raises(StoreError, match=rf"{shard.name}.*softlabels verify.*softlabels repair"):
         labels.check()
     with pytest.raises(StoreError, match=shard.name):
         labels.read_shard(shard)
@@ -188,7 +189,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from store.stores import card, fill, make
-labels = make(Path(sys.argv[1]), 400, 8).prepare("cnn", card(sys.argv[2], sys.argv[3]))
+labels = make(Path(sys.argv[1]), 240, 8).prepare("cnn", card(sys.argv[2], sys.argv[3]))
 print("ready", flush=True)
 fill(labels, 4)
 """
@@ -212,7 +213,7 @@ def kill_and_go_on(root: Path, form: str, compression: str, delay: float) -> Non
 
 
 def killed(tmp_path: Path, form: str, compression: str, delays: list[float]) -> None:
-    filled(tmp_path / "whole", form, compression, rows=400, rows_per_shard=8, views=4)
+    filled(tmp_path / "whole", form, compression, rows=240, rows_per_shard=8, views=4)
     for delay in delays:
         kill_and_go_on(tmp_path / "s", form, compression, delay)
     fill(open_store(tmp_path / "s").teacher("cnn"), 4)
@@ -224,7 +225,7 @@ def killed(tmp_path: Path, form: str, compression: str, delays: list[float]) -> 
 
 @pytest.mark.parametrize("form", ["hdf5", "zarr"])
 def test_a_writer_killed_at_any_moment_loses_nothing(tmp_path: Path, form: str) -> None:
-    killed(tmp_path, form, "none", np.random.default_rng(0).uniform(0, 0.3, 3).tolist())
+    killed(tmp_path, form, "none", np.random.default_rng(0).uniform(0, 0.25, 3).tolist())
 
 
 @pytest.mark.slow

@@ -62,6 +62,15 @@ def test_the_same_again_opens_the_store_and_changes_nothing(tmp_path: Path) -> N
     assert files(tmp_path / "s") == before
 
 
+def test_images_that_moved_are_the_same_data_set(tmp_path: Path) -> None:
+    make(tmp_path / "s")
+    before = files(tmp_path / "s")
+    make(tmp_path / "s", data={"kind": "folder", "name": "elsewhere"})
+    assert files(tmp_path / "s") == before
+    with pytest.raises(StoreError, match=r"data\.name is 'birds' there and 'cats' here.*it holds 50 images"):
+        make(tmp_path / "s", images=table(49), data={"kind": "folder", "name": "cats"})
+
+
 def test_checksums_are_asked_for_only_once(tmp_path: Path) -> None:
     images, asked = table(50), []
 
@@ -80,7 +89,6 @@ def test_checksums_are_asked_for_only_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"spec": {"kind": "small", "name": "other"}}, "spec.name is 'cnn' there and 'other' here"),
         ({"weights_sha256": "cd" * 32}, "weights_sha256 is"),
         ({"codec": {"kind": "topk", "k": 6}}, "codec.k is 5 there and 6 here"),
         (
@@ -97,6 +105,20 @@ def test_another_teacher_or_codec_is_refused_with_the_difference(
     store = filled(tmp_path / "s").root
     with pytest.raises(StoreError, match=said):
         open_store(store).prepare("cnn", card(**changes))
+
+
+def test_a_teacher_without_a_hash_is_known_by_its_spec(tmp_path: Path) -> None:
+    store = make(tmp_path / "s")
+    store.prepare("live", card(weights_sha256=""))
+    with pytest.raises(StoreError, match=r"spec\.name is 'cnn' there and 'other' here"):
+        store.prepare("live", card(weights_sha256="", spec={"kind": "small", "name": "other"}))
+
+
+def test_weights_that_moved_are_the_same_teacher(tmp_path: Path) -> None:
+    store = make(tmp_path / "s")
+    store.prepare("cnn", card())
+    moved = store.prepare("cnn", card(spec={"kind": "file", "path": "elsewhere.safetensors"}))
+    assert moved.card.spec == {"kind": "small", "name": "cnn"}
 
 
 def test_a_second_teacher_is_a_second_folder(tmp_path: Path) -> None:

@@ -1,0 +1,86 @@
+"""Damage mended: shards that are not what was written are taken away, or dumped again in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softlabels.codecs import Codec
+from softlabels.datasets import Images, content_checksums
+from softlabels.dumping import dump_shards
+from softlabels.errors import DataError
+from softlabels.journal import Journal
+from softlabels.samples import Pictures, Workers
+from softlabels.store import Shard, Store, TeacherLabels
+from softlabels.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """The damaged shards of one teacher, by name, and whether they were dumped again or only taken away."""
+
+    teacher: str
+    damaged: tuple[str, ...]
+    redumped: bool
+
+
+def find_damage(labels: TeacherLabels) -> list[Shard]:
+    """The shards of which a byte is not as it was written; all are read.
+
+    Raises:
+        StoreError: a shard is of another store or a newer format: that is no damage, and not ours to remove.
+    """
+    labels.shards  # noqa: B018  (reading the headers tells foreign shards from damaged ones)
+    return labels.damaged()
+
+
+def remove(labels: TeacherLabels, shards: Sequence[Shard]) -> None:
+    """Take these shards away, so that a dump misses them. Within `labels.writing`."""
+    for shard in shards:
+        labels.remove(shard)
+
+
+def redump(
+    pictures: Pictures,
+    teacher: Teacher,
+    codec: Codec,
+    labels: TeacherLabels,
+    shards: Sequence[Shard],
+    *,
+    batch_size: int,
+    workers: Workers,
+    skip_bad_images: bool,
+    journal: Journal,
+) -> None:
+    """Dump these damaged shards, and no others, in their places. Within `labels.writing`.
+
+    A shard goes when its successor is complete in memory; a kill between the two leaves a gap that a dump fills.
+    """
+    dump_shards(
+        pictures,
+        teacher,
+        codec,
+        labels,
+        shards,
+        batch_size=batch_size,
+        workers=workers,
+        skip_bad_images=skip_bad_images,
+        journal=journal,
+    )
+
+
+def check_contents(store: Store, images: Images, shards: Sequence[Shard]) -> None:
+    """Compare the images of these shards' rows, which are rows of `images` too, with what was labelled.
+
+    Raises:
+        DataError: an image has other content now; it is named.
+    """
+    rows = np.unique(np.concatenate([np.arange(shard.first_row, shard.stop_row) for shard in shards]))
+    changed = rows[content_checksums(images, rows) != store.checksums[rows]]
+    if len(changed):
+        raise DataError(
+            f"image {images.keys[int(changed[0])].as_py()!r} has other content than when it was labelled "
+            f"({len(changed):,} of the damaged shards' images have); restore it, or make a store of what is there now"
+        )

@@ -1,0 +1,99 @@
+"""`softlabels repair`."""
+
+from __future__ import annotations
+
+import shlex
+from functools import cached_property
+from pathlib import Path
+
+from softlabels import repairing
+from softlabels.datasets import Images, subset
+from softlabels.errors import DataError
+from softlabels.journal import Journal
+from softlabels.labels import Labels, open_labels
+from softlabels.repairing import RepairReport
+from softlabels.runs._configs import RepairConfig
+from softlabels.runs._dump import saved_config
+from softlabels.runs._parts import label_images, matched, reopening
+from softlabels.samples import Pictures, frame
+from softlabels.store import Shard
+
+
+def run_repair(config: RepairConfig, journal: Journal) -> list[RepairReport]:
+    """Find the damaged shards of every teacher; dump them again, or remove them and say what does."""
+    labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    workshop = _Workshop(config, labels)
+    reports = []
+    for name in labels.teachers:
+        with labels.of(name).writing():
+            damaged = repairing.find_damage(labels.of(name))
+            if damaged and config.redump:
+                workshop.redump(name, damaged, journal)
+            else:
+                repairing.remove(labels.of(name), damaged)
+        reports.append(RepairReport(name, tuple(shard.name for shard in damaged), bool(damaged) and config.redump))
+        for line in _lines(reports[-1], damaged, labels):
+            journal.say(line)
+    return reports
+
+
+class _Workshop:
+    """What dumping again needs, opened when the first damage is found."""
+
+    def __init__(self, config: RepairConfig, labels: Labels) -> None:
+        self._config, self._labels = config, labels
+
+    @cached_property
+    def images(self) -> Images:
+        """The data set in the order of the store's rows."""
+        config, store = self._config, self._labels.store
+        images = label_images(self._labels, config.data, config.data_dir)
+        rows, _ = matched(store, images)
+        if (rows < 0).any():
+            absent = store.keys[int((rows < 0).argmax())].as_py()
+            raise DataError(f"{images.name} lacks {(rows < 0).sum():,} labelled images, the first is {absent!r}")
+        return subset(images, rows)
+
+    def redump(self, name: str, shards: list[Shard], journal: Journal) -> None:
+        """Dump the damaged shards of a teacher again."""
+        config, labels = self._config, self._labels
+        repairing.check_contents(labels.store, self.images, shards)
+        reopen = reopening(config, labels, self.images, "leave --redump out to only remove the damage")
+        teacher = reopen(name)
+        views = max(shard.stop_view for shard in shards)
+        repairing.redump(
+            Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
+            teacher,
+            labels.codec(name),
+            labels.of(name),
+            shards,
+            batch_size=config.batch_size,
+            workers=config.helpers(self.images),
+            skip_bad_images=config.on_bad_image == "skip",
+            journal=journal,
+        )
+
+
+def _lines(report: RepairReport, damaged: list[Shard], labels: Labels) -> list[str]:
+    if not damaged:
+        return [f"{report.teacher}: {len(labels.of(report.teacher).shards):,} shards, no damage"]
+    named = ", ".join(report.damaged[:10]) + (f" and {len(damaged) - 10:,} more" if len(damaged) > 10 else "")
+    if report.redumped:
+        return [f"{report.teacher}: dumped {len(damaged):,} damaged shards again: {named}"]
+    return [
+        f"{report.teacher}: removed {len(damaged):,} damaged shards: {named}",
+        f"  {_dump_command(report.teacher, damaged, labels)}",
+    ]
+
+
+def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:
+    root, each = labels.store.root, labels.of(teacher)
+    views = max(shard.stop_view for shard in (*each.shards, *damaged))
+    others = len(each.missing(views)) - len(damaged)
+    besides = f" (and {others:,} others that were missing before)" if others > 0 else ""
+    saved = Path(root) / saved_config(teacher)
+    if saved.exists() and root == Path(labels.store.location):
+        command = ["softlabels", "dump", "--config", saved, "--out", root, "--views", views, "--part", "0/1"]
+        return f"this dumps them again{besides}: {shlex.join(str(word) for word in command)}"
+    where = labels.store.location
+    return f"the command that dumped {teacher} dumps them again{besides}, with --out {where} --views {views}"

@@ -1,0 +1,122 @@
+"""A folder for copies of remote shards, of a limited size: what was not used for longest goes first.
+
+::
+
+    <cache>/
+      <store>/                    a folder that `Store` reads, one for each URL
+        .copies/<teacher>/<shard> says that a shard is copied, or being copied: its bytes and its version; its time is
+                                  that of its last use
+        .copying/...              shards that are on their way
+        .heads/...                files as long as shards that begin as they do; they take next to no room
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from softlabels.errors import StoreError
+
+COPIES = ".copies"
+_LOCK = ".lock"
+_KEPT = "SOFTLABELS_CACHE"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where copies of remote shards are kept, and how many bytes they may have together (None: any number)."""
+
+    folder: Path
+    limit: int | None = None
+
+    @staticmethod
+    def at(folder: str | os.PathLike[str] | None = None, limit: int | None = None) -> Cache:
+        """The cache in `folder`; without it in ``$SOFTLABELS_CACHE``, or below the user's cache folder."""
+        chosen = folder or os.environ.get(_KEPT)
+        if not chosen:
+            chosen = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softlabels"
+        return Cache(Path(chosen).absolute(), limit)
+
+    def reserve(self, note: Path, size: int) -> None:
+        """Make room for `size` bytes and enter them as `note`; their shard may then be copied.
+
+        Raises:
+            StoreError: the shard alone is larger than the limit.
+        """
+        if self.limit is not None and size > self.limit:
+            raise StoreError(
+                f"a shard has {size:,} bytes, the cache {self.folder} may hold {self.limit:,}; give it more with "
+                f"--cache-size"
+            )
+        with self._locked(fcntl.LOCK_EX):
+            if self.limit is not None:
+                self._evict(self.limit - size, keep=note)
+            enter(note, "", size)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While this lasts, no copy goes."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    def _evict(self, room: int, keep: Path) -> None:
+        copies = sorted((note.stat().st_mtime_ns, note) for note in self._notes() if note != keep)
+        sizes = {note: entered(note)[1] for _, note in copies}
+        held = sum(sizes.values())
+        for _, note in copies:
+            if held <= room:
+                return
+            drop(note)
+            held -= sizes[note]
+
+    def _notes(self) -> Iterator[Path]:
+        return (note for note in self.folder.glob(f"*/{COPIES}/*/*") if not note.name.endswith("~"))
+
+    @contextlib.contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StoreError(f"cannot write the cache {self.folder}: {error.strerror}; choose a --cache-dir") from error
+        try:
+            fcntl.flock(handle, how)
+            yield
+        finally:
+            os.close(handle)
+
+
+def enter(note: Path, version: str, size: int) -> None:
+    """Say which version of a shard is copied ("": none yet) and its bytes."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    fresh = note.with_name(f"{note.name}.{os.getpid()}~")
+    fresh.write_text(f"{size}\n{version}", encoding="utf-8")
+    fresh.replace(note)
+
+
+def entered(note: Path) -> tuple[str, int]:
+    """What was entered last; ("", 0) when nothing was."""
+    try:
+        size, _, version = note.read_text(encoding="utf-8").partition("\n")
+        return version, int(size)
+    except (OSError, ValueError):
+        return "", 0
+
+
+def drop(note: Path) -> None:
+    """Remove a copy, and then its note, so that nothing ever lies there uncounted."""
+    discard(note.parents[2] / note.parent.name / note.name)
+    note.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

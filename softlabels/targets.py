@@ -1,0 +1,267 @@
+"""What a student learns from: stored labels, teachers in the loop or none, and which of it counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.codecs import SparseCodec
+from softlabels.errors import ConfigError, StoreError
+from softlabels.labels import Labels
+from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
+from softlabels.samples import Batch, LabelledPictures, Pictures, as_mapping
+from softlabels.teachers import Teacher
+from softlabels.views import Frame
+
+
+class Sparse(NamedTuple):
+    """Targets that name K classes: `ids` int64 (n, K), `logits` (n, K), and `tail_logit` (n,) of every other class."""
+
+    ids: Tensor
+    logits: Tensor
+    tail_logit: Tensor
+
+
+Target = Tensor | Sparse
+"""Logits (n, classes), or sparse ones; both up to a constant per row."""
+
+
+class Targets(Protocol):
+    """What the teachers say of a batch, on `device`; None where there is no teacher."""
+
+    def __call__(self, batch: Batch, device: torch.device) -> Target | None: ...
+
+
+@dataclass(frozen=True)
+class NoTargets:
+    """Hard labels alone."""
+
+    def __call__(self, batch: Batch, device: torch.device) -> None:  # noqa: ARG002
+        return None
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """Labels read from a store, decoded and blended at the objective's temperature."""
+
+    labels: Labels
+    label_rows: NDArray[np.int64]
+    blend: Blend
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+        arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
+        logits = self.labels.decode(arrays, self.temperature).to(device, non_blocking=True)
+        words = None
+        if self.blend.samples:
+            words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
+        return self.blend(logits, temperature=self.temperature, words=words)
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """One teacher's labels as they name K classes: nothing of the shape (n, classes) is ever built."""
+
+    codec: SparseCodec
+    classes: int
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Sparse:
+        (arrays,) = batch.arrays.values()
+        said = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
+        return Sparse(*(each.to(device, non_blocking=True) for each in said))
+
+
+def stored_targets(
+    labels: Labels, label_rows: NDArray[np.int64], teachers: Sequence[str], blend: Blend, objective: Objective
+) -> StoredTargets | SparseTargets:
+    """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so."""
+    parts = [objective.loss] if objective.alpha < 1 else []
+    parts += [term.loss for term in objective.terms]
+    codec = labels.codec(teachers[0])
+    if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
+        # Asked once, so that a blend that does not fit one teacher is refused here too.
+        blend(torch.zeros(1, 1, labels.classes), temperature=objective.temperature, words=np.zeros(1, np.uint64))
+        return SparseTargets(codec, labels.classes, objective.temperature)
+    return StoredTargets(labels, label_rows, blend, objective.temperature)
+
+
+@dataclass(frozen=True)
+class LiveTargets:
+    """Teachers in the loop, each on its own rendering of the very same views: the control of every offline claim."""
+
+    teachers: Sequence[Teacher]
+    pictures: Sequence[Pictures]
+    student_frame: Frame
+    blend: Blend
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+        rows, views = batch.rows.numpy(), batch.views.numpy()
+        said = [
+            teacher.logits(batch.pictures if pictures.frame == self.student_frame else pictures.render(rows, views))
+            for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
+        ]
+        words = self.pictures[0].words(rows, views) if self.blend.samples else None
+        logits = torch.stack([logits.to(device) for logits in said])
+        return self.blend(logits, temperature=self.temperature, words=words)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Images that have labels: their rows in the data set and in the store, int64 (n,) each, and how many have none."""
+
+    rows: NDArray[np.int64]
+    label_rows: NDArray[np.int64]
+    without: int
+
+
+def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool) -> Joined:
+    """Find the labels of a data set by key; the data set may be a subset, a superset or in another order.
+
+    Raises:
+        StoreError: images without labels, unless `leave_out`; or none has labels.
+    """
+    found = labels.store.find(keys)
+    held = found >= 0
+    held[held] = labels.labelled(found[held], teachers)
+    without = int((~held).sum())
+    if not held.any():
+        raise StoreError(f"no image of this data set has labels in {labels.store.location}; is --data the right one?")
+    if without and not leave_out:
+        first = keys[int(np.flatnonzero(~held)[0])].as_py()
+        raise StoreError(
+            f"{without:,} of {len(held):,} images have no labels in {labels.store.location} (first: {first!r}); "
+            f"dump them, or train without them: --unlabelled leave-out"
+        )
+    return Joined(np.flatnonzero(held), found[held], without)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which soft labels count.
+
+    A label whose highest probability (at temperature 1) is below `min_confidence` has no soft part: its picture shows
+    background, as far as the teacher can tell. With `wrong_teacher` "hard", a row whose teacher names another class
+    than the true one is learnt from its hard label alone, in full.
+
+    Source: Shen 2023, "FerKD: surgical label adaptation for efficient distillation", arXiv:2312.17473.
+    """
+
+    min_confidence: float = 0.0
+    wrong_teacher: Literal["keep", "hard"] = "keep"
+
+    @property
+    def active(self) -> bool:
+        """Whether any label may be left out."""
+        return self.min_confidence > 0 or self.wrong_teacher == "hard"
+
+    def sorted(self, target: Target, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """Rows whose teacher counts, and rows whose hard label counts in its place, bool (n,) each."""
+        probability, named = _highest(target, classes)
+        wrong = torch.zeros_like(labels, dtype=torch.bool)
+        if self.wrong_teacher == "hard":
+            wrong = (labels >= 0) & (named != labels)
+        return (probability >= self.min_confidence) & ~wrong, wrong
+
+    def describe(self) -> list[str]:
+        """Lines for the run's header."""
+        lines = []
+        if self.min_confidence > 0:
+            lines.append(f"rows whose teacher's highest probability is below {self.min_confidence:g} have no soft part")
+        if self.wrong_teacher == "hard":
+            lines.append("rows whose teacher is wrong are learnt from their hard label alone")
+        return [*lines, "the mean is taken over the rows that count"] if lines else []
+
+
+def _highest(target: Target, classes: int) -> tuple[Tensor, Tensor]:
+    """Probability at temperature 1 and number of each row's highest class, (n,) each."""
+    if isinstance(target, Tensor):
+        top = target.float().max(-1)
+        return (top.values - target.float().logsumexp(-1)).exp(), top.indices
+    top = target.logits.max(-1)
+    named = target.ids.gather(1, top.indices[:, None]).squeeze(1)
+    others = classes - target.ids.shape[1]
+    masses = [target.logits, target.tail_logit[:, None] + math.log(others)] if others else [target.logits]
+    return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from: samples, what the teachers say of them, and what is to be minimised.
+
+    With `alpha_end`, the hard part's share goes in a line from the objective's alpha at the first step to it at the
+    last, for the moment when the teacher has no more to teach.
+    """
+
+    samples: LabelledPictures
+    targets: Targets
+    objective: Objective
+    alpha_end: float | None = None
+    filter: Filter = field(default_factory=Filter)
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Names of what `loss` reports beside the total."""
+        terms = [term.loss.kind for term in self.objective.terms if term.weight]
+        return ("hard", "soft", *terms, *(["kept"] if self.filter.active else []))
+
+    def objective_at(self, done: float) -> Objective:
+        """What is minimised when `done` of all steps, 0 to 1, are made."""
+        if self.alpha_end is None:
+            return self.objective
+        alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
+        return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
+
+    def loss(self, batch: Batch, logits: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over a batch of which the student said `logits` (n, classes), and its parts."""
+        objective, device = self.objective_at(done), logits.device
+        hard = batch.hard.to(device, non_blocking=True)
+        target = self.targets(batch, device) if objective.needs_teacher else None
+        if target is None or not self.filter.active:
+            value, parts = objective(logits, hard, target, **_mixture(batch, device))
+            return value, parts | {"kept": torch.ones((), device=device)}
+        return self._filtered(objective, logits, hard, target, _mixture(batch, device))
+
+    def describe(self) -> list[str]:
+        """The exact objective, in lines for the run's header."""
+        lines = self.objective.describe()
+        if self.alpha_end is not None:
+            lines.append(
+                f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "
+                f"{self.alpha_end:g} at the last"
+            )
+        if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
+            lines.append("of a mixed picture hard is the sum over both images' labels, weighted by their shares of it")
+        return lines + self.filter.describe()
+
+    def _filtered(
+        self, objective: Objective, logits: Tensor, hard: Tensor, target: Target, mixture: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if mixture and self.filter.wrong_teacher == "hard":
+            raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
+        kept, wrong = self.filter.sorted(target, hard, logits.shape[1])
+        value, parts = objective(logits, hard, target, kept, **mixture)
+        total, rows = kept.sum() * value, kept.sum()
+        # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
+        rest = [(wrong, 1.0), (~kept & ~wrong & (hard >= 0), objective.alpha)]
+        for mask, weight in rest:
+            if weight > 0:
+                smoothing = objective.label_smoothing
+                left = hard_cross_entropy(logits, hard, label_smoothing=smoothing, valid=mask, **mixture)
+                total, rows = total + weight * mask.sum() * left, rows + mask.sum()
+        return total / rows.clamp(min=1), parts | {"kept": kept.float().mean()}
+
+
+def _mixture(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What a loss is told of the second image of mixed pictures; nothing where the recipe does not mix."""
+    if batch.partners is None or batch.shares is None:
+        return {}
+    return {"partners": batch.partners.to(device), "shares": batch.shares.to(device)}

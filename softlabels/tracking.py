@@ -1,0 +1,205 @@
+"""Where a run's records go besides its own files: one small interface, each service imported when it is asked for.
+
+A tracker that fails is left behind with a line; it never stops a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+from softlabels.config import Part, Table
+from softlabels.errors import ConfigError
+from softlabels.journal import Journal
+
+
+class Tracking(Protocol):
+    """An opened tracker."""
+
+    def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Keep an epoch's numbers, which were reached at `step`."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+class Tracker(Protocol):
+    """A frozen part that says where records go."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def check(self) -> None:
+        """Raises ConfigError when what it needs is not installed."""
+
+    def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
+        """Begin the run of this folder and these settings, or go on with it."""
+
+
+class TensorBoard(Part):
+    """Event files in ``tensorboard`` inside the run's folder."""
+
+    kind: Literal["tensorboard"] = "tensorboard"
+
+    def check(self) -> None:
+        _needed("tensorboard", "tensorboard")
+
+    def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder / "tensorboard"))
+        writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
+        return _TensorBoard(writer)
+
+
+class WandB(Part):
+    """Weights & Biases; offline, nothing leaves the run's folder until `wandb sync`."""
+
+    kind: Literal["wandb"] = "wandb"
+    project: str = "softlabels"
+    mode: Literal["offline", "online"] = "offline"
+
+    def check(self) -> None:
+        _needed("wandb", "wandb")
+
+    def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
+        import wandb
+
+        run = wandb.init(
+            project=self.project,
+            name=str(folder),
+            dir=str(folder),
+            mode=self.mode,
+            config=dict(settings),
+            reinit="create_new",
+        )
+        return _WandB(run)
+
+
+class MLflow(Part):
+    """An MLflow server, or (None) the database ``mlflow.db`` inside the run's folder."""
+
+    kind: Literal["mlflow"] = "mlflow"
+    uri: str | None = None
+    experiment: str = "softlabels"
+
+    def check(self) -> None:
+        _needed("mlflow", "mlflow")
+
+    def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        found = client.get_experiment_by_name(self.experiment)
+        experiment = found.experiment_id if found is not None else client.create_experiment(self.experiment)
+        run = client.create_run(experiment, run_name=str(folder)).info.run_id
+        for name, value in settings.items():
+            client.log_param(run, name, str(value)[:500])
+        return _MLflow(client, run)
+
+
+TRACKERS: Table[Tracker] = Table("tracker", "trackers", [TensorBoard, WandB, MLflow])
+"""Every tracker by its kind."""
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    def __init__(self, client: Any, run: str) -> None:
+        self._client, self._run = client, run
+
+    def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class Trackers:
+    """Several trackers as one; each is left behind at its first failure."""
+
+    def __init__(self, opened: Mapping[str, Tracking], journal: Journal) -> None:
+        self._opened, self._journal = dict(opened), journal
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Keep an epoch's record, as it stands in ``metrics.jsonl``."""
+        numbers = {name: float(value) for name, value in record.items() if name != "step"}
+        for name, tracking in list(self._opened.items()):
+            with self._surviving(name):
+                tracking.record(record["step"], numbers)
+
+    def close(self) -> None:
+        """Close them all."""
+        for name, tracking in list(self._opened.items()):
+            with self._surviving(name):
+                tracking.close()
+
+    @contextmanager
+    def _surviving(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as problem:
+            self._opened.pop(name, None)
+            _left_behind(name, problem, self._journal)
+
+
+@contextmanager
+def tracked(trackers: Iterable[Any], folder: Path, settings: Mapping[str, Any], journal: Journal) -> Iterator[Trackers]:
+    """The trackers that these values name, open while the block runs.
+
+    Raises:
+        ConfigError: an unknown tracker, or one whose package is not installed.
+    """
+    parts = [TRACKERS.make(each) for each in trackers]
+    for part in parts:
+        part.check()
+    opened = {}
+    for part in parts:
+        try:
+            opened[part.kind] = part.open(folder, settings)
+        except Exception as problem:
+            _left_behind(part.kind, problem, journal)
+    group = Trackers(opened, journal)
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+def _left_behind(name: str, problem: Exception, journal: Journal) -> None:
+    reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+    journal.say(f"tracker {name} failed ({reason}); the run goes on without it")
+
+
+def _needed(package: str, extra: str) -> ModuleType:
+    try:
+        return import_module(package)
+    except ImportError as problem:
+        raise ConfigError(f"--track {extra} needs a package: pip install 'softlabels[{extra}]'") from problem

@@ -1,0 +1,142 @@
+"""Images that come later are added to a store whose finished shards stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from moving import all_bytes, dump, shard_bytes
+from torchvision.io import write_jpeg
+from worlds import picture, write_pictures
+
+import softlabels
+from softlabels.store import open_store
+
+FORMATS = ("hdf5", "zarr")
+DUMP = ("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", "photos", "--views", 2, "--device", "cpu")
+DUMP += ("--rows-per-shard", 5, "--batch-size", 8, "--workers", 0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 18 pictures of one's own."""
+    return write_pictures(tmp_path / "photos")
+
+
+def add(photos: Path) -> None:
+    """Two more pictures, which a listing shows between the others."""
+    write_jpeg(picture(1), str(photos / "class-0/0005.jpg"))
+    write_jpeg(picture(2), str(photos / "class-1/000-more.jpg"))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_more_images_leave_finished_shards_untouched(
+    softlabels_command: Callable, photos: Path, tmp_path: Path, format: str
+) -> None:
+    dump(Path("shards"), photos, format=format)
+    before = shard_bytes(Path("shards"))
+    add(photos)
+    grown = softlabels_command(*DUMP, "--grow", "--format", format)
+    assert grown.exit_code == 0, grown.output
+    assert "wrote 1 shards, 4 labels" in grown.output
+    after = shard_bytes(Path("shards"))
+    assert {name: after[name] for name in before} == before
+    fresh, labels = softlabels.open_labels(dump(tmp_path / "fresh", photos)), softlabels.open_labels("shards")
+    assert (len(labels), labels.views) == (20, 2)
+    for view in range(2):
+        torch.testing.assert_close(
+            labels.logits(labels.rows(fresh.keys), view), fresh.logits(range(20), view), atol=1e-3, rtol=1e-3
+        )
+    assert softlabels_command("verify", "--device", "cpu").exit_code == 0
+
+
+def test_a_grown_store_goes_on_as_any_other(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    add(photos)
+    assert softlabels_command(*DUMP, "--grow").exit_code == 0
+    before = all_bytes(Path("shards"))
+    for again in (DUMP, (*DUMP, "--grow")):
+        assert "nothing to do" in softlabels_command(*again).output
+    assert all_bytes(Path("shards")) == before
+    assert softlabels_command(*DUMP, "--views", 3).exit_code == 0
+    assert softlabels_command("convert", "--out", "z", "--format", "zarr").exit_code == 0
+    for store in ("shards", "z"):
+        assert softlabels.open_labels(store).views == 3
+        assert softlabels_command("verify", "--labels", store, "--device", "cpu").exit_code == 0
+    trained = softlabels_command(
+        *("train", "--student", "cnn_tiny", "--size", 16, "--labels", "shards", "--epochs", 1, "--device", "cpu"),
+        *("--batch-size", 10, "--workers", 0),
+    )
+    assert trained.exit_code == 0, trained.output
+
+
+def test_more_images_are_refused_with_a_hint(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    before = all_bytes(Path("shards"))
+    add(photos)
+    refused = softlabels_command(*DUMP)
+    assert refused.exit_code == 1
+    assert refused.output.count("\n") == 1
+    assert (
+        "holds 18 of these 20 images; add the 2 new ones (the first is 'class-0/0005.jpg') with --grow"
+        in refused.output
+    )
+    assert all_bytes(Path("shards")) == before
+
+
+def test_fewer_or_changed_images_do_not_grow_a_store(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    before = all_bytes(Path("shards"))
+    add(photos)
+    (photos / "class-1/001.jpg").rename(photos / "class-2/001-moved.jpg")
+    refused = softlabels_command(*DUMP, "--grow")
+    assert refused.exit_code == 1
+    assert refused.output.count("\n") == 1
+    assert all_bytes(Path("shards")) == before
+
+
+def test_a_new_class_does_not_grow_a_store(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    before = all_bytes(Path("shards"))
+    write_pictures(photos, classes=4)
+    refused = softlabels_command(*DUMP, "--grow")
+    assert refused.exit_code == 1
+    assert refused.output.count("\n") == 1
+    assert "classes" in refused.output
+    assert all_bytes(Path("shards")) == before
+
+
+def test_parts_of_a_dump_may_all_be_told_to_grow(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    add(photos)
+    for part in ("0/2", "1/2"):
+        assert softlabels_command(*DUMP, "--grow", "--part", part).exit_code == 0
+    assert softlabels.open_labels("shards").views == 2
+    assert [file.rows for file in open_store("shards").manifest.images] == [18, 2]
+
+
+def test_a_plan_counts_the_new_images(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    add(photos)
+    planned = softlabels_command("plan", *DUMP[1:])
+    assert "still missing: 1 shards, 4 labels" in planned.output
+    assert len(open_store("shards")) == 18
+
+
+def test_a_loop_of_ones_own_grows_a_store_too(photos: Path, tmp_path: Path) -> None:
+    def label(grow: bool) -> int:
+        images = softlabels.open_images(photos)
+        with softlabels.create_labels(tmp_path / "own", images=images, views=1, classes=3, grow=grow) as store:
+            rows = []
+            for batch in store.missing("mine", size=16):
+                store.put(batch.pictures.float().mean((2, 3)))
+                rows += batch.rows.tolist()
+        return len(rows)
+
+    assert label(grow=False) == 18
+    add(photos)
+    with pytest.raises(softlabels.StoreError, match="with --grow"):
+        label(grow=False)
+    assert label(grow=True) == 2

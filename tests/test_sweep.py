@@ -1,0 +1,140 @@
+"""Grids of runs, their table and plots, and how near a student is to its teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import softlabels
+from softlabels import runs
+from softlabels.networks import build, preprocessing
+
+SMALL: dict[str, Any] = {
+    "student": "cnn_tiny",
+    "batch_size": 8,
+    "epochs": 2,
+    "device": "cpu",
+    "workers": 0,
+    "quiet": True,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sweep") / "shards"
+    softlabels.dump(
+        teacher=["cnn_small"],
+        weights=["random"],
+        data=str(photos),
+        views=2,
+        codec="dense:fp32",
+        out=str(out),
+        device="cpu",
+        quiet=True,
+    )
+    return out
+
+
+def test_a_sweep_trains_every_combination_with_every_seed_and_goes_on(
+    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {"labels": str(shards), "eval_data": str(photos), "out": str(tmp_path / "sweep"), **SMALL}
+    done = softlabels.sweep(grid=["alpha=0,0.5", "temperature=1"], runs=2, **common)
+    assert list(done.table["arm"]) == ["alpha=0,temperature=1", "alpha=0.5,temperature=1"]
+    assert list(done.table["runs"]) == [2, 2]
+    assert done.table["accuracy_std"].notna().all()
+    assert done.table["logit_difference_mean"].gt(0).all()
+    assert done.table["teacher_accuracy"].nunique() == 1
+    for name in ("table.md", "table.csv", "curves.png", "arms.png"):
+        assert (tmp_path / "sweep" / "report" / name).stat().st_size > 0
+    saved = json.loads((tmp_path / "sweep" / "alpha=0.5,temperature=1" / "seed-1" / "result.json").read_text())
+    assert saved["closeness"]["images"] == 18
+
+    trained = []
+    train = runs._sweep.run_train
+
+    def noted(config: Any, journal: Any) -> Any:
+        before = Path(config.out, "result.json").exists()
+        trained.append(before)
+        return train(config, journal)
+
+    monkeypatch.setattr(runs._sweep, "run_train", noted)
+    (tmp_path / "sweep" / "alpha=0,temperature=1" / "seed-1" / "result.json").unlink()
+    more = softlabels.sweep(grid=["alpha=0,0.5", "temperature=1,2"], runs=2, **common)
+    assert trained.count(False) == 1 + 4
+    assert len(more.table) == 4
+    pd.testing.assert_series_equal(
+        more.table["accuracy_mean"].iloc[[0, 2]], done.table["accuracy_mean"], check_index=False
+    )
+
+
+def test_one_run_that_diverges_does_not_stop_a_sweep(shards: Path, tmp_path: Path) -> None:
+    done = softlabels.sweep(
+        labels=str(shards),
+        grid=["lr=0.001,1e+30"],
+        loss="mse",
+        optimizer="sgd",
+        warmup_epochs=0,
+        out=str(tmp_path / "s"),
+        **SMALL,
+    )
+    assert len(done.table) == 1
+    assert len(done.problems) == 1
+    assert "no longer finite" in done.problems[0]
+
+
+def test_a_grid_that_cannot_be_is_refused_before_the_first_run(shards: Path, tmp_path: Path) -> None:
+    wrong = {
+        "alpha=0,2": "alpha",
+        "alhpa=0": "alpha",
+        "seed=1": "seed",
+        "alpha": "no values",
+    }
+    for grid, named in wrong.items():
+        with pytest.raises(softlabels.ConfigError, match=named):
+            softlabels.sweep(labels=str(shards), grid=[grid], out=str(tmp_path / "s"), **SMALL)
+    assert not (tmp_path / "s").exists()
+
+
+def test_closeness_is_what_a_plain_loop_finds(shards: Path, photos: Path, tmp_path: Path) -> None:
+    result = softlabels.train(labels=str(shards), compare=True, ema=0.5, out=str(tmp_path / "run"), **SMALL)
+    labels = softlabels.open_labels(shards)
+    pictures = softlabels.SoftLabelDataset(labels, softlabels.open_images(photos), size=preprocessing("cnn_tiny").size)
+    network = build("cnn_tiny", 3)
+    network.load_state_dict(load_file(tmp_path / "run" / "last.safetensors"))
+    network.eval()
+    numbers = list(softlabels.OneViewEach(pictures))
+    shown = torch.stack([pictures[number][0] for number in numbers])
+    with torch.no_grad():
+        said = network(preprocessing("cnn_tiny").normalise(shown))
+    rows, views = [number // 2 for number in numbers], [number % 2 for number in numbers]
+    teacher = labels.logits(rows, views)
+    difference = (said - said.mean(1, keepdim=True) - teacher + teacher.mean(1, keepdim=True)).abs().mean()
+    hard = torch.tensor([pictures[number][1] for number in numbers])
+    assert result["closeness"]["logit_difference"] == pytest.approx(float(difference), rel=1e-4)
+    assert result["closeness"]["agreement"] == pytest.approx(
+        float((said.argmax(1) == teacher.argmax(1)).float().mean())
+    )
+    assert result["closeness"]["teacher_top1"] == pytest.approx(float((teacher.argmax(1) == hard).float().mean()))
+
+
+def test_sweep_and_report_are_commands(softlabels_command: Callable, shards: Path, photos: Path) -> None:
+    options = ["--student", "cnn_tiny", "--labels", shards, "--eval-data", photos, "--epochs", 1, "--device", "cpu"]
+    swept = softlabels_command("sweep", "--grid", "alpha=0,1", "--grid", "loss=kl", "--runs", 2, *options)
+    assert swept.exit_code == 0, swept.output
+    assert "alpha=1,loss=kl" in swept.output
+    assert " ± " in swept.output
+    shown = softlabels_command("report", "runs/sweep", "--out", "here")
+    assert shown.exit_code == 0, shown.output
+    assert "logit difference" in shown.output
+    assert Path("here/arms.png").exists()
+    missing = softlabels_command("report", "nowhere")
+    assert missing.exit_code == 1
+    assert "no finished run under nowhere" in missing.output
