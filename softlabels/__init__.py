@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from softlabels.labels import Labels, open_labels
     from softlabels.reporting import report
     from softlabels.samples import OneViewEach, SoftLabelDataset
+    from softlabels.windows import ShuffledShards
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Labels": "labels",
     "SoftLabelDataset": "samples",
     "OneViewEach": "samples",
+    "ShuffledShards": "windows",
     "attach": "attaching",
     "open_images": "datasets",
     "create_labels": "api",
@@ -54,6 +56,7 @@ __all__ = [
     "ModelError",
     "OneViewEach",
     "RunError",
+    "ShuffledShards",
     "SoftLabelDataset",
     "SoftlabelsError",
     "StoreError",

@@ -97,7 +97,7 @@ def recoded_card(card: TeacherCard, old: Codec, new: Codec) -> TeacherCard:
     before = card.versions.get(RECODED)
     versions = {**card.versions, RECODED: f"{before}, {spelled(old)}" if before else spelled(old)}
     mixes = set(MIX_LAYOUT) <= set(card.layout)
-    changed = {**stored_as(new, card.classes, mixes=mixes), "versions": versions}
+    changed = {**stored_as(new, card.classes, mixes=mixes), "compression": card.compression, "versions": versions}
     return TeacherCard.model_validate({**card.model_dump(), **changed})
 
 

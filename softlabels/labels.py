@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -43,6 +45,7 @@ class Labels:
         self._codecs: dict[str, Codec] = {
             name: CODECS.make(labels.card.codec) for name, labels in self._by_teacher.items()
         }
+        self._shared = False
 
     def __len__(self) -> int:
         return len(self.store)
@@ -121,6 +124,39 @@ class Labels:
         if not self.recipe.mixes:
             return taken
         return {name: {k: a for k, a in each.items() if k not in MIX_LAYOUT} for name, each in taken.items()}
+
+    def share(self, memory: int | None = None) -> None:
+        """Make ready for processes that this one starts; what is decoded for one of them, all of them use.
+
+        Args:
+            memory: bytes that decoded labels of compressed shards may take, of all teachers together; without it a
+                quarter of the machine's memory. What was not used for longest makes room.
+        """
+        packed = [each for each in self._by_teacher.values() if each.card.compression != "none"]
+        for each in self._by_teacher.values():
+            if memory is not None or not self._shared:
+                each.share((memory or _quarter()) // max(len(packed), 1))
+        self._shared = True
+
+    @contextmanager
+    def ahead(
+        self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]
+    ) -> Iterator[Callable[[int], None]]:
+        """While this lasts, threads make these labels ready in this order, as far ahead as there is room.
+
+        Gives a function that is to be told up to which place they were read.
+        """
+        helpers = [each for name in teachers if (each := self._by_teacher[name].ahead(rows, views)) is not None]
+
+        def reached(place: int) -> None:
+            for helper in helpers:
+                helper.reached(place)
+
+        try:
+            yield reached
+        finally:
+            for helper in helpers:
+                helper.close()
 
     def mixtures(
         self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None
@@ -203,6 +239,11 @@ class Labels:
         where = np.atleast_1d(np.asarray(rows, np.int64))
         numbers = np.ascontiguousarray(np.broadcast_to(np.asarray(view, np.int64), where.shape))
         return where, numbers
+
+
+def _quarter() -> int:
+    """A quarter of the machine's memory, in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 
 def open_labels(

@@ -33,6 +33,9 @@ class Settings(BaseModel):
     batch_size: int = Field(256, ge=1, description="pictures per forward pass, all processes together")
     accumulate: int = Field(1, ge=1, description="forward passes per optimizer step")
     views_per_image: int = Field(1, ge=1, description="views of an image that come together, sharing one decode")
+    shuffle_window: int | None = Field(
+        None, ge=1, description="shards shuffled together, for stores beyond memory  [default: all]"
+    )
     optimizer: str = Field("adamw", description="any optimizer of timm's factory: sgd, adamw, lamb, ...")
     lr: float = Field(1e-3, gt=0, description="peak learning rate")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")

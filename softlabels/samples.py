@@ -264,6 +264,32 @@ class LabelledPictures(Dataset[Batch]):
     ) -> None:
         self.pictures, self.labels, self.label_rows, self.teachers = pictures, labels, label_rows, tuple(teachers)
         self._tolerant = tolerant
+        if labels is not None:
+            labels.share()
+
+    @property
+    def views(self) -> int:
+        """Views per image."""
+        return self.pictures.views
+
+    def runs(self) -> Rows:
+        """The run of rows, and so the shards, in which each image's labels lie: int64 (images,)."""
+        if self.labels is None or self.label_rows is None:
+            return np.zeros(len(self.pictures.images), np.int64)
+        return self.labels.store.manifest.runs.of(self.label_rows)
+
+    def ahead(self, numbers: Sequence[Rows]) -> Iterator[Rows]:
+        """These arrays of sample numbers, one by one, while a thread makes their labels ready where that takes time."""
+        if self.labels is None or self.label_rows is None or not numbers:
+            yield from numbers
+            return
+        rows, views = np.divmod(np.concatenate(numbers), self.pictures.views)
+        with self.labels.ahead(self.label_rows[rows], views, self.teachers) as reached:
+            place = 0
+            for each in numbers:
+                reached(place)
+                place += len(each)
+                yield each
 
     def __getitems__(self, numbers: Sequence[int] | Rows) -> Batch:
         return self.labelled(self.rendered(numbers))
@@ -383,12 +409,17 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     ) -> None:
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
         self._rows = labels.rows(images.keys)
+        labels.share()
         self.pictures = Pictures.of_store(labels.store, images, labels.views, Frame(size, interpolation))
 
     @property
     def views(self) -> int:
         """Views per image."""
         return self.pictures.views
+
+    def runs(self) -> Rows:
+        """The run of rows, and so the shards, in which each image's labels lie: int64 (images,)."""
+        return self.labels.store.manifest.runs.of(self._rows)
 
     def __len__(self) -> int:
         return len(self.pictures)

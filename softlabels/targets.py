@@ -83,8 +83,8 @@ def stored_targets(
     labels: Labels, label_rows: NDArray[np.int64], teachers: Sequence[str], blend: Blend, objective: Objective
 ) -> StoredTargets | SparseTargets:
     """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so."""
-    parts = [objective.loss] if objective.alpha < 1 else []
-    parts += [term.loss for term in objective.terms]
+    # The soft part too where alpha begins at 1: a schedule may bring it in later.
+    parts = [objective.loss, *(term.loss for term in objective.terms)]
     codec = labels.codec(teachers[0])
     if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
         # Asked once, so that a blend that does not fit one teacher is refused here too.

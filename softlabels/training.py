@@ -21,8 +21,9 @@ from softlabels.journal import Journal, Metrics
 from softlabels.learning import Learner, Place, Settings
 from softlabels.networks import Preprocessing
 from softlabels.processes import ALONE, Processes
-from softlabels.samples import Batch, OneViewEach, Pictures, batches
+from softlabels.samples import Batch, LabelledPictures, OneViewEach, Pictures, batches
 from softlabels.targets import Lesson
+from softlabels.windows import ShuffledShards
 
 _SETTLED_EVERY = 20
 """Steps between looks at the loss: each look waits for the device, and for the other processes."""
@@ -38,6 +39,8 @@ class Order:
     pictures: Pictures
     settings: Settings
     processes: Processes = ALONE
+    samples: LabelledPictures | None = None
+    """Whose shards are visited one after the other, where the settings name a window of them."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,11 +50,16 @@ class Order:
 
     def epoch(self, epoch: int, first_step: int = 0) -> list[Share]:
         """What this process does of each step from `first_step` on."""
-        each = OneViewEach(self.pictures, epoch, self.settings.seed, self.settings.views_per_image)
-        numbers, size, accumulate = each.numbers(), self.settings.batch_size, self.settings.accumulate
+        numbers, size, accumulate = self._numbers(epoch), self.settings.batch_size, self.settings.accumulate
         passes = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         steps = [passes[start : start + accumulate] for start in range(0, len(passes), accumulate)]
         return [self._share(step) for step in steps[first_step:]]
+
+    def _numbers(self, epoch: int) -> NDArray[np.int64]:
+        seed, window, views = self.settings.seed, self.settings.shuffle_window, self.settings.views_per_image
+        if window is None or self.samples is None:
+            return OneViewEach(self.pictures, epoch, seed, views).numbers()
+        return ShuffledShards(self.samples, window, epoch, seed, views).numbers()
 
     def _share(self, passes: list[NDArray[np.int64]]) -> Share:
         shares = [self.processes.share(each) for each in passes]
@@ -106,7 +114,7 @@ def train(
     if settings.patience is not None and score is None:
         raise ConfigError("--patience needs images to evaluate on; name them with --eval-data")
     processes = place.processes
-    order = Order(lesson.samples.pictures, settings, processes)
+    order = Order(lesson.samples.pictures, settings, processes, lesson.samples)
     per_epoch = order.steps_per_epoch
     steps = per_epoch * settings.epochs
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
@@ -206,7 +214,7 @@ class _Progress:
 
 def _passes(lesson: Lesson, shares: list[Share], place: Place) -> Iterator[tuple[list[Batch], int]]:
     """This process's batches of each step, and the pictures of all."""
-    numbers = (each for share in shares for each in share.passes)
+    numbers = lesson.samples.ahead([each for share in shares for each in share.passes])
     source = batches(lesson.samples, numbers, workers=place.workers, pin_memory=place.device.type == "cuda")
     for share in shares:
         yield [next(source) for _ in share.passes], share.pictures

@@ -18,6 +18,7 @@ ORDER = (
     "labels",
     "attaching",
     "samples",
+    "windows",
     "planning",
     "packing",
     "reporting",

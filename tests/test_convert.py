@@ -186,6 +186,7 @@ def test_damage_in_the_source_is_one_line_and_going_on_later_works(softlabels_co
         (("--out", "z", "--teachers", "cnn_tine"), 1, "did you mean 'cnn_tiny'?"),
         (("--out", "z", "--codec", "topk:0"), 2, "codec 'topk'"),
         (("--out", "z", "--labels", "nothing"), 1, "is not a folder"),
+        (("--out", "s3://bucket/z"), 2, "write to a folder on this machine"),
         (("--out", "same", "--format", "zarr"), 1, "format is 'hdf5' there and 'zarr' here"),
     ],
 )

@@ -117,6 +117,13 @@ def test_parts_of_a_dump_may_all_be_told_to_grow(softlabels_command: Callable, p
     assert [file.rows for file in open_store("shards").manifest.images] == [18, 2]
 
 
+def test_a_larger_limit_grows_a_store_that_opens_all_its_images(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos, limit=9)
+    assert softlabels_command(*DUMP, "--limit", 15, "--grow").exit_code == 0
+    assert open_store("shards").manifest.data["limit"] == 15
+    assert "fingerprint of 15 images: ok" in softlabels_command("verify", "--device", "cpu").output
+
+
 def test_a_plan_counts_the_new_images(softlabels_command: Callable, photos: Path) -> None:
     dump(Path("shards"), photos)
     add(photos)

@@ -88,8 +88,9 @@ def test_the_sparse_path_trains_as_the_dense_one(
 
 
 def test_losses_without_a_sparse_path_get_rows_of_all_classes(stores: dict[str, Path], tmp_path: Path) -> None:
-    result = softlabels.train(labels=str(stores["topk-2"]), loss="dist", out=str(tmp_path / "run"), **TINY)
-    assert result["steps"] == 9
+    for name, alphas in {"soft": {}, "later": {"alpha": 1.0, "alpha_end": 0.0}}.items():
+        result = softlabels.train(labels=str(stores["topk-2"]), loss="dist", out=str(tmp_path / name), **alphas, **TINY)
+        assert result["steps"] == 9
 
 
 # ---- terms and schedules

@@ -98,7 +98,7 @@ def test_every_recipe_and_codec_and_loss_that_is_named_exists() -> None:
 
     def named(start: str) -> list[str]:
         line = README[README.index(start) :].partition("\n\n")[0].partition(":")[2]
-        return re.findall(r"`([a-z0-9-]+)`", line)
+        return [name for name in re.findall(r"`([a-z0-9-]+)`", line) if not name.startswith("--")]
 
     for name in named("**Recipes**"):
         RECIPES.make(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from moving import all_bytes, dump, flip, shard_bytes
+from moving import all_bytes, dump, flip, killed, shard_bytes
 from worlds import write_pictures
 
 import softlabels
@@ -160,7 +160,21 @@ def test_a_loop_of_ones_own_cannot_be_run_again_by_us(softlabels_command: Callab
     assert refused.exit_code == 2
     assert "mine answered in its maker's own inference loop; run that again" in refused.output
     removed = softlabels_command("repair")
-    assert "the command that dumped mine dumps them again" in removed.output
+    assert "shards makes them again: dump (with --views 1), convert or merge" in removed.output
+
+
+def test_a_killed_repair_leaves_at_most_a_gap_that_a_dump_fills(photos: Path, tmp_path: Path) -> None:
+    store = dump(tmp_path / "s", photos, rows_per_shard=2)
+    before, kills = shard_bytes(store), 0
+    settings = {"labels": str(store), "redump": True, "device": "cpu", "workers": 0, "batch_size": 8, "quiet": True}
+    for moment in range(8):
+        for path in sorted((store / "cnn_tiny").glob("0*")):
+            flip(path)
+        kills += killed(lambda: softlabels.repair(**settings), lambda: True, 0.01 * moment)
+        softlabels.repair(**settings)
+        dump(store, photos, rows_per_shard=2)
+        assert shard_bytes(store) == before
+    assert kills >= 4
 
 
 def test_shards_of_another_store_are_no_damage(softlabels_command: Callable, photos: Path) -> None:

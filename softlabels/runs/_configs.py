@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from softlabels.config import Bytes
 from softlabels.datasets import Images
@@ -20,6 +20,16 @@ FEW_CORES = 4
 """Up to so many cores, decoding threads are preferred to processes."""
 
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _is_a_folder(path: str) -> str:
+    if "://" in path:
+        raise ValueError("write to a folder on this machine and copy it to the URL when it is whole")
+    return path
+
+
+Folder = Annotated[str, AfterValidator(_is_a_folder)]
+"""A place on this machine."""
 
 
 def share_of(part: str) -> tuple[int, int]:
@@ -200,6 +210,9 @@ class TrainConfig(Settings, Machine, Caching):
     unlabelled: Literal["refuse", "leave-out"] = Field(
         "refuse", description="what to do with images that have no soft labels"
     )
+    label_memory: Bytes | None = Field(
+        None, description="memory for labels of compressed shards, such as 4GB  [default: a quarter of the machine's]"
+    )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")
     channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
@@ -276,7 +289,7 @@ class ConvertConfig(Caching):
     """What `softlabels convert` does."""
 
     labels: str = Field("shards/", description="label store to convert, a folder or a URL; it stays as it is")
-    out: str = Field(..., description="folder of the converted store")
+    out: Folder = Field(..., description="folder of the converted store")
     format: Literal["hdf5", "zarr"] | None = Field(None, description="format of the shards  [default: as they are]")
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: as they are]"
@@ -292,4 +305,4 @@ class MergeConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     labels: tuple[str, ...] = Field(..., min_length=1, description="label store to merge; repeatable")
-    out: str = Field(..., description="folder of the merged store; it may be there already, or be one of the merged")
+    out: Folder = Field(..., description="folder of the merged store; it may be there already, or be one of the merged")

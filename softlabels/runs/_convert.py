@@ -22,7 +22,7 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
         raise ConfigError(f"--out {config.out} is the store to convert; choose another folder")
     names = labels.select(config.teachers)
     wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
-    changes = {name: _recode(labels, name, wanted, lossy=config.lossy) for name in names}
+    changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}
     target = copy_images(labels.store, Path(config.out))
     reports = []
     for name, change in changes.items():
@@ -54,7 +54,7 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     return reports
 
 
-def _recode(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> Recode | None:
+def _change(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> Recode | None:
     """How one teacher's labels change their codec; None when they keep it."""
     old = labels.codec(name)
     if wanted is None or wanted == old:

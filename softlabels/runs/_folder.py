@@ -15,7 +15,18 @@ from softlabels.config import read_yaml
 from softlabels.errors import RunError
 
 ANYWHERE = frozenset(
-    {"device", "workers", "out", "data_dir", "cache_dir", "cache_size", "compile", "channels_last", "track"}
+    {
+        "device",
+        "workers",
+        "out",
+        "data_dir",
+        "cache_dir",
+        "cache_size",
+        "label_memory",
+        "compile",
+        "channels_last",
+        "track",
+    }
 )
 """Settings that may change between the parts of one run: they say where it runs, not what it is."""
 

@@ -96,4 +96,4 @@ def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:
         command = ["softlabels", "dump", "--config", saved, "--out", root, "--views", views, "--part", "0/1"]
         return f"this dumps them again{besides}: {shlex.join(str(word) for word in command)}"
     where = labels.store.location
-    return f"the command that dumped {teacher} dumps them again{besides}, with --out {where} --views {views}"
+    return f"the command that made {where} makes them again{besides}: dump (with --views {views}), convert or merge"

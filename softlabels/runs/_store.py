@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,9 +51,10 @@ def make_store(
         )
     known = subset(arranged, np.arange(len(arranged) - new)) if new else arranged
     columns, stored = {"key": known.keys, "label": known.labels}, _stored_checksums(there, known)
+    data = dict(images.spec) | ({"limit": limit} if limit is not None else {})
     store = create(
         root,
-        data=dict(images.spec) | ({"limit": limit} if limit is not None else {}),
+        data=data,
         images=pa.table(columns if stored is None else {**columns, "checksum": stored}),
         checksums=(lambda: content_checksums(known)) if stored is None else None,
         class_names=images.classes,
@@ -62,7 +65,7 @@ def make_store(
         rows_per_shard=rows_per_shard,
         cache=cache,
     )
-    return (_grown(store, arranged, cache) if new else store), arranged
+    return (_grown(store, arranged, data, cache) if new else store), arranged
 
 
 def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
@@ -96,14 +99,13 @@ def _stored_checksums(store: Store | None, images: Images) -> pa.Array | None:
     return pa.array(checksums, pa.uint64())
 
 
-def _grown(store: Store, images: Images, cache: Cache | None) -> Store:
-    """The store with those of `images` that come after its own."""
+def _grown(store: Store, images: Images, data: Mapping[str, Any], cache: Cache | None) -> Store:
+    """The store with those of `images` that come after its own; `data` opens them all."""
     rows = np.arange(len(store), len(images))
     keys, labels = images.keys.slice(len(store)), images.labels[len(store) :]
     try:
-        return store.append_images(
-            pa.table({"key": keys, "label": labels, "checksum": content_checksums(images, rows)})
-        )
+        table = pa.table({"key": keys, "label": labels, "checksum": content_checksums(images, rows)})
+        return store.append_images(table, data)
     except StoreError:
         # Another process of the same command may have added them while this one read them.
         current = open_store(store.location, cache)

@@ -156,6 +156,7 @@ def _check_untaught(config: TrainConfig) -> None:
         ("--alpha-end", config.alpha_end is not None),
         ("--min-confidence", config.min_confidence > 0),
         ("--wrong-teacher", config.wrong_teacher != "keep"),
+        ("--shuffle-window", config.shuffle_window is not None),
     ):
         if given:
             raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
@@ -172,6 +173,7 @@ def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[L
     if config.recipe is not None:
         raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
     labels = open_labels(config.labels or "", cache_dir=config.cache_dir, cache_size=config.cache_size)
+    labels.share(config.label_memory)
     teachers = labels.select(config.teachers)
     for name in teachers:
         _check_complete(labels, name, config.incomplete)

@@ -76,6 +76,14 @@ class Away(Protocol):
         """Bytes that copies may have; None for any number."""
         ...
 
+    def size(self, shard: Shard) -> int:
+        """Bytes of a shard."""
+        ...
+
+    def bring(self, shard: Shard) -> None:
+        """Copy a shard, unless it is here. Raises StoreError."""
+        ...
+
     def is_here(self, shard: Shard) -> bool:
         """Whether a whole copy is here now."""
         ...

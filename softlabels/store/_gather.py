@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.errors import StoreError
+from softlabels.store._ahead import Ahead
 from softlabels.store._folder import Chunk, Folder, advice
+from softlabels.store._frames import Frames, Lock
 from softlabels.store._maps import BEYOND, Buffer, Mapped, Memory
 from softlabels.store._shard import Shard
 
@@ -25,7 +25,10 @@ _UNOPENED = BEYOND
 """A place beyond all memory: gathering from it raises IndexError, so that open shards cost no test."""
 
 _BUDGET = 256 << 20
-"""Bytes of decoded labels that a process keeps of one teacher."""
+"""Bytes of decoded labels of one teacher that are kept where nothing else is said."""
+
+_ALIGNED = 64
+"""Where arrays begin in decoded memory."""
 
 _MOST_SLOTS = 1 << 24
 """Runs times views of one teacher that are kept track of; fourteen million images in a thousand views need a tenth."""
@@ -66,6 +69,11 @@ class Directory:
                 else f"{self.folder.place} holds no labels yet; dump some first"
             )
         return self.folder.runs.of(rows) * self.width + views
+
+    def numbers(self, slots: Rows) -> Rows:
+        """Of each slot the number of its shard, those that no shard holds left out: int64, at most (n,)."""
+        numbers = self._shard_of.reshape(-1)[slots]
+        return numbers[numbers >= 0].astype(np.int64)
 
     def slot(self, shard: Shard, view: int) -> int:
         """The slot of one view of a shard."""
@@ -113,12 +121,19 @@ class Gather(Protocol):
         """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
         ...
 
+    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
+        """What makes these labels ready in this order; None where there is nothing to do."""
+        ...
 
-def gather(folder: Folder) -> Gather:
-    """The reader that suits how the labels are stored."""
+
+def gather(folder: Folder, memory: int | None = None, shared: tuple[str, str] | None = None) -> Gather:
+    """The reader that suits how the labels are stored.
+
+    What it decodes takes `memory` bytes at most; it is the memory that another process calls `shared`, if there is any.
+    """
     directory = Directory(folder)
     if folder.owner.compression != "none":
-        return DecodedGather(directory, _BUDGET)
+        return DecodedGather(directory, _BUDGET if memory is None else memory, shared)
     mapped = MappedGather(directory)
     return mapped if folder.away is None or folder.away.limit is None else PassingGather(mapped)
 
@@ -145,7 +160,7 @@ class MappedGather:
         self._directory = directory
         self._fields = _fields(directory)
         self._maps: dict[Shard, list[Mapped]] = {}
-        self._lock = _Lock()
+        self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
@@ -156,6 +171,14 @@ class MappedGather:
             with advice():
                 self._open(slots)
         return {name: field.take(slots, rows) for name, field in self._fields.items()}
+
+    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
+        """See `Gather.ahead`."""
+        away, shards = self.folder.away, self._directory.shards
+        if away is None:
+            return None
+        numbers = self._directory.numbers(self._directory.slots(rows, views))
+        return Ahead(numbers, lambda each: away.bring(shards[each]), lambda each: away.size(shards[each]), away.limit)
 
     def _open(self, slots: Rows) -> None:
         with self._lock.get():
@@ -216,7 +239,7 @@ class PassingGather:
 
     def __init__(self, mapped: MappedGather) -> None:
         self._mapped = mapped
-        self._lock = _Lock()
+        self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
@@ -226,96 +249,111 @@ class PassingGather:
                 self._mapped.close([shard for shard in self._mapped.open if not away.is_here(shard)])
             return self._mapped.take(rows, views)
 
+    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
+        """See `Gather.ahead`."""
+        return self._mapped.ahead(rows, views)
+
 
 class DecodedGather:
-    """Compressed shards: one view of one shard is decoded at a time; the latest used stay, up to `budget` bytes."""
+    """Compressed shards: one view of one shard is decoded at a time, into memory that several processes share."""
 
-    def __init__(self, directory: Directory, budget: int) -> None:
+    def __init__(self, directory: Directory, memory: int, shared: tuple[str, str] | None = None) -> None:
         self._directory = directory
-        self._fields = _fields(directory)
-        self._budget = budget
+        self._records = _records(directory)
+        self._starts = directory.folder.runs.starts
+        self._longest = directory.folder.runs.longest
+        self._offsets: dict[str, int] = {}
+        size = 0
+        for name, each in self._records.items():
+            self._offsets[name], size = size, size + -(-self._longest * each.record // _ALIGNED) * _ALIGNED
+        count = min(memory // size, directory.size)
+        found = Frames.found(shared, count, size, directory.size) if shared else None
+        self._frames = found or Frames.made(count, size, directory.size)
         self._chunks: dict[int, list[Chunk]] = {}
-        self._buffers: OrderedDict[int, list[Buffer]] = OrderedDict()
-        self._held = 0
-        self._lock = _Lock()
+        self._lock = Lock()
+
+    @property
+    def shared(self) -> tuple[str, str]:
+        """Where processes that this one starts find the decoded labels."""
+        return self._frames.where
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
         slots = self._directory.slots(rows, views)
-        out: Taken = {name: np.empty(len(rows), field.dtype) for name, field in self._fields.items()}
-        with self._lock.get(), advice():  # while it is read, nothing may be dropped
-            for group in self._groups(np.unique(slots).tolist()):
-                self._decode(group)
-                chosen = np.isin(slots, group)
-                for name, field in self._fields.items():
-                    out[name][chosen] = field.take(slots[chosen], rows[chosen])
+        out: Taken = {name: np.empty(len(rows), each.dtype) for name, each in self._records.items()}
+        left = self._take_held(slots, rows, out, np.arange(len(rows)))
+        with advice():
+            for slot in np.unique(slots[left]).tolist():
+                chosen = left[slots[left] == slot]
+                with self._frames.decoding(slot):
+                    chosen = self._take_held(slots, rows, out, chosen)
+                    if chosen.size:
+                        contents = self._decoded(slot)
+                        self._copy(contents.address, slots[chosen], rows, out, chosen)
+                        self._frames.publish(slot, contents.array)
         return out
 
-    def _groups(self, slots: list[int]) -> list[list[int]]:
-        """The slots in groups that fit into the budget together; a slot that never fits is alone."""
-        groups: list[list[int]] = []
-        room = 0
-        for slot in slots:
-            need = self._need(slot)
-            if not groups or need > room:
-                groups.append([])
-                room = self._budget
-            groups[-1].append(slot)
-            room -= need
-        return groups
+    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
+        """See `Gather.ahead`."""
+        if not self._frames.count:
+            return None
+        return Ahead(self._directory.slots(rows, views), self._make_ready, lambda _: 1, self._frames.count)
 
-    def _need(self, slot: int) -> int:
-        rows = self._directory.shard(slot).rows
-        return sum(rows * field.record for field in self._fields.values())
+    def _make_ready(self, slot: int) -> None:
+        with self._frames.decoding(slot):
+            if self._frames.frame_of[slot] < 0:
+                self._frames.publish(slot, self._decoded(slot).array)
 
-    def _decode(self, group: list[int]) -> None:
-        for slot in group:
-            if slot in self._buffers:
-                self._buffers.move_to_end(slot)
-        missing = [slot for slot in group if slot not in self._buffers]
-        self._drop(self._budget - sum(map(self._need, missing)), keep=set(group))
-        for slot in missing:
-            self._buffers[slot] = [self._decoded(chunk, slot) for chunk in self._places(slot)]
-            self._held += self._need(slot)
+    def _take_held(self, slots: Rows, rows: Rows, out: Taken, wanted: Rows) -> Rows:
+        """Copy those of the wanted labels that are decoded; the places of the others."""
+        with self._frames.reading():
+            frames = self._frames.frame_of[slots[wanted]]
+            held = frames >= 0
+            if held.any():
+                self._frames.touch(frames[held])
+                places, there = wanted[held], self._frames.address + frames[held] * self._frames.size
+                self._copy(there, slots[places], rows, out, places)
+        return wanted[~held]
 
-    def _drop(self, budget: int, keep: set[int]) -> None:
-        for slot in list(self._buffers):
-            if self._held <= budget:
-                return
-            if slot not in keep:
-                for field in self._fields.values():
-                    field.table[slot] = _UNOPENED
-                del self._buffers[slot]
-                self._held -= self._need(slot)
+    def _copy(self, address: Any, slots: Rows, rows: Rows, out: Taken, places: Rows) -> None:
+        """Copy labels of views that were decoded to `address`, one for each or one for all."""
+        within = rows[places] - self._starts[slots // self._directory.width]
+        for name, each in self._records.items():
+            where = within * each.record + (address + self._offsets[name] - 1)
+            out[name][places] = each.memory.take(where).view(each.dtype)
 
-    def _decoded(self, chunk: Chunk, slot: int) -> Buffer:
-        shard, field = self._directory.shard(slot), self._fields[chunk.array]
-        buffer = Buffer(shard.rows * field.record)
-        self._directory.folder.fill(chunk, shard, buffer.array)
-        field.enter(slot, buffer.address, shard)
+    def _decoded(self, slot: int) -> Buffer:
+        shard, buffer = self._directory.shard(slot), Buffer(self._frames.size)
+        for chunk in self._places(slot):
+            start, size = self._offsets[chunk.array], shard.rows * self._records[chunk.array].record
+            self._directory.folder.fill(chunk, shard, buffer.array[start : start + size])
         return buffer
 
     def _places(self, slot: int) -> list[Chunk]:
-        if slot not in self._chunks:
-            folder, shard = self._directory.folder, self._directory.shard(slot)
-            for chunk in folder.chunks(shard, folder.header(shard)):
-                held = self._directory.slot(shard, chunk.view)
-                if self._directory.shard(held) == shard:
-                    self._chunks.setdefault(held, []).append(chunk)
-        return self._chunks[slot]
+        with self._lock.get():
+            if slot not in self._chunks:
+                folder, shard = self._directory.folder, self._directory.shard(slot)
+                for chunk in folder.chunks(shard, folder.header(shard)):
+                    held = self._directory.slot(shard, chunk.view)
+                    if self._directory.shard(held) == shard:
+                        self._chunks.setdefault(held, []).append(chunk)
+            return self._chunks[slot]
 
 
-class _Lock:
-    """A lock of this process: a fork while another thread holds it does not leave it locked for ever."""
+@dataclass(frozen=True)
+class _Record:
+    """How one array's records are copied."""
 
-    def __init__(self) -> None:
-        self._of: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
+    record: int
+    dtype: np.dtype[Any]
+    memory: Memory
 
-    def get(self) -> threading.Lock:
-        """The lock of the process that asks."""
-        if self._of[0] != os.getpid():
-            self._of = (os.getpid(), threading.Lock())
-        return self._of[1]
+
+def _records(directory: Directory) -> dict[str, _Record]:
+    return {
+        name: _Record(each.record, np.dtype((each.numpy, each.shape)), Memory(each.record))
+        for name, each in directory.folder.owner.layout.items()
+    }
 
 
 def _ends(numbers: Rows) -> str:

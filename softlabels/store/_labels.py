@@ -18,10 +18,11 @@ from softlabels._files import TEMPORARY, whole
 from softlabels._philox import permutation
 from softlabels.errors import StoreError
 from softlabels.store import _lock
+from softlabels.store._ahead import Ahead
 from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, Folder, advice
 from softlabels.store._formats import FORMATS
-from softlabels.store._gather import Gather, gather
+from softlabels.store._gather import DecodedGather, Gather, gather
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
@@ -56,15 +57,18 @@ class TeacherLabels:
         self._shelf = None if mirror is None else Shelf(mirror, name, local)
         self._folder = replace(local, away=self._shelf)
         self._gather: Gather | None = None
+        self._memory: int | None = None
+        self._shared: tuple[str, str] | None = None
         self._headers: dict[Shard, Header] | None = None
         self._part: tuple[int, int] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         from softlabels.store._store import reopened
 
+        shared = self._gather.shared if isinstance(self._gather, DecodedGather) else None
         if self._mirror is None:
-            return reopened, (str(self.root), self.name)
-        return reopened, (self._mirror.url, self.name, self._mirror.cache)
+            return reopened, (str(self.root), self.name, None, self._memory, shared)
+        return reopened, (self._mirror.url, self.name, self._mirror.cache, self._memory, shared)
 
     def __repr__(self) -> str:
         return f"TeacherLabels({str(self.root)!r}, {self.name!r})"
@@ -83,9 +87,35 @@ class TeacherLabels:
         where, numbers = np.asarray(rows, np.int64), np.asarray(views, np.int64)
         if where.ndim != 1 or where.shape != numbers.shape:
             raise ValueError(f"rows and views must have one equal length, they are {where.shape} and {numbers.shape}")
+        return self._reader.take(where, numbers)
+
+    def share(self, memory: int | None = None) -> None:
+        """Make ready for processes that this one starts: what is decoded for one of them, all of them use.
+
+        Args:
+            memory: bytes that decoded labels may take, for the labels of compressed shards; those longest unused go.
+        """
+        if memory is not None and memory != self._memory:
+            self._memory, self._gather = memory, None
+        self._reader  # noqa: B018  (made now, so that they have it too)
+
+    def adopt(self, memory: int | None, shared: tuple[str, str] | None) -> TeacherLabels:
+        """Use the memory that another process shares."""
+        self._memory, self._shared = memory, shared
+        return self
+
+    def ahead(self, rows: ArrayLike, views: ArrayLike) -> Ahead | None:
+        """Make these labels ready in this order, in a thread: copied from a URL, or decoded. None: nothing to do.
+
+        Whoever reads tells `Ahead.reached` how far it has come, and closes it in the end.
+        """
+        return self._reader.ahead(np.asarray(rows, np.int64), np.asarray(views, np.int64))
+
+    @property
+    def _reader(self) -> Gather:
         if self._gather is None:
-            self._gather = gather(self._folder)
-        return self._gather.take(where, numbers)
+            self._gather = gather(self._folder, self._memory, self._shared)
+        return self._gather
 
     def labelled(self, rows: ArrayLike) -> NDArray[np.bool_]:
         """Which of these rows were labelled, bool (n,): False for those skipped in any view that is held."""

@@ -65,6 +65,11 @@ class Runs:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def longest(self) -> int:
+        """Rows of the longest run."""
+        return int(np.diff(self.starts, append=self.rows).max())
+
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The run of each row, int64 (n,)."""
         if self._length is None:

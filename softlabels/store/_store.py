@@ -149,13 +149,14 @@ class Store:
             )
         return labels
 
-    def append_images(self, images: pa.Table) -> Store:
+    def append_images(self, images: pa.Table, data: Mapping[str, Any] | None = None) -> Store:
         """The store with these images added after those it has; finished shards stay as they are.
 
         Views of the new images are `missing` for every teacher until they are dumped.
 
         Args:
             images: key (string), label (int64), checksum (uint64); no key that is here already.
+            data: where all images can be opened now; None when that is as before.
 
         Raises:
             StoreError: a key is here already, or the store cannot be written.
@@ -165,7 +166,8 @@ class Store:
             current = _open_folder(self.root)
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
-            manifest = current.manifest.model_copy(update={"images": (*current.manifest.images, file)})
+            changes = {"images": (*current.manifest.images, file), **({} if data is None else {"data": dict(data)})}
+            manifest = current.manifest.model_copy(update=changes)
             write_text(self.root / NAME, document(manifest))
         if self._mirror is None:
             return open_store(self.root)
@@ -336,9 +338,15 @@ def _open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
     return Store(folder, manifest, mirror)
 
 
-def reopened(root: str, name: str, cache: Cache | None = None) -> TeacherLabels:
+def reopened(
+    root: str,
+    name: str,
+    cache: Cache | None = None,
+    memory: int | None = None,
+    shared: tuple[str, str] | None = None,
+) -> TeacherLabels:
     """What a process does that receives labels from another one."""
-    return open_store(root, cache).teacher(name)
+    return open_store(root, cache).teacher(name).adopt(memory, shared)
 
 
 def _make(

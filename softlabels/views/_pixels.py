@@ -23,6 +23,9 @@ def resized(pictures: Tensor, height: int, width: int, interpolation: str) -> Te
         return pictures
     if interpolation == "nearest":
         return interpolate(pictures, (height, width), mode="nearest")
+    if pictures.stride(1) == 1:
+        # A box cut out of what a decoder leaves: packed, it takes the kernel for pixels that lie together.
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
     return interpolate(pictures, (height, width), mode=interpolation, antialias=True, align_corners=False)
 
 
