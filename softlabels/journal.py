@@ -85,7 +85,7 @@ def _silence(count: int, note: str = "") -> None:
 
 
 class Metrics:
-    """One record per epoch as JSON lines and as a CSV that pandas reads, both whole at every moment.
+    """One record per epoch as JSON lines and as a CSV that pandas reads, both whole at every moment once written.
 
     `keep_until` drops the records of later steps, so that a resumed run's file equals an uninterrupted one's.
     """
@@ -95,8 +95,11 @@ class Metrics:
         self.records = [record for record in read_metrics(self._jsonl) if record["step"] <= keep_until]
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Append `record` and write both files."""
+        """Append `record`; `write` puts it on disk."""
         self.records.append(dict(record))
+
+    def write(self) -> None:
+        """Write both files."""
         write_text(self._jsonl, "".join(json.dumps(each) + "\n" for each in self.records))
         columns = list(dict.fromkeys(name for each in self.records for name in each))
         text = io.StringIO()

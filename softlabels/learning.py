@@ -53,8 +53,12 @@ class Settings(BaseModel):
         None, ge=1, description="stop after so many evaluations without a better top-1  [default: never]"
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints  [default: epoch]"
+        None, ge=1, description="optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]"
     )
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is asked for after so many steps."""
+        return self.checkpoint_every is not None and step % self.checkpoint_every == 0
 
     @field_validator("optimizer")
     @classmethod

@@ -25,6 +25,9 @@ from softlabels.samples import Batch, LabelledPictures, OneViewEach, Pictures, b
 from softlabels.targets import Lesson
 from softlabels.windows import ShuffledShards
 
+_REST_SECONDS = 15.0
+"""Least time between checkpoints at the ends of epochs, so that short epochs are not spent on writing."""
+
 _SETTLED_EVERY = 20
 """Steps between looks at the loss: each look waits for the device, and for the other processes."""
 
@@ -122,6 +125,15 @@ def train(
     progress = _resume(learner, lesson, folder / "checkpoints", journal, steps, place)
     metrics = Metrics(folder, keep_until=progress.step)
     began, seen = time.monotonic(), 0
+    saved = began
+
+    def save() -> None:
+        # The records first: a resumed run drops those of steps that its checkpoint has not made.
+        nonlocal saved
+        if processes.first:
+            metrics.write()
+        _save(learner, progress, folder, processes)
+        saved = time.monotonic()
 
     def loss(batch: Batch) -> tuple[Tensor, Tensor]:
         value, parts = lesson.loss(batch, learner.logits(batch), progress.step / max(steps - 1, 1))
@@ -138,16 +150,16 @@ def train(
                 advance(1, f"epoch {epoch + 1}/{settings.epochs}")
                 if progress.step % _SETTLED_EVERY == 0:
                     progress.settle(processes)
-                every = settings.checkpoint_every
-                if every and progress.step % every == 0 and progress.step % per_epoch:
-                    _save(learner, progress, folder, processes)
+                if settings.saves_at(progress.step) and progress.step % per_epoch:
+                    save()
             progress.settle(processes)
             learner.settle()
             record = {"epoch": epoch + 1, "step": progress.step, "lr": learner.lr, **progress.means(lesson.reported)}
             due = progress.step == steps or (epoch + 1) % settings.eval_every == 0
             if score is not None and due:
                 record |= progress.scored(score(learner.best_network), learner.best_network, keep)
-            if progress.step == steps or progress.stale(settings.patience):
+            ended = progress.step == steps or progress.stale(settings.patience)
+            if ended:
                 progress.finish(learner.best_network, keep)
             seconds = time.monotonic() - began
             record |= {"pictures_per_second": seen / max(seconds, 1e-9), "seconds": seconds}
@@ -156,7 +168,9 @@ def train(
                 if note is not None:
                     note(record)
             progress.sums.zero_()
-            _save(learner, progress, folder, processes)
+            rested = settings.checkpoint_every is None and processes.agreed(time.monotonic() - saved > _REST_SECONDS)
+            if ended or rested or settings.saves_at(progress.step):
+                save()
     if progress.step < steps:
         journal.say(f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain")
     seconds = time.monotonic() - began

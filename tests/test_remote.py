@@ -77,3 +77,19 @@ def test_a_cache_that_is_too_small_says_which_option(bucket: str, softlabels_com
         softlabels.open_labels(bucket, cache_size=10).logits([0], 0)
     for wrong in ("many", "-3", "3XB"):
         assert softlabels_command(*TRAIN, "--labels", bucket, "--cache-size", wrong).exit_code == 2
+
+
+def test_workers_and_a_thread_ahead_of_them_share_one_small_cache(
+    bucket: str, tmp_path: Path, softlabels_command: Callable[..., Any]
+) -> None:
+    assert softlabels_command(*DUMP, *VIEWS, "--out", bucket).exit_code == 0
+    windows = ("--shuffle-window", 2, "--batch-size", 16)
+    limit = 12_000  # of four shards of some 5 kB
+    for workers in (0, 2):
+        options = (*windows, "--workers", workers, "--cache-dir", f"cache-{workers}", "--cache-size", limit)
+        trained = softlabels_command(*TRAIN, "--labels", bucket, "--out", f"run-{workers}", *options)
+        assert trained.exit_code == 0, trained.output
+        copies = [path for path in (tmp_path / f"cache-{workers}").glob("*/cnn_tiny/*.h5")]
+        assert 0 < sum(path.stat().st_size for path in copies) <= limit
+    one, two = (load_file(f"run-{workers}/last.safetensors") for workers in (0, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -120,6 +120,8 @@ def _lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, 
     """What is learnt, the number of classes, and lines about it for the header."""
     if config.labels and config.teacher:
         raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
+    if config.shuffle_window is not None and not config.labels:
+        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     if config.labels:
         return _stored_lesson(config, preprocessing)
     images = limited(open_images(config.data or "digits", data_dir=config.data_dir), config.limit, config.seed)
@@ -156,7 +158,6 @@ def _check_untaught(config: TrainConfig) -> None:
         ("--alpha-end", config.alpha_end is not None),
         ("--min-confidence", config.min_confidence > 0),
         ("--wrong-teacher", config.wrong_teacher != "keep"),
-        ("--shuffle-window", config.shuffle_window is not None),
     ):
         if given:
             raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")

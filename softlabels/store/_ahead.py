@@ -24,16 +24,22 @@ class Ahead:
         units: of each label in the order of reading, the unit that holds it: int64 (n,).
         ready: makes one unit ready.
         size: what one takes of the `room`; it is given back when the last label of the unit was passed.
+        settle: is called in the end.
     """
 
     def __init__(
-        self, units: Places, ready: Callable[[int], None], size: Callable[[int], int], room: int | None
+        self,
+        units: Places,
+        ready: Callable[[int], None],
+        size: Callable[[int], int],
+        room: int | None,
+        settle: Callable[[], None] = lambda: None,
     ) -> None:
         distinct, first = np.unique(units, return_index=True)
         last = len(units) - 1 - np.unique(units[::-1], return_index=True)[1]
         order = np.argsort(first)
         self._plan = list(zip(*(each[order].tolist() for each in (distinct, first, last)), strict=True))
-        self._ready, self._size, self._room = ready, size, room
+        self._ready, self._size, self._room, self._settle = ready, size, room, settle
         self._reached, self._closed = 0, False
         self._moved = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="softlabels-ahead", daemon=True)
@@ -51,6 +57,7 @@ class Ahead:
             self._closed = True
             self._moved.notify_all()
         self._thread.join(_PATIENCE)
+        self._settle()
 
     def _run(self) -> None:
         try:

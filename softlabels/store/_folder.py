@@ -80,8 +80,8 @@ class Away(Protocol):
         """Bytes of a shard."""
         ...
 
-    def bring(self, shard: Shard) -> None:
-        """Copy a shard, unless it is here. Raises StoreError."""
+    def bring(self, shard: Shard, *, later: bool = False) -> None:
+        """Copy a shard, unless it is here; one for `later` goes after those that were read. Raises StoreError."""
         ...
 
     def is_here(self, shard: Shard) -> bool:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 _START = struct.Struct("<16sqqq")
 _PAGE = 4096
+_LATER = 1 << 60
 
 
 class Lock:
@@ -106,8 +107,16 @@ class Frames:
         self._clock += 1
         self._used[frames] = self._clock[0]
 
-    def publish(self, slot: int, contents: NDArray[np.uint8]) -> None:
-        """Put what a slot holds into the frame that was not used for longest; nothing when it is there, or no frame."""
+    def settle(self) -> None:
+        """Frames that were filled for later are no better than others any more."""
+        with self._locked(fcntl.LOCK_EX):
+            np.minimum(self._used, self._clock, out=self._used)
+
+    def publish(self, slot: int, contents: NDArray[np.uint8], *, later: bool = False) -> None:
+        """Put what a slot holds into the frame that was not used for longest; nothing when it is there, or no frame.
+
+        One that is for `later` goes only after all that were used, until it is used itself.
+        """
         if not self.count:
             return
         with self._locked(fcntl.LOCK_EX):
@@ -121,7 +130,7 @@ class Frames:
             self.bytes[frame * self.size : frame * self.size + len(contents)] = contents
             self._slot_of[frame] = slot
             self._clock += 1
-            self._used[frame] = self._clock[0]
+            self._used[frame] = self._clock[0] + (_LATER if later else 0)
             self.frame_of[slot] = frame
 
     @contextlib.contextmanager

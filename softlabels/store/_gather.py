@@ -178,7 +178,8 @@ class MappedGather:
         if away is None:
             return None
         numbers = self._directory.numbers(self._directory.slots(rows, views))
-        return Ahead(numbers, lambda each: away.bring(shards[each]), lambda each: away.size(shards[each]), away.limit)
+        bring, size = (lambda each: away.bring(shards[each], later=True)), (lambda each: away.size(shards[each]))
+        return Ahead(numbers, bring, size, away.limit)
 
     def _open(self, slots: Rows) -> None:
         with self._lock.get():
@@ -297,12 +298,13 @@ class DecodedGather:
         """See `Gather.ahead`."""
         if not self._frames.count:
             return None
-        return Ahead(self._directory.slots(rows, views), self._make_ready, lambda _: 1, self._frames.count)
+        slots = self._directory.slots(rows, views)
+        return Ahead(slots, self._make_ready, lambda _: 1, self._frames.count, self._frames.settle)
 
     def _make_ready(self, slot: int) -> None:
         with self._frames.decoding(slot):
             if self._frames.frame_of[slot] < 0:
-                self._frames.publish(slot, self._decoded(slot).array)
+                self._frames.publish(slot, self._decoded(slot).array, later=True)
 
     def _take_held(self, slots: Rows, rows: Rows, out: Taken, wanted: Rows) -> Rows:
         """Copy those of the wanted labels that are decoded; the places of the others."""

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -149,10 +150,18 @@ class Shelf:
                     yield
                     return
 
-    def bring(self, shard: Shard) -> None:
-        """Copy a shard, unless it is here; of several processes that want it one does."""
+    def bring(self, shard: Shard, *, later: bool = False) -> None:
+        """Copy a shard, unless it is here; of several processes that want it one does.
+
+        One that is for `later` goes only after those that were read, for a while or until it is read itself.
+        """
+        self._copy_here(shard)
+        with contextlib.suppress(OSError):
+            now = time.time() + (_LATER if later else 0)
+            os.utime(self._note(shard), (now, now))
+
+    def _copy_here(self, shard: Shard) -> None:
         if self._is_here(shard):
-            self._touch(shard)
             return
         objects = self._objects(shard)
         if not objects:
@@ -247,10 +256,6 @@ class Shelf:
         version, _ = entered(self._note(shard))
         return bool(version) and version == self._version(shard) and self._path(shard).exists()
 
-    def _touch(self, shard: Shard) -> None:
-        with contextlib.suppress(OSError):
-            os.utime(self._note(shard))
-
     def _objects(self, shard: Shard) -> dict[str, Object]:
         """The objects of a shard by name; none when one is missing."""
         names = self._members(shard)
@@ -290,6 +295,9 @@ class Shelf:
     def _copying(self, shard: Shard) -> Path:
         return self._mirror.folder / _COPYING / f"{self._teacher}-{shard.name}"
 
+
+_LATER = 600.0
+"""Seconds for which a shard that was copied ahead of its use counts as used last."""
 
 _AT_ONCE = 256
 """Headers that are fetched at the same time."""

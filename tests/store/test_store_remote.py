@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store.stores import card, each_kind, files, filled, make, of_shard, table, values
+from store.stores import KINDS, card, files, filled, make, of_shard, table, values
 
 from softlabels.errors import StoreError
 from softlabels.store import Cache, holds_store, open_store
@@ -23,6 +23,12 @@ from softlabels.store import _remote as remote
 pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
 boto3 = pytest.importorskip("boto3")
+
+
+QUICK = [
+    pytest.param(*kind, marks=() if kind in (("hdf5", "none"), ("zarr", "zstd")) else pytest.mark.slow)
+    for kind in KINDS
+]
 
 
 class Server:
@@ -66,7 +72,7 @@ def server() -> Iterator[Server]:
 def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty folder in an empty bucket; copies are kept below `tmp_path`."""
     monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "WAITS", [0.05, 0.1])
+    monkeypatch.setattr(remote, "WAITS", [0.05])
     client = server.client()
     name = f"b{time.monotonic_ns()}"
     client.create_bucket(Bucket=name)
@@ -110,7 +116,7 @@ def held(cache: Path) -> int:
     return sum(path.stat().st_size for path in found)
 
 
-@each_kind
+@pytest.mark.parametrize(("form", "compression"), QUICK)
 def test_a_store_in_a_bucket_reads_as_one_in_a_folder(
     tmp_path: Path, bucket: str, put: Callable[..., None], form: str, compression: str
 ) -> None:
@@ -130,7 +136,7 @@ def test_a_store_in_a_bucket_reads_as_one_in_a_folder(
     assert there.verify() == [] == open_store(bucket).verify()
 
 
-@pytest.mark.parametrize(("form", "compression"), [("hdf5", "none"), ("zarr", "zstd")])
+@pytest.mark.parametrize(("form", "compression"), QUICK)
 def test_a_dump_to_a_bucket_leaves_the_objects_that_one_to_a_folder_leaves_files(
     tmp_path: Path, bucket: str, objects: Callable[[], dict[str, bytes]], form: str, compression: str
 ) -> None:
@@ -315,7 +321,7 @@ def test_a_dump_goes_on_after_the_server_was_away(tmp_path: Path, bucket: str, s
     try:
         with (
             labels.writing(),
-            pytest.raises(StoreError, match=r"cannot be reached.*gave up after 3 attempts.*goes on when"),
+            pytest.raises(StoreError, match=r"cannot be reached.*gave up after 2 attempts.*goes on when"),
         ):
             labels.write(first, of_shard(values(50), first), digests={first.first_row: ["ab"] * first.views})
         with pytest.raises(StoreError, match="cannot be reached"):
@@ -368,3 +374,37 @@ def test_a_bucket_without_a_store_says_so(bucket: str) -> None:
         open_store(bucket)
     with pytest.raises(StoreError, match=r"has no manifest\.json"):
         open_store("s3://there-is-no-such-bucket/x")
+
+
+def test_shards_are_copied_ahead_of_their_use_as_far_as_there_is_room(
+    tmp_path: Path, bucket: str, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = filled(tmp_path / "s", rows=60, rows_per_shard=10)
+    sent(put, tmp_path / "s")
+    copied: list[tuple[str, str]] = []
+    download = remote.Remote.download
+
+    def noted(self: Any, name: str, *rest: Any) -> None:
+        if name.endswith(".h5"):
+            copied.append((name[4:9], threading.current_thread().name))
+        download(self, name, *rest)
+
+    monkeypatch.setattr(remote.Remote, "download", noted)
+    labels = open_store(bucket, Cache.at(tmp_path / "small", local.nbytes * 5 // 12)).teacher(
+        "cnn"
+    )  # two shards of six
+    rows, views = np.arange(60), np.arange(60) % 3
+    ahead = labels.ahead(rows, views)
+    assert ahead is not None
+    for place in range(0, 60, 5):
+        ahead.reached(place)
+        wanted = min(place // 10 + 2, 6)
+        for _ in range(500):
+            if len(copied) >= wanted:
+                break
+            time.sleep(0.01)
+        assert len(copied) == wanted
+        taken = labels.take(rows[place : place + 5], views[place : place + 5])
+        np.testing.assert_array_equal(taken["tail"], values(60)["tail"][views, rows][place : place + 5])
+    ahead.close()
+    assert copied == [(f"{run:05d}", "softlabels-ahead") for run in range(6)]
