@@ -89,7 +89,7 @@ def test_workers_and_a_thread_ahead_of_them_share_one_small_cache(
         options = (*windows, "--workers", workers, "--cache-dir", f"cache-{workers}", "--cache-size", limit)
         trained = softlabels_command(*TRAIN, "--labels", bucket, "--out", f"run-{workers}", *options)
         assert trained.exit_code == 0, trained.output
-        copies = [path for path in (tmp_path / f"cache-{workers}").glob("*/cnn_tiny/*.h5")]
+        copies = list((tmp_path / f"cache-{workers}").glob("*/cnn_tiny/*.h5"))
         assert 0 < sum(path.stat().st_size for path in copies) <= limit
     one, two = (load_file(f"run-{workers}/last.safetensors") for workers in (0, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)

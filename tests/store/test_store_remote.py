@@ -246,7 +246,7 @@ def assert_all(bucket: str) -> None:
         np.testing.assert_array_equal(array, values(50)[name][rows % 3, rows])
 
 
-@pytest.mark.parametrize("form", ["hdf5", "zarr"])
+@pytest.mark.parametrize("form", ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)])
 def test_a_corrupted_object_is_never_read(tmp_path: Path, bucket: str, put: Any, objects: Any, form: str) -> None:
     filled(tmp_path / "s", form)
     sent(put, tmp_path / "s")
