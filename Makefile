@@ -12,6 +12,7 @@ help: ## these targets
 # The stamp is younger than pyproject.toml when what it asks for is installed.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
