@@ -21,7 +21,7 @@ import torch
 from torchvision.io import write_jpeg
 
 import softlabels
-from softlabels.samples import Pictures, frame
+from softlabels.pictures import Pictures, frame
 from softlabels.teachers import teacher_spec
 from softlabels.views import RECIPES
 

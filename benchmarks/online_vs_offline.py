@@ -31,7 +31,8 @@ from softlabels.datasets import MemoryImages
 from softlabels.journal import Journal
 from softlabels.learning import Learner, Place, Settings
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
-from softlabels.samples import Batch, LabelledPictures, Pictures
+from softlabels.pictures import Pictures
+from softlabels.samples import Batch, LabelledPictures
 from softlabels.students import student_spec
 from softlabels.targets import Lesson, LiveTargets, NoTargets, stored_targets
 from softlabels.teachers import teacher_spec

@@ -35,8 +35,9 @@ from softlabels.codecs import CODECS
 from softlabels.datasets import Images, MemoryImages
 from softlabels.journal import Journal
 from softlabels.networks import Preprocessing
+from softlabels.pictures import Pictures, frame
 from softlabels.runs import card, make_store
-from softlabels.samples import LabelledPictures, Pictures, Threads, Workers, batches, frame
+from softlabels.samples import LabelledPictures, Threads, Workers, batches
 from softlabels.views import RECIPES, Recipe
 
 BATCH, SMALL_BATCH = 64, 256

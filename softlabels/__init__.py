@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from softlabels.datasets import open_images
     from softlabels.errors import ConfigError, DataError, ModelError, RunError, SoftlabelsError, StoreError
     from softlabels.labels import Labels, open_labels
+    from softlabels.orders import OneViewEach, ShuffledShards
     from softlabels.reporting import report
-    from softlabels.samples import OneViewEach, SoftLabelDataset
-    from softlabels.windows import ShuffledShards
+    from softlabels.samples import SoftLabelDataset
 
 __version__ = "0.1.0"
 
@@ -25,8 +25,8 @@ _HOMES = {
     "open_labels": "labels",
     "Labels": "labels",
     "SoftLabelDataset": "samples",
-    "OneViewEach": "samples",
-    "ShuffledShards": "windows",
+    "OneViewEach": "orders",
+    "ShuffledShards": "orders",
     "attach": "attaching",
     "open_images": "datasets",
     "create_labels": "api",

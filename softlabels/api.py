@@ -21,9 +21,10 @@ from softlabels.errors import ConfigError
 from softlabels.evaluating import Score
 from softlabels.journal import Journal
 from softlabels.packing import PackReport
+from softlabels.pictures import Pictures
 from softlabels.planning import Plan
 from softlabels.repairing import RepairReport
-from softlabels.samples import Batch, LabelledPictures, Pictures, Workers, batches
+from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Store
 from softlabels.verifying import Findings
 from softlabels.views import RECIPES, Frame, Recipe

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from softlabels.evaluating import Classifier
+from softlabels.orders import OneViewEach
 from softlabels.processes import ALONE, Processes
-from softlabels.samples import OneViewEach, Workers, batches
+from softlabels.samples import Workers, batches
 from softlabels.targets import Lesson, Target
 
 

@@ -21,7 +21,7 @@ from softlabels.dumping import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.journal import Journal
 from softlabels.labels import MIX_LAYOUT
-from softlabels.samples import encoding_words
+from softlabels.pictures import encoding_words
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -16,7 +16,8 @@ from softlabels.codecs import Codec
 from softlabels.errors import ModelError
 from softlabels.journal import Journal
 from softlabels.labels import MIX_LAYOUT
-from softlabels.samples import Batch, LabelledPictures, Pictures, Workers, batches
+from softlabels.pictures import Pictures
+from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
 from softlabels.teachers import Teacher
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.networks import Preprocessing
+from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
-from softlabels.samples import LabelledPictures, Pictures, Workers, batches
+from softlabels.samples import LabelledPictures, Workers, batches
 
 Classifier = Callable[[Tensor], Tensor]
 """uint8 pictures (n, 3, S, S) to logits (n, classes)."""

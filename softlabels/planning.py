@@ -15,7 +15,9 @@ from softlabels._philox import Words
 from softlabels.codecs import Codec, Dense, HeadTail, Quantized, TopK, spelled
 from softlabels.errors import ConfigError, ModelError
 from softlabels.labels import MIX_LAYOUT
-from softlabels.samples import Batch, LabelledPictures, Pictures, Rows, Workers, batches, spread
+from softlabels.orders import spread
+from softlabels.pictures import Pictures, Rows
+from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.teachers import Teacher
 
 SAMPLE_BATCHES = 3

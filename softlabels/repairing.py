@@ -1,4 +1,4 @@
-"""Damage mended: shards that are not what was written are taken away, or dumped again in their places."""
+"""Damage found: shards that are not what was written, to be taken away or dumped again in their places."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softlabels.codecs import Codec
 from softlabels.datasets import Images, content_checksums
-from softlabels.dumping import dump_shards
 from softlabels.errors import DataError
-from softlabels.journal import Journal
-from softlabels.samples import Pictures, Workers
 from softlabels.store import Shard, Store, TeacherLabels
-from softlabels.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -40,35 +35,6 @@ def remove(labels: TeacherLabels, shards: Sequence[Shard]) -> None:
     """Take these shards away, so that a dump misses them. Within `labels.writing`."""
     for shard in shards:
         labels.remove(shard)
-
-
-def redump(
-    pictures: Pictures,
-    teacher: Teacher,
-    codec: Codec,
-    labels: TeacherLabels,
-    shards: Sequence[Shard],
-    *,
-    batch_size: int,
-    workers: Workers,
-    skip_bad_images: bool,
-    journal: Journal,
-) -> None:
-    """Dump these damaged shards, and no others, in their places. Within `labels.writing`.
-
-    A shard goes when its successor is complete in memory; a kill between the two leaves a gap that a dump fills.
-    """
-    dump_shards(
-        pictures,
-        teacher,
-        codec,
-        labels,
-        shards,
-        batch_size=batch_size,
-        workers=workers,
-        skip_bad_images=skip_bad_images,
-        journal=journal,
-    )
 
 
 def check_contents(store: Store, images: Images, shards: Sequence[Shard]) -> None:

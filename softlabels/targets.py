@@ -16,7 +16,8 @@ from softlabels.codecs import SparseCodec
 from softlabels.errors import ConfigError, StoreError
 from softlabels.labels import Labels
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
-from softlabels.samples import Batch, LabelledPictures, Pictures, as_mapping
+from softlabels.pictures import Pictures
+from softlabels.samples import Batch, LabelledPictures, as_mapping
 from softlabels.teachers import Teacher
 from softlabels.views import Frame
 

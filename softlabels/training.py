@@ -20,10 +20,11 @@ from softlabels.evaluating import Score
 from softlabels.journal import Journal, Metrics
 from softlabels.learning import Learner, Place, Settings
 from softlabels.networks import Preprocessing
+from softlabels.orders import OneViewEach, ShuffledShards
+from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
-from softlabels.samples import Batch, LabelledPictures, OneViewEach, Pictures, batches
+from softlabels.samples import Batch, LabelledPictures, batches
 from softlabels.targets import Lesson
-from softlabels.windows import ShuffledShards
 
 _REST_SECONDS = 15.0
 """Least time between checkpoints at the ends of epochs, so that short epochs are not spent on writing."""

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from softlabels.datasets import Images, content_checksums
 from softlabels.labels import Labels
-from softlabels.samples import DIGEST_FRAME, Batch, Pictures, frame, key_hashes
+from softlabels.pictures import DIGEST_FRAME, Pictures, frame, key_hashes
+from softlabels.samples import Batch
 from softlabels.store import TeacherLabels
 from softlabels.teachers import Teacher
 

@@ -15,7 +15,7 @@ from worlds import write_pictures
 import softlabels
 from softlabels import planning
 from softlabels.codecs import CODECS, Dense, Quantized, Sampled, TopK
-from softlabels.samples import Pictures, frame
+from softlabels.pictures import Pictures, frame
 from softlabels.teachers import teacher_spec
 from softlabels.views import RECIPES
 

@@ -17,7 +17,7 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.networks import Preprocessing
-from softlabels.samples import Pictures, frame
+from softlabels.pictures import Pictures, frame
 from softlabels.teachers import teacher_spec
 from softlabels.views import RECIPES
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels.learning import Learner, Settings
+from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
-from softlabels.samples import Pictures
 from softlabels.training import Order
 from softlabels.views import RECIPES, Frame
 

@@ -15,7 +15,9 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.networks import Preprocessing
-from softlabels.samples import LabelledPictures, OneViewEach, Pictures, Threads, Workers, batches, frame
+from softlabels.orders import OneViewEach
+from softlabels.pictures import Pictures, frame
+from softlabels.samples import LabelledPictures, Threads, Workers, batches
 from softlabels.views import RECIPES, Frame
 
 VIEWS = 4

@@ -9,9 +9,10 @@ from softlabels.datasets import Images, open_images
 from softlabels.evaluating import Score, evaluate
 from softlabels.journal import Journal
 from softlabels.labels import Labels, open_labels
+from softlabels.orders import spread
+from softlabels.pictures import Pictures, frame
 from softlabels.runs._configs import EvalConfig, VerifyConfig
 from softlabels.runs._parts import label_images, limited, open_teacher, reopening
-from softlabels.samples import Pictures, frame, spread
 from softlabels.teachers import teacher_spec
 from softlabels.verifying import Findings
 from softlabels.views import RECIPES

@@ -10,8 +10,8 @@ from softlabels.converting import CopyReport, Recode
 from softlabels.errors import ConfigError
 from softlabels.journal import Journal, duration, size
 from softlabels.labels import Labels, open_labels
+from softlabels.pictures import key_hashes
 from softlabels.runs._configs import ConvertConfig, MergeConfig
-from softlabels.samples import key_hashes
 from softlabels.store import Store, TeacherCard, TeacherLabels, copy_images, open_store
 
 

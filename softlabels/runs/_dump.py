@@ -9,12 +9,12 @@ from softlabels.codecs import CODECS, Codec
 from softlabels.datasets import Images, open_images
 from softlabels.dumping import DumpReport
 from softlabels.journal import Journal, duration
+from softlabels.pictures import Pictures, frame
 from softlabels.planning import Plan
 from softlabels.runs._configs import DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
 from softlabels.runs._store import make_store, versions
-from softlabels.samples import Pictures, frame
 from softlabels.store import Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe

@@ -8,14 +8,15 @@ from pathlib import Path
 
 from softlabels import repairing
 from softlabels.datasets import Images, subset
+from softlabels.dumping import dump_shards
 from softlabels.errors import DataError
 from softlabels.journal import Journal
 from softlabels.labels import Labels, open_labels
+from softlabels.pictures import Pictures, frame
 from softlabels.repairing import RepairReport
 from softlabels.runs._configs import RepairConfig
 from softlabels.runs._dump import saved_config
 from softlabels.runs._parts import label_images, matched, reopening
-from softlabels.samples import Pictures, frame
 from softlabels.store import Shard
 
 
@@ -61,7 +62,8 @@ class _Workshop:
         reopen = reopening(config, labels, self.images, "leave --redump out to only remove the damage")
         teacher = reopen(name)
         views = max(shard.stop_view for shard in shards)
-        repairing.redump(
+        # A shard goes when its successor is complete in memory; a kill between the two leaves a gap that a dump fills.
+        dump_shards(
             Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
             teacher,
             labels.codec(name),

@@ -23,11 +23,13 @@ from softlabels.labels import Labels, open_labels
 from softlabels.learning import Place
 from softlabels.losses import BLENDS, Objective
 from softlabels.networks import Preprocessing, parameter_count, read_weights, write_weights
+from softlabels.orders import spread
+from softlabels.pictures import Pictures, frame
 from softlabels.processes import Processes, joined
 from softlabels.runs._configs import TrainConfig
 from softlabels.runs._folder import begin, finished
 from softlabels.runs._parts import alias, label_images, limited, open_teacher, teacher_specs
-from softlabels.samples import LabelledPictures, Pictures, frame, spread
+from softlabels.samples import LabelledPictures
 from softlabels.students import student_spec
 from softlabels.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
 from softlabels.tracking import tracked

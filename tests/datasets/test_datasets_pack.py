@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
-from softlabels.samples import Pictures
+from softlabels.pictures import Pictures
 from softlabels.views import RECIPES, Frame
 
 QUALITIES = ("raw", 90)
