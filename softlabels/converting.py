@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from softlabels._philox import Words
-from softlabels.codecs import Codec, Dense, SparseCodec, spelled
+from softlabels.codecs import Codec, Dense, Field, SparseCodec, spelled
 from softlabels.dumping import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.journal import Journal
-from softlabels.labels import MIX_LAYOUT
 from softlabels.pictures import encoding_words
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
 
@@ -69,7 +68,8 @@ class Recode:
         logits[[row - shard.first_row for row in content.skipped]] = 0.0
         hashes = self.hashes[shard.first_row : shard.stop_row]
         recoded = self.new.encode(logits, encoding_words(hashes, self.seed, shard.first_view + place))
-        return recoded | {name: content.arrays[name][place] for name in MIX_LAYOUT if name in content.arrays}
+        beside = content.arrays.keys() - self.old.layout(self.classes)
+        return recoded | {name: content.arrays[name][place] for name in beside}
 
 
 def check_recoding(old: Codec, new: Codec, *, lossy: bool) -> None:
@@ -96,8 +96,9 @@ def recoded_card(card: TeacherCard, old: Codec, new: Codec) -> TeacherCard:
     """The card of the same teacher whose labels were recoded; its versions tell so."""
     before = card.versions.get(RECODED)
     versions = {**card.versions, RECODED: f"{before}, {spelled(old)}" if before else spelled(old)}
-    mixes = set(MIX_LAYOUT) <= set(card.layout)
-    changed = {**stored_as(new, card.classes, mixes=mixes), "compression": card.compression, "versions": versions}
+    others = card.layout.keys() - old.layout(card.classes)
+    beside = {name: Field(each.dtype, each.shape) for name, each in card.layout.items() if name in others}
+    changed = {**stored_as(new, card.classes, beside=beside), "compression": card.compression, "versions": versions}
     return TeacherCard.model_validate({**card.model_dump(), **changed})
 
 
@@ -137,7 +138,9 @@ def check_same(stores: Sequence[Store]) -> None:
     for other in stores[1:]:
         clauses = differences(_identity(first), _identity(other)) + _image_differences(first, other)
         if clauses:
-            raise StoreError(f"{first.root} and {other.root} (there and here) are not of the same: {joined(clauses)}")
+            raise StoreError(
+                f"{first.location} and {other.location} (there and here) are not of the same: {joined(clauses)}"
+            )
 
 
 def check_agreement(labels: Sequence[TeacherLabels], journal: Journal) -> None:
@@ -174,9 +177,9 @@ def _check_equal(view: int, some: tuple[TeacherLabels, Shard], others: tuple[Tea
     first.read_shard(held)  # it may be damage that makes the difference: then these say so
     second.read_shard(shard)
     raise StoreError(
-        f"{first.root} and {second.root} hold other labels of {first.name} in shard {shard.name}: {differ.sum():,} of "
-        f"{len(rows):,} rows of view {view} differ, the first is row {rows[differ][0]}; find out which is right and "
-        f"remove the shard from the other store"
+        f"{first.location} and {second.location} hold other labels of {first.name} in shard {shard.name}: "
+        f"{differ.sum():,} of {len(rows):,} rows of view {view} differ, the first is row {rows[differ][0]}; find out "
+        f"which is right and remove the shard from the other store"
     )
 
 
@@ -184,7 +187,7 @@ def _check_cards(first: TeacherLabels, other: TeacherLabels) -> None:
     clauses = differences(_teaching(first.card), _teaching(other.card))
     if clauses:
         raise StoreError(
-            f"{first.root} and {other.root} (there and here) hold labels of different teachers under the name "
+            f"{first.location} and {other.location} (there and here) hold labels of different teachers under the name "
             f"{first.name}: {joined(clauses)}"
         )
 
@@ -192,7 +195,7 @@ def _check_cards(first: TeacherLabels, other: TeacherLabels) -> None:
 def _check_runs(first: TeacherLabels, other: TeacherLabels) -> None:
     if first.runs != other.runs:
         raise StoreError(
-            f"{first.root} and {other.root} cut their rows into other shards ({len(first.runs):,} and "
+            f"{first.location} and {other.location} cut their rows into other shards ({len(first.runs):,} and "
             f"{len(other.runs):,} runs); dump with the same --rows-per-shard"
         )
 

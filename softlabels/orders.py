@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from softlabels._philox import permutation, philox
+from softlabels.config import byte_count
+from softlabels.errors import ConfigError
+from softlabels.journal import size
 from softlabels.pictures import Pictures, Rows
 from softlabels.samples import LabelledPictures, SoftLabelDataset
 
@@ -64,21 +67,23 @@ class ShuffledShards(Sampler[int]):
 
     Args:
         pictures: of a label store.
-        window: shards whose images are shuffled together.
+        window: shards whose images are shuffled together, or the bytes that their labels of an epoch may take in
+            memory, such as ``"512MB"``.
+
+    Raises:
+        ConfigError: not even one shard's labels fit into so many bytes.
     """
 
     def __init__(
         self,
         pictures: SoftLabelDataset | LabelledPictures,
-        window: int,
+        window: int | str,
         epoch: int = 0,
         seed: int = 0,
         views_per_image: int = 1,
     ) -> None:
-        if window < 1:
-            raise ValueError(f"a window is of 1 shard or more, not of {window}")
         self._runs = pictures.runs()
-        self._views, self._window = pictures.views, window
+        self._views, self._window = pictures.views, shards_of_window(pictures, window, views_per_image)
         self._seed, self._views_per_image = seed, views_per_image
         self._epoch = epoch
 
@@ -104,6 +109,63 @@ class ShuffledShards(Sampler[int]):
         turns = self._epoch * self._views_per_image + np.arange(self._views_per_image)
         views = (offsets.astype(np.int64)[:, None] + turns) % self._views
         return (rows[:, None] * self._views + views).reshape(-1)
+
+
+def shards_of_window(pictures: SoftLabelDataset | LabelledPictures, window: int | str, views_per_image: int = 1) -> int:
+    """How many shards a `ShuffledShards` window is of; it depends on the store and on nothing of this machine.
+
+    Raises:
+        ConfigError: not even one shard's labels fit into so many bytes.
+    """
+    if isinstance(window, str):
+        return _shards_within(pictures, byte_count(window), views_per_image)
+    if window < 1:
+        raise ValueError(f"a window is of 1 shard or more, not of {window}")
+    return window
+
+
+def _shards_within(pictures: SoftLabelDataset | LabelledPictures, room: int, views_per_image: int) -> int:
+    labels = pictures.labels
+    if labels is None:
+        raise ConfigError("a window of so many bytes needs the shards of a label store")
+    one = views_per_image * sum(labels.of(name).unit for name in labels.select(pictures.teachers or None))
+    if room < one:
+        raise ConfigError(
+            f"a window of {size(room)} has no room for one shard, whose labels of an epoch take {size(one)}; give "
+            f"--shuffle-window {one}B or more, or a number of shards"
+        )
+    return room // one
+
+
+def window_notes(samples: LabelledPictures, window: int | str | None, views_per_image: int = 1) -> list[str]:
+    """Lines about the window, and a warning when decoded labels do not fit into their memory in that order.
+
+    Without a window every view of every shard is wanted all the time, with one those of its shards, and one of the
+    next window, are. What does not fit is decoded again and again.
+
+    Raises:
+        ConfigError: not even one shard's labels fit into a window of so many bytes.
+    """
+    shards = len(np.unique(samples.runs()))
+    wanted, notes = shards * samples.views, []
+    if window is not None:
+        within = shards_of_window(samples, window, views_per_image)
+        wanted = min(wanted, views_per_image * within + 1)
+        notes = [f"images are shuffled within {min(within, shards):,} of {shards:,} shards at a time"]
+    labels = samples.labels
+    packed = [labels.of(name) for name in samples.teachers] if labels is not None else []
+    packed = [each for each in packed if each.card.compression != "none"]
+    held = min((each.memory // each.unit for each in packed), default=wanted)
+    if wanted <= held:
+        return notes
+    needed, memory = wanted * sum(each.unit for each in packed), sum(each.memory for each in packed)
+    fitting = held // (2 * views_per_image)  # a window, and the next one
+    advice = f"give --shuffle-window {fitting} (shards), or more --label-memory" if fitting else "give more of it"
+    return [
+        *notes,
+        f"warning: decoded, the labels {'' if window is None else 'of a window '}take {size(needed)}, more than the "
+        f"{size(memory)} of --label-memory: shards will be decoded again and again; {advice}",
+    ]
 
 
 def spread(images: int, views: int, count: int, seed: int = 0) -> tuple[Rows, Rows]:

@@ -182,11 +182,13 @@ def test_damage_in_the_source_is_one_line_and_going_on_later_works(softlabels_co
     ("options", "code", "said"),
     [
         (("--out", "shards"), 2, "is the store to convert; choose another folder"),
+        (("--out", "shards/zarr"), 1, "zarr lies within the label store"),
+        (("--out", "shards/cnn_tiny", "--format", "zarr"), 1, "choose a folder beside it"),
         (("--out", "other", "--format", "zarr"), 1, "seed is 1 there and 0 here"),
         (("--out", "z", "--teachers", "cnn_tine"), 1, "did you mean 'cnn_tiny'?"),
         (("--out", "z", "--codec", "topk:0"), 2, "codec 'topk'"),
         (("--out", "z", "--labels", "nothing"), 1, "is not a folder"),
-        (("--out", "s3://bucket/z"), 2, "write to a folder on this machine"),
+        (("--out", "nowhere://bucket/z"), 1, "nowhere://bucket/z is no location that can be opened"),
         (("--out", "same", "--format", "zarr"), 1, "format is 'hdf5' there and 'zarr' here"),
     ],
 )
@@ -209,3 +211,36 @@ def test_every_codec_of_the_table_is_recoded_or_refused(dumped: Path, tmp_path: 
         out = tmp_path / name
         softlabels.convert(labels=str(dumped), out=str(out), codec=name, lossy=True, teachers=["cnn_tiny"], quiet=True)
         assert softlabels.open_labels(out).logits(range(18), 1).shape == (18, 3)
+
+
+def test_a_dump_into_a_store_of_something_else_is_refused_before_it_makes_a_folder(
+    photos: Path, tmp_path: Path
+) -> None:
+    shards = dump(tmp_path / "shards", photos, limit=3)
+    before = sorted(shards.rglob("*"))
+    with pytest.raises(softlabels.StoreError, match="lies within the label store"):
+        dump(shards / "cnn_tiny/more", photos, limit=3)
+    assert sorted(shards.rglob("*")) == before
+
+
+def test_what_a_conversion_left_that_was_killed_at_its_very_beginning_goes(photos: Path, tmp_path: Path) -> None:
+    source = dump(tmp_path / "s", photos, limit=3)
+    (tmp_path / "out/.partial-images.parquet-abc").mkdir(parents=True)
+    (tmp_path / "out/.partial-images.parquet-abc/images.parquet").write_bytes(b"half")
+    softlabels.convert(labels=str(source), out=str(tmp_path / "out"), teachers=["cnn_tiny"] * 2, quiet=True)
+    assert shard_bytes(tmp_path / "out") == shard_bytes(source)
+    assert not list(tmp_path.glob("out/.*"))
+
+
+def test_labels_of_no_teacher_are_never_called_sound_or_used(softlabels_command: Callable, photos: Path) -> None:
+    shutil.rmtree(dump(Path("shards"), photos, limit=3) / "cnn_tiny")
+    for command in (
+        ("verify", "--shards-only"),
+        ("train", "--student", "cnn_tiny", "--labels", "shards"),
+        ("convert", "--out", "z"),
+        ("merge", "--labels", "shards", "--out", "whole"),
+    ):
+        refused = softlabels_command(*command)
+        assert refused.exit_code == 1, command
+        assert "dump some first, or copy the store whole" in refused.output.splitlines()[-1]
+    assert not Path("z").exists() and not Path("whole").exists()

@@ -157,8 +157,11 @@ def test_a_merge_into_another_store_is_refused(softlabels_command: Callable, pho
     assert "seed is 3 there and 0 here" in refused.output
 
 
-def test_nothing_to_merge_is_a_usage_error(softlabels_command: Callable) -> None:
+def test_nothing_to_merge_is_a_usage_error(softlabels_command: Callable, photos: Path) -> None:
     assert softlabels_command("merge", "--out", "whole").exit_code == 2
+    dump(Path("a"), photos, limit=3)
+    alone = softlabels_command("merge", "--labels", "a/", "--out", "a")
+    assert alone.exit_code == 2 and "is the only store to merge" in alone.output
     missing = softlabels_command("merge", "--labels", "nowhere", "--out", "whole")
     assert missing.exit_code == 1
     assert "nowhere is not a folder" in missing.output

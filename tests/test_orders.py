@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,38 +74,101 @@ def test_the_order_is_a_function_of_seed_and_epoch(pictures: SoftLabelDataset) -
     assert len(sampler) == 200
 
 
-def test_an_epoch_decodes_one_view_of_each_shard_once(
-    pictures: SoftLabelDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: Counter[tuple[int, int]] = Counter()
-    fill = Folder.fill
+@pytest.fixture
+def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, ...]]]:
+    """What was decoded since it was asked last, by whichever process: (run, array, view, bytes on disk, bytes)."""
+    notes, fill = tmp_path / "decoded.txt", Folder.fill
+    notes.touch()
 
     def noted(self: Folder, chunk: Any, shard: Any, out: Any) -> None:
-        decoded[shard.run, chunk.view] += 1
+        with notes.open("a") as file:
+            file.write(f"{shard.run} {chunk.array} {chunk.view} {chunk.size} {out.nbytes}\n")
         fill(self, chunk, shard, out)
 
+    def read() -> list[tuple[str, ...]]:
+        lines = notes.read_text().splitlines()
+        notes.write_text("")
+        return [tuple(line.split()) for line in lines]
+
     monkeypatch.setattr(Folder, "fill", noted)
-    pictures.labels.share(16 * 10 * 4 * 4)  # four views of shards
-    for _ in DataLoader(pictures, batch_size=8, sampler=ShuffledShards(pictures, 3)):
-        pass
-    arrays = len(pictures.labels.of().card.layout)
-    assert len(decoded) == RUNS and set(decoded.values()) == {arrays}
+    return read
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("window", [3, "1kB"])
+def test_an_epoch_reads_each_byte_that_it_needs_once_and_no_other(
+    pictures: SoftLabelDataset, decoded: Callable[[], list[tuple[str, ...]]], window: int | str, workers: int
+) -> None:
+    labels = pictures.labels.of()
+    assert (labels.unit, 1000 // labels.unit) == (320, 3)  # 16 rows of 10 classes in fp16: 3 shards, too
+    pictures.labels.share(6 * labels.unit)
+    seen = set()
+    for epoch in range(VIEWS):
+        sampler = ShuffledShards(pictures, window, epoch)
+        for _ in DataLoader(pictures, batch_size=8, sampler=sampler, num_workers=workers):
+            pass
+        pieces = decoded()
+        assert len(pieces) == len(set(pieces)) == RUNS * len(labels.card.layout)
+        assert sum(int(size) for *_, size in pieces) == 200 * sum(each.record for each in labels.card.layout.values())
+        seen |= set(pieces)
+    # After all epochs every byte of every chunk was read, once.
+    stored = [array for header in labels._folder.whole().values() for array in header.arrays.values()]
+    assert sum(int(size) for *_, size, _ in seen) == sum(sum(array.sizes) for array in stored)
+
+
+def test_a_window_of_bytes_is_one_of_shards(pictures: SoftLabelDataset) -> None:
+    unit = pictures.labels.of().unit
+
+    def order(window: int | str, views_per_image: int = 1) -> list[int]:
+        return ShuffledShards(pictures, window, views_per_image=views_per_image).numbers().tolist()
+
+    assert order(f"{4 * unit}B") == order(f"{5 * unit - 1}B") == order(4) != order(5)
+    assert order(f"{4 * unit}B", 2) == order(2, 2)  # an epoch takes two views of each shard
+    assert order("1GB") == order(RUNS)
+    pictures.labels.share(unit)  # the order is the store's, whatever memory there is here
+    assert order(f"{4 * unit}B") == order(4)
+    with pytest.raises(softlabels.SoftlabelsError, match=rf"no room for one shard.*--shuffle-window {unit}B or more"):
+        order(f"{unit - 1}B")
+
+
+def test_labels_that_do_not_fit_into_their_memory_are_announced(
+    store: Path, softlabels_command: Callable[..., Any]
+) -> None:
+    whole = VIEWS * RUNS * 320
+
+    def said(*options: object) -> str:
+        trained = softlabels_command(
+            *TRAIN, "--labels", store, "--epochs", 1, "--out", f"run-{len(list(Path().iterdir()))}", *options
+        )
+        assert trained.exit_code == 0, trained.output
+        return "".join(line for line in trained.output.splitlines(True) if "decoded" in line)
+
+    assert said("--label-memory", whole) == said() == ""
+    assert "take 12.5 kB, more than the 12.5 kB of --label-memory" in said("--label-memory", whole - 1)
+    small = said("--label-memory", 8 * 320)
+    assert small.startswith("warning: decoded, the labels take 12.5 kB, more than the 2.6 kB of --label-memory")
+    assert "give --shuffle-window 4 (shards), or more --label-memory" in small
+    assert said("--label-memory", 8 * 320, "--shuffle-window", 4) == ""
+    assert said("--label-memory", 8 * 320, "--shuffle-window", "1.3kB") == ""
+    assert "the labels of a window take" in said("--label-memory", 8 * 320, "--shuffle-window", 8)
+    assert "give more of it" in said("--label-memory", 320)
+
+
+@pytest.mark.parametrize("window", [3, "1kB"])
 def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
-    store: Path, softlabels_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    store: Path, softlabels_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, window: int | str
 ) -> None:
     from softlabels.learning import Learner
 
-    options = ("--labels", store, "--shuffle-window", 3, "--checkpoint-every", 5, "--label-memory", "1MB")
+    options = ("--labels", store, "--shuffle-window", window, "--checkpoint-every", 5, "--label-memory", "1MB")
     assert softlabels_command(*TRAIN, *options, "--out", "whole", "--workers", 2).exit_code == 0
     learn, steps = Learner.learn, []
 
-    def dying(self: Learner, passes: Any, pictures: int, step: int, loss: Any) -> Any:
+    def dying(self: Learner, passes: Any, step: int, loss: Any) -> Any:
         steps.append(step)
         if step == 18:
             raise KeyboardInterrupt
-        return learn(self, passes, pictures, step, loss)
+        return learn(self, passes, step, loss)
 
     monkeypatch.setattr(Learner, "learn", dying)
     assert softlabels_command(*TRAIN, *options, "--out", "broken").exit_code == 1
@@ -124,3 +186,6 @@ def test_a_window_of_nothing_is_refused(pictures: SoftLabelDataset, softlabels_c
     refused = softlabels_command(*TRAIN, "--shuffle-window", 3)
     assert refused.exit_code == 2
     assert "--shuffle-window needs" in refused.output
+    for wrong in ("0", "0MB", "-2", "many", "3 shards"):
+        refused = softlabels_command(*TRAIN, "--labels", "s", "--shuffle-window", wrong)
+        assert refused.exit_code == 2 and "shuffle_window" in refused.output.replace("-", "_"), refused.output

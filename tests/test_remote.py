@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from buckets import Server, serving
+from moving import all_bytes, dump, shard_bytes
 from safetensors.torch import load_file
 
 import softlabels
 from softlabels import StoreError
+from softlabels.store import _remote as remote
 
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-boto3 = pytest.importorskip("boto3")
+FORMATS = ("hdf5", "zarr")
+OTHER = {"hdf5": "zarr", "zarr": "hdf5"}
+QUICK = ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as started:
+        yield started
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "SOFTLABELS_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    name = f"b{time.monotonic_ns()}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    yield f"s3://{name}/shards"
-    server.stop()
+def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
+    return f"s3://{server.bucket()}/shards"
 
 
 DUMP = ("dump", "--teacher", "cnn_tiny", "--weights", "random:1", "--data", "digits", "--limit", "200")
@@ -93,3 +89,104 @@ def test_workers_and_a_thread_ahead_of_them_share_one_small_cache(
         assert 0 < sum(path.stat().st_size for path in copies) <= limit
     one, two = (load_file(f"run-{workers}/last.safetensors") for workers in (0, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def without(objects: dict[str, bytes], *names: str) -> dict[str, bytes]:
+    return {name: data for name, data in objects.items() if name not in names}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_convert_writes_to_a_url_what_it_writes_to_a_folder_and_reads_it_back(
+    server: Server, bucket: str, photos: Path, softlabels_command: Callable[..., Any], form: str
+) -> None:
+    dump(Path("local"), photos, format=OTHER[form], codec="dense:fp32")
+    options = ("--format", form, "--codec", "quantized", "--lossy")
+    assert softlabels_command("convert", "--labels", "local", "--out", "near", *options).exit_code == 0
+    for said in (f"views complete in {bucket}", f"are in {bucket} already; nothing to do"):
+        converted = softlabels_command("convert", "--labels", "local", "--out", bucket, *options)
+        assert converted.exit_code == 0 and said in converted.output, converted.output
+        assert server.objects(bucket) == all_bytes(Path("near"))
+    back = softlabels_command("convert", "--labels", bucket, "--out", f"{bucket}-z", "--compression", "zstd")
+    assert back.exit_code == 0, back.output
+    assert softlabels_command("verify", "--labels", f"{bucket}-z", "--shards-only").exit_code == 0
+    far, near = (softlabels.open_labels(each) for each in (f"{bucket}-z", "near"))
+    assert torch.equal(far.logits(range(18), 1), near.logits(range(18), 1))
+    refused = softlabels_command("convert", "--labels", bucket, "--out", f"{bucket}/")
+    assert refused.exit_code == 2 and "is the store to convert" in refused.output
+    other = softlabels_command("convert", "--labels", bucket, "--out", f"{bucket}-z", "--format", OTHER[form])
+    assert other.exit_code == 1
+    assert f"{bucket}-z holds other labels under the name cnn_tiny: format is '{form}' there" in other.output
+
+
+@pytest.mark.parametrize("form", QUICK)
+def test_merge_reads_and_writes_urls_and_folders_alike(
+    server: Server, bucket: str, photos: Path, softlabels_command: Callable[..., Any], form: str
+) -> None:
+    whole = shard_bytes(dump(Path("direct"), photos, format=form))
+    dump(f"{bucket}-a", photos, format=form, part="0/2")  # type: ignore[arg-type]
+    dump(Path("b"), photos, format=form, part="1/2")
+    parts = ("--labels", f"{bucket}-a", "--labels", "b")
+    for out in (bucket, f"{bucket}-a"):  # the last is one of the parts
+        merged = softlabels_command("merge", *parts, "--out", out)
+        assert merged.exit_code == 0, merged.output
+        assert f"2 views complete in {out}" in merged.output
+    assert softlabels_command("merge", *parts, "--out", bucket).output.count("nothing to do") == 2
+    documents = {"manifest.json", "images.parquet", "cnn_tiny/teacher.json"}
+    for url in (bucket, f"{bucket}-a"):
+        assert without(server.objects(url), *documents, "dump-cnn_tiny.yaml") == whole
+    assert softlabels_command("verify", "--labels", bucket, "--shards-only").exit_code == 0
+    dump(Path("other"), photos, format=form, seed=1, limit=3)
+    before = server.objects(bucket)
+    refused = softlabels_command("merge", "--labels", "other", "--out", bucket)
+    assert refused.exit_code == 1
+    assert f"{bucket} and " in refused.output and "seed is 0 there and 1 here" in refused.output
+    assert server.objects(bucket) == before
+
+
+@pytest.mark.parametrize("form", QUICK)
+def test_a_conversion_outlives_its_server(
+    server: Server, bucket: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Away for a moment it is waited for; away for longer, the same command goes on when it is back."""
+    source = dump(tmp_path / "local", photos, format=OTHER[form], limit=8, rows_per_shard=4)
+    settings = {"labels": str(source), "format": form, "quiet": True}
+    softlabels.convert(out=str(tmp_path / "near"), **settings)
+    upload, uploads, gone = remote.Remote.upload, 0, threading.Event()
+
+    def dying(self: remote.Remote, path: Path, name: str) -> Any:
+        nonlocal uploads
+        uploads += 1
+        if uploads == 2 and gone.is_set():  # among the documents
+            server.stop()
+            threading.Timer(0.3, server.start).start()
+        if uploads == 5 and not gone.is_set():  # among the shards
+            gone.set()
+            server.stop()
+        return upload(self, path, name)
+
+    monkeypatch.setattr(remote.Remote, "upload", dying)
+    monkeypatch.setattr(remote, "WAITS", [])
+    with pytest.raises(StoreError, match=r"cannot be reached.*the same command goes on when the server is back"):
+        softlabels.convert(out=bucket, **settings)
+    server.start()
+    softlabels.convert(out=bucket, **settings)
+    assert server.objects(bucket) == all_bytes(tmp_path / "near")
+
+    uploads = 0
+    monkeypatch.setattr(remote, "WAITS", [0.1] * 40)
+    softlabels.convert(out=f"{bucket}-again", **settings)
+    assert uploads >= 5
+    assert server.objects(f"{bucket}-again") == all_bytes(tmp_path / "near")
+
+
+def test_a_store_that_was_taken_away_from_a_url_is_converted_to_it_anew(
+    server: Server, bucket: str, photos: Path, tmp_path: Path
+) -> None:
+    sources = [dump(tmp_path / f"s{seed}", photos, seed=seed) for seed in (0, 1)]
+    for source in sources:
+        softlabels.convert(labels=str(source), out=bucket, format="zarr", quiet=True)
+        assert softlabels.open_labels(bucket).views == 2
+        assert softlabels.open_labels(bucket).seed == softlabels.open_labels(source).seed
+        client, name = server.client(), bucket.removeprefix("s3://").partition("/")[0]
+        for key in server.objects(bucket):
+            client.delete_object(Bucket=name, Key=f"shards/{key}")

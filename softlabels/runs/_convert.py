@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from softlabels import converting
 from softlabels.codecs import CODECS, Codec
 from softlabels.converting import CopyReport, Recode
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, StoreError
 from softlabels.journal import Journal, duration, size
 from softlabels.labels import Labels, open_labels
 from softlabels.pictures import key_hashes
 from softlabels.runs._configs import ConvertConfig, MergeConfig
-from softlabels.store import Store, TeacherCard, TeacherLabels, copy_images, open_store
+from softlabels.store import Store, TeacherCard, TeacherLabels, copy_images, holds_store, is_url, open_store
 
 
 def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
     """Copy a store's labels into another format or codec; all is checked before anything is written."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
-    if Path(config.out).resolve() == Path(labels.store.root).resolve():
+    if _place(config.out) == _place(labels.store.location):
         raise ConfigError(f"--out {config.out} is the store to convert; choose another folder")
-    names = labels.select(config.teachers)
+    names = dict.fromkeys(labels.select(config.teachers))
+    _check_any(labels.store.location, names)
     wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
     changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}
-    target = copy_images(labels.store, Path(config.out))
+    target = copy_images(labels.store, config.out, config.cache)
     reports = []
     for name, change in changes.items():
         card = _card(labels.of(name).card, change, config)
@@ -35,20 +37,23 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
 
 def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     """Unite stores of the same images and views; that they agree is checked before anything is written."""
-    out = Path(config.out)
-    there = [open_store(out)] if (out / "manifest.json").exists() else []
-    stores = _distinct([*there, *(open_labels(each).store for each in config.labels)])
+    out, cache = config.out, config.cache
+    there = [open_store(out, cache)] if holds_store(out, cache) else []
+    stores = _distinct([*there, *(open_store(each, cache) for each in config.labels)])
+    if len(stores) == len(there):
+        raise ConfigError(f"--out {out} is the only store to merge; name those that are to be merged into it")
     converting.check_same(stores)
     names = sorted({name for store in stores for name in store.teachers})
+    _check_any(", ".join(config.labels), names)
     holding = {name: [store.teacher(name) for store in stores if name in store.teachers] for name in names}
     for each in holding.values():
         converting.check_agreement(each, journal)
-    target = there[0] if there else copy_images(stores[0], out)
+    target = there[0] if there else copy_images(stores[0], out, cache)
     reports = []
     for name, sources in holding.items():
         merged = target.teacher(name) if name in target.teachers else target.prepare(name, sources[0].card)
         for source in sources:
-            if source.root != merged.root:
+            if _place(source.location) != _place(merged.location):
                 reports.append(converting.copy(source, merged, journal=journal))
                 _say(reports[-1], source, merged, journal)
     return reports
@@ -70,16 +75,28 @@ def _card(card: TeacherCard, change: Recode | None, config: ConvertConfig) -> Te
 
 
 def _distinct(stores: list[Store]) -> list[Store]:
-    return list({store.root.resolve(): store for store in reversed(stores)}.values())[::-1]
+    return list({_place(store.location): store for store in reversed(stores)}.values())[::-1]
+
+
+def _check_any(locations: str, teachers: Collection[str]) -> None:
+    if not teachers:
+        raise StoreError(f"{locations}: no teacher's labels are there; dump some first, or copy the store whole")
+
+
+def _place(location: str) -> str:
+    """What two names of one folder or URL have in common."""
+    return location.rstrip("/") if is_url(location) else str(Path(location).resolve())
 
 
 def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journal: Journal) -> None:
     if report.shards:
         journal.say(
-            f"{report.teacher}: copied {report.shards:,} shards, {report.labels:,} labels from {source.root} in "
-            f"{duration(report.seconds)}; {size(target.nbytes)}, {target.views} views complete in {target.root}"
+            f"{report.teacher}: copied {report.shards:,} shards, {report.labels:,} labels from {source.location} in "
+            f"{duration(report.seconds)}; {size(target.nbytes)}, {target.views} views complete in {target.location}"
         )
     else:
-        journal.say(f"{report.teacher}: all labels of {source.root} are in {target.root} already; nothing to do")
+        journal.say(
+            f"{report.teacher}: all labels of {source.location} are in {target.location} already; nothing to do"
+        )
     if report.lacking:
-        journal.say(f"{report.teacher}: {source.root} lacks {report.lacking:,} shards of its views itself")
+        journal.say(f"{report.teacher}: {source.location} lacks {report.lacking:,} shards of its views itself")

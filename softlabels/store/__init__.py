@@ -25,12 +25,13 @@ from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._remote import is_url
-from softlabels.store._shard import Shard, ShardFormat
+from softlabels.store._shard import MOST_VIEWS, Shard, ShardFormat
 from softlabels.store._store import Store, create, holds_store, open_store
 
 __all__ = [
     "FORMAT",
     "FORMATS",
+    "MOST_VIEWS",
     "ArrayLayout",
     "Cache",
     "ImageFile",

@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from softlabels._files import write_text
+from softlabels._files import remove_partial, write_text
 from softlabels.errors import StoreError
 from softlabels.store import _lock
+from softlabels.store._cache import Cache
 from softlabels.store._documents import differences, document, joined
 from softlabels.store._inside import Place
 from softlabels.store._manifest import NAME, images_name
-from softlabels.store._store import Store, open_store, write_images_file
+from softlabels.store._mirror import Mirror
+from softlabels.store._store import (
+    Store,
+    mirrored,
+    open_folder,
+    publish_documents,
+    refuse_inside,
+    refuse_orphans,
+    write_images_file,
+)
 
 
-def copy_images(source: Store, root: Path) -> Store:
-    """A store at `root` of the same images, recipe and runs as `source`, without labels; an equal one is opened.
+def copy_images(source: Store, root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
+    """A store at `root`, a folder or a URL, of the same images, recipe and runs as `source`, without labels.
 
-    Shards that `TeacherLabels.read_shard` reads from the one can be written to the other, in any format.
+    An equal one that is there is opened. Shards that `TeacherLabels.read_shard` reads from the one can be written to
+    the other, in any format.
+
+    Args:
+        cache: where a remote store has its local image.
 
     Raises:
         StoreError: another store is there (the difference is shown), or it cannot be written.
     """
-    folder = Path(root).absolute()
+    mirror = mirrored(root, cache)
+    folder = Path(root).absolute() if mirror is None else mirror.folder
+    if mirror is not None and NAME not in mirror.objects:
+        _forget_others(source, mirror)
     if not (folder / NAME).exists():
+        refuse_inside(folder)
         source.images  # noqa: B018  (read, and so checked, before it is copied)
         with _lock.alone(folder):
-            for number, file in enumerate(source.manifest.images):
-                name = images_name(number)
-                write_images_file(folder / name, Place(source.root, (name,)).read(file.size))
-            write_text(folder / NAME, document(source.manifest))
-    target = open_store(folder)
+            if not (folder / NAME).exists():
+                _make(source, folder)
+    target = open_folder(folder, mirror)
     _refuse_other(source, target)
+    if mirror is not None:
+        publish_documents(mirror, target.manifest)
     return target
+
+
+def _forget_others(source: Store, mirror: Mirror) -> None:
+    """Remove the local image of a store that is not there any more, unless another process is just making this one."""
+    if (mirror.folder / NAME).exists():
+        try:
+            _refuse_other(source, open_folder(mirror.folder))
+        except StoreError:
+            mirror.forget()
+
+
+def _make(source: Store, folder: Path) -> None:
+    refuse_orphans(folder)
+    remove_partial(folder)
+    for number, file in enumerate(source.manifest.images):
+        name = images_name(number)
+        write_images_file(folder / name, Place(source.root, (name,)).read(file.size))
+    write_text(folder / NAME, document(source.manifest))
 
 
 def _refuse_other(source: Store, target: Store) -> None:
     names = {"versions", "data"}  # where images lie makes no difference
     clauses = differences(target.manifest.model_dump(exclude=names), source.manifest.model_dump(exclude=names))
     if clauses:
-        raise StoreError(f"{target.root} and {source.root} (there and here) are not of the same: {joined(clauses)}")
+        raise StoreError(
+            f"{target.location} and {source.location} (there and here) are not of the same: {joined(clauses)}"
+        )

@@ -115,10 +115,11 @@ class Folder:
         """Where `shard` lies, or is to lie."""
         return self.place / f"{shard.name}{self.format.suffix}"
 
-    def named(self) -> list[Shard]:
-        """Shards by the names in the folder, sorted; whether they are whole is not looked at."""
-        suffix = self.format.suffix
-        names = (name.removesuffix(suffix) for name in self.entries() if name.endswith(suffix))
+    def named(self, run: int | None = None) -> list[Shard]:
+        """Shards of all runs, or of one, by the names in the folder, sorted; that they are whole is not looked at."""
+        suffix, begin = self.format.suffix, "" if run is None else f"{run:05d}-"
+        entries = self.entries()
+        names = (name.removesuffix(suffix) for name in entries if name.endswith(suffix) and name.startswith(begin))
         return sorted(shard for name in names if (shard := self.runs.parse(name)) is not None)
 
     def unknown(self) -> list[str]:

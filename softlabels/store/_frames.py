@@ -1,7 +1,8 @@
 """Memory that a process shares with those it starts: decoded views of shards, the longest unused making room.
 
 The memory is a file without a name, so that nothing is left of it when its last user goes, however it goes. A forked
-process has it already; any other finds it through ``/proc`` while its maker lives. Locks are of the kind that the
+process has it already; any other of the same user finds it through ``/proc`` while its maker lives, and keeps what it
+found. Locks are of the kind that the
 system gives back when their holder dies.
 """
 
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 _START = struct.Struct("<16sqqq")
 _PAGE = 4096
 _LATER = 1 << 60
+_TURNS = 64
+"""Locks that threads of one process take before those of the system, a slot the one of its remainder."""
 
 
 class Lock:
@@ -60,6 +63,7 @@ class Frames:
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)[first:]
         self.address: int = self.bytes.__array_interface__["data"][0] if count else 0
         self._lock = Lock()
+        self._turns = [Lock() for _ in range(_TURNS)]
         self._known[token] = self
         weakref.finalize(self, os.close, handle).atexit = False
 
@@ -77,8 +81,9 @@ class Frames:
     def found(where: tuple[str, str], count: int, size: int, slots: int) -> Frames | None:
         """The frames that another process calls `where`; None when they are gone, or others."""
         path, token = where[0], bytes.fromhex(where[1])
-        if token in Frames._known:
-            return Frames._known[token]
+        known = Frames._known.get(token)
+        if known is not None:
+            return known if (known.count, known.size, known.slots) == (count, size, slots) else None
         try:
             if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
                 return None
@@ -135,12 +140,13 @@ class Frames:
 
     @contextlib.contextmanager
     def decoding(self, slot: int) -> Iterator[None]:
-        """While this lasts, no other process is within this for the same slot."""
-        fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, 1 + slot)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, 1 + slot)
+        """While this lasts, no other process or thread is within this for the same slot."""
+        with self._turns[slot % _TURNS].get():
+            fcntl.lockf(self._handle, fcntl.LOCK_EX, 1, 1 + slot)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self._handle, fcntl.LOCK_UN, 1, 1 + slot)
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels._reading import Mapped
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._folder import Chunk, Folder, advice
 from softlabels.store._frames import Frames, Lock
-from softlabels.store._maps import BEYOND, Buffer, Mapped, Memory
+from softlabels.store._maps import BEYOND, Buffer, Memory, fetch, mapped
 from softlabels.store._shard import Shard
 
 Rows = NDArray[np.int64]
@@ -24,8 +25,11 @@ Taken = dict[str, NDArray[Any]]
 _UNOPENED = BEYOND
 """A place beyond all memory: gathering from it raises IndexError, so that open shards cost no test."""
 
-_BUDGET = 256 << 20
+BUDGET = 256 << 20
 """Bytes of decoded labels of one teacher that are kept where nothing else is said."""
+
+_FEW = 4096
+"""Labels whose places are named to the system one by one when their shards were just opened: a batch, not a store."""
 
 _ALIGNED = 64
 """Where arrays begin in decoded memory."""
@@ -70,6 +74,12 @@ class Directory:
             )
         return self.folder.runs.of(rows) * self.width + views
 
+    def distinct(self, slots: Rows) -> list[int]:
+        """These slots in rising order, each once. (numpy's `unique` imports a quarter of numpy at its first use.)"""
+        wanted = np.zeros(self.size, bool)
+        wanted[slots] = True
+        return np.flatnonzero(wanted).tolist()
+
     def numbers(self, slots: Rows) -> Rows:
         """Of each slot the number of its shard, those that no shard holds left out: int64, at most (n,)."""
         numbers = self._shard_of.reshape(-1)[slots]
@@ -106,6 +116,10 @@ class _Field:
         """The records of `shard` in this slot begin at `address`."""
         self.table[slot] = address - 1 - shard.first_row * self.record
 
+    def fetch(self, slots: Rows, rows: Rows) -> None:
+        """Have the records of these labels, whose slots are open, brought to memory."""
+        fetch(rows * self.record + (self.table[slots] + 1), self.record)
+
     def take(self, slots: Rows, rows: Rows) -> NDArray[Any]:
         """The records of these labels. Raises IndexError when one of the slots is not open."""
         places = rows * self.record
@@ -133,9 +147,17 @@ def gather(folder: Folder, memory: int | None = None, shared: tuple[str, str] | 
     """
     directory = Directory(folder)
     if folder.owner.compression != "none":
-        return DecodedGather(directory, _BUDGET if memory is None else memory, shared)
+        return DecodedGather(directory, BUDGET if memory is None else memory, shared)
     mapped = MappedGather(directory)
     return mapped if folder.away is None or folder.away.limit is None else PassingGather(mapped)
+
+
+def frame_layout(folder: Folder) -> tuple[dict[str, int], int]:
+    """Where each array of one view of the longest shard begins in decoded memory, and the bytes of all."""
+    offsets, size = {}, 0
+    for name, each in folder.owner.layout.items():
+        offsets[name], size = size, size + -(-folder.runs.longest * each.record // _ALIGNED) * _ALIGNED
+    return offsets, size
 
 
 def _fields(directory: Directory) -> dict[str, _Field]:
@@ -170,6 +192,9 @@ class MappedGather:
         except IndexError:
             with advice():
                 self._open(slots)
+        if len(rows) <= _FEW:
+            for field in self._fields.values():
+                field.fetch(slots, rows)
         return {name: field.take(slots, rows) for name, field in self._fields.items()}
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
@@ -184,7 +209,7 @@ class MappedGather:
     def _open(self, slots: Rows) -> None:
         with self._lock.get():
             tables = [field.table for field in self._fields.values()]
-            for slot in np.unique(slots).tolist():
+            for slot in self._directory.distinct(slots):
                 if any(table[slot] == _UNOPENED for table in tables):
                     self._open_shard(self._directory.shard(slot))
 
@@ -222,7 +247,7 @@ class MappedGather:
                 where = str(chunk.place)
                 if where not in maps:
                     with chunk.place.open() as handle:
-                        maps[where] = Mapped(handle, os.fstat(handle).st_size, where)
+                        maps[where] = mapped(handle, os.fstat(handle).st_size, where)
                     held.append(maps[where])
                 if maps[where].size < chunk.offset + chunk.size:
                     raise StoreError(f"{where} shrank while it was opened")
@@ -262,11 +287,7 @@ class DecodedGather:
         self._directory = directory
         self._records = _records(directory)
         self._starts = directory.folder.runs.starts
-        self._longest = directory.folder.runs.longest
-        self._offsets: dict[str, int] = {}
-        size = 0
-        for name, each in self._records.items():
-            self._offsets[name], size = size, size + -(-self._longest * each.record // _ALIGNED) * _ALIGNED
+        self._offsets, size = frame_layout(directory.folder)
         count = min(memory // size, directory.size)
         found = Frames.found(shared, count, size, directory.size) if shared else None
         self._frames = found or Frames.made(count, size, directory.size)
@@ -284,7 +305,7 @@ class DecodedGather:
         out: Taken = {name: np.empty(len(rows), each.dtype) for name, each in self._records.items()}
         left = self._take_held(slots, rows, out, np.arange(len(rows)))
         with advice():
-            for slot in np.unique(slots[left]).tolist():
+            for slot in self._directory.distinct(slots[left]):
                 chosen = left[slots[left] == slot]
                 with self._frames.decoding(slot):
                     chosen = self._take_held(slots, rows, out, chosen)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from softlabels._reading import opened_below
 from softlabels.errors import StoreError
 
 PIECE = 4 << 20
@@ -97,21 +98,10 @@ class Place:
             os.close(handle)
 
     def _descend(self, flags: int) -> int:
-        at = None
         try:
-            at = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-            for depth, name in enumerate(self.names, 1):
-                inner = flags if depth == len(self.names) else os.O_RDONLY | os.O_DIRECTORY
-                below = os.open(name, inner | os.O_NOFOLLOW, dir_fd=at)
-                os.close(at)
-                at = below
-            handle, at = at, None
+            return opened_below(self.root, self.names, flags)
         except OSError as error:
             raise self._refusal(error) from error
-        finally:
-            if at is not None:
-                os.close(at)
-        return handle
 
     def _refusal(self, error: OSError) -> StoreError:
         if error.errno == errno.ENOENT:

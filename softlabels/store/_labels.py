@@ -22,7 +22,7 @@ from softlabels.store._ahead import Ahead
 from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, Folder, advice
 from softlabels.store._formats import FORMATS
-from softlabels.store._gather import DecodedGather, Gather, gather
+from softlabels.store._gather import BUDGET, DecodedGather, Gather, frame_layout, gather
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
@@ -65,13 +65,16 @@ class TeacherLabels:
     def __reduce__(self) -> tuple[Any, ...]:
         from softlabels.store._store import reopened
 
-        shared = self._gather.shared if isinstance(self._gather, DecodedGather) else None
-        if self._mirror is None:
-            return reopened, (str(self.root), self.name, None, self._memory, shared)
-        return reopened, (self._mirror.url, self.name, self._mirror.cache, self._memory, shared)
+        cache = None if self._mirror is None else self._mirror.cache
+        return reopened, (self.location, self.name, cache, self._memory, self.shared)
 
     def __repr__(self) -> str:
-        return f"TeacherLabels({str(self.root)!r}, {self.name!r})"
+        return f"TeacherLabels({self.location!r}, {self.name!r})"
+
+    @property
+    def location(self) -> str:
+        """The folder or the URL of the store."""
+        return str(self.root) if self._mirror is None else self._mirror.url
 
     def take(self, rows: ArrayLike, views: ArrayLike) -> dict[str, NDArray[Any]]:
         """Each array of the label of every (row, view): (n, ...), a copy.
@@ -100,9 +103,27 @@ class TeacherLabels:
         self._reader  # noqa: B018  (made now, so that they have it too)
 
     def adopt(self, memory: int | None, shared: tuple[str, str] | None) -> TeacherLabels:
-        """Use the memory that another process shares."""
-        self._memory, self._shared = memory, shared
+        """Use the memory that another process calls `shared`, while it lives and it has as much of it."""
+        if shared is None or shared != self.shared:
+            self._memory, self._shared, self._gather = memory, shared, None
+        if shared is not None:
+            self._reader  # noqa: B018  (found now: what was found stays, whatever becomes of its maker)
         return self
+
+    @property
+    def shared(self) -> tuple[str, str] | None:
+        """Where any process of this machine and user finds what this one decodes; None while that is nothing."""
+        return self._gather.shared if isinstance(self._gather, DecodedGather) else None
+
+    @property
+    def memory(self) -> int:
+        """Bytes that decoded labels may take."""
+        return BUDGET if self._memory is None else self._memory
+
+    @property
+    def unit(self) -> int:
+        """Bytes that one view of a shard takes in memory: decoded where labels are compressed, mapped elsewhere."""
+        return frame_layout(self._folder)[1]
 
     def ahead(self, rows: ArrayLike, views: ArrayLike) -> Ahead | None:
         """Make these labels ready in this order, in a thread: copied from a URL, or decoded. None: nothing to do.
@@ -232,6 +253,8 @@ class TeacherLabels:
         stored = check_arrays(arrays, self.card.layout, (shard.views, shard.rows))
         header = self._folder.owner.header(shard, skipped or {}, digests or {})
         self._make_room(shard)
+        if self._shelf is not None:
+            self._shelf.make_way(shard)  # what a killed writer did not get to send
         with whole(self._folder.shard_place(shard).path) as partial:
             self._folder.format.write(partial, header, stored)
             wrong = replace(self._folder, place=Place(partial.parent), away=None).differs(shard, stored)
@@ -300,9 +323,9 @@ class TeacherLabels:
 
     def _make_room(self, shard: Shard) -> None:
         """Remove what is damaged and would overlap `shard`; refuse when something sound does."""
-        for other in self._folder.named():
+        for other in self._folder.named(shard.run):
             overlap = min(other.stop_view, shard.stop_view) - max(other.first_view, shard.first_view)
-            if other.run == shard.run and overlap > 0:
+            if overlap > 0:
                 place = self._folder.shard_place(other)
                 with contextlib.suppress(Damaged):
                     self._folder.header(other)

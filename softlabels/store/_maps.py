@@ -5,31 +5,39 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import os
-import weakref
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels._reading import Mapped
 from softlabels.errors import StoreError
 
 
-class Mapped:
-    """A whole file as shared, read-only memory at `address`; it is unmapped when nothing refers to it any more.
+def mapped(handle: int, size: int, where: str) -> Mapped:
+    """A whole file as shared, read-only memory. Raises StoreError, naming `where`, when it cannot be mapped."""
+    try:
+        return Mapped(handle, size)
+    except OSError as error:
+        raise StoreError(f"{where} cannot be mapped into memory: {error.strerror}") from error
 
-    The mmap module of Python 3.11 keeps a descriptor open for each map, and a large store has more shards than a
-    process may have descriptors.
+
+def fetch(addresses: NDArray[np.int64], size: int) -> None:
+    """Have the system read `size` bytes at each of these addresses of maps, all at the same time, and do not wait.
+
+    When a copy meets one page after the other that is not in memory, it waits for each, and each time the system reads
+    many pages around it as well.
     """
+    starts = addresses // mmap.PAGESIZE * mmap.PAGESIZE
+    for start, length in zip(starts.tolist(), (addresses + size - starts).tolist(), strict=True):
+        _madvise()(start, length, mmap.MADV_WILLNEED)
 
-    def __init__(self, handle: int, size: int, where: str) -> None:
-        address = _libc().mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, handle, 0)
-        if address is None or address == ctypes.c_void_p(-1).value:
-            number = ctypes.get_errno()
-            raise StoreError(f"{where} cannot be mapped into memory: {os.strerror(number)}")
-        self.address: int = address
-        self.size = size
-        weakref.finalize(self, _libc().munmap, address, size).atexit = False
+
+@functools.cache
+def _madvise() -> Any:
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return madvise
 
 
 class Buffer:
@@ -87,12 +95,3 @@ class _Interface:
             "typestr": f"|V{record}",
             "version": 3,
         }
-
-
-@functools.cache
-def _libc() -> Any:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_longlong]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    return libc

@@ -19,7 +19,7 @@ from pathlib import Path
 from softlabels._files import TEMPORARY, write_text
 from softlabels.errors import StoreError
 from softlabels.store import _lock
-from softlabels.store._cache import COPIES, Cache, discard, enter, entered
+from softlabels.store._cache import COPIES, Cache, discard, drop, enter, entered
 from softlabels.store._folder import CARD, Folder
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._remote import Object, Remote
@@ -185,12 +185,17 @@ class Shelf:
     def publish(self, shard: Shard) -> None:
         """Copy a shard that was written here to the remote store, the file that makes it one last; ours goes."""
         path = self._path(shard)
-        names = self._members(shard)
-        for name in names:
-            local = path / name[len(self._name(shard)) + 1 :] if name != self._name(shard) else path
-            self._mirror.objects[name] = self._mirror.remote.upload(local, name)
+        try:
+            for name in self._members(shard):
+                local = path / name[len(self._name(shard)) + 1 :] if name != self._name(shard) else path
+                self._mirror.objects[name] = self._mirror.remote.upload(local, name)
+        finally:
+            self.make_way(shard)
         self._headed.pop(shard, None)
-        discard(path)
+
+    def make_way(self, shard: Shard) -> None:
+        """Remove what lies here under the name of a shard, so that it can be written: a folder is never replaced."""
+        drop(self._note(shard))
 
     def withdraw(self, shard: Shard) -> None:
         """Take a remote shard away, the file that makes it one first."""

@@ -177,7 +177,7 @@ def _connected(url: str) -> tuple[Any, str]:
         system, root = fsspec.core.url_to_fs(url, **own, **_OPTIONS.get(protocol, {}))
     except ImportError as problem:
         raise _no_extra(url, problem) from problem
-    except (ValueError, TypeError) as problem:
+    except (ValueError, TypeError, OSError) as problem:
         raise StoreError(f"{url} is no location that can be opened: {_line(problem)}") from problem
     return system, root.rstrip("/")
 

@@ -95,7 +95,7 @@ class Store:
         if absent.size:
             named = ", ".join(repr(given[int(place)].as_py()) for place in absent[:5])
             more = f" and {absent.size - 5:,} more" if absent.size > 5 else ""
-            raise KeyError(f"{self.root} has no images with the keys {named}{more}")
+            raise KeyError(f"{self.location} has no images with the keys {named}{more}")
         return found
 
     def population(self, rows: ArrayLike) -> NDArray[np.int64]:
@@ -116,7 +116,7 @@ class Store:
             StoreError: there is no such teacher here, or its card is damaged.
         """
         if name not in self.teachers:
-            raise StoreError(f"{self.root} has no teacher {name!r}; {did_you_mean(name, self.teachers)}")
+            raise StoreError(f"{self.location} has no teacher {name!r}; {did_you_mean(name, self.teachers)}")
         return self._labels(name)
 
     def prepare(self, name: str, card: TeacherCard) -> TeacherLabels:
@@ -129,8 +129,8 @@ class Store:
             raise StoreError(f"a teacher's name is a folder's: letters, digits and ._+=@- (at most 100), not {name!r}")
         if card.classes != self.manifest.classes:
             raise StoreError(
-                f"{self.root} holds logits of {self.manifest.classes} classes, teacher {name} gives {card.classes}; "
-                f"choose another folder for them"
+                f"{self.location} holds logits of {self.manifest.classes} classes, teacher {name} gives "
+                f"{card.classes}; choose another folder for them"
             )
         place = Place(self.root, (name, CARD))
         fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
@@ -144,7 +144,7 @@ class Store:
         differing = differences(labels.card.identity, card.identity)
         if differing:
             raise StoreError(
-                f"{self.root} holds other labels under the name {name}: {joined(differing)}; "
+                f"{self.location} holds other labels under the name {name}: {joined(differing)}; "
                 f"use the same settings, another name or another folder"
             )
         return labels
@@ -163,7 +163,7 @@ class Store:
         """
         added = _images.normalised(images)
         with _lock.alone(self.root):
-            current = _open_folder(self.root)
+            current = open_folder(self.root)
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
             changes = {"images": (*current.manifest.images, file), **({} if data is None else {"data": dict(data)})}
@@ -171,8 +171,8 @@ class Store:
             write_text(self.root / NAME, document(manifest))
         if self._mirror is None:
             return open_store(self.root)
-        _publish(self._mirror, manifest)
-        return _open_folder(self.root, self._mirror)
+        publish_documents(self._mirror, manifest)
+        return open_folder(self.root, self._mirror)
 
     def keep(self, name: str, text: str) -> None:
         """Write a small text file beside the labels."""
@@ -190,7 +190,7 @@ class Store:
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
-            images = _open_folder(self.root).images
+            images = open_folder(self.root).images
             _images.check_unique(images)
             if not _same_images(self.manifest, images):
                 problems.append(f"{self.root / NAME} has fingerprints that its tables of images do not give")
@@ -244,7 +244,7 @@ def create(
         StoreError: what is there is of other images, another recipe or another seed (both sides are shown), or the
             place cannot be written.
     """
-    mirror = _mirrored(root, cache)
+    mirror = mirrored(root, cache)
     folder = Path(root).absolute() if mirror is None else mirror.folder
     known = [name for name in _images.SCHEMA.names if name != "checksum" or checksums is None]
     table = _images.normalised(images, known)
@@ -252,16 +252,17 @@ def create(
     if mirror is not None and NAME not in mirror.objects:
         _forget_others(mirror, dict(data), what, table)
     if not (folder / NAME).exists():
+        refuse_inside(folder)
         with _lock.alone(folder):
             if not (folder / NAME).exists():
                 full = (
                     table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
                 )
                 _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
-    store = _open_folder(folder, mirror)
+    store = open_folder(folder, mirror)
     _refuse_differences(store, dict(data), what, table)
     if mirror is not None:
-        _publish(mirror, store.manifest)
+        publish_documents(mirror, store.manifest)
     return store
 
 
@@ -271,21 +272,21 @@ def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Stor
     Raises:
         StoreError: there is none, it was not copied whole, it is damaged, of a newer format, or cannot be reached.
     """
-    mirror = _mirrored(root, cache)
+    mirror = mirrored(root, cache)
     if mirror is None:
-        return _open_folder(Path(root).absolute())
+        return open_folder(Path(root).absolute())
     if NAME not in mirror.objects:
         raise StoreError(f"{mirror.url} has no {NAME}: it is no label store, or was not copied whole")
-    return _open_folder(mirror.folder, mirror)
+    return open_folder(mirror.folder, mirror)
 
 
 def holds_store(root: str | os.PathLike[str], cache: Cache | None = None) -> bool:
     """Whether there is a store at `root`, a folder or a URL."""
-    mirror = _mirrored(root, cache)
+    mirror = mirrored(root, cache)
     return (Path(root) / NAME).exists() if mirror is None else NAME in mirror.objects
 
 
-def _mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None:
+def mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None:
     """The local image of a remote store, its documents as they are there now; None for a folder."""
     if not is_url(root):
         return None
@@ -305,19 +306,19 @@ def _forget_others(mirror: Mirror, data: dict[str, Any], what: dict[str, Any], t
     """Remove the local image of a store that is not there any more, unless another process is just making this one."""
     if (mirror.folder / NAME).exists():
         try:
-            _refuse_differences(_open_folder(mirror.folder), data, what, table)
+            _refuse_differences(open_folder(mirror.folder), data, what, table)
         except StoreError:
             mirror.forget()
 
 
-def _publish(mirror: Mirror, manifest: Manifest) -> None:
+def publish_documents(mirror: Mirror, manifest: Manifest) -> None:
     """Bring the remote documents up to date; the manifest, which makes it a store, comes last."""
     for number in range(len(manifest.images)):
         mirror.publish(images_name(number))
     mirror.publish(NAME)
 
 
-def _open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
+def open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder; a label store is made by `softlabels dump`")
     place = Place(folder)
@@ -357,12 +358,7 @@ def _make(
     versions: dict[str, str],
     rows_per_shard: int,
 ) -> None:
-    orphans = [name for name in _folders(folder) if _has_card(folder, name)]
-    if orphans:
-        raise StoreError(
-            f"{folder} has labels of {orphans[0]} but no {NAME}: it was not copied whole; copy that file, too, "
-            f"or choose another folder"
-        )
+    refuse_orphans(folder)
     _images.check_unique(table)
     remove_partial(folder)
     file = _write_images(folder, 0, table)
@@ -375,6 +371,23 @@ def _make(
         **what,
     )
     write_text(folder / NAME, document(manifest))
+
+
+def refuse_orphans(folder: Path) -> None:
+    """Raise StoreError when labels lie in a folder that is no store: whose they are is not known."""
+    orphans = [name for name in _folders(folder) if _has_card(folder, name)]
+    if orphans:
+        raise StoreError(
+            f"{folder} has labels of {orphans[0]} but no {NAME}: it was not copied whole; copy that file, too, "
+            f"or choose another folder"
+        )
+
+
+def refuse_inside(folder: Path) -> None:
+    """Raise StoreError when a store is to be made within another one, to which its files would be strangers."""
+    for above in folder.parents:
+        if (above / NAME).exists() and (above / images_name(0)).exists():
+            raise StoreError(f"{folder} lies within the label store {above}; choose a folder beside it")
 
 
 def _folders(root: Path) -> list[str]:
@@ -412,7 +425,7 @@ def _refuse_differences(store: Store, data: dict[str, Any], what: dict[str, Any]
         clauses.append(_images.first_difference(store.images, table))
     if clauses:
         raise StoreError(
-            f"{store.root} was made otherwise: {joined(clauses)}; use the same settings or choose another folder"
+            f"{store.location} was made otherwise: {joined(clauses)}; use the same settings or choose another folder"
         )
 
 

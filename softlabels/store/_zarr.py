@@ -6,6 +6,7 @@ that the array's index, and our header, tell.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, digest, parse
+from softlabels.store._frames import Lock
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import ArrayLayout
 from softlabels.store._shard import Arrays, Header, StoredArray, StoredFile
@@ -25,6 +27,7 @@ from softlabels.store._shard import Arrays, Header, StoredArray, StoredFile
 _META = "zarr.json"
 _CHECKSUM = 4
 """Bytes of crc32c after each chunk and after the index."""
+_lock = Lock()
 
 
 class Zarr:
@@ -44,12 +47,13 @@ class Zarr:
         stored: dict[str, StoredArray] = {}
         files: dict[str, StoredFile] = {}
         for name, array in arrays.items():
-            _write_array(path / name, array, header.compression)
-            chunks = _chunk_file(name, array.ndim)
-            data = (path / chunks).read_bytes()
-            stored[name] = _located(array, data, header.compression)
-            files[chunks] = _summed(data)
-            files[f"{name}/{_META}"] = _summed((path / name / _META).read_bytes())
+            members = _as_files(array, header.compression)
+            for member, data in members.items():
+                inner = path / name / member
+                inner.parent.mkdir(parents=True, exist_ok=True)
+                inner.write_bytes(data)
+                files[f"{name}/{member}"] = _summed(data)
+            stored[name] = _located(array, members[_chunk_file(array.ndim)], header.compression)
         complete = header.model_copy(update={"arrays": stored, "files": files})
         (path / _META).write_bytes(_encoded(complete))
 
@@ -76,7 +80,7 @@ class Zarr:
 
     def payload(self, name: str, layout: ArrayLayout) -> str:
         """See `ShardFormat.payload`."""
-        return _chunk_file(name, 2 + len(layout.shape))
+        return f"{name}/{_chunk_file(2 + len(layout.shape))}"
 
     def strays(self, place: Place) -> list[str]:
         """See `ShardFormat.strays`."""
@@ -86,24 +90,40 @@ class Zarr:
         return [name for name in found if name != _META]
 
 
-def _write_array(path: Path, array: Any, compression: str) -> None:
+def _as_files(array: Any, compression: str) -> dict[str, bytes]:
+    """The files of an array, by their names below it, as the library writes them."""
+    with _lock.get():
+        stored, files = _in_memory(array.shape, np.dtype(array.dtype), compression)
+        stored[...] = array
+        chunks = files.pop(_chunk_file(array.ndim))
+        return {_chunk_file(array.ndim): chunks.to_bytes(), _META: files[_META].to_bytes()}
+
+
+@functools.lru_cache(maxsize=16)
+def _in_memory(shape: tuple[int, ...], dtype: np.dtype[Any], compression: str) -> tuple[Any, dict[str, Any]]:
+    """An array of the library's, and its files: the shards of a teacher are alike, and making one takes a millisecond.
+
+    In memory, since on a disk most of the time would go into the threads that the library waits for.
+    """
     import zarr  # not needed for reading, and half a second of a reader's start
     from zarr.codecs import Crc32cCodec
+    from zarr.storage import MemoryStore
 
-    views, *inner = array.shape
+    files: dict[str, Any] = {}
+    views, *inner = shape
     stored = zarr.create_array(
-        str(path),
-        shape=array.shape,
-        dtype=array.dtype,
+        MemoryStore(files),
+        shape=shape,
+        dtype=dtype,
         chunks=(1, *inner),
         shards=(views, *inner),
         filters=None,
-        compressors=[*_compressors(compression, array.dtype.itemsize), Crc32cCodec()],
+        compressors=[*_compressors(compression, dtype.itemsize), Crc32cCodec()],
         fill_value=0,
         config={"write_empty_chunks": True},  # a chunk of zeros must have its place, too
         overwrite=False,
     )
-    stored[...] = array
+    return stored, files
 
 
 def _compressors(compression: str, itemsize: int) -> list[Any]:
@@ -114,8 +134,8 @@ def _compressors(compression: str, itemsize: int) -> list[Any]:
     return [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)]
 
 
-def _chunk_file(name: str, dimensions: int) -> str:
-    return f"{name}/c/" + "/".join("0" * dimensions)
+def _chunk_file(dimensions: int) -> str:
+    return "c/" + "/".join("0" * dimensions)
 
 
 def _located(array: Any, data: bytes, compression: str) -> StoredArray:

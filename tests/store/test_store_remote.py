@@ -14,16 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from buckets import Server, serving
 from store.stores import KINDS, card, files, filled, make, of_shard, table, values
 
 from softlabels.errors import StoreError
 from softlabels.store import Cache, holds_store, open_store
 from softlabels.store import _remote as remote
-
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-boto3 = pytest.importorskip("boto3")
-
 
 QUICK = [
     pytest.param(*kind, marks=() if kind in (("hdf5", "none"), ("zarr", "zstd")) else pytest.mark.slow)
@@ -31,63 +27,23 @@ QUICK = [
 ]
 
 
-class Server:
-    """An S3 server on a port of the loopback that can go away and come back, with what it held."""
-
-    def __init__(self) -> None:
-        self._server: Any = None
-        self._port = 0
-        self.start()
-
-    def start(self) -> None:
-        self._server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
-        self._server.start()
-        self._port = self._server.get_host_and_port()[1]
-
-    def stop(self) -> None:
-        self._server.stop()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def client(self) -> Any:
-        return boto3.client("s3", endpoint_url=self.url, region_name="us-east-1")
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    patch = pytest.MonkeyPatch()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        patch.setenv(name, "testing")
-    started = Server()
-    patch.setenv("AWS_ENDPOINT_URL", started.url)
-    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    yield started
-    started.stop()
-    patch.undo()
+    with serving() as started:
+        yield started
 
 
 @pytest.fixture
-def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URL of an empty folder in an empty bucket; copies are kept below `tmp_path`."""
     monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "WAITS", [0.05])
-    client = server.client()
-    name = f"b{time.monotonic_ns()}"
-    client.create_bucket(Bucket=name)
-    return f"s3://{name}/some/shards"
+    return f"s3://{server.bucket()}/some/shards"
 
 
 @pytest.fixture
 def objects(server: Server, bucket: str) -> Callable[[], dict[str, bytes]]:
-    def read() -> dict[str, bytes]:
-        client, (name, _, below) = server.client(), bucket.removeprefix("s3://").partition("/")
-        found = client.list_objects_v2(Bucket=name).get("Contents", [])
-        keys = [each["Key"] for each in found]
-        return {k.removeprefix(f"{below}/"): client.get_object(Bucket=name, Key=k)["Body"].read() for k in keys}
-
-    return read
+    return lambda: server.objects(bucket)
 
 
 @pytest.fixture
@@ -339,6 +295,22 @@ def test_what_a_killed_writer_left_is_removed(bucket: str, put: Any, objects: An
     fill_there(open_store(bucket).teacher("cnn"), 3)
     assert not [name for name in objects() if "partial" in name]
     assert labels.name == "cnn"
+
+
+@pytest.mark.parametrize("form", ["hdf5", "zarr"])
+def test_a_shard_that_was_written_but_not_sent_is_written_again(
+    tmp_path: Path, bucket: str, objects: Any, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    filled(tmp_path / "s", form)
+    make(bucket).prepare("cnn", card(form))
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(remote.Remote, "upload", lambda *_: os._exit(9))
+        fill_there(open_store(bucket).teacher("cnn"), 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert fill_there(open_store(bucket).teacher("cnn"), 3) == 3
+    assert objects() == files(tmp_path / "s")
+    assert held(tmp_path / "cache") == 0  # what was sent takes no room
 
 
 def test_forked_and_pickled_readers_read_the_same(tmp_path: Path, bucket: str, put: Any) -> None:

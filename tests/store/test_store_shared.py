@@ -78,6 +78,34 @@ def test_labels_that_outlive_their_maker_are_decoded_again(tmp_path: Path) -> No
     check(pickle.loads(done.stdout))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="processes find each other's memory in /proc")
+def test_memory_that_was_adopted_outlives_its_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "s", "hdf5", "zstd")
+    reading, writing = os.pipe()
+    maker = os.fork()
+    if maker == 0:
+        try:
+            labels = open_store(tmp_path / "s").teacher("cnn")
+            labels.share(1 << 20)
+            check(labels)
+            os.write(writing, pickle.dumps(labels.shared))
+            time.sleep(30)
+        finally:
+            os._exit(1)
+    shared = pickle.loads(os.read(reading, 1000))
+    adopting, stranger = (open_store(tmp_path / "s").teacher("cnn") for _ in range(2))
+    adopting.share(1 << 20)
+    adopting.adopt(1 << 20, shared)
+    stranger.adopt(1000, shared)  # not as many frames: it takes its own
+    assert stranger.shared is not None and stranger.shared[1] != shared[1] == adopting.shared[1]
+    check(stranger)
+    os.kill(maker, signal.SIGKILL)
+    os.waitpid(maker, 0)
+    forbid_decoding(monkeypatch)
+    check(adopting)
+    assert in_a_fork(lambda: check(adopting)) == 0
+
+
 def test_a_killed_process_leaves_neither_locks_nor_memory(tmp_path: Path) -> None:
     labels = filled(tmp_path / "s", "hdf5", "zstd", rows=50, rows_per_shard=2)
     before = set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()  # noqa: PTH208

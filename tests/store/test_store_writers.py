@@ -149,6 +149,33 @@ def test_parts_that_do_not_exist_are_refused(tmp_path: Path, part: tuple[int, in
 
 
 @pytest.mark.parametrize("form", ["hdf5", "zarr"])
+def test_all_of_a_shard_is_synced_before_it_has_its_name_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    labels = make(tmp_path / "s").prepare("cnn", card(form))
+    synced: set[int] = set()
+    named: list[Path] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(handle: int) -> None:
+        fsync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    def noted_rename(self: Path, target: Path) -> Path:
+        assert {each.stat().st_ino for each in (self, *self.rglob("*"))} <= synced
+        named.append(Path(target))
+        synced.clear()
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    fill(labels, 2)
+    assert [path.name.split(".")[0] for path in named] == ["00000-v0-2", "00001-v0-2", "00002-v0-2"]
+    assert (tmp_path / "s/cnn").stat().st_ino in synced
+    assert not list((tmp_path / "s").glob("**/.*"))
+
+
+@pytest.mark.parametrize("form", ["hdf5", "zarr"])
 def test_a_full_disk_is_one_line_and_going_on_later_works(tmp_path: Path, form: str) -> None:
     labels = make(tmp_path / "s", 2000, 1000).prepare("cnn", card(form))
 
