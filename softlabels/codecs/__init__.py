@@ -10,6 +10,8 @@ classes, they depend on the temperature at which they are softened, which is why
     topk       the K highest, the others by their mass and mean     topk:10
     sampled    K classes drawn by chance, unbiased                  sampled:30
 
+    probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
+
 All arrays have one fixed size per label and are stored uncompressed, so that a label can be read from a memory map.
 """
 
@@ -24,6 +26,7 @@ from softlabels._philox import Words
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
 from softlabels.codecs._label import Arrays, Field, SparseLogits
+from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._topk import TopK
@@ -35,6 +38,7 @@ __all__ = [
     "Dense",
     "Field",
     "HeadTail",
+    "Probabilities",
     "Quantized",
     "Sampled",
     "SparseCodec",
@@ -107,4 +111,4 @@ def spelled(codec: Codec) -> str:
     return " ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
 
 
-CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled])
+CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled, Probabilities])

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from softlabels._pickles import read_plain_pickle
 from softlabels.config import Part
 from softlabels.datasets._folder import class_folders
 from softlabels.datasets._images import MemoryImages, Split, in_memory, key_column
-from softlabels.datasets._plain_pickle import read_plain_pickle
 from softlabels.datasets._roots import data_root
 from softlabels.errors import DataError
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, SparseCodec
+from softlabels.codecs import CODECS, Codec, SparseCodec, spelled
 from softlabels.errors import ConfigError, StoreError
 
 EXAMPLES = [
@@ -28,6 +28,8 @@ EXAMPLES = [
     {"kind": "topk", "k": 40},
     {"kind": "topk", "k": 11, "levels": 12},
     {"kind": "sampled", "k": 8},
+    {"kind": "probabilities", "k": 8},
+    {"kind": "probabilities", "k": 5, "temperature": 2.0, "tail": "none", "dtype": "fp32"},
 ]
 CODES = [CODECS.make(example) for example in EXAMPLES]
 KEEPS_THE_FIRST = [codec for codec in CODES if codec.kind != "sampled"]
@@ -150,6 +152,7 @@ def test_no_labels_are_labels_too(codec: Codec) -> None:
 def test_a_codec_is_the_mapping_it_was_made_from(codec: Codec) -> None:
     assert isinstance(codec, Codec)
     assert CODECS.make(codec.model_dump(mode="json")) == codec
+    assert CODECS.make(spelled(codec)) == codec
 
 
 @every
@@ -184,6 +187,7 @@ def test_what_is_no_temperature_is_refused(codec: Codec, temperature: float) -> 
         ("head_tail:10", 0.5, 0.4, "quantized:8"),
         ("topk:10", 0.5, 0.4, "dense"),
         ("sampled:30", 1, 4, "topk"),
+        ("probabilities:5", 1, 4, "topk"),
     ],
 )
 def test_a_temperature_that_is_not_honest_is_refused_with_the_codec_to_use(
@@ -212,7 +216,7 @@ def test_a_sparse_label_is_the_dense_one(codec: SparseCodec) -> None:
 
 
 @pytest.mark.parametrize(
-    "codec", [codec for codec in CODES if codec.kind in ("topk", "sampled", "head_tail")], ids=named
+    "codec", [codec for codec in CODES if codec.kind in ("topk", "sampled", "head_tail", "probabilities")], ids=named
 )
 def test_a_damaged_label_is_a_label_or_a_store_error(codec: Codec) -> None:
     damaged = np.random.default_rng(1).integers(0, 256, (200, int(codec.bytes_per_label(700))), np.uint8)
@@ -250,6 +254,8 @@ BYTES = {
     "topk-40-compact-32": "cb519a04c3d7",
     "topk-11-compact-12": "9085d914c1f5",
     "sampled-8-1.0": "350020ad8bad",
+    "probabilities-5-2.0-none-fp32": "316528c55c68",
+    "probabilities-8-1.0-uniform-fp16": "791f24bbd937",
 }
 
 

@@ -1,0 +1,119 @@
+"""Whether labels and images belong together: the one thing that such files can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from softlabels.datasets import Images
+from softlabels.errors import DataError
+from softlabels.importing._source import ImageLabels, Source
+from softlabels.views import Recipe, RecordedCrop
+
+SAMPLE, SAMPLE_VIEWS, SAMPLE_DECODED = 512, 8, 64
+"""Images and views of each that the pairing is checked on, and images that are decoded to see whether crops fit."""
+
+LEAST_KAPPA = 0.25
+"""Cohen's kappa of named and own classes below which labels and images do not belong together."""
+
+SURE = 0.99
+"""Agreement by chance above which nothing can be told: nearly all images are of one class."""
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """How often the class that a label names first is its image's own: `agreement`, on `labels` of `images` images.
+
+    `chance` is what labels of other images would reach; `kappa` is Cohen's (0: chance, 1: always). `fitting` counts
+    images in which all their crops lie, of `decoded`.
+    """
+
+    images: int
+    labels: int
+    agreement: float
+    chance: float
+    fitting: int
+    decoded: int
+
+    @property
+    def kappa(self) -> float:
+        """(agreement - chance) / (1 - chance)."""
+        return (self.agreement - self.chance) / max(1 - self.chance, 1e-9)
+
+    @property
+    def problem(self) -> str | None:
+        """Why labels and images do not seem to belong together; None when they do."""
+        if self.labels and self.chance < SURE and self.kappa < LEAST_KAPPA:
+            return (
+                f"the class named first is the image's own for {self.agreement:.1%} of {self.labels:,} labels, where "
+                f"chance gives {self.chance:.1%}"
+            )
+        if self.fitting < self.decoded:
+            return f"{self.decoded - self.fitting} of {self.decoded} images are too small for their recorded crops"
+        return None
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        said = ["nothing in the files ties a label to its image but its name or number"]
+        if self.labels:
+            said.append(
+                f"the class named first is the image's own for {self.agreement:.1%} of {self.labels:,} labels of "
+                f"{self.images:,} images (chance: {self.chance:.1%})"
+            )
+        else:
+            said.append("there are no hard labels, or only mixed views, to compare with: the pairing is unchecked")
+        if self.decoded:
+            said.append(f"recorded crops lie in their images for {self.fitting} of {self.decoded} images")
+        return said
+
+
+def check_pairing(source: Source, images: Images) -> Pairing:
+    """Compare labels of a sample of images, evenly spread, with their hard labels; mixed views are left out.
+
+    Raises:
+        DataError: a file cannot be read; it is named.
+    """
+    held = np.setdiff1d(np.arange(len(images)), source.missing)
+    rows = held[np.unique(np.linspace(0, len(held) - 1, min(SAMPLE, len(held))).astype(int))]
+    views = np.unique(np.linspace(0, source.views - 1, min(SAMPLE_VIEWS, source.views)).astype(int))
+    decoded = set(rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE_DECODED).astype(int))].tolist())
+    crops = _pixel_crops(source.recipe)
+    source.ready(rows, views)
+    said, own, fitting = [], [], 0
+    for row in rows.tolist():
+        labels = source.labels(row, views)
+        counted = np.ones(len(views), bool) if labels.mixed is None else ~labels.mixed
+        first = labels.ids[np.arange(len(views)), labels.values.argmax(axis=1)]
+        if images.labels[row] >= 0:
+            said.append(first[counted])
+            own.append(np.full(counted.sum(), images.labels[row]))
+        if crops is not None and row in decoded:
+            fitting += _fit(crops, labels, images, row)
+    named, true = (np.concatenate(each) if each else np.zeros(0, np.int64) for each in (said, own))
+    chance = 0.0
+    if len(named):
+        most = int(max(named.max(), true.max())) + 1
+        shares = [np.bincount(each, minlength=most) / len(each) for each in (named, true)]
+        chance = float((shares[0] * shares[1]).sum())
+    return Pairing(
+        images=len(own),
+        labels=len(named),
+        agreement=float((named == true).mean()) if len(named) else 0.0,
+        chance=chance,
+        fitting=fitting,
+        decoded=len(decoded) if crops is not None else 0,
+    )
+
+
+def _pixel_crops(recipe: Recipe) -> RecordedCrop | None:
+    return next((step for step in recipe.steps if isinstance(step, RecordedCrop) and step.unit == "pixels"), None)
+
+
+def _fit(crops: RecordedCrop, labels: ImageLabels, images: Images, row: int) -> bool:
+    height, width = images.decode(row).shape[-2:]
+    try:
+        crops.boxes(crops.recall({"box": labels.records["view_box"]}), height, width)
+    except DataError:
+        return False
+    return True

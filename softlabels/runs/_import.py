@@ -1,0 +1,154 @@
+"""`softlabels import`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from softlabels import importing
+from softlabels.datasets import Images, open_images
+from softlabels.errors import ConfigError, DataError
+from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
+from softlabels.journal import Journal, duration, size
+from softlabels.pictures import Pictures
+from softlabels.records import IMPORTED
+from softlabels.runs._configs import ImportConfig, share_of
+from softlabels.runs._dump import card
+from softlabels.runs._folder import config_text
+from softlabels.runs._parts import limited, matched
+from softlabels.runs._store import make_store
+from softlabels.store import Store, TeacherCard, TeacherLabels
+from softlabels.views import Frame
+
+
+def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
+    """Make a store of another project's label files; what can be checked is checked before anything is written."""
+    began = time.monotonic()
+    whole = open_images(config.data, data_dir=config.data_dir, split=config.split)
+    source = importing.open_source(config.from_, config.source, whole, _choices(config, whole))
+    views = _views(config, source)
+    _check_missing(config, source, whole, journal)
+    pairing = importing.check_pairing(source, whole)
+    _check_pairing(config, pairing, journal)
+    if config.limit is not None and source.recipe.mixes:
+        raise ConfigError("--limit leaves out images with which views of these labels are mixed; import them all")
+    store, arranged = make_store(
+        config.out,
+        limited(whole, config.limit, config.seed),
+        source.recipe,
+        seed=config.seed,
+        classes=_classes(config, whole),
+        rows_per_shard=config.rows_per_shard,
+        limit=config.limit,
+        cache=config.cache,
+    )
+    name = config.name or config.from_
+    labels = store.prepare(name, _card(config, source, whole, arranged))
+    places, _ = matched(store, whole)
+    shards, written = importing.import_labels(
+        source,
+        places,
+        labels,
+        views=views,
+        pictures=_pictures(source, store, arranged, views),
+        part=share_of(config.part),
+        journal=journal,
+    )
+    if shards:
+        store.keep(saved_import(name), config_text(config))
+    unlabelled = np.flatnonzero(np.isin(places, source.missing))
+    skipped = tuple(store.keys.take(unlabelled).to_pylist())
+    report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
+    _say(report, labels, config, source, journal)
+    return report
+
+
+def saved_import(teacher: str) -> str:
+    """The file of a store that keeps the settings of an import."""
+    return f"import-{teacher}.yaml"
+
+
+def _classes(config: ImportConfig, images: Images) -> int:
+    classes = config.classes or len(images.classes)
+    if not classes:
+        raise ConfigError(f"{images.name} has no class names; give the teacher's number of classes: --classes")
+    return classes
+
+
+def _choices(config: ImportConfig, images: Images) -> Choices:
+    return Choices(
+        classes=_classes(config, images),
+        temperature=config.temperature,
+        tail=config.tail,
+        values=config.values,
+        pictures=not config.labels_only,
+    )
+
+
+def _views(config: ImportConfig, source: Source) -> int:
+    if config.views is not None and config.views > source.views:
+        raise ConfigError(f"{config.source} holds {source.views} views of each image, asked for were {config.views}")
+    return config.views or source.views
+
+
+def _check_missing(config: ImportConfig, source: Source, images: Images, journal: Journal) -> None:
+    if source.surplus:
+        journal.say(f"{source.surplus:,} labels in {config.source} are of no image of {images.name}; they are left out")
+    if len(source.missing) == 0:
+        return
+    first = images.keys[int(source.missing[0])].as_py()
+    said = f"{len(source.missing):,} of {len(images):,} images have no label in {config.source} (first: {first!r})"
+    if config.on_missing == "fail":
+        raise DataError(f"{said}; leave them unlabelled with --on-missing skip, or give the data set that was labelled")
+    journal.say(f"{said}; they are left unlabelled")
+
+
+def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> None:
+    for line in pairing.lines():
+        journal.say(line)
+    if pairing.problem is not None and not config.allow_mismatch:
+        raise DataError(
+            f"{config.source} does not seem to be of these images: {pairing.problem}; give the data set that was "
+            f"labelled, in its order, or import them all the same with --allow-mismatch"
+        )
+
+
+def _card(config: ImportConfig, source: Source, whole: Images, images: Images) -> TeacherCard:
+    made = card(
+        spec={
+            "kind": IMPORTED,
+            "project": source.project,
+            "fingerprint": importing.fingerprint(source, len(whole)),
+        },
+        weights_sha256="",
+        licence=None,
+        preprocessing={} if source.size is None else {"size": source.size},
+        codec=source.codec,
+        classes=_classes(config, whole),
+        format=config.format,
+        images=images,
+        recipe=source.recipe,
+        compression=config.compression,
+    )
+    return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
+
+
+def _pictures(source: Source, store: Store, images: Images, views: int) -> Pictures | None:
+    """What makes the pictures whose digests are kept; None where only the other project can."""
+    if source.recipe.foreign is not None:
+        return None
+    return Pictures(images, source.recipe, store.manifest.seed, views, Frame(32), records=ShardRecords())
+
+
+def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, journal: Journal) -> None:
+    if not report.shards:
+        journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
+        return
+    journal.say(
+        f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in {duration(report.seconds)}; "
+        f"{size(labels.nbytes)}, {labels.views} views complete in {config.out}; they are honest at temperature "
+        f"{source.codec.temperature:g} alone"
+    )
+    if source.recipe.foreign is not None:
+        journal.say(f"their pictures are made by {source.recipe.foreign.of}: docs/importing.md says how to pair them")

@@ -1,0 +1,192 @@
+"""Label files in the layouts of other projects, written as their own code writes them, for tests of importers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from softlabels.datasets import Images
+
+STEPS = ("ShearX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize")
+STRENGTHS = (0.09, -12.3, 9.0, 0.27, -0.27, 0.27, -0.27, 6.0, 178.5)
+
+
+def softmaxes(images: Images, views: int, classes: int, seed: int = 0) -> NDArray[np.float64]:
+    """What a teacher that is mostly right says of each view: (images, views, classes)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal((len(images), views, classes))
+    logits[np.arange(len(images)), :, images.labels] += 6
+    shares = np.exp(logits)
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def highest(shares: NDArray[np.float64], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    ids = np.argsort(-shares, axis=-1)[..., :k]
+    return ids, np.take_along_axis(shares, ids, -1)
+
+
+def boxes(images: Images, views: int, seed: int = 1) -> NDArray[np.int64]:
+    """Top, left, height, width in pixels: (images, views, 4)."""
+    rng = np.random.default_rng(seed)
+    made = np.zeros((len(images), views, 4), np.int64)
+    for row in range(len(images)):
+        sides = np.array(images.decode(row).shape[-2:])
+        for view in range(views):
+            size = rng.integers(sides // 3, sides + 1)
+            made[row, view] = [*rng.integers(0, sides - size + 1), *size]
+    return made
+
+
+def flips(images: Images, views: int) -> NDArray[np.bool_]:
+    return np.random.default_rng(2).random((len(images), views)) < 0.5
+
+
+def write_fkd(
+    root: Path, images: Images, *, views: int = 3, k: int = 2, half: bool = False, kind: str = "marginal"
+) -> NDArray[np.float64]:
+    """``root/train/CLASS/NAME.tar`` for each image; the softmaxes of which the labels are."""
+    shares = softmaxes(images, views, len(images.classes))
+    crops, mirrored = boxes(images, views), flips(images, views)
+    for row, key in enumerate(images.keys.to_pylist()):
+        height, width = images.decode(row).shape[-2:]
+        coords = (torch.tensor(crops[row]) / torch.tensor([height, width, height, width])).float()
+        ids, values = (torch.tensor(each) for each in highest(shares[row], 1 if kind != "marginal" else k))
+        if kind == "hard":
+            output = ids[:, 0]
+        else:
+            output = torch.stack([ids.float(), values.float()], dim=1)
+            output = output[:, :, 0] if kind == "smoothing" else output
+        state: list[Any] = [coords.numpy(), mirrored[row], output.numpy()]
+        if half:
+            state = [np.float16(coords.numpy()), mirrored[row], np.float16(output.numpy())]
+        file = root / "train" / (key.rpartition(".")[0] + ".tar")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, file)
+    return shares
+
+
+def write_tinyvit(
+    root: Path, images: Images, *, epochs: int = 2, k: int = 2, ranks: int = 2, names: bool = False
+) -> NDArray[np.float64]:
+    """``root/logits_topK_epochE/rankR-*``; an image of the first rank is in all, drawn anew, as from padding."""
+    shares = softmaxes(images, epochs, len(images.classes))
+    keys = [str(row) for row in range(len(images))]
+    if names:
+        keys = [key.rpartition("/")[2].rpartition(".")[0] for key in images.keys.to_pylist()]
+    for epoch in range(epochs):
+        folder = root / f"logits_top{k}_epoch{epoch}"
+        folder.mkdir(parents=True)
+        order = np.random.default_rng(epoch).permutation(len(images))
+        for rank in range(ranks):
+            rows = [*order[rank::ranks], *([order[0]] if rank else [])]
+            lines, data = [], b""
+            for place, row in enumerate(rows):
+                ids, values = highest(shares[row, epoch], k)
+                seed = np.int32(1000 * epoch + row + 500 * (place >= len(order[rank::ranks])))
+                data += seed.tobytes() + ids.astype(np.int16).tobytes() + values.astype(np.float16).tobytes()
+                lines.append(keys[row] + "\n")
+            (folder / f"rank{rank}-keys.txt").write_text("".join(lines))
+            (folder / f"rank{rank}-values.bin").write_bytes(data)
+    return shares
+
+
+def write_ml_dr(
+    root: Path,
+    images: Images,
+    *,
+    views: int = 3,
+    k: int = 2,
+    size: int = 24,
+    compress: bool = True,
+    mixing: bool = False,
+    augment: dict[str, Any] | None = None,
+) -> tuple[NDArray[np.float64], list[list[dict[str, Any]]]]:
+    """``root/I.pth.tar`` and ``root/config.pth.tar``; the softmaxes, and the parameters before they were compressed."""
+    shares = softmaxes(images, views, len(images.classes))
+    chosen: dict[str, Any] = {
+        "uint8": {"enable": True},
+        "random_resized_crop": {"enable": True, "size": size},
+        "random_horizontal_flip": {"enable": True, "p": 0.5},
+        "rand_augment": {"enable": True, "p": 1.0},
+        "to_tensor": {"enable": True},
+        "normalize": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        "random_erase": {"enable": True, "p": 0.25},
+        "mixup": {"enable": mixing, "alpha": 1.0, "div_by": 2.0, "p": 0.5},
+        "cutmix": {"enable": mixing, "alpha": 1.0, "p": 0.5},
+        **(augment or {}),
+    }
+    every = drawn_params(images, views, size, mixing)
+    root.mkdir(parents=True, exist_ok=True)
+    for row in range(len(images)):
+        ids, values = highest(shares[row], k)
+        entries = []
+        for view in range(views):
+            params = every[row][view]
+            prob = (values[view].astype(np.float32).tolist()[::-1], ids[view].tolist()[::-1])
+            entries.append({"params": compressed(params, mixing) if compress else params, "prob": prob})
+        torch.save((row, entries), root / f"{row}.pth.tar", pickle_protocol=4)
+    config = {"dataset": "imagenet", "reinforce": {"num_samples": views, "topk": k, "compress": compress}}
+    config["reinforce"]["image_augmentation"] = chosen  # type: ignore[index]
+    torch.save(config, root / "config.pth.tar")
+    return shares, every
+
+
+def drawn_params(images: Images, views: int, size: int, mixing: bool) -> list[list[dict[str, Any]]]:
+    """Parameters of each view, each the pair of the image's and its partner's."""
+    rng = np.random.default_rng(5)
+    crops, mirrored = boxes(images, views), flips(images, views)
+
+    def operations() -> list[tuple[str, float]] | None:
+        if rng.random() < 0.2:
+            return None
+        picked = rng.integers(0, len(STEPS), 2)
+        return [(STEPS[each], float(np.float32(STRENGTHS[each]))) for each in picked]
+
+    def erased() -> tuple[int, ...] | None:
+        if rng.random() < 0.5:
+            return None
+        top, left = rng.integers(0, size // 2, 2).tolist()
+        return (top, left, *rng.integers(1, size // 2, 2).tolist())
+
+    every = []
+    for row in range(len(images)):
+        every.append([])
+        for view in range(views):
+            other, there = int(rng.integers(len(images))), int(rng.integers(views))
+            params: dict[str, Any] = {
+                "random_resized_crop": (tuple(crops[row, view].tolist()), tuple(crops[other, there].tolist())),
+                "random_horizontal_flip": (bool(mirrored[row, view]), bool(mirrored[other, there])),
+                "rand_augment": (operations(), operations()),
+                "random_erase": (erased(), erased()),
+            }
+            if mixing:
+                blend = float(rng.random() / 2) if rng.random() < 0.5 else None
+                top, left = rng.integers(0, size // 2, 2).tolist()
+                bottom, right = top + int(rng.integers(1, size // 2)), left + int(rng.integers(1, size // 2))
+                cut = (0.5, (top, left, bottom, right)) if rng.random() < 0.5 else None
+                params |= {"id2": other, "mixup": blend, "cutmix": cut}
+            every[row].append(params)
+    return every
+
+
+def compressed(params: dict[str, Any], mixing: bool) -> list[Any]:
+    """The list that stands for the mapping in compressed files."""
+    paired = params.get("mixup") is not None or params.get("cutmix") is not None
+    made: list[Any] = [params["id2"] if paired else None] if mixing else []
+    for name in ("random_resized_crop", "random_horizontal_flip", "rand_augment", "random_erase"):
+        pair = [numbered(each) if name == "rand_augment" else each for each in params[name]]
+        made.append(pair if paired else pair[0])
+    if mixing:
+        cut = params["cutmix"]
+        made += [params["mixup"], None if cut is None else [cut[0], *cut[1]]]
+    return made
+
+
+def numbered(operations: list[tuple[str, float]] | None) -> list[tuple[int, float]] | None:
+    names = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"]
+    names += ["Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"]
+    return None if operations is None else [(names.index(name), strength) for name, strength in operations]
