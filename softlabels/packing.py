@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from softlabels._philox import permutation
-from softlabels.datasets import Images, Packed, Packing, PackWriter
+from softlabels.datasets import Images, Packed, PackedImages, Packing, PackWriter, SomeImages
 from softlabels.errors import DataError, StoreError
 from softlabels.journal import Journal, duration, size
 
@@ -67,20 +67,49 @@ def plan_pack(images: Images, packing: Packing, rows_per_shard: int, *, threads:
     Raises:
         DataError: none of them can be read.
     """
-    rows = np.sort(permutation(len(images))[:SAMPLE])
-    began, sizes = time.monotonic(), []
-    problem: DataError | None = None
-    with _pool(threads) as pool:
-        for packed in pool.map(lambda row: _packed(images, packing, row), rows.tolist()):
-            if isinstance(packed, DataError):
-                problem = packed
-            else:
-                sizes.append(packed.data.size)
-    if problem is not None and not sizes:
-        raise problem
-    each = float(np.mean(sizes))
-    shards, rate = -(-len(images) // rows_per_shard), len(rows) / max(time.monotonic() - began, 1e-9)
+    began = time.monotonic()
+    (each,), tried = _sampled(images, [packing], threads)
+    shards, rate = -(-len(images) // rows_per_shard), tried / max(time.monotonic() - began, 1e-9)
     return PackPlan(len(images), shards, each, each * min(rows_per_shard, len(images)), rate, packing)
+
+
+def usual_packs(images: Images, *, threads: int) -> list[str]:
+    """What packs of these images would hold, in words; nothing for images in memory, or in a pack, already.
+
+    Raises:
+        DataError: none of a few images can be read.
+    """
+    source = images
+    while isinstance(source, SomeImages):
+        source = source.images
+    if source.pixels is not None or isinstance(source, PackedImages):
+        return []
+    jpeg, raw = Packing(), Packing(quality="raw")
+    sizes, _ = _sampled(images, [jpeg, raw], threads)
+    said = " or ".join(
+        f"{kind} {size(len(images) * each)} ({size(each)} per image)"
+        for kind, each in zip((f"JPEG of quality {jpeg.quality}", "raw"), sizes, strict=True)
+    )
+    return [f"packed once for fast reading (softlabels pack), longer side at most {jpeg.max_side}: {said}"]
+
+
+def _sampled(images: Images, packings: Sequence[Packing], threads: int) -> tuple[list[float], int]:
+    """Mean bytes of an image in each packing, over a few images, and how many were tried."""
+    rows = np.sort(permutation(len(images))[:SAMPLE])
+
+    def sizes(row: int) -> list[int] | DataError:
+        try:
+            image = images.decode(row)
+        except DataError as problem:
+            return problem
+        return [packing.encode(image).data.size for packing in packings]
+
+    with _pool(threads) as pool:
+        made = list(pool.map(sizes, rows.tolist()))
+    read = [each for each in made if not isinstance(each, DataError)]
+    if not read:
+        raise next(each for each in made if isinstance(each, DataError))
+    return np.mean(read, axis=0).tolist(), len(rows)
 
 
 def pack(

@@ -16,14 +16,17 @@ from softlabels.config import Part, Table, validated
 from softlabels.datasets._checks import content_checksums, fingerprint
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
+from softlabels.datasets._decode import Encoded
 from softlabels.datasets._digits import Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
-from softlabels.datasets._images import FileImages, Images, MemoryImages, Split
-from softlabels.datasets._pack import Pack, Packed, PackedImages, Packing, PackWriter, create_pack
+from softlabels.datasets._images import FileImages, Images, InParts, MemoryImages, Split, encoded
+from softlabels.datasets._pack import Pack, PackedImages
+from softlabels.datasets._pack_format import Packed, PackFormat, Packing
+from softlabels.datasets._pack_writing import PackWriter, create_pack
 from softlabels.datasets._subset import SomeImages, subset
-from softlabels.errors import ConfigError, DataError
+from softlabels.errors import ConfigError, DataError, did_you_mean
 
 __all__ = [
     "DATASETS",
@@ -32,13 +35,16 @@ __all__ = [
     "Csv",
     "DataSet",
     "Digits",
+    "Encoded",
     "FileImages",
     "Folder",
     "Function",
     "ImageNet",
     "Images",
+    "InParts",
     "MemoryImages",
     "Pack",
+    "PackFormat",
     "PackWriter",
     "Packed",
     "PackedImages",
@@ -47,6 +53,7 @@ __all__ = [
     "Unlabelled",
     "content_checksums",
     "create_pack",
+    "encoded",
     "fingerprint",
     "open_images",
     "subset",
@@ -121,6 +128,10 @@ def _function_or_kind(text: str) -> Any:
             return Function(target=text)
         if not colon and ("/" in text or os.sep in text or text.startswith((".", "~"))):
             raise DataError(f"no such directory: {text}") from None
+        if DATASETS.find(module) is None:
+            nor = f"nor a module {module!r} that could be imported" if colon else "nor a directory of that name here"
+            known = did_you_mean(module, DATASETS.names)
+            raise ConfigError(f"unknown data set {text!r}: there is neither a kind {module!r} {nor}; {known}") from None
         raise
 
 

@@ -1,169 +1,174 @@
-"""Files of a few named arrays: plain HDF5, with a JSON header in front that says where in the file each array lies.
+"""A few named arrays as one thing on disk: a JSON header says where each lies, so that they are mapped where they are.
 
-The HDF5 user block begins with one line, ``softlabels-arrays VERSION JSON-BYTES BLOCK-BYTES SHA256-OF-THE-JSON``, then
-comes the JSON, then spaces. Any HDF5 reader opens the file; this one reads the header and maps the arrays, so that a
-file of a stranger never reaches the HDF5 library.
+Two formats keep one contract: plain HDF5 (`_arrays_hdf5`) and plain Zarr v3 (`_arrays_zarr`). Their own libraries write
+and any reader of theirs opens them; here the header alone is read, so that what a stranger made never reaches them.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
-import mmap
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels._reading import Mapped, opened_below
 from softlabels.errors import DataError
 
 Arrays = Mapping[str, NDArray[Any]]
 
 FORMAT = 1
-"""Version of what is written; a reader refuses a larger one."""
+"""Version of what is written, in both formats; a reader refuses a larger one."""
 
 DTYPES = frozenset(["uint8", "uint32", "int32", "int64"])
 """What an array may hold, little endian."""
 
-_LINE = re.compile(rb"softlabels-arrays (\d{1,9}) (\d{1,12}) (\d{1,12}) ([0-9a-f]{64})\n")
-_LINE_MOST = 128
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_HEADER_MOST = 64 << 20
-_WIDEST = (1 << 62) - 1
-"""A number with as many digits as any offset, to learn the size of a header before its offsets are known."""
+HEADER_MOST = 64 << 20
+"""Bytes that a header may have."""
 
+WIDEST = (1 << 62) - 1
+"""The largest number that a header may state."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PIECE = 4 << 20
+_MAPPED = 1 << 16
+"""Smaller files are read: a process may have so many maps only, and a large pack has many shards."""
+
+
+class Summed(NamedTuple):
+    """A stretch of bytes and the SHA-256 that they should have."""
+
+    name: str
+    data: NDArray[np.uint8]
+    sha256: str
 
 
 @dataclass(frozen=True, eq=False)
 class ArrayFile:
-    """An opened file: what its writer says `about` it, and its arrays, mapped and not to be written to."""
+    """Opened arrays, not to be written to; what their writer says `about` them; and all bytes behind the header."""
 
     path: Path
     about: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
-    sums: dict[str, str]
+    summed: tuple[Summed, ...]
 
     def damaged(self) -> list[str]:
-        """The names of the arrays that do not match their checksums; every byte is read."""
-        return [name for name, array in self.arrays.items() if _sha256(array) != self.sums[name]]
+        """The names of the stretches that do not match their checksums; every byte is read."""
+        return [each.name for each in self.summed if sha256(each.data) != each.sha256]
 
 
-def write_arrays(path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write a new file; errors are OSErrors, as those of any write."""
-    plain = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
-    sums = {name: _sha256(array) for name, array in plain.items()}
-    room = _LINE_MOST + len(_header(about, plain, dict.fromkeys(plain, _WIDEST), sums))
-    block = max(512, 1 << (room - 1).bit_length())
-    offsets = _allocated(path, plain, block)
-    with path.open("r+b") as file:
-        # HDF5 would crash on a full disk; it lays the file out, and the bytes are written here.
-        for name, array in plain.items():
-            file.seek(offsets[name])
-            file.write(array.reshape(-1).view(np.uint8).data)
-        text = _header(about, plain, offsets, sums)
-        line = f"softlabels-arrays {FORMAT} {len(text)} {block} {hashlib.sha256(text).hexdigest()}\n".encode()
-        file.seek(0)
-        file.write((line + text).ljust(block))
+class ArrayFormat(Protocol):
+    """How named arrays lie on disk."""
+
+    suffix: str
+
+    def write(self, path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
+        """Make a new file or folder at `path`; errors are OSErrors, as those of any write."""
+        ...
+
+    def read(self, root: Path, name: str) -> ArrayFile:
+        """Open what lies at `name` below `root`. Its header is checked, its arrays' bytes are by `damaged`.
+
+        Raises:
+            DataError: it is missing, a link, cut off, changed in its header, or of a newer version; it is named.
+        """
+        ...
 
 
-def read_arrays(path: Path) -> ArrayFile:
-    """Map the file at `path`, whose header is checked; the arrays' own bytes are checked by `damaged`.
+class Described(NamedTuple):
+    """An array as a header states it; sizes are plausible and names are plain ones."""
 
-    Raises:
-        DataError: it is missing, no regular file, cut off, changed in its header, or of a newer version; it is named.
-    """
-    memory = _mapped(path)
-    match = _LINE.match(memory[:_LINE_MOST])
-    if match is None:
-        raise DataError(f"{path} does not begin as a part of a pack does; it is damaged or of another program")
-    version, length, block = (int(number) for number in match.groups()[:3])
-    if version > FORMAT:
-        raise DataError(f"{path} is of version {version}, newer than {FORMAT} that is read here; update softlabels")
-    if not match.end() + length <= block <= len(memory) or length > _HEADER_MOST:
-        raise DataError(f"{path} states a header that does not fit into its {len(memory):,} bytes; copy it again")
-    text = memory[match.end() : match.end() + length]
-    if hashlib.sha256(text).hexdigest().encode() != match[4]:
-        raise DataError(f"{path} has a header that does not match its checksum; copy it again from its source")
-    return _checked(path, text, memory)
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, memory: NDArray[np.uint8], offset: int = 0) -> NDArray[Any]:
+        """The array whose bytes begin there. Raises ValueError when they end beyond the memory's end."""
+        if offset + self.nbytes > len(memory):
+            raise ValueError("an array reaches beyond the end of the file")
+        return np.frombuffer(memory, self.dtype, math.prod(self.shape), offset).reshape(self.shape)
 
 
-def _allocated(path: Path, arrays: Arrays, block: int) -> dict[str, int]:
-    """An HDF5 file with room for the arrays; where each begins."""
-    import h5py
-
-    offsets = {}
-    with h5py.File(path, "w", userblock_size=block, alignment_threshold=1, alignment_interval=64) as file:
-        for name, array in arrays.items():
-            creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            creation.set_layout(h5py.h5d.CONTIGUOUS)
-            creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            creation.set_obj_track_times(False)  # the same arrays make the same bytes at any time
-            kind = h5py.h5t.py_create(array.dtype, logical=True)
-            made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(array.shape), creation)
-            offsets[name] = made.get_offset() if array.size else block
-    return offsets
-
-
-def _header(about: Mapping[str, Any], arrays: Arrays, offsets: Mapping[str, int], sums: Mapping[str, str]) -> bytes:
-    described = {
-        name: {
-            "dtype": array.dtype.name,
-            "shape": list(array.shape),
-            "offset": offsets[name],
-            "sha256": sums[name],
-        }
-        for name, array in arrays.items()
-    }
-    return json.dumps({"about": about, "arrays": described}, sort_keys=True, ensure_ascii=True).encode()
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read: {problem.strerror}; copy the pack again, whole") from problem
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or not status.st_size:
-            raise DataError(f"{path} is empty or no regular file; copy the pack again, whole")
-        # Private, so that tensors over it count as writable; nothing writes, and pages stay shared.
-        return mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
-    finally:
-        os.close(handle)
-
-
-def _checked(path: Path, text: bytes, memory: mmap.mmap) -> ArrayFile:
-    try:
-        header = json.loads(text)
-        about, described = dict(header["about"]), dict(header["arrays"])
-        arrays = {name: _array(name, one, memory) for name, one in described.items()}
-        return ArrayFile(path, about, arrays, {name: str(one["sha256"]) for name, one in described.items()})
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as problem:
-        raise DataError(f"{path} has a header that describes no arrays ({problem}); it is of another program") from None
-
-
-def _array(name: str, described: Mapping[str, Any], memory: mmap.mmap) -> NDArray[Any]:
-    dtype, shape, offset = described["dtype"], described["shape"], described["offset"]
-    plain = all(type(number) is int and 0 <= number <= _WIDEST for number in (*shape, offset))
-    if not _NAME.fullmatch(name) or dtype not in DTYPES or not plain or len(shape) > 4:
+def described(name: str, stated: Mapping[str, Any]) -> Described:
+    """What a header states of an array. Raises ValueError, KeyError or TypeError for anything that cannot be."""
+    dtype, shape = stated["dtype"], stated["shape"]
+    if not _NAME.fullmatch(name) or dtype not in DTYPES or len(shape) > 4 or not all(map(is_size, shape)):
         raise ValueError(f"array {name!r}")
-    count = math.prod(shape)
-    if offset + count * np.dtype(dtype).itemsize > len(memory):
-        raise ValueError(f"array {name!r} reaches beyond the end of the file")
-    return np.frombuffer(memory, np.dtype(dtype).newbyteorder("<"), count, offset).reshape(shape)
+    return Described(np.dtype(dtype).newbyteorder("<"), tuple(shape))
 
 
-def _sha256(array: NDArray[Any]) -> str:
+def is_size(number: Any) -> bool:
+    """Whether it is a whole number that can be a size or an offset."""
+    return type(number) is int and 0 <= number <= WIDEST
+
+
+def plain(arrays: Arrays) -> dict[str, NDArray[Any]]:
+    """The arrays as they go to disk: little endian, row after row."""
+    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("<")) for name, array in arrays.items()}
+
+
+def encoded(value: Any) -> bytes:
+    """The JSON text of `value` that checksums are taken of."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=True).encode()
+
+
+def sha256(array: NDArray[Any]) -> str:
+    """SHA-256 of the bytes of an array, in hex."""
     total, flat = hashlib.sha256(), array.reshape(-1).view(np.uint8)
     for start in range(0, len(flat), _PIECE):
         total.update(flat[start : start + _PIECE].data)
     return total.hexdigest()
+
+
+def contents(root: Path, names: Sequence[str], least: int = _MAPPED) -> NDArray[np.uint8]:
+    """The bytes of the file at `names` below `root`, uint8: mapped, or read when they are fewer than `least`.
+
+    Raises:
+        DataError: it is missing, empty, no regular file, or a link leads there; it is named.
+    """
+    path = root.joinpath(*names)
+    try:
+        handle = opened_below(root, names, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever
+    except OSError as problem:
+        linked = problem.errno in (errno.ELOOP, errno.ENOTDIR)
+        reason = "it is a link or lies behind one" if linked else problem.strerror
+        raise DataError(f"{path} cannot be read: {reason}; copy the pack again, whole") from problem
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            raise DataError(f"{path} is empty or no regular file; copy the pack again, whole")
+        if status.st_size < least:
+            # A bytearray, so that tensors over it count as writable.
+            return np.frombuffer(bytearray(os.pread(handle, status.st_size, 0)), np.uint8)
+        return Mapped(handle, status.st_size, private=True).array()
+    except OSError as problem:
+        raise DataError(f"{path} cannot be mapped into memory: {problem.strerror}") from problem
+    finally:
+        os.close(handle)
+
+
+def newer(path: Path, version: int) -> DataError:
+    """The error for what is of a newer version than is read here."""
+    return DataError(f"{path} is of version {version}, newer than {FORMAT} that is read here; update softlabels")
+
+
+def no_arrays(path: Path, problem: Exception) -> DataError:
+    """The error for a header that is whole and makes no sense."""
+    return DataError(f"{path} has a header that describes no arrays ({problem}); it is of another program")
+
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What a header of another program can raise while it is taken apart."""

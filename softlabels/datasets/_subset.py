@@ -11,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from softlabels.datasets._images import Images
+from softlabels.datasets._decode import Encoded
+from softlabels.datasets._images import Images, encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,9 @@ class SomeImages:
 
     def decode(self, row: int) -> Tensor:
         return self.images.decode(int(self.rows[row]))
+
+    def encoded(self, row: int) -> Encoded:
+        return encoded(self.images, int(self.rows[row]))
 
 
 def subset(images: Images, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Images:

@@ -9,13 +9,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from softlabels import packing
-from softlabels.datasets import Pack, Packing, create_pack, open_images
+from softlabels.datasets import Pack, PackFormat, Packing, create_pack, open_images
 from softlabels.errors import DataError
 from softlabels.journal import Journal, duration, size
 from softlabels.packing import PackReport
+from softlabels.provenance import versions
 from softlabels.runs._configs import share_of
 from softlabels.runs._parts import limited
-from softlabels.runs._store import versions
+from softlabels.store import is_url
 
 
 class PackConfig(BaseModel):
@@ -29,6 +30,7 @@ class PackConfig(BaseModel):
     limit: int | None = Field(None, ge=1, description="only so many images, picked by seed 0")
     max_side: int = Field(320, ge=0, description="longer sides are shrunk to this, never enlarged; 0 leaves them")
     quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
+    format: PackFormat = Field("hdf5", description="format of the shards")
     out: str = Field("pack/", description="folder of the pack")
     rows_per_shard: int = Field(512, ge=1, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
@@ -45,11 +47,25 @@ class PackConfig(BaseModel):
         share_of(text)
         return text
 
-    @field_validator("quality")
+    @field_validator("out")
+    @classmethod
+    def _is_a_folder(cls, text: str) -> str:
+        if is_url(text):
+            raise ValueError("packs are mapped into memory, so they lie in a folder of this machine, not behind a URL")
+        return text
+
+    @field_validator("quality", mode="before")
     @classmethod
     def _is_a_quality(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and not 1 <= value <= 100:
+        if value != "raw" and not (str(value).isdigit() and 1 <= int(value) <= 100):
             raise ValueError("is 1 to 100, or raw")
+        return value
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _are_threads(cls, value: int | str) -> int | str:
+        if value != "auto" and not (str(value).isdigit() and 1 <= int(value) <= 1000):
+            raise ValueError("is auto, or a number of threads")
         return value
 
     @property
@@ -60,7 +76,7 @@ class PackConfig(BaseModel):
     @property
     def pool(self) -> int:
         """How many threads."""
-        return (os.cpu_count() or 1) if self.threads == "auto" else max(1, self.threads)
+        return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
 
 
 def run_pack(config: PackConfig, journal: Journal) -> PackReport:
@@ -72,7 +88,8 @@ def run_pack(config: PackConfig, journal: Journal) -> PackReport:
         for line in packing.plan_pack(images, config.packing, config.rows_per_shard, threads=config.pool).lines():
             journal.say(line)
         return PackReport(0, 0, 0, 0.0)
-    target = create_pack(Path(config.out), images, config.packing, config.rows_per_shard, versions(images))
+    out, made = Path(config.out), versions(images)
+    target = create_pack(out, images, config.packing, config.rows_per_shard, made, config.format)
     report = packing.pack(
         images,
         target,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,24 +23,42 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
+from softlabels.journal import size
 from softlabels.pictures import Pictures
 from softlabels.views import RECIPES, Frame
 
 QUALITIES = ("raw", 90)
+FORMATS = ("hdf5", "zarr")
+KINDS = [(quality, format) for quality in QUALITIES for format in FORMATS]
+GOLDEN = Path(__file__).parent.parent / "golden"
+GOLDEN_PIXELS = ["a87050c9", "bee37a66", "6e6b70f2", "d43a57af"]
 SMALL = {"max_side": 30, "rows_per_shard": 5, "quiet": True}
 
 
-@pytest.fixture(scope="module", params=QUALITIES)
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 def pack(request: pytest.FixtureRequest, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The photos at a longer side of 30; not to be changed."""
     out = tmp_path_factory.mktemp("packed") / "pack"
-    softlabels.pack(data=str(photos), out=str(out), quality=request.param, **SMALL)
+    quality, format = request.param
+    softlabels.pack(data=str(photos), out=str(out), quality=quality, format=format, **SMALL)
     return out
+
+
+def kind(pack: Path) -> dict[str, Any]:
+    """The settings, beside `SMALL`, that a pack was made with."""
+    manifest = opened(pack).manifest
+    return {"quality": manifest.packing.quality, "format": manifest.format}
+
+
+def shard(pack: Path, number: int) -> str:
+    """The file of a shard; of a Zarr shard the one that holds the images' bytes."""
+    return f"{number:06d}.h5" if kind(pack)["format"] == "hdf5" else f"{number:06d}.zarr/payload/c/0"
 
 
 def opened(place: Path) -> Any:
@@ -44,7 +66,8 @@ def opened(place: Path) -> Any:
 
 
 def files(place: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(place.iterdir()) if not path.name.startswith(".")}
+    inner = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
+    return {str(path): (place / path).read_bytes() for path in inner if not path.name.startswith(".")}
 
 
 def test_keys_labels_and_classes_are_those_of_the_source(pack: Path, photos: Path) -> None:
@@ -87,7 +110,7 @@ def test_a_jpeg_pack_shows_nearly_what_a_raw_pack_shows(photos: Path, tmp_path: 
 def test_views_of_a_pack_are_the_same_in_any_process_and_thread(pack: Path) -> None:
     pictures = Pictures(opened(pack), RECIPES.make("crop-flip"), 0, 2, Frame(16))
     whole = pictures.render(np.repeat(np.arange(18), 2), np.tile(np.arange(2), 18))
-    context = "spawn" if "none" in opened(pack).decoder else "fork"
+    context = "spawn" if kind(pack) == {"quality": "raw", "format": "zarr"} else "fork"  # spawning takes seconds
     loader = DataLoader(pictures, batch_size=7, num_workers=1, multiprocessing_context=context)
     assert torch.equal(torch.cat(list(loader)), whole)
     with ThreadPoolExecutor(4) as pool:
@@ -96,102 +119,217 @@ def test_views_of_a_pack_are_the_same_in_any_process_and_thread(pack: Path) -> N
     assert all(torch.equal(image, again.decode(place % 18)) for place, image in enumerate(decoded))
 
 
-def test_any_hdf5_reader_reads_a_shard(pack: Path) -> None:
+def test_any_hdf5_or_zarr_reader_reads_a_shard(pack: Path) -> None:
     packed = opened(pack)
-    with h5py.File(pack / "000001.h5") as file:
-        assert set(file) == {"payload", "ends", "sizes", "crc32"}
-        ends = file["ends"][:]
-        assert file["payload"][: ends[0]].tobytes() == packed.content(5)
-        assert tuple(file["sizes"][0]) == tuple(packed.decode(5).shape[1:])
+    if kind(pack)["format"] == "hdf5":
+        with h5py.File(pack / "000001.h5") as file:
+            arrays = {name: file[name][:] for name in file}
+    else:
+        group = zarr.open_group(str(pack / "000001.zarr"), mode="r")
+        arrays = {name: array[:] for name, array in group.arrays()}
+    assert set(arrays) == {"payload", "ends", "sizes", "crc32"}
+    ends = arrays["ends"]
+    assert arrays["payload"][ends[1] : ends[2]].tobytes() == packed.content(7)
+    assert tuple(arrays["sizes"][2]) == tuple(packed.decode(7).shape[1:])
+    assert arrays["crc32"][2] == zlib.crc32(packed.content(7))
+
+
+def test_both_formats_hold_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    for format in FORMATS:
+        softlabels.pack(data=str(photos), out=str(tmp_path / format), format=format, **SMALL)
+    one, other = (opened(tmp_path / format) for format in FORMATS)
+    assert [one.content(row) for row in range(18)] == [other.content(row) for row in range(18)]
+    assert one.keys.equals(other.keys)
+    assert one.manifest.id == other.manifest.id
+
+
+@pytest.mark.parametrize("name", ["pack-1-hdf5", "pack-2-zarr"])
+def test_packs_of_earlier_versions_stay_readable(name: str) -> None:
+    packed = opened(GOLDEN / name)
+    assert packed.keys.to_pylist() == ["class-0/000.jpg", "class-0/001.jpg", "class-1/000.jpg", "class-1/001.jpg"]
+    assert packed.labels.tolist() == [0, 0, 1, 1]
+    pixels = [hashlib.sha256(packed.decode(row).contiguous().numpy().tobytes()).hexdigest()[:8] for row in range(4)]
+    assert pixels == GOLDEN_PIXELS
+    assert not packed.problems()
+
+
+def test_an_earlier_pack_is_gone_on_with(photos: Path, tmp_path: Path) -> None:
+    """Version 1 is what is written today for HDF5, less the format's name and the checksum of what HDF5 keeps."""
+    place = tmp_path / "p"
+    softlabels.pack(data=str(photos), out=str(place), **SMALL)
+    manifest = json.loads((place / "pack.json").read_text())
+    del manifest["format"], manifest["sha256"]
+    manifest["format_version"] = 1
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    (place / "pack.json").write_text(json.dumps(manifest))
+    (place / "000002.h5").unlink()
+    assert softlabels.pack(data=str(photos), out=str(place), **SMALL).shards == 1
+    assert opened(place).manifest.format_version == 1
+    softlabels.pack(out=str(place), check=True, quiet=True)
+
+
+def test_a_newer_pack_is_refused_with_both_versions(pack: Path, tmp_path: Path) -> None:
+    shutil.copytree(pack, tmp_path / "p")
+    manifest = json.loads((tmp_path / "p" / "pack.json").read_text())
+    (tmp_path / "p" / "pack.json").write_text(json.dumps({**manifest, "format_version": 3}))
+    with pytest.raises(softlabels.DataError, match="version 3, newer than 2"):
+        opened(tmp_path / "p")
+
+
+def test_an_opened_pack_holds_no_descriptors(pack: Path) -> None:
+    """A million images in 512s are more shards than a process may have files open."""
+    packed = opened(pack)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for row in range(18):
+        packed.decode(row)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_the_same_command_again_does_nothing_and_parts_make_the_whole(photos: Path, pack: Path, tmp_path: Path) -> None:
-    quality = opened(pack).manifest.packing.quality
-    before = files(pack)
-    assert softlabels.pack(data=str(photos), out=str(pack), quality=quality, **SMALL).shards == 0
+    before, made = files(pack), kind(pack)
+    assert softlabels.pack(data=str(photos), out=str(pack), **made, **SMALL).shards == 0
     assert files(pack) == before
     for part in ("1/3", "0/3"):
-        softlabels.pack(data=str(photos), out=str(tmp_path / "p"), quality=quality, part=part, **SMALL)
-    with pytest.raises(softlabels.DataError, match=r"1 of 4 shards are missing \(first: 000002.h5\)"):
+        softlabels.pack(data=str(photos), out=str(tmp_path / "p"), part=part, **made, **SMALL)
+    with pytest.raises(softlabels.DataError, match=r"1 of 4 shards are missing \(first: 000002\.(h5|zarr)\)"):
         opened(tmp_path / "p")
-    softlabels.pack(data=str(photos), out=str(tmp_path / "p"), quality=quality, part="2/3", **SMALL)
+    softlabels.pack(data=str(photos), out=str(tmp_path / "p"), part="2/3", **made, **SMALL)
     assert files(tmp_path / "p") == before
 
 
 def test_another_pack_in_the_same_place_is_refused_with_the_difference(
     photos: Path, pack: Path, tmp_path: Path
 ) -> None:
-    quality = opened(pack).manifest.packing.quality
+    made = kind(pack)
     with pytest.raises(softlabels.DataError, match=r"'max_side': 30.*'max_side': 20"):
-        softlabels.pack(data=str(photos), out=str(pack), quality=quality, **{**SMALL, "max_side": 20})
+        softlabels.pack(data=str(photos), out=str(pack), **made, **{**SMALL, "max_side": 20})
     other = write_pictures(tmp_path / "other", classes=2)
     with pytest.raises(softlabels.DataError, match="rows is 18 there and 12 here"):
-        softlabels.pack(data=str(other), out=str(pack), quality=quality, **SMALL)
+        softlabels.pack(data=str(other), out=str(pack), **made, **SMALL)
+    format = "zarr" if made["format"] == "hdf5" else "hdf5"
+    with pytest.raises(softlabels.DataError, match=f"format is '{made['format']}' there and '{format}' here"):
+        softlabels.pack(data=str(photos), out=str(pack), **{**made, "format": format}, **SMALL)
 
 
-@pytest.mark.parametrize("name", ["pack.json", "images.h5", "000002.h5"])
+@pytest.mark.parametrize("what", ["manifest", "images", "shard"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "link"])
-def test_damage_is_named_and_never_read_through(pack: Path, tmp_path: Path, name: str, damage: str) -> None:
-    place = tmp_path / "p"
+def test_damage_is_named_and_never_read_through(pack: Path, tmp_path: Path, what: str, damage: str) -> None:
+    place, hdf5 = tmp_path / "p", kind(pack)["format"] == "hdf5"
     shutil.copytree(pack, place)
+    table = "images.h5" if hdf5 else "images.zarr/keys/c/0"
+    name = {"manifest": "pack.json", "images": table, "shard": shard(pack, 2)}[what]
     content = bytearray((place / name).read_bytes())
     (place / name).unlink()
     if damage == "cut":
         (place / name).write_bytes(content[: len(content) // 2])
     elif damage == "flip":
-        known = {"pack.json": b'"classes"', "images.h5": b"class-1/003.jpg", "000002.h5": opened(pack).content(11)[:64]}
-        where = content.index(known[name]) + 7
+        known = {"manifest": b'"classes"', "images": b"class-1/003.jpg", "shard": opened(pack).content(11)[:64]}
+        where = content.index(known[what]) + 7
         content[where] ^= 1
         (place / name).write_bytes(content)
     elif damage == "link":
         (tmp_path / "elsewhere").write_bytes(content)
         (place / name).symlink_to(tmp_path / "elsewhere")
-    if damage == "link" and name == "pack.json":
-        assert len(opened(place)) == 18  # read as text of bounded size, whatever it is
-        return
-    with pytest.raises(softlabels.DataError, match=rf"{name}"):
+    with pytest.raises(softlabels.DataError, match=re.escape(name.split("/")[0])):
         images = opened(place)
         for row in range(18):
             images.decode(row)
-    if name == "000002.h5" and damage in ("cut", "flip"):
+    if what == "shard" and damage in ("cut", "flip"):
         with pytest.raises(softlabels.DataError, match="000002"):
             softlabels.pack(out=str(place), check=True, quiet=True)
 
 
+def test_a_link_to_a_folder_is_not_followed(photos: Path, tmp_path: Path) -> None:
+    place = tmp_path / "p"
+    softlabels.pack(data=str(photos), out=str(place), format="zarr", **SMALL)
+    for name in ("000001.zarr", "000001.zarr/payload"):
+        (place / name).rename(tmp_path / "elsewhere")
+        (place / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(softlabels.DataError, match=r"000001\.zarr.*a link"):
+            opened(place).decode(5)
+        (place / name).unlink()
+        (tmp_path / "elsewhere").rename(place / name)
+    (tmp_path / "elsewhere").symlink_to(place)
+    assert opened(tmp_path / "elsewhere").decode(5).shape[0] == 3  # the pack's own place may be a link
+
+
+def test_every_byte_of_a_shard_is_checked(pack: Path, tmp_path: Path) -> None:
+    """A byte changed anywhere, in the arrays, in a header or in what the library keeps, is found by --check."""
+    random = np.random.default_rng(0)
+    inner = [name for name in files(pack) if name.startswith("000001")]
+    for name in inner:
+        content = (pack / name).read_bytes()
+        for _ in range(max(1, 16 // len(inner))):
+            place = tmp_path / "p"
+            shutil.copytree(pack, place)
+            where, changed = int(random.integers(len(content))), bytearray(content)
+            changed[where] ^= 1 << int(random.integers(8))
+            (place / name).write_bytes(changed)
+            assert any("000001" in problem for problem in opened(place).problems()), (name, where)
+            shutil.rmtree(place)
+
+
 def test_a_checked_pack_is_sound_and_a_cut_shard_is_packed_again(photos: Path, pack: Path, tmp_path: Path) -> None:
     softlabels.pack(out=str(pack), check=True, quiet=True)
-    place, quality = tmp_path / "p", opened(pack).manifest.packing.quality
+    place, made, cut = tmp_path / "p", kind(pack), shard(pack, 1)
     shutil.copytree(pack, place)
-    (place / "000001.h5").write_bytes((place / "000001.h5").read_bytes()[:700])
-    assert softlabels.pack(data=str(photos), out=str(place), quality=quality, **SMALL).shards == 1
+    (place / cut).write_bytes((place / cut).read_bytes()[:700])
+    assert softlabels.pack(data=str(photos), out=str(place), **made, **SMALL).shards == 1
     assert files(place) == files(pack)
 
 
-def test_hostile_headers_are_refused(pack: Path, tmp_path: Path) -> None:
-    import hashlib
-    import json
+HOSTILE = (
+    {"offset": 1 << 40},
+    {"shape": [1 << 50]},
+    {"shape": [1 << 61, 1 << 61, 1 << 61]},
+    {"shape": [-1]},
+    {"shape": [1, 1, 1, 1, 1]},
+    {"dtype": "object"},
+    {"dtype": "|S1000000"},
+    {"shape": "x"},
+    {"shape": None},
+    {"offset": True},
+)
 
-    shard = (pack / "000000.h5").read_bytes()
-    line, _, rest = shard.partition(b"\n")
-    words = line.split()
-    text = rest[: int(words[2])]
-    for change in (
-        {"offset": 1 << 40},
-        {"shape": [1 << 50]},
-        {"shape": [-1]},
-        {"dtype": "object"},
-        {"shape": "x"},
-        {"offset": True},
-    ):
+
+def test_hostile_headers_are_refused(pack: Path, tmp_path: Path) -> None:
+    changes = [
+        {"arrays": {"payload": change}} for change in HOSTILE if kind(pack)["format"] == "hdf5" or "shape" in change
+    ]
+    changes += [{"arrays": {"../../payload": {"dtype": "uint8", "shape": [1], "offset": 0, "sha256": ""}}}]
+    changes += [{"arrays": []}, {"about": 7}, {"files": None}] if kind(pack)["format"] == "zarr" else [{"arrays": []}]
+    for change in changes:
         place = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(pack, place)
-        header = json.loads(text)
-        header["arrays"]["payload"].update(change)
-        new = json.dumps(header).encode()
-        head = b"softlabels-arrays 1 %d %d %s\n" % (len(new), int(words[3]), hashlib.sha256(new).hexdigest().encode())
-        (place / "000000.h5").write_bytes((head + new).ljust(int(words[3])) + shard[int(words[3]) :])
+        _restate(place, kind(pack)["format"], change)
         with pytest.raises(softlabels.DataError, match="000000"):
             opened(place).decode(0)
+
+
+def _restate(pack: Path, format: str, change: dict[str, Any]) -> None:
+    """Give the first shard a changed header with a checksum that fits."""
+    if format == "zarr":
+        group = json.loads((pack / "000000.zarr" / "zarr.json").read_text())
+        said = group["attributes"]["softlabels"]
+        _change(said["header"], change)
+        said["sha256"] = hashlib.sha256(json.dumps(said["header"], sort_keys=True).encode()).hexdigest()
+        (pack / "000000.zarr" / "zarr.json").write_text(json.dumps(group, sort_keys=True))
+        return
+    line, _, rest = (pack / "000000.h5").read_bytes().partition(b"\n")
+    length, block = (int(word) for word in line.split()[2:4])
+    header = json.loads(rest[:length])
+    _change(header, change)
+    new = json.dumps(header).encode()
+    head = b"softlabels-arrays 1 %d %d %s\n" % (len(new), block, hashlib.sha256(new).hexdigest().encode())
+    (pack / "000000.h5").write_bytes((head + new).ljust(block) + rest[block - len(line) - 1 :])
+
+
+def _change(there: dict[str, Any], change: dict[str, Any]) -> None:
+    for name, value in change.items():
+        if isinstance(value, dict) and isinstance(there.get(name), dict):
+            _change(there[name], value)
+        else:
+            there[name] = value
 
 
 def test_a_dump_and_a_training_read_a_pack(pack: Path, softlabels_command: Callable) -> None:
@@ -227,12 +365,49 @@ def test_unreadable_images_are_named_or_packed_as_such(tmp_path: Path) -> None:
     assert opened(tmp_path / "p").decode(10).shape[0] == 3
 
 
+@pytest.mark.parametrize("out", ["taken", "s3://bucket/pack"])
+def test_a_place_where_no_pack_can_lie_is_named(photos: Path, softlabels_command: Callable, out: str) -> None:
+    Path("taken").write_text("a file, no folder")
+    made = softlabels_command("pack", "--data", photos, "--out", out)
+    assert made.exit_code in (1, 2)
+    assert out in made.output
+    assert Path("taken").read_text() == "a file, no folder"
+    assert not Path("s3:").exists()
+
+
+def test_a_damaged_manifest_says_how_to_keep_the_shards(photos: Path, softlabels_command: Callable) -> None:
+    command = ("pack", "--data", photos, "--out", "mine")
+    assert softlabels_command(*command).exit_code == 0
+    Path("mine/pack.json").write_text("{")
+    assert "remove it and run the same" in softlabels_command(*command).output
+    Path("mine/pack.json").unlink()
+    assert "nothing to do" in softlabels_command(*command).output
+
+
 def test_an_estimate_writes_nothing(photos: Path, softlabels_command: Callable) -> None:
     said = softlabels_command("pack", "--data", photos, "--dry-run", "--quality", "raw", "--max-side", 30)
     assert said.exit_code == 0, said.output
     assert "18 images" in said.output
     assert "kB per image" in said.output
     assert not Path("pack").exists()
+
+
+def test_a_plan_of_files_says_what_packs_would_hold(
+    photos: Path, pack: Path, tmp_path: Path, softlabels_command: Callable
+) -> None:
+    command = ("plan", "--teacher", "cnn_tiny", "--weights", "random", "--views", 1, "--workers", 0)
+    said = softlabels_command(*command, "--data", photos)
+    assert said.exit_code == 0, said.output
+    line = next(line for line in said.output.splitlines() if "softlabels pack" in line)
+    sizes = {}
+    for quality in QUALITIES:
+        softlabels.pack(data=str(photos), out=str(tmp_path / str(quality)), quality=quality, quiet=True)
+        made = opened(tmp_path / str(quality))
+        sizes[quality] = sum(len(made.content(row)) for row in range(18))
+    assert f"JPEG of quality 90 {size(sizes[90])}" in line
+    assert f"raw {size(sizes['raw'])}" in line
+    for data in (f"pack:{pack}", "digits"):
+        assert "softlabels pack" not in softlabels_command(*command, "--data", data).output
 
 
 @pytest.mark.parametrize(
@@ -247,35 +422,39 @@ def test_settings_out_of_range_are_refused(
     assert named in refused.output
 
 
-def test_a_full_disk_leaves_whole_shards_only(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced, real = 0, os.fsync
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_leaves_whole_shards_only(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    synced, real, most = 0, os.fsync, 9 if format == "hdf5" else 60
 
     def fill_up(handle: int) -> None:
         nonlocal synced
         synced += 1
-        if synced > 9:
+        if synced > most:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
     monkeypatch.setattr(os, "fsync", fill_up)
-    settings = {"data": str(photos), "out": str(tmp_path / "p"), **SMALL}
+    settings = {"data": str(photos), "out": str(tmp_path / "p"), "format": format, **SMALL}
     with pytest.raises(softlabels.StoreError, match="no space left"):
         softlabels.pack(**settings)
     monkeypatch.setattr(os, "fsync", real)
-    assert softlabels.pack(**settings).shards >= 1
+    assert 1 <= softlabels.pack(**settings).shards < 4
     softlabels.pack(out=str(tmp_path / "p"), check=True, quiet=True)
 
 
 @pytest.mark.slow
-def test_killed_packs_lose_nothing_and_end_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_killed_packs_lose_nothing_and_end_bit_identical(tmp_path: Path, format: str) -> None:
     write_pictures(tmp_path / "photos", classes=3, each=60)
     command = [sys.executable, "-m", "softlabels.cli", "pack", "--data", "photos", "--max-side", "30", "--quiet"]
-    command += ["--rows-per-shard", "3"]
+    command += ["--rows-per-shard", "3", "--format", format]
     subprocess.run([*command, "--out", "whole"], cwd=tmp_path, check=True)
     killed = 0
     for wanted in (1, 15, 30, 45):
         process = subprocess.Popen([*command, "--out", "killed"], cwd=tmp_path)
-        while process.poll() is None and len(list((tmp_path / "killed").glob("0*.h5"))) < wanted:
+        while process.poll() is None and len(list((tmp_path / "killed").glob("0*"))) < wanted:
             time.sleep(0.001)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
