@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import Codec
-from softlabels.errors import ModelError
+from softlabels.codecs import Codec, Field
+from softlabels.errors import ModelError, StoreError
 from softlabels.journal import Journal
-from softlabels.labels import MIX_LAYOUT
+from softlabels.labels import layout_beside
 from softlabels.pictures import Pictures
+from softlabels.provenance import CPU, tagged
+from softlabels.rendering import Renderer, check_alike
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
 from softlabels.teachers import Teacher
@@ -27,12 +29,13 @@ DIGESTS_PER_SHARD = 8
 
 @dataclass(frozen=True)
 class DumpReport:
-    """What a dump did: shards written, pictures the teacher saw, seconds it took, images that could not be read."""
+    """What a dump did: shards written, pictures rendered, seconds, labels kept, images that could not be read."""
 
     teacher: str
     shards: int
     pictures: int
     seconds: float
+    labels: int
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -46,9 +49,12 @@ def dump(
     workers: Workers = 0,
     part: tuple[int, int] = (0, 1),
     skip_bad_images: bool = False,
+    renderer: Renderer | None = None,
     journal: Journal,
 ) -> DumpReport:
     """Write every shard of this part that is not there yet.
+
+    Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
 
     Batches never straddle shards, so what a batch holds, and with it the last bit of each logit, does not depend on
     where an earlier dump stopped.
@@ -68,6 +74,7 @@ def dump(
             batch_size=batch_size,
             workers=workers,
             skip_bad_images=skip_bad_images,
+            renderer=renderer,
             journal=journal,
         )
 
@@ -82,29 +89,38 @@ def dump_shards(
     batch_size: int,
     workers: Workers,
     skip_bad_images: bool,
+    renderer: Renderer | None = None,
     journal: Journal,
 ) -> DumpReport:
     """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`."""
     began = time.monotonic()
     skipped: dict[str, str] = {}
+    unlabelled = 0
     total = sum(count(shard) for shard in shards)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
-    source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers)
+    samples = LabelledPictures(pictures, tolerant=skip_bad_images, renderer=renderer)
+    source, rendered_on = batches(samples, todo, workers=workers), renderer.name if renderer else CPU
+    compared = rendered_on == CPU
     with journal.progress(f"dump {teacher.name}", total, "pictures") as advance:
         for done, shard in enumerate(shards):
             filling = Filling(shard, pictures, codec, teacher.classes)
             for _ in shard_batches(shard, pictures.views, batch_size):
                 batch = next(source)
+                if not compared and not batch.failed:
+                    rows, views = batch.rows.numpy(), batch.views.numpy()
+                    journal.say(check_alike(pictures, rows, views, batch.pictures, rendered_on))
+                    compared = True
                 filling.enter(batch, teacher.logits(batch.pictures).cpu())
                 advance(len(batch), f"({len(shards) - done} shards waiting)")
-            filling.write(labels)
+            filling.write(labels, rendered_on)
+            unlabelled += len(filling.failed) * (shard.stop_view - shard.first_view)
             skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
-    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, skipped)
+    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, total - unlabelled, skipped)
 
 
-def stored_as(codec: Codec, classes: int, *, mixes: bool) -> dict[str, Any]:
-    """What a teacher's card says of how its labels are coded, and with them the partners of views that may be mixed."""
-    fields = codec.layout(classes) | (MIX_LAYOUT if mixes else {})
+def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:
+    """What a teacher's card says of how its labels are coded, and with them what is recorded `beside` them."""
+    fields = codec.layout(classes) | dict(beside)
     layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in fields.items()}
     return {
         "codec": codec.model_dump(mode="json"),
@@ -131,8 +147,14 @@ class Filling:
 
     def __init__(self, shard: Shard, pictures: Pictures, codec: Codec, classes: int) -> None:
         extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
-        layout = codec.layout(classes) | (MIX_LAYOUT if pictures.recipe.mixes else {})
-        self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
+        layout = codec.layout(classes) | layout_beside(pictures.recipe)
+        try:
+            self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
+        except MemoryError as problem:
+            raise StoreError(
+                f"a shard of {extent[1]:,} images and {extent[0]:,} views does not fit into memory; make a new store "
+                f"with fewer --rows-per-shard, or dump fewer --views at a time"
+            ) from problem
         self._shard, self._pictures, self._codec = shard, pictures, codec
         self.failed: dict[int, str] = {}
 
@@ -149,23 +171,27 @@ class Filling:
         check_finite(logits, batch, self._pictures)
         rows, views = batch.rows.numpy(), batch.views.numpy()
         label = dict(self._codec.encode(logits, self._pictures.words(rows, views)))
+        label |= self._pictures.recorded(rows, views) or {}
         if self._pictures.recipe.mixes:
             members, label["mix_share"] = self._pictures.mixtures(rows, views)
             label["mix_partner"] = np.where(members >= 0, members, rows)
         for name, values in label.items():
             self._arrays[name][views - self._shard.first_view, rows - self._shard.first_row] = values
 
-    def write(self, labels: TeacherLabels) -> None:
+    def write(self, labels: TeacherLabels, rendered_on: str = CPU) -> None:
         """Write the shard, whole or not at all."""
-        labels.write(self._shard, self._arrays, skipped=self.failed, digests=self._digests())
+        found = shard_digests(self._shard, self._pictures, self.failed)
+        digests = {row: [tagged(text, rendered_on) for text in texts] for row, texts in found.items()}
+        labels.write(self._shard, self._arrays, skipped=self.failed, digests=digests)
 
-    def _digests(self) -> dict[int, list[str]]:
-        shard = self._shard
-        spread = np.linspace(shard.first_row, shard.stop_row - 1, DIGESTS_PER_SHARD).astype(np.int64)
-        chosen = [row for row in np.unique(spread).tolist() if row not in self.failed]
-        views = np.arange(shard.first_view, shard.stop_view)
-        texts = self._pictures.digests(np.repeat(np.array(chosen, np.int64), len(views)), np.tile(views, len(chosen)))
-        return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
+
+def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> dict[int, list[str]]:
+    """Digests of the rendered views of a few of a shard's images, by row; those that `failed` are left out."""
+    spread = np.linspace(shard.first_row, shard.stop_row - 1, DIGESTS_PER_SHARD).astype(np.int64)
+    chosen = [row for row in np.unique(spread).tolist() if row not in failed]
+    views = np.arange(shard.first_view, shard.stop_view)
+    texts = pictures.digests(np.repeat(np.array(chosen, np.int64), len(views)), np.tile(views, len(chosen)))
+    return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
 
 
 def check_finite(logits: Tensor, batch: Batch, pictures: Pictures) -> None:

@@ -38,7 +38,7 @@ def classifier(
         was_training = network.training
         network.eval()
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            logits = network(preprocessing.normalise(pictures.to(device)))
+            logits = network(preprocessing.normalise(pictures.to(device).contiguous()))
         network.train(was_training)
         return logits
 

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from softlabels import journal
 from softlabels._philox import Words
-from softlabels.codecs import Codec, Dense, HeadTail, Quantized, TopK, spelled
+from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
 from softlabels.errors import ConfigError, ModelError
-from softlabels.labels import MIX_LAYOUT
+from softlabels.labels import layout_beside
 from softlabels.orders import spread
 from softlabels.pictures import Pictures, Rows
+from softlabels.rendering import Renderer
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.teachers import Teacher
 
@@ -100,26 +101,30 @@ class Plan:
             yield f"    {each.line()}"
 
 
-def measure_speed(pictures: Pictures, teacher: Teacher, *, batch_size: int, workers: Workers) -> float:
+def measure_speed(
+    pictures: Pictures, teacher: Teacher, *, batch_size: int, workers: Workers, renderer: Renderer | None = None
+) -> float:
     """Pictures per second of decoding, rendering and the teacher together, over a few real batches."""
     rows, views = spread(len(pictures.images), pictures.views, batch_size * (SAMPLE_BATCHES + 1))
-    source = _batches(pictures, rows, views, batch_size, workers)
+    source = _batches(pictures, rows, views, batch_size, workers, renderer)
     teacher.logits(next(source).pictures).cpu()
     began, seen = time.monotonic(), 0
     for batch in source:
         teacher.logits(batch.pictures).cpu()
         seen += len(batch)
     if not seen:  # the data set fits in the batch that warms up
-        batch = next(_batches(pictures, rows, views, batch_size, workers=0))
+        batch = next(_batches(pictures, rows, views, batch_size, workers=0, renderer=renderer))
         teacher.logits(batch.pictures).cpu()
         seen = len(batch)
     return seen / max(time.monotonic() - began, 1e-9)
 
 
-def _batches(pictures: Pictures, rows: Rows, views: Rows, batch_size: int, workers: Workers) -> Iterator[Batch]:
+def _batches(
+    pictures: Pictures, rows: Rows, views: Rows, batch_size: int, workers: Workers, renderer: Renderer | None = None
+) -> Iterator[Batch]:
     numbers = rows * pictures.views + views
     todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
-    return batches(LabelledPictures(pictures, tolerant=True), todo, workers=workers)
+    return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers)
 
 
 def usual_codecs(classes: int) -> list[Codec]:
@@ -127,7 +132,10 @@ def usual_codecs(classes: int) -> list[Codec]:
     kept = sorted({min(k, classes) for k in (5, 10, 20)}, reverse=True)
     whole: list[Codec] = [Dense(), Quantized(), Quantized(bits=4)]
     tailed: list[Codec] = [HeadTail(bits=4), HeadTail()] if classes > HeadTail().k else []
-    return [*whole, *tailed, *(TopK(k=k) for k in kept)]
+    # The bytes of topk:10 hold one class more where the others' depths are coarser; which is nearer, the logits say.
+    others: list[Codec] = [TopK(k=11, levels=12), TopK(k=10, record="fast")] if classes > 11 else []
+    drawn = [Sampled()] if classes > Sampled().k else []
+    return [*whole, *tailed, *(TopK(k=k) for k in kept), *others, *drawn]
 
 
 def sample_logits(
@@ -197,6 +205,7 @@ def plan(
     missing: tuple[int, int] | None,
     batch_size: int,
     workers: Workers = 0,
+    renderer: Renderer | None = None,
     codecs: Sequence[Codec] = (),
     sample: int = 0,
 ) -> Plan:
@@ -206,14 +215,14 @@ def plan(
     compared on `sample` of the teacher's labels.
     """
     images, views = len(pictures.images), pictures.views
-    speed = measure_speed(pictures, teacher, batch_size=batch_size, workers=workers)
+    speed = measure_speed(pictures, teacher, batch_size=batch_size, workers=workers, renderer=renderer)
     compared: tuple[CodecReport, ...] = ()
     if codecs:
         logits, words = sample_logits(pictures, teacher, sample, batch_size=batch_size, workers=workers)
         sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
     shards = int(np.ceil(images / rows_per_shard))
     missing_shards, missing_labels = missing if missing is not None else (shards, images * views)
-    beside = sum(each.nbytes for each in MIX_LAYOUT.values()) if pictures.recipe.mixes else 0
+    beside = sum(each.nbytes for each in layout_beside(pictures.recipe).values())
     return Plan(
         teacher=teacher.name,
         images=images,

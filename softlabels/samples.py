@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from softlabels.datasets import Images
+from softlabels.errors import ConfigError
 from softlabels.labels import Labels
-from softlabels.pictures import Pictures, Rows, checked
+from softlabels.pictures import Crew, Pictures, Rows, checked
+from softlabels.rendering import Renderer, Undone
 from softlabels.views import Frame
 
 _AHEAD = 2
@@ -33,12 +35,14 @@ class Batch:
 
     Where the recipe mixes, `partners` (n,) are the hard labels of the partners and `shares` float32 (n,) how much of
     each picture is the image's own. `failed` names the images that could not be decoded; their pictures are black.
+    While a batch is `undone`, its pictures are still to be rendered, and there are none.
     """
 
     pictures: Tensor
     rows: Tensor
     views: Tensor
     hard: Tensor
+    undone: Undone | None = None
     partners: Tensor | None = None
     shares: Tensor | None = None
     arrays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -50,14 +54,15 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Page-lock what goes to the device."""
         self.pictures, self.hard = self.pictures.pin_memory(), self.hard.pin_memory()
+        self.undone = None if self.undone is None else self.undone.pin_memory()
         return self
 
 
 class LabelledPictures(Dataset[Batch]):
     """Pictures with their hard labels and what the teachers said of them; one item is a whole `Batch`.
 
-    `label_rows` (images,) maps a row of the pictures to its row in the store. Stored arrays travel as the codec wrote
-    them, so that workers send few bytes; the receiver decodes.
+    `label_rows` (images,) maps a row of the pictures to its row in the store. Stored arrays come as the codec wrote
+    them; who computes the target decodes them.
     """
 
     def __init__(
@@ -68,9 +73,10 @@ class LabelledPictures(Dataset[Batch]):
         teachers: Sequence[str] = (),
         *,
         tolerant: bool = False,
+        renderer: Renderer | None = None,
     ) -> None:
         self.pictures, self.labels, self.label_rows, self.teachers = pictures, labels, label_rows, tuple(teachers)
-        self._tolerant = tolerant
+        self._tolerant, self.renderer = tolerant, renderer
         if labels is not None:
             labels.share()
 
@@ -102,12 +108,21 @@ class LabelledPictures(Dataset[Batch]):
         return self.labelled(self.rendered(numbers))
 
     def rendered(self, numbers: Sequence[int] | Rows) -> Batch:
-        """The batch without what the teachers said; threads may ask at the same time."""
+        """The batch without what the teachers said; threads may ask at the same time.
+
+        With a `renderer` of a device the images are loaded only, and `finished` renders them.
+        """
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.pictures.views)
         failed: dict[int, str] = {}
-        rendered = self.pictures.render(rows, views, failed if self._tolerant else None)
+        noted, undone = failed if self._tolerant else None, None
+        if self.renderer is None:
+            rendered = self.pictures.render(rows, views, noted)
+        else:
+            undone = self.renderer.load(self.pictures, rows, views, noted)
+            rendered = torch.empty(0, dtype=torch.uint8)
         batch = Batch(
             pictures=rendered,
+            undone=undone,
             rows=torch.from_numpy(rows),
             views=torch.from_numpy(views),
             hard=torch.from_numpy(self.pictures.images.labels[rows].astype(np.int64)),
@@ -123,6 +138,14 @@ class LabelledPictures(Dataset[Batch]):
             rows, views = self.label_rows[batch.rows.numpy()], batch.views.numpy()
             taken = self.labels.take(rows, views, self.teachers)
             batch.arrays = {name: {k: torch.from_numpy(a) for k, a in each.items()} for name, each in taken.items()}
+        return batch
+
+    def finished(self, batch: Batch) -> Batch:
+        """The batch with its pictures on the renderer's device, where they are not rendered yet."""
+        if self.renderer is not None and batch.undone is not None:
+            rows, views = batch.rows.numpy(), batch.views.numpy()
+            batch.pictures = self.renderer.render(self.pictures, batch.undone, rows, views)
+            batch.undone = None
         return batch
 
     def _mixtures(self, rows: Rows, views: Rows) -> tuple[Tensor, Tensor]:
@@ -152,20 +175,39 @@ def batches(
     workers: Workers = 0,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`."""
+    """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`.
+
+    What is rendered on a device is rendered by this process.
+    """
+    return map(samples.finished, _made(samples, numbers, workers, pin_memory))
+
+
+def _made(
+    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], workers: Workers, pin_memory: bool
+) -> Iterator[Batch]:
     if workers == 0:
         return (samples.__getitems__(each) for each in numbers)
     if isinstance(workers, Threads):
         return _by_threads(samples, numbers, workers.count)
     loader: DataLoader[Batch] = DataLoader(
-        samples,
+        _Rendered(samples),
         batch_sampler=(each.tolist() for each in numbers),
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=4,
     )
-    return iter(loader)
+    return map(samples.labelled, loader)
+
+
+@dataclass(frozen=True)
+class _Rendered(Dataset[Batch]):
+    """What worker processes make: no labels, which the receiver gathers in less time than it takes to send them."""
+
+    samples: LabelledPictures
+
+    def __getitems__(self, numbers: Sequence[int]) -> Batch:
+        return self.samples.rendered(numbers)
 
 
 def _by_threads(samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], threads: int) -> Iterator[Batch]:
@@ -194,13 +236,16 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
     Args:
         labels: what `open_labels` gives.
-        images: what `open_images` gives, or None to open the data set that the labels were made of.
+        images: what `open_images` gives: the data set that was labelled, some of it, or another one with the same keys.
         size: side of the pictures in pixels; any size shows the views that the teacher saw.
         teachers: names to blend; None for all.
         temperature: softens the probabilities.
+        threads: how many threads of this process share the images of a batch; 1 for none beside the caller. They take
+            the place of a `DataLoader`'s worker processes: a batch is made where it is used, and never sent.
 
     Raises:
         KeyError: images without labels; the first are named.
+        ConfigError: fewer than one thread.
     """
 
     def __init__(
@@ -213,7 +258,11 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         *,
         blend: Any = "mean-probabilities",
         interpolation: str = "bilinear",
+        threads: int = 1,
     ) -> None:
+        if threads < 1:
+            raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
+        self._crew = Crew(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
         self._rows = labels.rows(images.keys)
         labels.share()
@@ -234,16 +283,37 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
         return self.__getitems__([checked(number, len(self))])[0]
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[Tensor, int, Tensor]]:
+    def __getitems__(self, numbers: Sequence[int]) -> Samples:
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.views)
-        pictures = self.pictures.render(rows, views)
+        pictures = self.pictures.render(rows, views, crew=self._crew)
         probabilities = self.labels.probabilities(
             self._rows[rows], views, self.temperature, teachers=self.teachers, blend=self.blend
         )
         hard = self.pictures.images.labels[rows]
         if self.pictures.recipe.mixes:
             hard = np.where(self.pictures.mixtures(rows, views)[1] < 1, -1, hard)
-        return list(zip(pictures, hard.tolist(), probabilities, strict=True))
+        return Samples(pictures, torch.from_numpy(hard.astype(np.int64)), probabilities)
+
+    @staticmethod
+    def collate(samples: list[tuple[Tensor, int, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """What a `DataLoader` makes of a batch, (pictures, hard labels, probabilities), without copying it.
+
+        For its `collate_fn`; the usual one lays the pictures out anew, channel by channel. Here a pixel's channels lie
+        together (torch.channels_last), as convolutions like them.
+        """
+        if isinstance(samples, Samples):
+            return samples.pictures, samples.hard, samples.probabilities
+        pictures, hard, probabilities = zip(*samples, strict=True)
+        stacked = torch.stack(pictures).contiguous(memory_format=torch.channels_last)
+        return stacked, torch.tensor(hard, dtype=torch.int64), torch.stack(probabilities)
+
+
+class Samples(list[tuple[Tensor, int, Tensor]]):
+    """Items of a batch that remember the whole: uint8 (n, 3, size, size), int64 (n,) and float32 (n, classes)."""
+
+    def __init__(self, pictures: Tensor, hard: Tensor, probabilities: Tensor) -> None:
+        super().__init__(zip(pictures, hard.tolist(), probabilities, strict=True))
+        self.pictures, self.hard, self.probabilities = pictures, hard, probabilities
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from softlabels.datasets import Images, content_checksums
 from softlabels.labels import Labels
 from softlabels.pictures import DIGEST_FRAME, Pictures, frame, key_hashes
+from softlabels.provenance import CPU, changed_versions, mixture, renderers, untagged
 from softlabels.samples import Batch
 from softlabels.store import TeacherLabels
 from softlabels.teachers import Teacher
@@ -33,9 +34,10 @@ class Agreement:
 
 @dataclass
 class Findings:
-    """What `verify` found; an empty `problems` means that every check made was passed."""
+    """What `verify` found; an empty `problems` means that every check made was passed. `notes` are no problems."""
 
     checks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     agreements: list[Agreement] = field(default_factory=list)
 
@@ -59,13 +61,33 @@ def check_store(labels: Labels) -> Findings:
     """Checksums of every file, and that each teacher's views are there for all images."""
     findings = Findings()
     findings.check("manifest and images", labels.store.verify())
+    if not labels.teachers:
+        lacking = f"{labels.store.location} holds no teacher's labels; dump some first, or copy the store whole"
+        findings.check("teachers", [lacking])
     for name in labels.teachers:
         each = labels.of(name)
         findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
+        if labels.recipe.records and name != labels.teachers[0]:
+            findings.check(f"{name}: recorded views", compare_records(labels, name))
         if labels.recipe.mixes:
             findings.check(f"{name}: recorded partners", compare_partners(labels, name, np.arange(len(labels))))
     return findings
+
+
+def compare_records(labels: Labels, name: str) -> list[str]:
+    """Views for which a teacher's labels record something else than those of the first teacher."""
+    rows, first, differing = np.arange(len(labels)), labels.teachers[0], []
+    for view in range(min(labels.of(name).views, labels.of(first).views)):
+        theirs, its = (labels.recorded(rows, view, each) for each in (first, name))
+        same = np.ones(len(rows), bool)
+        for key in labels.recipe.records:
+            same &= (theirs[key] == its[key]).reshape(len(rows), -1).all(axis=1)
+        differing += [
+            f"view {view} of {labels.keys[row].as_py()!r} is recorded otherwise by {name} than by {first}"
+            for row in np.flatnonzero(~same).tolist()
+        ]
+    return differing[:MOST_NAMED]
 
 
 def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list[str]:
@@ -74,7 +96,8 @@ def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list
     size = labels.of(name).card.preprocessing["size"]
     differing = []
     for view in range(labels.of(name).views):
-        drawn = labels.recipe.draw(labels.seed, hashes, view)
+        records = labels.recorded(rows, view, name) if labels.recipe.records else None
+        drawn = labels.recipe.draw(labels.seed, hashes, view, records)
         members = labels.recipe.partners(drawn, labels.store.population(rows))
         partners, shares = labels.mixtures(rows, view, name)
         same = (partners == np.where(members >= 0, members, rows)) & np.isclose(
@@ -94,6 +117,8 @@ def check_images(findings: Findings, labels: Labels, images: Images) -> None:
     if findings.ok:
         compared, differing = compare_digests(labels, images)
         findings.check(f"digests of {compared:,} rendered views", differing)
+        for name in labels.teachers:
+            findings.notes += mixture(name, renderers(labels.of(name)), CPU)
 
 
 def compare_images(labels: Labels, images: Images) -> list[str]:
@@ -110,6 +135,8 @@ def compare_images(labels: Labels, images: Images) -> list[str]:
 
 def compare_digests(labels: Labels, images: Images, most: int | None = None) -> tuple[int, list[str]]:
     """Render views whose digest is kept and compare: how many were compared, and what differs.
+
+    Digests are of what the CPU renders, also where the teacher saw what a device rendered.
 
     Args:
         most: views to compare at most, evenly spread over the store; None for all.
@@ -130,10 +157,10 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
     pictures = Pictures.of_store(labels.store, images, int(views.max()) + 1, DIGEST_FRAME)
     found = pictures.digests(rows, views)
     return len(known), [
-        f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw (decoder now "
-        f"{images.decoder}, then {labels.of(name).card.versions.get('decoder', 'unknown')})"
+        f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw "
+        f"({changed_versions(labels.of(name).card.versions, images)})"
         for (row, view, text, name), now in zip(known, found, strict=True)
-        if text != now
+        if untagged(text)[0] != now
     ]
 
 

@@ -147,3 +147,104 @@ def test_a_loop_of_ones_own_grows_a_store_too(photos: Path, tmp_path: Path) -> N
     with pytest.raises(softlabels.StoreError, match="with --grow"):
         label(grow=False)
     assert label(grow=True) == 2
+
+
+MIXED = ("--recipe", "crop-flip-mix", "--codec", "dense:fp32")
+
+
+def mixtures(store: Path) -> dict[tuple[str, int], tuple[str, float]]:
+    """With whom each view of each image was mixed, and in which share, by their keys."""
+    labels = softlabels.open_labels(store)
+    keys = labels.keys.to_pylist()
+    return {
+        (keys[row], view): (keys[partner], share)
+        for view in range(labels.views)
+        for row, (partner, share) in enumerate(zip(*labels.mixtures(range(len(labels)), view), strict=True))
+    }
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_store_of_mixed_views_grows_by_images_and_by_views(
+    softlabels_command: Callable, photos: Path, format: str
+) -> None:
+    command = (*DUMP, *MIXED, "--format", format)
+    assert softlabels_command(*command).exit_code == 0
+    before, mixed, shown = shard_bytes(Path("shards")), mixtures(Path("shards")), pictures(photos)
+    add(photos)
+    refused = softlabels_command(*command)
+    assert refused.exit_code == 1
+    assert "with --grow" in refused.output
+    grown = softlabels_command(*command, "--grow")
+    assert grown.exit_code == 0, grown.output
+    assert "wrote 1 shards, 4 labels" in grown.output
+    assert softlabels_command(*command, "--views", 4).exit_code == 0
+    assert {name: shard_bytes(Path("shards"))[name] for name in before} == before
+    after = mixtures(Path("shards"))
+    assert {each: after[each] for each in mixed} == mixed
+    old = {key for key, _ in mixed}
+    assert all(partner in old for (key, _), (partner, _) in after.items() if key in old)
+    assert len(after) == 80
+    now = pictures(photos)
+    assert all(torch.equal(now[which], then) for which, then in shown.items())
+    verified = softlabels_command("verify", "--device", "cpu")
+    assert verified.exit_code == 0, verified.output
+    assert "digests of 80 rendered views: ok" in verified.output
+    trained = softlabels_command(
+        *("train", "--student", "cnn_tiny", "--size", 16, "--labels", "shards", "--epochs", 1, "--device", "cpu"),
+        *("--batch-size", 10, "--workers", 0, "--alpha", 0.5),
+    )
+    assert trained.exit_code == 0, trained.output
+
+
+def test_mixed_views_are_the_same_in_whatever_order_a_store_grew(softlabels_command: Callable, photos: Path) -> None:
+    for store in ("images-first", "views-first"):
+        assert softlabels_command(*DUMP, *MIXED, "--out", store).exit_code == 0
+    assert softlabels_command(*DUMP, *MIXED, "--out", "views-first", "--views", 3).exit_code == 0
+    add(photos)
+    for store in ("images-first", "views-first"):
+        assert softlabels_command(*DUMP, *MIXED, "--out", store, "--views", 3, "--grow").exit_code == 0
+    one, other = (softlabels.open_labels(store) for store in ("images-first", "views-first"))
+    assert one.keys.equals(other.keys)
+    assert mixtures(Path("images-first")) == mixtures(Path("views-first"))
+    for view in range(3):
+        torch.testing.assert_close(one.logits(range(20), view), other.logits(range(20), view), atol=1e-4, rtol=1e-4)
+
+
+def test_a_killed_growth_of_mixed_views_is_gone_on_with(softlabels_command: Callable, photos: Path) -> None:
+    """The table of images has grown, the shards have not: the same command fills them, and a part of them will do."""
+    assert softlabels_command(*DUMP, *MIXED).exit_code == 0
+    add(photos)
+    assert softlabels_command(*DUMP, *MIXED, "--grow").exit_code == 0
+    whole = shard_bytes(Path("shards"))
+    last = sorted(Path("shards/cnn_tiny").glob("00004-*"))[0]
+    last.unlink()
+    assert "wrote 1 shards, 4 labels" in softlabels_command(*DUMP, *MIXED, "--grow").output
+    assert shard_bytes(Path("shards")) == whole
+
+
+def test_a_loop_of_ones_own_grows_a_store_of_mixed_views(photos: Path, tmp_path: Path) -> None:
+    def label(grow: bool) -> int:
+        rows = 0
+        with softlabels.create_labels(
+            tmp_path / "own", images=softlabels.open_images(photos), recipe="crop-mixup", views=2, classes=3, grow=grow
+        ) as store:
+            for batch in store.missing("mine", size=16):
+                store.put(batch.pictures.float().mean((2, 3)))
+                rows += len(batch.rows)
+        return rows
+
+    assert label(grow=False) == 36
+    before = mixtures(tmp_path / "own")
+    add(photos)
+    assert label(grow=True) == 4
+    after = mixtures(tmp_path / "own")
+    assert {each: after[each] for each in before} == before
+    assert softlabels.verify(labels=str(tmp_path / "own"), samples=0, quiet=True).ok
+
+
+def pictures(photos: Path) -> dict[tuple[str, int], torch.Tensor]:
+    """What a student that trains on all the photos sees of the first two views, by key and view."""
+    images = softlabels.open_images(photos)
+    shown = softlabels.SoftLabelDataset(softlabels.open_labels("shards"), images, size=16)
+    keys = images.keys.to_pylist()
+    return {(key, view): shown[row * shown.views + view][0] for row, key in enumerate(keys) for view in range(2)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from worlds import write_pictures
 import softlabels
 from softlabels.networks import Preprocessing
 from softlabels.orders import OneViewEach
-from softlabels.pictures import Pictures, frame
+from softlabels.pictures import Crew, Pictures, frame
 from softlabels.samples import LabelledPictures, Threads, Workers, batches
 from softlabels.views import RECIPES, Frame
 
@@ -198,3 +199,52 @@ def test_ten_lines_of_somebodys_own_loop(pictures: softlabels.SoftLabelDataset) 
             optimizer.step()
             losses.append(loss.item())
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_threads_inside_a_data_set_make_the_same_samples(
+    pictures: softlabels.SoftLabelDataset, threads: int, workers: int
+) -> None:
+    shared = softlabels.SoftLabelDataset(pictures.labels, pictures.pictures.images, size=24, threads=threads)
+    assert torch.equal(shared[5][0], pictures[5][0])  # a fork after this must start threads of its own
+    options: dict[str, Any] = {"batch_size": 20, "num_workers": workers, "multiprocessing_context": "fork"}
+    sampler = OneViewEach(pictures, epoch=0, seed=3, views_per_image=4)
+    made = DataLoader(shared, sampler=sampler, **(options if workers else {"batch_size": 20}))
+    for one, other in zip(made, DataLoader(pictures, batch_size=20, sampler=sampler), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["crop-flip-erase", "crop-flip-mix", "pad-flip"])
+def test_a_crew_makes_the_same_pictures_and_names_the_same_failures(tmp_path: Path, recipe: str) -> None:
+    root = write_pictures(tmp_path / "photos")
+    bad = root / "class-1" / "003.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    made = Pictures(softlabels.open_images(root), RECIPES.make(recipe), 0, VIEWS, Frame(24))
+    rows, views = np.divmod(np.random.default_rng(0).permutation(18 * VIEWS), VIEWS)
+    alone: dict[int, str] = {}
+    shared: dict[int, str] = {}
+    expected = made.render(rows, views, alone)
+    assert torch.equal(made.render(rows, views, shared, crew=Crew(3)), expected)
+    assert alone == shared
+    assert 9 in alone
+    assert not expected[torch.from_numpy(rows == 9)].any()
+    with pytest.raises(softlabels.DataError, match=r"003\.jpg"):
+        made.render(rows, views, crew=Crew(2))
+
+
+def test_collating_hands_out_the_batch_that_was_made(pictures: softlabels.SoftLabelDataset) -> None:
+    usual = next(iter(DataLoader(pictures, batch_size=7)))
+    samples = pictures.__getitems__(range(7))
+    made = pictures.collate(samples)
+    assert made[0].data_ptr() == samples[0][0].data_ptr()
+    assert made[0].is_contiguous(memory_format=torch.channels_last)
+    in_a_loader = next(iter(DataLoader(pictures, batch_size=7, collate_fn=pictures.collate, num_workers=1)))
+    one_by_one = pictures.collate([pictures[number] for number in range(7)])
+    for batch in (made, in_a_loader, one_by_one):
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(batch, usual, strict=True))
+
+
+def test_fewer_than_one_thread_is_refused(pictures: softlabels.SoftLabelDataset) -> None:
+    with pytest.raises(softlabels.ConfigError, match="threads"):
+        softlabels.SoftLabelDataset(pictures.labels, pictures.pictures.images, threads=0)

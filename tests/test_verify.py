@@ -75,6 +75,26 @@ def test_labels_of_other_pixels_are_noticed(store: Path) -> None:
     assert "mean KL" in findings.problems[0]
 
 
+def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
+    store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files are the same, what is made of them is not: as by another decoder or another release of a library."""
+    from softlabels.pictures import Pictures
+
+    then = softlabels.open_labels(store).of().card.versions
+    real = Pictures.render
+    monkeypatch.setattr(Pictures, "render", lambda self, *samples: real(self, *samples) ^ 1)
+    monkeypatch.setattr("softlabels.provenance.version", lambda name: "99.9" if name == "torchvision" else then[name])
+    findings = softlabels.verify(labels=str(store), quiet=True)
+    assert len(findings.problems) == 54
+    assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the picture is not the one that cnn_tiny")
+    assert f"then {then['decoder']}" in findings.problems[0]
+    assert f"torchvision now 99.9, then {then['torchvision']}" in findings.problems[0]
+    assert "numpy" not in findings.problems[0]
+    with pytest.raises(softlabels.StoreError, match=r"torchvision now 99\.9"):
+        softlabels.train(student="cnn_tiny", size=16, labels=str(store), out=str(tmp_path / "run"), quiet=True)
+
+
 def test_a_store_that_was_copied_halfway_is_incomplete(store: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(store, copy)
@@ -122,6 +142,28 @@ def test_a_stores_word_imports_no_code(store: Path, monkeypatch: pytest.MonkeyPa
     object.__setattr__(labels.store, "manifest", hostile)
     with pytest.raises(softlabels.ConfigError, match="name it yourself"):
         label_images(labels, None, None)
+
+
+def test_images_that_could_not_be_read_are_left_out_and_counted(softlabels_command: Callable, tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "photos")
+    (root / "class-1" / "003.jpg").write_bytes(b"")
+    dump = ("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", root, "--views", 2, "--out", "shards")
+    assert "wrote 1 shards, 34 labels" in softlabels_command(*dump, "--on-bad-image", "skip").output
+    verified = softlabels_command("verify", "--labels", "shards")
+    assert verified.exit_code == 0, verified.output
+    assert "run again on 17 views: ok" in verified.output
+    assert "1 images are unlabelled" in softlabels_command("info", "shards").output
+
+
+def test_a_teacher_that_the_store_lacks_is_not_passed_over(store: Path) -> None:
+    with pytest.raises(softlabels.ConfigError, match="no labels of 'cnn_small'; known: cnn_tiny"):
+        softlabels.verify(labels=str(store), teacher=["cnn_small"], weights=["random"], quiet=True)
+
+
+def test_only_options_that_help_are_named_when_images_have_moved(store: Path) -> None:
+    (store.parent / "photos").rename(store.parent / "elsewhere")
+    with pytest.raises(softlabels.DataError, match="say with --data where the images lie now"):
+        softlabels.verify(labels=str(store), quiet=True)
 
 
 def test_info_says_what_a_store_holds(store: Path, softlabels_command: Callable) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from softlabels import verifying
 from softlabels.datasets import Images, open_images
+from softlabels.errors import DataError
 from softlabels.evaluating import Score, evaluate
 from softlabels.journal import Journal
 from softlabels.labels import Labels, open_labels
 from softlabels.orders import spread
 from softlabels.pictures import Pictures, frame
+from softlabels.records import IMPORTED
 from softlabels.runs._configs import EvalConfig, VerifyConfig
 from softlabels.runs._parts import label_images, limited, open_teacher, reopening
 from softlabels.teachers import teacher_spec
@@ -26,6 +30,8 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     spec = teacher_spec(named, config.weights, size=config.size)
     images = open_images(config.data, data_dir=config.data_dir, split=config.split)
     images = limited(images, config.limit, 0)
+    if not (images.labels >= 0).any():
+        raise DataError(f"{images.name} has no hard labels to score against; give --data with labels")
     network = open_teacher(spec, config, images)
     pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
@@ -45,7 +51,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
         verifying.check_images(findings, labels, images)
         if findings.ok and config.samples:
             _rerun(findings, config, labels, images)
-    for line in findings.checks:
+    for line in findings.checks + findings.notes:
         journal.say(line)
     for each in findings.agreements:
         journal.say(
@@ -56,8 +62,18 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
 
 
 def _rerun(findings: Findings, config: VerifyConfig, labels: Labels, images: Images) -> None:
-    rows, views = spread(len(images), labels.views, config.samples)
+    addresses = labels.rows(images.keys)
     reopen = reopening(config, labels, images, "--samples 0 to leave this check out")
     for name in labels.teachers:
+        if labels.of(name).card.spec.get("kind") == IMPORTED:
+            findings.checks.append(f"{name}: imported, so its teacher is not run again")
+            continue
+        # Images that could not be read have no label, and most likely cannot be shown to the teacher now either.
+        known = np.flatnonzero(labels.of(name).labelled(addresses))
+        picks, views = spread(len(known), labels.views, config.samples)
+        if not len(picks):
+            findings.checks.append(f"{name}: labels none of these images, so it is not run again")
+            continue
+        rows = known[picks]
         agreement = verifying.compare_teacher(labels, images, reopen(name), rows, views, name)
         findings.enter(agreement, config.largest_kl)

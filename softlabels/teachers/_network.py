@@ -58,9 +58,8 @@ class NetworkTeacher:
         """
         self.network.eval()
         with torch.inference_mode():
-            pictures = pictures.to(self.device, non_blocking=True)
-            if self.channels_last:
-                pictures = pictures.contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if self.channels_last else torch.contiguous_format
+            pictures = pictures.to(self.device, non_blocking=True).contiguous(memory_format=layout)
             normalised = self.preprocessing.normalise(pictures)
             with torch.autocast(self.device.type, _AMP_TYPES.get(self.amp or ""), enabled=self.amp is not None):
                 answer = logits_of(self.network(normalised), self.name)

@@ -5,7 +5,8 @@ A recipe is a list of steps. `Recipe.draw` says what is done to an image in its 
 view at the size that a model wants; a teacher and a student of different sizes see the same crop.
 
 A new step is one file with a `Part` that keeps the protocol `Step` and one of `Geometry` (images to pictures), `Change`
-(pictures to pictures) and `Mix` (two pictures to one), one line in `STEPS`, and one example in its test.
+(pictures to pictures) and `Mix` (two pictures to one), one line in `STEPS`, and one example in its test. A geometry
+that only resizes boxes is a `Crop`, for which no more of an image is decoded than the boxes.
 """
 
 from softlabels.config import Table
@@ -17,29 +18,47 @@ from softlabels.views._grayscale import Grayscale
 from softlabels.views._horizontal_flip import HorizontalFlip
 from softlabels.views._mixup import MixUp
 from softlabels.views._mixup_or_cutmix import MixUpOrCutMix
+from softlabels.views._operations import NAMES as OPERATION_NAMES
 from softlabels.views._pad_and_crop import PadAndCrop
+from softlabels.views._pixels import blank
 from softlabels.views._randaugment import RandAugment
 from softlabels.views._random_erasing import RandomErasing
 from softlabels.views._random_resized_crop import RandomResizedCrop
-from softlabels.views._recipe import Change, Geometry, Mix, Recipe, Recipes, Step
+from softlabels.views._recipe import Change, Crop, Geometry, Mix, Recipe, Recipes, Step
+from softlabels.views._recorded import (
+    ForeignView,
+    Recorded,
+    RecordedCrop,
+    RecordedErasing,
+    RecordedFlip,
+    RecordedMix,
+    RecordedOperations,
+)
 from softlabels.views._resize_centre_crop import ResizeCentreCrop
 from softlabels.views._solarize import Solarize
 from softlabels.views._trivialaugment import TrivialAugmentWide
+from softlabels.views._vertical_flip import VerticalFlip
 from softlabels.views._views import INTERPOLATIONS, Frame, View, Views
 
 __all__ = [
     "INTERPOLATIONS",
+    "OPERATION_NAMES",
     "RECIPES",
+    "RECORDED",
     "STEPS",
     "Change",
+    "Crop",
+    "ForeignView",
     "Frame",
     "Geometry",
     "Mix",
     "Recipe",
     "Recipes",
+    "Recorded",
     "Step",
     "View",
     "Views",
+    "blank",
 ]
 
 STEPS: Table[Step] = Table(
@@ -50,6 +69,7 @@ STEPS: Table[Step] = Table(
         RandomResizedCrop,
         PadAndCrop,
         HorizontalFlip,
+        VerticalFlip,
         ColourJitter,
         Grayscale,
         GaussianBlur,
@@ -63,7 +83,14 @@ STEPS: Table[Step] = Table(
         MixUpOrCutMix,
     ),
 )
-"""Every step by its kind."""
+"""Every step that is drawn, by its kind."""
+
+RECORDED: Table[Step] = Table(
+    "recorded step",
+    "recorded_views",
+    (RecordedCrop, RecordedFlip, RecordedOperations, RecordedErasing, RecordedMix, ForeignView),
+)
+"""Every step whose draws come with labels of other projects, by its kind."""
 
 RECIPES = Recipes(
     STEPS,
@@ -72,6 +99,7 @@ RECIPES = Recipes(
         "crop": "random-resized-crop",
         "pad": "pad-and-crop",
         "flip": "horizontal-flip",
+        "vflip": "vertical-flip",
         "jitter": "colour-jitter",
         "grayscale": "grayscale",
         "blur": "gaussian-blur",
@@ -107,5 +135,6 @@ RECIPES = Recipes(
         "pad-flip-mixup",
         "pad-flip-randaugment",
     ),
+    recorded=RECORDED,
 )
 """Recipes by short name: any words in a sensible order, of which the usual ones are listed."""

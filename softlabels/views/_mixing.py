@@ -12,9 +12,11 @@ from torch import Tensor
 from softlabels._philox import Words, uniform
 from softlabels.views._chance import Draws, Reals, halves, whole_below
 from softlabels.views._elementary import cos_of_turns, exp, log
+from softlabels.views._pixels import alike
 
 BLOCKS = 1
 _WHOLE = 1 << 16
+_FLOATS_AT_ONCE = 1 << 18
 
 
 def drawn(words: Words, probability: float) -> dict[str, NDArray[Any]]:
@@ -48,10 +50,21 @@ def beta(first: Reals, second: Reals, alpha: Reals | float) -> Reals:
 
 
 def blended(pictures: Tensor, partners: Tensor, shares: Reals) -> Tensor:
-    """share * picture + (1 - share) * partner, rounded: uint8 (n, 3, S, S), in whole numbers and so exact anywhere."""
-    own = torch.from_numpy((shares * _WHOLE).astype(np.int32))[:, None, None, None]
-    total = pictures.to(torch.int32).mul_(own).add_(partners.to(torch.int32).mul_(_WHOLE - own))
-    return total.add_(_WHOLE // 2).bitwise_right_shift_(16).to(torch.uint8)
+    """share * picture + (1 - share) * partner, rounded half up: uint8 (n, 3, S, S), exact anywhere.
+
+    Shares are taken down to steps of 2**-16. So no sum has more than 8 bits before and 16 behind the point, which are
+    all that a float32 has room for: nothing is rounded before the end.
+    """
+    steps = torch.from_numpy(np.floor(shares * _WHOLE).astype(np.float32) / np.float32(_WHOLE)).to(pictures.device)
+    own, made = steps[:, None, None, None], alike(pictures)
+    # As many at once as stay in a processor's cache while they are floats.
+    some = max(1, _FLOATS_AT_ONCE // max(1, pictures[:1].numel()))
+    for at in range(0, len(pictures), some):
+        here = slice(at, at + some)
+        theirs = partners[here].to(torch.float32)
+        mixed = (pictures[here].to(torch.float32) - theirs).mul_(own[here]).add_(theirs).add_(0.5)
+        made[here] = mixed.to(torch.uint8)
+    return made
 
 
 def cut_boxes(places: Reals, shares: Reals, size: int) -> NDArray[np.int64]:
@@ -66,7 +79,7 @@ def cut_boxes(places: Reals, shares: Reals, size: int) -> NDArray[np.int64]:
 
 def pasted(pictures: Tensor, partners: Tensor, boxes: NDArray[np.int64]) -> Tensor:
     """The pictures, each with its box filled from its partner: uint8 (n, 3, S, S)."""
-    made = pictures.clone()
+    made = alike(pictures).copy_(pictures)
     for i in np.flatnonzero((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])):
         top, left, bottom, right = boxes[i].tolist()
         made[i, :, top:bottom, left:right] = partners[i, :, top:bottom, left:right]

@@ -23,51 +23,118 @@ def resized(pictures: Tensor, height: int, width: int, interpolation: str) -> Te
         return pictures
     if interpolation == "nearest":
         return interpolate(pictures, (height, width), mode="nearest")
+    if not _here(pictures):
+        return resized_in_floats(pictures, height, width, interpolation)
     if pictures.stride(1) == 1:
         # A box cut out of what a decoder leaves: packed, it takes the kernel for pixels that lie together.
         pictures = pictures.contiguous(memory_format=torch.channels_last)
     return interpolate(pictures, (height, width), mode=interpolation, antialias=True, align_corners=False)
 
 
-def resized_boxes(images: Tensor, boxes: NDArray[np.int64], size: int, interpolation: str) -> Tensor:
-    """From each of n images (n, 3, H, W) its own box (n, 4), cut out and then resized: (n, 3, size, size)."""
-    if len(images) > images.shape[2] + images.shape[3]:
+def resized_in_floats(pictures: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """As `resized`, on devices that have no antialiasing kernel for bytes: a level apart at most.
+
+    Rows first and then columns, rounded to levels in between, as the kernel for bytes does; it differs in the last bit
+    of its weights alone.
+    """
+    shown = pictures.float()
+    for size in ((shown.shape[2], width), (height, width)):
+        if tuple(shown.shape[2:]) != size:
+            shown = interpolate(shown, size, mode=interpolation, antialias=True, align_corners=False)
+            shown = shown.add_(0.5).floor_().clamp_(0, 255)
+    return shown.to(torch.uint8)
+
+
+def resized_boxes(
+    images: Tensor, boxes: NDArray[np.int64], size: int, interpolation: str, out: Tensor | None = None
+) -> Tensor:
+    """From each of n images (n, 3, H, W) its own box (n, 4), cut out and then resized: (n, 3, size, size).
+
+    In memory of their own, laid out as that of the images; it is `out` where that is given, unless n is 1.
+    """
+    if len(images) > images.shape[2] + images.shape[3] and _here(images):
         return _resized_by_axis(images, boxes, size, interpolation)
     if len(images) == 1:
         ((top, left, height, width),) = boxes.tolist()
         box = images[:, :, top : top + height, left : left + width]
         return box.clone() if height == width == size else resized(box, size, size, interpolation)
-    shown = images.new_empty((len(images), images.shape[1], size, size))
+    shown = out
+    if shown is None:
+        together = images.stride(1) == 1 and _here(images)
+        shown = blank(len(images), size) if together else images.new_empty((len(images), images.shape[1], size, size))
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         box = images[i : i + 1, :, top : top + height, left : left + width]
         shown[i] = resized(box, size, size, interpolation)[0]
     return shown
 
 
+def blank(n: int, size: int) -> Tensor:
+    """Memory for n pictures, uint8 (n, 3, size, size), in which a pixel's channels lie together.
+
+    So decoders and the resize leave them, and convolutions like them. It is numpy's memory, which asks the system for
+    large pages: at 64 pictures of 224 the first touch of small ones takes as long as half a resize.
+    """
+    return torch.from_numpy(np.empty((n, size, size, 3), np.uint8)).permute(0, 3, 1, 2)
+
+
+def alike(pictures: Tensor) -> Tensor:
+    """Memory for as many pictures (n, 3, S, S), laid out as these and on their device."""
+    together = pictures.stride(1) == 1 and _here(pictures) and pictures.shape[2] == pictures.shape[3]
+    return blank(len(pictures), pictures.shape[2]) if together else torch.empty_like(pictures)
+
+
 def _resized_by_axis(images: Tensor, boxes: NDArray[np.int64], size: int, interpolation: str) -> Tensor:
-    """Many small images at once: all boxes of one width together, then all of one height.
+    """Many small images at once: the rows of all boxes of one width together, then the columns of all of one height.
 
     The bytes are the same, because the kernel too resizes rows first, rounds to bytes and then resizes columns.
     """
-    tops, lefts, heights, widths = boxes.T
-    memory = images.numpy()
-    rows_done = np.empty((*images.shape[:3], size), np.uint8)
-    for width in np.unique(widths):
-        which = np.flatnonzero(widths == width)
-        part = torch.from_numpy(sliding_window_view(memory, width, axis=3)[which, :, :, lefts[which]])
-        rows_done[which] = resized(part, part.shape[2], size, interpolation).numpy()
-    shown = np.empty((*images.shape[:2], size, size), np.uint8)
-    for height in np.unique(heights):
+    (n, channels, tall, wide), (tops, lefts, heights, widths) = images.shape, boxes.T
+    memory = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).reshape(n * tall, wide * channels)
+    # The rows of the boxes, box after box, the narrowest boxes first; `begins` is where those of each image begin.
+    order = np.argsort(widths, kind="stable")
+    ends = np.cumsum(heights[order])
+    begins = np.empty_like(ends)
+    begins[order] = ends - heights[order]
+    rows = np.arange(ends[-1]) + np.repeat(order * tall + tops[order] - begins[order], heights[order])
+    columns = np.repeat(channels * lefts[order], heights[order])
+    resized_rows = np.empty((len(rows), size * channels), np.uint8)
+    start = 0
+    for width, count in zip(*np.unique(widths, return_counts=True), strict=True):
+        stop = int(ends[np.searchsorted(widths[order], width) + count - 1])
+        part = memory.unfold(1, int(channels * width), 1).numpy()[rows[start:stop], columns[start:stop]]
+        resized_rows[start:stop] = _as_one(part, int(width), stop - start, size, interpolation)
+        start = stop
+    shown = np.empty((n, size, size * channels), np.uint8)
+    for height in np.unique(heights).tolist():
         which = np.flatnonzero(heights == height)
-        part = torch.from_numpy(sliding_window_view(rows_done, height, axis=2)[which, :, tops[which]]).transpose(2, 3)
-        shown[which] = resized(part, size, size, interpolation).numpy()
-    return torch.from_numpy(shown)
+        part = resized_rows[begins[which] + np.arange(height)[:, None]]
+        made = _as_one(part, size * len(which), size, size * len(which), interpolation)
+        shown[which] = made.reshape(size, len(which), size * channels).transpose(1, 0, 2)
+    pictures = torch.from_numpy(shown.reshape(n, size, size, channels)).permute(0, 3, 1, 2)
+    return pictures if images.stride(1) == 1 else pictures.contiguous()
+
+
+def _as_one(
+    rows: NDArray[np.uint8], width: int, new_height: int, new_width: int, interpolation: str
+) -> NDArray[np.uint8]:
+    """Rows of `width` pixels, channels together, resized as one picture: (new_height, new_width * channels)."""
+    picture = torch.from_numpy(rows.reshape(1, len(rows), width, -1)).permute(0, 3, 1, 2)
+    made: NDArray[np.uint8] = resized(picture, new_height, new_width, interpolation).permute(0, 2, 3, 1).numpy()
+    return made.reshape(new_height, -1)
 
 
 def windows(pictures: Tensor, tops: NDArray[np.int64], lefts: NDArray[np.int64], side: int) -> Tensor:
     """From each of n pictures (n, 3, H, W) its own square window, copied: (n, 3, side, side)."""
+    if not _here(pictures):
+        corners = zip(pictures, tops.tolist(), lefts.tolist(), strict=True)
+        return torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners])
     every = sliding_window_view(pictures.numpy(), (side, side), axis=(2, 3))
     return torch.from_numpy(every[np.arange(len(pictures)), :, tops, lefts])
+
+
+def _here(pictures: Tensor) -> bool:
+    """Whether the pictures are in this machine's memory, where numpy reads them; elsewhere torch alone does."""
+    return pictures.device.type == "cpu"
 
 
 def centre(length: int, window: int) -> int:
@@ -79,10 +146,19 @@ def changed(pictures: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tenso
     """The pictures with `change` made to the chosen ones, in place where only some are."""
     if chosen.all():
         return change(pictures)
-    if chosen.any():
-        # numpy copies whole rows at once here, which torch's indexing does element by element.
-        memory = pictures.numpy()
-        memory[chosen] = change(torch.from_numpy(memory[chosen])).numpy()
+    if chosen.any() and not _here(pictures):
+        which = torch.from_numpy(np.flatnonzero(chosen)).to(pictures.device)
+        pictures.index_copy_(0, which, change(pictures.index_select(0, which)))
+    elif chosen.any():
+        # numpy copies whole rows at once here, which torch's indexing does element by element; in the order in which
+        # the bytes lie, or each would be fetched alone.
+        if pictures.stride(1) == 1:
+            memory = pictures.permute(0, 2, 3, 1).numpy()
+            made = change(torch.from_numpy(memory[chosen]).permute(0, 3, 1, 2))
+            memory[chosen] = made.permute(0, 2, 3, 1).numpy()
+        else:
+            memory = pictures.numpy()
+            memory[chosen] = change(torch.from_numpy(memory[chosen])).numpy()
     return pictures
 
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from softlabels._philox import Words
 from softlabels.config import Part
-from softlabels.views._chance import Draws, records, whole_below
+from softlabels.views._chance import Draws, Reals, records, whole_below
 from softlabels.views._pixels import resized_boxes
 from softlabels.views._proposals import BLOCKS, first, proposals
 from softlabels.views._settings import Bounds, Shares
-from softlabels.views._views import Frame
+from softlabels.views._views import Frame, Sides
 
 
 class RandomResizedCrop(Part):
@@ -36,11 +36,12 @@ class RandomResizedCrop(Part):
         drawn = proposals(words, self.scale, self.ratio)
         return records(len(words), place=drawn["place"], wide=drawn["one"], tall=drawn["other"])
 
-    def boxes(self, draws: Draws, height: int, width: int) -> NDArray[np.int64]:
+    def boxes(self, draws: Draws, height: Sides, width: Sides) -> NDArray[np.int64]:
         """Top, left, height and width of each view's box in source pixels: int64 (n, 4)."""
-        side = np.sqrt(np.float64(height * width))
+        height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
+        side = np.sqrt((height * width).astype(np.float64))[..., None]
         tall, wide = np.rint(draws["tall"] * side), np.rint(draws["wide"] * side)
-        fits = (tall > 0) & (tall <= height) & (wide > 0) & (wide <= width)
+        fits = (tall > 0) & (tall <= height[..., None]) & (wide > 0) & (wide <= width[..., None])
         found, (tall, wide) = first(fits, tall, wide)
         largest = self._largest(height, width)
         tall, wide = np.where(found, tall, largest[0]), np.where(found, wide, largest[1])
@@ -50,14 +51,15 @@ class RandomResizedCrop(Part):
 
     def pictures(self, images: Tensor, draws: Draws, frame: Frame) -> Tensor:
         """uint8 (n, 3, H, W) as uint8 (n, 3, size, size): the box is cut out first, then resized."""
-        boxes = self.boxes(draws, *images.shape[-2:])
-        return resized_boxes(images, boxes, frame.size, frame.interpolation)
+        return self.cropped(images, self.boxes(draws, *images.shape[-2:]), frame)
 
-    def _largest(self, height: int, width: int) -> tuple[int, int]:
+    def cropped(self, images: Tensor, boxes: NDArray[np.int64], frame: Frame, out: Tensor | None = None) -> Tensor:
+        """Those boxes (n, 4) of uint8 (n, 3, H, W), resized: uint8 (n, 3, size, size), in `out` where it is given."""
+        return resized_boxes(images, boxes, frame.size, frame.interpolation, out)
+
+    def _largest(self, height: NDArray[np.int64], width: NDArray[np.int64]) -> tuple[Reals, Reals]:
         """Height and width of the largest centred box whose ratio is in range."""
         narrowest, widest = self.ratio
-        if width < narrowest * height:
-            return min(height, max(1, round(width / narrowest))), width
-        if width > widest * height:
-            return height, min(width, max(1, round(height * widest)))
-        return height, width
+        tall = np.minimum(height, np.maximum(1, np.rint(width / narrowest)))
+        wide = np.minimum(width, np.maximum(1, np.rint(height * widest)))
+        return np.where(width < narrowest * height, tall, height), np.where(width > widest * height, wide, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,9 @@ from softlabels._philox import Words, hash_keys, philox
 from softlabels.config import Table, validated
 from softlabels.errors import ConfigError, DataError, did_you_mean
 from softlabels.views._chance import Draws, whole_below
+from softlabels.views._recorded import ForeignView, Recorded, Records, Spec
 from softlabels.views._resize_centre_crop import ResizeCentreCrop
-from softlabels.views._views import Frame, View, Views
+from softlabels.views._views import Frame, Sides, View, Views
 
 _CLEAN = ResizeCentreCrop()
 _ROWS_AT_ONCE = 4096
@@ -50,6 +51,23 @@ class Geometry(Step, Protocol):
 
 
 @runtime_checkable
+class Crop(Geometry, Protocol):
+    """A geometry that resizes its boxes and reads nothing else, so that no more of an image need be decoded.
+
+    Its boxes lie in the image.
+    """
+
+    def boxes(self, draws: Draws, height: Sides, width: Sides) -> NDArray[np.int64]:
+        """As of any geometry; each view may be of an image of its own size."""
+
+    def cropped(self, images: Tensor, boxes: NDArray[np.int64], frame: Frame, out: Tensor | None = None) -> Tensor:
+        """Boxes (n, 4) of uint8 (n, 3, H, W), resized: uint8 (n, 3, size, size) in memory of their own.
+
+        That is `out` where it is given, unless n is 1.
+        """
+
+
+@runtime_checkable
 class Change(Step, Protocol):
     """A step that changes pictures and keeps their size."""
 
@@ -71,6 +89,17 @@ class Mix(Step, Protocol):
         """uint8 (n, 3, size, size) of both to new uint8 (n, 3, size, size)."""
 
 
+class _Kinds(NamedTuple):
+    """What the steps of a recipe are: where pictures begin, whether as mere boxes, and which of the steps change them.
+
+    Kept, since asking a protocol takes as long as rendering a small picture.
+    """
+
+    geometry: Geometry | None
+    crop: Crop | None
+    changes: slice
+
+
 class Recipe(BaseModel):
     """The steps in order, and the version of the arithmetic that turns random words into draws.
 
@@ -81,14 +110,17 @@ class Recipe(BaseModel):
 
     The first step may be a geometry; without one, pictures are cut as the clean view is. The last may be a mix; then
     the picture of a view is `mix` of what `render` makes of the image and of its partner in the same view number.
+
+    A step may be recorded: then `draw` is told what the labels of the views recorded, under the names of `records`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     version: Literal[1] = 1
     steps: tuple[Step, ...]
-    _cuts: bool = PrivateAttr()
+    _kinds: _Kinds = PrivateAttr()
     _mixer: Mix | None = PrivateAttr()
+    _recorded: bool = PrivateAttr()
 
     @field_validator("steps", mode="plain")
     @classmethod
@@ -104,6 +136,9 @@ class Recipe(BaseModel):
                 raise ConfigError(
                     f"{step.kind!r} mixes pictures, which only the last step can, but it is step {place + 1}"
                 )
+        names = [name for step in steps if isinstance(step, Recorded) for name in step.records]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two recorded steps of the recipe have one name for what they record: {sorted(names)}")
         return tuple(steps)
 
     @field_serializer("steps")
@@ -111,17 +146,72 @@ class Recipe(BaseModel):
         return list(steps)
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002
-        """Note once which steps cut and mix; asking a protocol takes as long as rendering a small picture."""
-        self._cuts = bool(self.steps) and isinstance(self.steps[0], Geometry)
-        last = self.steps[-1] if self.steps else None
+        """Note once which steps cut, change and mix."""
+        first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
         self._mixer = last if isinstance(last, Mix) else None
+        geometry = first if isinstance(first, Geometry) else None
+        changes = slice(int(geometry is not None), len(self.steps) - int(self._mixer is not None))
+        self._kinds = _Kinds(geometry, geometry if isinstance(geometry, Crop) else None, changes)
+        self._recorded = any(isinstance(step, Recorded) for step in self.steps)
 
-    def draw(self, seed: int, hashes: ArrayLike, views: ArrayLike) -> Views:
+    @property
+    def records(self) -> Spec:
+        """Dtype and shape of what is recorded of each view, by name; empty where all of it is drawn."""
+        if not self._recorded:
+            return {}
+        own = {name: each for step in self._own for name, each in step.records.items()}
+        mixer = self._mixer if isinstance(self._mixer, Recorded) else None
+        sides = ("view", "other") if mixer else ("view",)
+        named = {f"{side}_{name}": each for side in sides for name, each in own.items()}
+        return named | (mixer.records if mixer else {})
+
+    @property
+    def foreign(self) -> ForeignView | None:
+        """The step whose views cannot be made here, if there is one."""
+        return next((step for step in self.steps if isinstance(step, ForeignView)), None)
+
+    @property
+    def _own(self) -> list[Recorded]:
+        """The recorded steps that are done to image and partner alike."""
+        return [step for step in self.steps if isinstance(step, Recorded) and step is not self._mixer]
+
+    def draw(
+        self,
+        seed: int,
+        hashes: ArrayLike,
+        views: ArrayLike,
+        records: Records | None = None,
+        *,
+        of_partner: bool = False,
+    ) -> Views:
         """One view for each image key hash (uint64) and view number (int64), which broadcast to one axis (n,).
 
+        Args:
+            records: what the labels of these views recorded, (n, ...) each, where steps of the recipe are recorded.
+            of_partner: the hashes are of partners, in the views that were recorded for them.
+
         Raises:
-            ConfigError: the seed or a view number is negative, or the seed does not fit into 64 bits.
+            ConfigError: the seed or a view number is negative, the seed does not fit into 64 bits, or records are
+                needed and not given.
         """
+        drawn = self._drawn(seed, hashes, views)
+        return self._recalled(drawn, records, "other" if of_partner else "view") if self._recorded else drawn
+
+    def _recalled(self, views: Views, records: Records | None, side: str) -> Views:
+        if records is None:
+            kinds = ", ".join(repr(step.kind) for step in self.steps if isinstance(step, Recorded))
+            raise ConfigError(
+                f"views of {kinds} are recorded with the labels they were made for and cannot be drawn; choose another "
+                f"--recipe, or name the store that holds them"
+            )
+        draws = list(views.draws)
+        for place, step in enumerate(self.steps):
+            if isinstance(step, Recorded):
+                prefix = "" if step is self._mixer else f"{side}_"
+                draws[place] = step.recall({name: records[prefix + name] for name in step.records})
+        return Views(views.numbers, tuple(draws))
+
+    def _drawn(self, seed: int, hashes: ArrayLike, views: ArrayLike) -> Views:
         keys, numbers = np.broadcast_arrays(
             np.atleast_1d(np.asarray(hashes, np.uint64)), np.atleast_1d(np.asarray(views, np.int64))
         )
@@ -136,13 +226,13 @@ class Recipe(BaseModel):
         draws = parts[0] if len(parts) == 1 else tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
         return Views(numbers.copy(), draws)
 
-    def boxes(self, views: Views, height: int, width: int) -> NDArray[np.int64]:
+    def boxes(self, views: Views, height: Sides, width: Sides) -> NDArray[np.int64]:
         """Top, left, height and width of the source box of each view, in pixels of an image of that size: (n, 4).
 
-        A box may reach beyond the image where the recipe pads.
+        A box may reach beyond the image where the recipe pads. Where it `crops`, each view may have a size of its own.
         """
         geometry, drawn, _ = self._parted(views)
-        return geometry.boxes(drawn, height, width)
+        return geometry.boxes(drawn, height, width)  # type: ignore[arg-type]
 
     def render(self, image: Tensor, view: View, frame: Frame) -> Tensor:
         """The picture that `view` shows of one image: uint8 (3, H, W) on the CPU to uint8 (3, size, size).
@@ -158,12 +248,40 @@ class Recipe(BaseModel):
         Raises:
             DataError: the images are not uint8 of that shape, or not as many as the views.
         """
+        return self.change(self.cut(images, views, frame), views)
+
+    def cut(self, images: Tensor, views: Views, frame: Frame) -> Tensor:
+        """The first half of `render_batch`: where images are cut and how they come to the frame's size."""
         _check(images, views)
-        geometry, drawn, changes = self._parted(views)
-        pictures = geometry.pictures(images, drawn, frame)
-        for step, draws in changes:
+        geometry, drawn, _ = self._parted(views)
+        return geometry.pictures(images, drawn, frame)
+
+    def change(self, pictures: Tensor, views: Views) -> Tensor:
+        """The second half: uint8 (n, 3, size, size) with all that follows done to them; they may be written over."""
+        for step, draws in self._parted(views)[2]:
             pictures = step.apply(pictures, draws)
         return pictures
+
+    @property
+    def crops(self) -> bool:
+        """Whether pictures are made of nothing but the `boxes` of their views, see `render_boxes`."""
+        return self._kinds.crop is not None
+
+    def render_boxes(
+        self, image: Tensor, boxes: NDArray[np.int64], views: Views, frame: Frame, out: Tensor | None = None
+    ) -> Tensor:
+        """What `render_batch` makes of n views of one image, of which uint8 (3, h, w) holds at least the boxes.
+
+        Only for recipes that crop. `boxes` (n, 4) are those of the views, as they lie in the pixels that are there.
+        Memory for the pictures, uint8 (n, 3, size, size), may be given as `out`.
+        """
+        _, crop, changes = self._kinds
+        if crop is None:
+            raise DataError("this recipe reads more of an image than boxes; render its pictures with render_batch")
+        pictures = crop.cropped(image.expand(len(boxes), *image.shape), boxes, frame, out)
+        for step, draws in zip(self.steps[changes], views.draws[changes], strict=True):
+            pictures = step.apply(pictures, draws)  # type: ignore[attr-defined]
+        return pictures if out is None or pictures is out else out.copy_(pictures)
 
     @property
     def mixes(self) -> bool:
@@ -180,6 +298,8 @@ class Recipe(BaseModel):
         if self._mixer is None:
             return np.full(len(views), -1)
         draws = views.draws[-1]
+        if isinstance(self._mixer, Recorded):
+            return np.where(draws["chosen"], draws["partner"], -1)
         return np.where(draws["chosen"], whole_below(draws["partner"], population), -1)
 
     def mix(self, pictures: Tensor, partners: Tensor, views: Views) -> Tensor:
@@ -207,9 +327,9 @@ class Recipe(BaseModel):
 
     def _parted(self, views: Views) -> tuple[Geometry, Draws, Sequence[tuple[Change, Draws]]]:
         """The geometry with its draws, and the changes with theirs."""
-        pairs: list[Any] = list(zip(self.steps, views.draws, strict=True))
-        geometry, draws = pairs.pop(0) if self._cuts else (_CLEAN, np.empty(len(views), dtype=[]))
-        return geometry, draws, pairs[:-1] if self.mixes else pairs
+        geometry, _, changes = self._kinds
+        pairs: Any = list(zip(self.steps[changes], views.draws[changes], strict=True))
+        return (geometry, views.draws[0], pairs) if geometry else (_CLEAN, np.empty(len(views), dtype=[]), pairs)
 
 
 class Recipes:
@@ -218,8 +338,10 @@ class Recipes:
     A short name is made of words joined by hyphens, each a step: ``crop-flip-randaugment-erase``.
     """
 
-    def __init__(self, steps: Table[Step], words: Mapping[str, str], usual: Sequence[str]) -> None:
-        self._steps = steps
+    def __init__(
+        self, steps: Table[Step], words: Mapping[str, str], usual: Sequence[str], recorded: Table[Step]
+    ) -> None:
+        self._steps, self._recorded = steps, recorded
         self._words = dict(words)
         self.names = tuple(sorted(usual))
         """The usual short names, sorted; any other order of words makes a recipe too."""
@@ -242,8 +364,12 @@ class Recipes:
             raise ConfigError(f"a recipe is a short name such as 'crop-flip' or a list of steps, not {value!r}")
         if value.get("version", 1) != 1:
             raise ConfigError(f"recipe version {value['version']!r} is unknown here; a newer softlabels may read it")
-        steps = tuple(self._steps.make(step) for step in value["steps"])
+        steps = tuple(self._step(step) for step in value["steps"])
         return validated(Recipe, {**value, "steps": steps}, "recipe")
+
+    def _step(self, step: Any) -> Step:
+        kind = step.get("kind") if isinstance(step, Mapping) else getattr(step, "kind", str(step).partition(":")[0])
+        return (self._recorded if kind in self._recorded.names else self._steps).make(step)
 
     def _expand(self, name: str) -> list[str]:
         words = name.split("-")

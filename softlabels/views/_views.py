@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from softlabels.errors import ConfigError
 from softlabels.views._chance import Draws
 
+Sides = int | NDArray[np.int64]
+"""A height or width in pixels: of all images, or (n,) of each."""
+
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 
 

@@ -65,9 +65,10 @@ def test_a_box_too_wide_for_every_ratio_is_the_centred_fallback():
     assert recipe.boxes(views, 301, 100).tolist() == [[100, 0, 100, 100]] * 5
 
 
+@pytest.mark.parametrize("kind", ["horizontal-flip", "vertical-flip"])
 @pytest.mark.parametrize("probability", [0.0, 0.25, 0.5, 1.0])
-def test_flips_come_at_their_rate(probability):
-    flip = RECIPES.make([{"kind": "horizontal-flip", "probability": probability}]).draw(0, HASHES, 0).draws[0]["flip"]
+def test_flips_come_at_their_rate(kind, probability):
+    flip = RECIPES.make([{"kind": kind, "probability": probability}]).draw(0, HASHES, 0).draws[0]["flip"]
     assert stats.binomtest(int(flip.sum()), len(flip), probability).pvalue > LEAST
 
 

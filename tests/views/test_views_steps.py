@@ -25,6 +25,7 @@ EXAMPLES = {
     "random-resized-crop": {"scale": [0.2, 1.0]},
     "pad-and-crop": {"padding": 0.25, "fill": [1, 2, 3]},
     "horizontal-flip": {"probability": 0.4},
+    "vertical-flip": {"probability": 0.6},
     "colour-jitter": {"hue": 0.1, "probability": 0.9},
     "grayscale": {"probability": 0.5},
     "gaussian-blur": {"reach": 0.3},
@@ -191,7 +192,7 @@ def test_the_first_views_are_the_golden_ones(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_other_processes_draw_and_render_the_same(method):
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.map(first_views, sorted(EXAMPLES)) == [first_views(kind) for kind in sorted(EXAMPLES)]
