@@ -3,8 +3,9 @@
     python pipelines/distill.py configs/digits
 
 The folder holds `story.yaml` (title, seeds, out), `teacher.yaml` (left out when the teacher is a pretrained one),
-`dump.yaml`, and one file per way of training a student under `students/`. Stages that are done are passed over, and one
-that was cut off goes on where it stopped.
+`dump.yaml`, and one file per way of training a student under `students/`, in order of their names: one may go on from
+an earlier one's students (`init: .../seed-{seed}`). Stages that are done are passed over, and one that was cut off goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def main(folder: Path) -> None:
     for arm in sorted((folder / "students").glob("*.yaml")):
         name = arm.stem
         print(f"== students: {name}")
+        earlier = yaml.safe_load(arm.read_text(encoding="utf-8")).get("init")
         for seed in story["seeds"]:
-            softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True)
+            init = {"init": earlier.format(seed=seed)} if earlier else {}
+            softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True, **init)
 
     table = softlabels.report(out, out / "report")
     print(f"\n{story['title']}\n")

@@ -10,7 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softlabels.api import convert, create_labels, dump, evaluate, merge, pack, plan, repair, sweep, train, verify
+    from softlabels.api import (
+        convert,
+        create_labels,
+        dump,
+        evaluate,
+        import_labels,
+        merge,
+        pack,
+        plan,
+        repair,
+        sweep,
+        train,
+        verify,
+    )
     from softlabels.attaching import attach
     from softlabels.datasets import open_images
     from softlabels.errors import ConfigError, DataError, ModelError, RunError, SoftlabelsError, StoreError
@@ -40,6 +53,7 @@ _HOMES = {
     "repair": "api",
     "convert": "api",
     "merge": "api",
+    "import_labels": "api",
     "report": "reporting",
     "SoftlabelsError": "errors",
     "ConfigError": "errors",
@@ -65,6 +79,7 @@ __all__ = [
     "create_labels",
     "dump",
     "evaluate",
+    "import_labels",
     "merge",
     "open_images",
     "open_labels",

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from softlabels.errors import SoftlabelsError, StoreError
 
 TEMPORARY = ".partial-"
 """Prefix of names that are not whole yet; readers pass them over and writers may remove them."""
+
+_SYNCS = 8
+"""Files of one folder that are brought to the disk at the same time."""
 
 
 @contextlib.contextmanager
@@ -38,9 +46,17 @@ def whole(path: Path) -> Iterator[Path]:
         yield partial
         _sync_tree(partial)
         partial.rename(path)
+        with contextlib.suppress(OSError):
+            room.rmdir()  # before the folder is synced: afterwards it would wait for that to settle
         _sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
+    except SafetensorError as error:
+        # It tells what the system said in words alone: "I/O error: No space left on device (os error 28)".
+        said = re.search(r"os error (\d+)", str(error))
+        if said is None:
+            raise
+        raise _cannot_write(path, OSError(int(said[1]), os.strerror(int(said[1])))) from error
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
@@ -85,10 +101,22 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
 
 
 def _sync_tree(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk.
+
+    All at once: a file system writes its journal one time for all that wait for it, and anew for each that comes after
+    the other. On a busy disk that is a tenth of the time.
+    """
     if path.is_dir():
-        for inner in path.iterdir():
-            _sync_tree(inner)
-    _sync(path)
+        for done in [_helpers(os.getpid()).submit(_sync, each) for each in (path, *path.rglob("*"))]:
+            done.result()
+    else:
+        _sync(path)
+
+
+@functools.cache
+def _helpers(_: int) -> ThreadPoolExecutor:
+    """Threads of the process of this number: a forked one has none of its parent's."""
+    return ThreadPoolExecutor(_SYNCS, thread_name_prefix="softlabels-sync")
 
 
 def _sync(path: Path) -> None:

@@ -19,6 +19,7 @@ from softlabels.datasets import Images
 from softlabels.dumping import DumpReport, Filling, shard_batches
 from softlabels.errors import ConfigError
 from softlabels.evaluating import Score
+from softlabels.importing import ImportReport
 from softlabels.journal import Journal
 from softlabels.packing import PackReport
 from softlabels.pictures import Pictures
@@ -91,6 +92,17 @@ def convert(*, config: Source = None, quiet: bool = False, **settings: Any) -> l
 def merge(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[CopyReport]:
     """Unite stores of the same images and views. Settings: the options of `softlabels merge`, `labels` a list."""
     return runs.run_merge(_config(runs.MergeConfig, config, settings), Journal(quiet=quiet))
+
+
+def import_labels(
+    project: str, source: str | PathLike[str], *, config: Source = None, quiet: bool = False, **settings: Any
+) -> ImportReport:
+    """Make a store of other projects' label files (``fkd``, ``tinyvit``, ``ml-dr``); nothing in them is executed.
+
+    Settings: the options of `softlabels import`, with underscores.
+    """
+    given = {"from": project, "source": str(source), **settings}
+    return runs.run_import(_config(runs.ImportConfig, config, given), Journal(quiet=quiet))
 
 
 def repair(*, config: Source = None, quiet: bool = False, **settings: Any) -> list[RepairReport]:

@@ -76,16 +76,20 @@ class Configured(click.Command):
             click.get_current_context().exit(1)
 
 
-def _option(name: str, field: Any) -> click.Option:
+def _option(name: str, field: Any) -> click.Parameter:
     kind, multiple = _click_type(field.annotation)
     text = field.description or ""
     default = field.get_default(call_default_factory=True)
     if default is not PydanticUndefined and default is not None and default not in ((), {}, False):
         text += f"  [default: {default}]"
-    flag = f"--{name.replace('_', '-')}"
+    own = field.json_schema_extra or {}
+    if own.get("argument"):
+        return click.Argument([name], required=False)
+    flag = f"--{own.get('flag', name).replace('_', '-')}"
     if kind is bool:
         return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
-    return click.Option([flag], type=kind, multiple=multiple, default=None, help=text, required=field.is_required())
+    required = field.is_required() and not own.get("in_file")
+    return click.Option([flag, name], type=kind, multiple=multiple, default=None, help=text, required=required)
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:
@@ -119,7 +123,8 @@ main.add_command(
         "plan",
         "PlanConfig",
         "run_plan",
-        "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.",
+        "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.\n\n"
+        "For images in files it also says what a pack of them would hold; `softlabels pack --dry-run` for other sizes.",
     )
 )
 main.add_command(
@@ -190,6 +195,17 @@ main.add_command(
 )
 main.add_command(
     Configured(
+        "import",
+        "ImportConfig",
+        "run_import",
+        "Make a store of label files in SOURCE that FKD, TinyViT or dataset reinforcement (ml-dr) published.\n\n"
+        "Nothing in the files is executed. Crops and changes that they record are replayed; labels whose views cannot "
+        "be made here are paired with your own data set (docs/importing.md). The same command goes on where a killed "
+        "one stopped.",
+    )
+)
+main.add_command(
+    Configured(
         "merge",
         "MergeConfig",
         "run_merge",
@@ -229,19 +245,32 @@ def report(root: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("student", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(["torch", "onnx"]), default="torch", show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="file to write  [default: student.pt2 or .onnx in the run]"
+    "--format",
+    "form",
+    type=click.Choice(["torch", "onnx", "int8"]),
+    default="torch",
+    show_default=True,
+    help="torch.export, ONNX, or ONNX with dynamic 8-bit quantisation",
 )
-def export(student: Path, form: Any, out: Path | None) -> None:
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]"
+)
+@click.option("--data", help="data set on which student and file are compared")
+@click.option("--data-dir", help="where the data set lies")
+@click.option(
+    "--split", type=click.Choice(["train", "test", "val"]), default="test", show_default=True, help="its part"
+)
+@click.option("--limit", type=click.IntRange(min=1), help="only so many images")
+def export(student: Path, form: Any, **options: Any) -> None:
     """Write a student (a run's folder or its weights) for other programs, and check that it answers alike.
 
     safetensors that torchvision and timm load lie in the run's folder already.
     """
-    from softlabels.exporting import export as write
+    from softlabels.journal import Journal
+    from softlabels.runs import run_export
 
-    written = write(student, form, out)
-    click.echo(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
+    run_export(student, form, Journal(sys.stdout), **options)
 
 
 if __name__ == "__main__":

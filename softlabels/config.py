@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -44,6 +44,10 @@ P = TypeVar("P")
 M = TypeVar("M", bound=BaseModel)
 
 
+_SETTING = re.compile(r"(\S.*?)\s+([a-z_]\w*)=([\w.+-]+)", re.DOTALL)
+"""A setting that follows a kind, as in ``topk:11 levels=12``."""
+
+
 class Table(Generic[P]):
     """The kinds of one part, by name. A third party adds one through the entry point group ``softlabels.<group>``.
 
@@ -71,6 +75,8 @@ class Table(Generic[P]):
     def make(self, value: Any) -> P:
         """The part that `value` describes: a part, a mapping with a `kind`, ``KIND``, ``KIND:VALUE`` or a short name.
 
+        Further settings may follow, as in ``topk:11 levels=12``; their values are read as in YAML.
+
         Raises:
             ConfigError: the kind is unknown (the nearest names are given) or a field is wrong (it is named).
         """
@@ -90,15 +96,32 @@ class Table(Generic[P]):
         return self._kinds.get(kind)
 
     def _expand(self, text: str) -> Mapping[str, Any]:
+        text, settings = self._settings(text)
         if text in self._short:
-            return self._short[text]
+            return {**self._short[text], **settings}
         kind, colon, argument = text.partition(":")
         if not colon:
-            return {"kind": kind}
+            return {"kind": kind, **settings}
         field = self._class(kind).shorthand
         if field is None:
             raise ConfigError(f"{self.what} {kind!r} takes no value after a colon, got {text!r}")
-        return {"kind": kind, field: argument}
+        return {"kind": kind, field: argument, **settings}
+
+    def _settings(self, text: str) -> tuple[str, dict[str, Any]]:
+        """`text` without the settings at its end, and these."""
+        settings: dict[str, Any] = {}
+        while found := _SETTING.fullmatch(text):
+            before, name, value = found.groups()
+            kind, colon, _ = before.partition(":")
+            fields = self._class(kind).model_fields if colon else {name: None}
+            if name not in fields:
+                taken = getattr(fields.get(self._class(kind).shorthand or ""), "annotation", None)
+                if str in (taken, *get_args(taken)):
+                    break  # of a path with spaces, say
+                others = (other for other in fields if other != "kind")
+                raise ConfigError(f"{self.what} {kind!r} has no setting {name!r}; {did_you_mean(name, others)}")
+            text, settings = before, {name: yaml.safe_load(value), **settings}
+        return text, settings
 
     def _class(self, kind: str) -> type[Any]:
         found = self.find(kind)

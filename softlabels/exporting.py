@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from softlabels import networks
 from softlabels._files import whole, write_json
+from softlabels.datasets import Images
 from softlabels.errors import ConfigError, ModelError
+from softlabels.pictures import Pictures, frame
+from softlabels.views import RECIPES
 
-Form = Literal["torch", "onnx"]
-SUFFIX: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
+Form = Literal["torch", "onnx", "int8"]
+SUFFIX: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx", "int8": ".int8.onnx"}
 
-_LARGEST = 1e-3
-"""Difference of logits that is still rounding, as a share of the largest logit."""
+_LARGEST = {"torch": 1e-3, "onnx": 1e-3, "int8": float("inf")}
+"""Difference of logits that is still rounding, as a share of the largest logit; what int8 loses is to be measured."""
+
+_NOISE = 256
+"""Pictures of noise on which answers are compared where there are no images."""
 
 _TRACED, _TRIED = 2, 3
 """Pictures that the student is traced with, and others that the result is tried with: the batch is free."""
@@ -26,17 +36,28 @@ _TRACED, _TRIED = 2, 3
 
 @dataclass(frozen=True)
 class Exported:
-    """The file, and the largest difference of its logits from the student's."""
+    """The file, and the largest difference of its logits from the student's as a share of the largest one."""
 
     path: Path
     difference: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often the file and its student name the same class, and the accuracy of both where labels are known."""
+
+    images: int
+    agreed: float
+    student_top1: float | None
+    exported_top1: float | None
 
 
 def export(source: Path, form: Form, out: Path | None = None) -> Exported:
     """Write a student that describes itself (a run's folder or its weights) as `form`.
 
     It takes normalised pictures, float32 (batch, 3, size, size), any batch, and gives logits (batch, classes).
-    Preprocessing and class names stand in a JSON file beside it.
+    Preprocessing and class names stand in a JSON file beside it. `int8` is an ONNX file whose convolutions and linear
+    layers hold 8-bit weights and round their inputs to 8 bits, by the range of each batch (dynamic quantisation).
 
     Raises:
         ModelError: the student cannot be read or exported, or what was written answers differently.
@@ -54,12 +75,14 @@ def export(source: Path, form: Form, out: Path | None = None) -> Exported:
                 _write_torch(network, pictures[0], partial)
             else:
                 _write_onnx(network, pictures[0], partial)
+            if form == "int8":
+                _quantise(partial)
         except (RuntimeError, TypeError, ValueError) as problem:
             raise ModelError(
                 f"{source} cannot be exported as {form}: {' '.join(str(problem).split())[:200]}"
             ) from problem
         difference = _difference(network, pictures[1], partial, form)
-        if not difference <= _LARGEST:
+        if not difference <= _LARGEST[form]:
             raise ModelError(f"{source} as {form} answers differently, by {difference:.1e} of its largest logit")
     described = {"preprocessing": weights.preprocessing.model_dump(mode="json"), "classes": list(weights.class_names)}
     write_json(path.with_name(f"{path.name}.json"), {"architecture": str(weights.architecture), **described})
@@ -85,17 +108,73 @@ def _write_onnx(network: nn.Module, pictures: Tensor, path: Path) -> None:
     )
 
 
+def _quantise(path: Path) -> None:
+    """Put the dynamically quantised form of an ONNX file in its place."""
+    model = import_module("onnx").load(str(path))
+    # What the exporter noted of inner shapes is wrong once the quantiser has turned weights around.
+    del model.graph.value_info[:]
+    quantization = import_module("onnxruntime.quantization")
+    # Quiet: the quantiser advises a preprocessing that would undo the free batch.
+    with _silenced():
+        quantization.quantize_dynamic(model, str(path), weight_type=quantization.QuantType.QUInt8, per_channel=True)
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
+    """What an exported file says of normalised pictures, on the CPU: logits (batch, classes)."""
+    if form == "torch":
+        program: Any = torch.export.load(path).module()
+        return program
+    session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
+
+
+def compare(source: Path, exported: Exported, form: Form, images: Images | None = None) -> Agreement:
+    """Let student and file name the class of each image's clean view; without images, of pictures of noise."""
+    weights = networks.trained_file(source)
+    wanted = weights.preprocessing
+    network = networks.built(weights, size=wanted.size).eval()
+    other = answers(exported.path, form)
+    sums = torch.zeros(4, dtype=torch.int64)
+    for pictures, labels in _shown(wanted, images):
+        with torch.inference_mode():
+            named, found = (say(wanted.normalise(pictures)).argmax(1) for say in (network, other))
+        counts = (named == found, named == labels, found == labels, labels >= 0)
+        sums += torch.stack([each.sum() for each in counts])
+    agreed, right, also_right, labelled = sums.tolist()
+    count = _NOISE if images is None else len(images)
+    share = [n / labelled if labelled else None for n in (right, also_right)]
+    return Agreement(count, agreed / max(count, 1), *share)
+
+
+def _shown(wanted: networks.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 pictures (n, 3, size, size) and their labels (n,), -1 where there is none."""
+    count = _NOISE if images is None else len(images)
+    dice = torch.Generator().manual_seed(0)
+    for start in range(0, count, batch):
+        rows = np.arange(start, min(start + batch, count))
+        if images is None:
+            shape = (len(rows), 3, wanted.size, wanted.size)
+            yield torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice), torch.full((len(rows),), -1)
+        else:
+            clean = Pictures(images, RECIPES.make("clean"), 0, 1, frame(wanted))
+            yield clean.render(rows, np.zeros_like(rows)), torch.from_numpy(images.labels[rows].astype(np.int64))
+
+
 def _difference(network: nn.Module, pictures: Tensor, path: Path, form: Form) -> float:
     """Largest difference of the logits, as a share of the largest one."""
     with torch.inference_mode():
-        wanted = network(pictures)
-        found: Any
-        if form == "torch":
-            found = torch.export.load(path).module()(pictures)
-        else:
-            session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            found = torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
-    return float((found - wanted).abs().max() / wanted.abs().max())
+        wanted, found = network(pictures), answers(path, form)(pictures)
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny))
 
 
 def _folder(source: Path) -> Path:
@@ -103,8 +182,8 @@ def _folder(source: Path) -> Path:
 
 
 def _check_installed(form: Form) -> None:
-    for package in ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ():
+    for package in ("onnx", "onnxscript", "onnxruntime") if form != "torch" else ():
         try:
             import_module(package)
         except ImportError as problem:
-            raise ConfigError(f"--format onnx needs {package}: pip install 'softlabels[onnx]'") from problem
+            raise ConfigError(f"--format {form} needs {package}: pip install 'softlabels[onnx]'") from problem

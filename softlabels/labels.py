@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ that is not mixed), and how much of the picture that the teacher saw was the ima
 
 _BLENDING = 4
 """Stream of chance for blends that pick a teacher per label."""
+
+
+def layout_beside(recipe: Recipe) -> dict[str, Field]:
+    """What is recorded with each label of such views, beside what its codec keeps."""
+    recorded = {name: Field(dtype, shape) for name, (dtype, shape) in recipe.records.items()}
+    return recorded | (MIX_LAYOUT if recipe.mixes else {})
 
 
 class Labels:
@@ -86,6 +93,21 @@ class Labels:
         """The recipe of the views, read back from the manifest."""
         return RECIPES.make(self.store.manifest.recipe)
 
+    @cached_property
+    def _beside(self) -> frozenset[str]:
+        return frozenset(layout_beside(self.recipe))
+
+    def recorded(
+        self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """What was recorded with these labels of one view of these rows, (n, ...) each: crops, seeds of other projects.
+
+        Raises:
+            StoreError: a label is not there.
+        """
+        taken = self.of(teacher or self.teachers[0]).take(*self._addresses(rows, view))
+        return {name: array for name, array in taken.items() if name in self._beside}
+
     def rows(self, keys: Iterable[str]) -> NDArray[np.int64]:
         """Row numbers of these keys, int64 (n,). Raises KeyError, which names the missing ones."""
         return self.store.rows(keys)
@@ -121,9 +143,9 @@ class Labels:
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
         """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""
         taken: dict[str, Arrays] = {name: self._by_teacher[name].take(rows, views) for name in teachers}
-        if not self.recipe.mixes:
+        if not self._beside:
             return taken
-        return {name: {k: a for k, a in each.items() if k not in MIX_LAYOUT} for name, each in taken.items()}
+        return {name: {k: a for k, a in each.items() if k not in self._beside} for name, each in taken.items()}
 
     def share(self, memory: int | None = None) -> None:
         """Make ready for processes that this one starts; what is decoded for one of them, all of them use.
@@ -137,6 +159,15 @@ class Labels:
             if memory is not None or not self._shared:
                 each.share((memory or _quarter()) // max(len(packed), 1))
         self._shared = True
+
+    def offered(self) -> dict[str, tuple[str, str]]:
+        """Where other processes of this machine find what this one decodes, by teacher. To be called after `share`."""
+        return {name: each.shared for name, each in self._by_teacher.items() if each.shared is not None}
+
+    def adopt(self, offers: Mapping[str, tuple[str, str]]) -> None:
+        """Use what another process `offered`; its memory in the place of one's own. To be called after `share`."""
+        for name, shared in offers.items():
+            self._by_teacher[name].adopt(self._by_teacher[name].memory, shared)
 
     @contextmanager
     def ahead(
@@ -242,8 +273,12 @@ class Labels:
 
 
 def _quarter() -> int:
-    """A quarter of the machine's memory, in bytes."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    """A quarter of the machine's memory, or of what a container may have of it, in bytes."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))  # "max" where there is none
+    return min(found) // 4
 
 
 def open_labels(

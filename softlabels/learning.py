@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from softlabels._philox import philox
+from softlabels.config import byte_count
 from softlabels.errors import ConfigError, did_you_mean
 from softlabels.networks import Preprocessing
-from softlabels.processes import ALONE, Processes
+from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.samples import Batch, Workers
 
 _DROPOUT = 6
@@ -33,19 +36,31 @@ class Settings(BaseModel):
     batch_size: int = Field(256, ge=1, description="pictures per forward pass, all processes together")
     accumulate: int = Field(1, ge=1, description="forward passes per optimizer step")
     views_per_image: int = Field(1, ge=1, description="views of an image that come together, sharing one decode")
-    shuffle_window: int | None = Field(
-        None, ge=1, description="shards shuffled together, for stores beyond memory  [default: all]"
+    shuffle_window: int | str | None = Field(
+        None,
+        description="shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond "
+        "memory  [default: all]",
     )
     optimizer: str = Field("adamw", description="any optimizer of timm's factory: sgd, adamw, lamb, ...")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end of the cosine")
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="peak learning rate, before --lr-scaling")
+    lr_scaling: Literal["none", "linear", "sqrt"] = Field(
+        "none", description="scale the rate with the effective batch, of all passes and processes, over --lr-base-batch"
+    )
+    lr_base_batch: int = Field(256, ge=1, description="effective batch that --lr is meant for")
+    min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end of the cosine")
     lr_scale: dict[str, float] = Field(
         {}, description="multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still"
     )
-    warmup_epochs: float = Field(5.0, ge=0, description="epochs of linear warmup")
-    weight_decay: float = Field(0.05, ge=0, description="weight decay; norms and biases have none")
+    train_only: tuple[str, ...] = Field(
+        (),
+        description="layers to train while all others stay as they are, batch statistics too: classifier, norms, or "
+        "names; repeatable",
+    )
+    warmup_epochs: float = Field(5.0, ge=0, allow_inf_nan=False, description="epochs of linear warmup")
+    weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="weight decay; norms and biases have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    clip_grad: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest norm of the gradient")
+    sync_bn: bool = Field(False, description="batch statistics of all processes together, not of each one's share")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average that is evaluated")
     seed: int = Field(0, ge=0, description="seed of the student's initialisation and of the order")
     eval_every: int = Field(1, ge=1, description="epochs between evaluations; the last is always evaluated")
@@ -56,9 +71,48 @@ class Settings(BaseModel):
         None, ge=1, description="optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]"
     )
 
+    @property
+    def effective_batch(self) -> int:
+        """Pictures of an optimizer step: of all its forward passes, in all processes."""
+        return self.batch_size * self.accumulate
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warmup.
+
+        `linear`: lr * effective batch / base (Goyal et al. 2017, arXiv:1706.02677); `sqrt`: lr times the square root of
+        that ratio (Krizhevsky 2014, arXiv:1404.5997, and with LAMB You et al. 2019, arXiv:1904.00962).
+        """
+        ratio = self.effective_batch / self.lr_base_batch
+        return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
+
+    def describe(self) -> list[str]:
+        """How the steps are made, in lines for a run's header."""
+        rate = f"{self.peak_lr:.6g}"
+        if self.lr_scaling != "none":
+            root = "sqrt" if self.lr_scaling == "sqrt" else ""
+            ratio = f"{root}({self.effective_batch} / {self.lr_base_batch})"
+            rate += f" = {self.lr:g} * {ratio} ({self.lr_scaling} scaling)"
+        decay = f"weight decay {self.weight_decay:g} (none for norms and biases)"
+        lines = [f"optimizer {self.optimizer}, learning rate {rate}, {decay}"]
+        if self.lr_scale:
+            lines.append("rates of layers: " + ", ".join(f"{name} x {by:g}" for name, by in self.lr_scale.items()))
+        if self.train_only:
+            lines.append(f"trained are {', '.join(self.train_only)} alone; all else stays as it is")
+        return lines
+
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint is asked for after so many steps."""
         return self.checkpoint_every is not None and step % self.checkpoint_every == 0
+
+    @field_validator("shuffle_window")
+    @classmethod
+    def _is_a_window(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if value is not None and (byte_count(value) if isinstance(value, str) else value) < 1:
+            raise ValueError("a window is of 1 shard or more, or of bytes such as 512MB")
+        return value
 
     @field_validator("optimizer")
     @classmethod
@@ -67,6 +121,12 @@ class Settings(BaseModel):
         if name not in known:
             raise ValueError(f"unknown optimizer {name!r}; {did_you_mean(name, known)}")
         return name
+
+    @field_validator("train_only", mode="before")
+    @classmethod
+    def _layers(cls, value: Any) -> Any:
+        words = (value,) if isinstance(value, str) else value
+        return tuple(each.strip() for word in words for each in word.split(",")) if words else ()
 
     @field_validator("lr_scale", mode="before")
     @classmethod
@@ -98,33 +158,79 @@ class Place:
     processes: Processes = ALONE
 
 
-def parameter_groups(network: nn.Module, weight_decay: float, lr_scale: Mapping[str, float]) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: nn.Module, weight_decay: float, lr_scale: Mapping[str, float], train_only: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Parameters by decay (norms and biases have none) and by the multiplier of the longest layer name that fits.
 
+    What is held still, by a multiplier of 0 or by not being among `train_only`, is in no group and takes no gradient.
+
     Raises:
-        ConfigError: a name of `lr_scale` fits no parameter; the network's own layers are shown.
+        ConfigError: a name fits no parameter (the network's own layers are shown), or nothing is left to train.
     """
-    names = [name for name, _ in network.named_parameters()]
-    for layer in lr_scale:
-        if not any(_is_in(name, layer) for name in names):
-            layers = list(dict.fromkeys(name.split(".")[0] for name in names))
-            raise ConfigError(f"--lr-scale {layer}: the student has no such layer; it has {', '.join(layers)}")
+    named = dict(network.named_parameters())
+    for option, layers in (("--lr-scale", lr_scale), ("--train-only", train_only)):
+        for layer in layers:
+            if layer != NORMS and not any(_is_in(name, layer) for name in named):
+                held = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
+                raise ConfigError(f"{option} {layer}: the student has no such layer; it has {held}")
+    told: Any = getattr(network, "no_weight_decay", tuple)  # timm's transformers name their embeddings
+    undecayed = set(told())
+    learning = _learning_parts(network, lr_scale, train_only)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        fitting = [layer for layer in lr_scale if _is_in(name, layer)]
-        scale = lr_scale[max(fitting, key=len)] if fitting else 1.0
-        if scale == 0:
+    for name, parameter in named.items():
+        if name not in learning:
             parameter.requires_grad_(False)
         if parameter.requires_grad:
-            decay = 0.0 if parameter.ndim <= 1 or name.endswith(".bias") else weight_decay
-            groups.setdefault((scale, decay), []).append(parameter)
+            flat = parameter.ndim <= 1 or name.endswith(".bias") or name in undecayed
+            groups.setdefault((_scale(name, lr_scale), 0.0 if flat else weight_decay), []).append(parameter)
     if not groups:
-        raise ConfigError("--lr-scale holds every layer still; leave one to train")
+        raise ConfigError("--lr-scale and --train-only hold every layer still; leave one to train")
     return [{"params": each, "lr_scale": scale, "weight_decay": decay} for (scale, decay), each in groups.items()]
+
+
+NORMS = "norms"
+"""In `train_only`: every normalisation layer, with its statistics (what FixRes trains beside the classifier)."""
+
+
+def _learning_parts(network: nn.Module, lr_scale: Mapping[str, float], train_only: Sequence[str]) -> set[str]:
+    """Names of the modules and parameters that are trained."""
+    norms = [name for name, module in network.named_modules() if _is_norm(module)]
+    layers = [each for word in train_only for each in (norms if word == NORMS else [word])]
+    names = [name for name, _ in (*network.named_modules(), *network.named_parameters())]
+    chosen = {name for name in names if not train_only or any(_is_in(name, layer) for layer in layers)}
+    # A parameter may be named itself (head.weight): its module then learns as well.
+    chosen |= {layer.rpartition(".")[0] for layer in layers if layer not in dict(network.named_modules())}
+    return {name for name in chosen if _scale(name, lr_scale) > 0}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+
+
+def _scale(name: str, lr_scale: Mapping[str, float]) -> float:
+    fitting = [layer for layer in lr_scale if _is_in(name, layer)]
+    return lr_scale[max(fitting, key=len)] if fitting else 1.0
 
 
 def _is_in(name: str, layer: str) -> bool:
     return name == layer or name.startswith(f"{layer}.")
+
+
+def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    # timm's "sgd" is Nesterov's, which there is not without momentum; its "momentum" is plain.
+    plain = settings.optimizer in ("sgd", "nesterov") and settings.momentum == 0
+    groups = parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    try:
+        return create_optimizer_v2(
+            groups,
+            opt="momentum" if plain else settings.optimizer,
+            lr=settings.peak_lr,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+        )
+    except (TypeError, ValueError, ImportError) as problem:
+        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {problem}; choose another") from problem
 
 
 class Learner:
@@ -133,17 +239,18 @@ class Learner:
     def __init__(
         self, network: nn.Module, preprocessing: Preprocessing, settings: Settings, steps: int, warmup: int, at: Place
     ) -> None:
-        layout = torch.channels_last if at.channels_last else torch.preserve_format
-        self.network = network.to(at.device).to(memory_format=layout)
+        if settings.sync_bn and at.compile and at.processes.count > 1:
+            raise ConfigError("--sync-bn and --compile exclude each other: compiled batch norms cannot be joined")
+        # Not preserve_format: a batch that was made channels_last would not be taken.
+        layout = torch.channels_last if at.channels_last else torch.contiguous_format
+        self.network = network.to(at.device)
+        if at.channels_last:
+            self.network.to(memory_format=layout)
         self._forward = torch.compile(network) if at.compile else network
         self._preprocessing, self._settings, self._place, self._layout = preprocessing, settings, at, layout
-        self._optimizer = create_optimizer_v2(
-            parameter_groups(network, settings.weight_decay, settings.lr_scale) if settings.lr_scale else network,
-            opt=settings.optimizer,
-            lr=settings.lr,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-        )
+        learning = _learning_parts(network, settings.lr_scale, settings.train_only)
+        self._still = [module for name, module in network.named_modules() if name not in learning]
+        self._optimizer = _optimizer(network, settings)
         self._schedule = CosineLRScheduler(
             self._optimizer,
             t_initial=max(steps - warmup, 2),
@@ -169,28 +276,49 @@ class Learner:
     def logits(self, batch: Batch) -> Tensor:
         """What the student says of a batch, (n, classes), in training mode and with its graph."""
         device, amp = self._place.device, self._place.amp
-        pictures = self._preprocessing.normalise(batch.pictures.to(device, non_blocking=True))
-        with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            return self._forward(pictures.contiguous(memory_format=self._layout))
+        # Laid out as the network wants them while they are bytes, of which there are a quarter as many.
+        pictures = batch.pictures.to(device, non_blocking=True).contiguous(memory_format=self._layout)
+        pictures = self._preprocessing.normalise(pictures)
+        norms: AbstractContextManager[Any] = nullcontext()
+        forward = self._forward
+        if self._settings.sync_bn and self._place.processes.count > 1:
+            norms = synced_batch_norm(self._place.processes)
+        elif len(batch) == 1 and self._settings.batch_size // self._place.processes.count > 1:
+            # What is left over of an epoch. Not compiled, which it would be for this one pass.
+            norms, forward = lone_batch_norm(), self.network
+        with norms, torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            try:
+                return forward(pictures)
+            except ValueError as problem:
+                if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
+                    raise
+                raise ConfigError(
+                    f"the student's batch norms need 2 pictures or more, and a pass of --batch-size "
+                    f"{self._settings.batch_size} in {self._place.processes.count} process(es) has 1; raise "
+                    f"--batch-size, or choose a larger --size or a student without batch norms"
+                ) from problem
 
     def learn(
-        self, passes: Sequence[Batch], pictures: int, step: int, loss: Callable[[Batch], tuple[Tensor, Tensor]]
+        self, passes: Sequence[Batch], step: int, loss: Callable[[Batch], tuple[Tensor, Tensor]]
     ) -> Tensor | None:
-        """Make optimizer step number `step` (from 0) of so many `pictures` in all processes, each weighing the same.
+        """Make optimizer step number `step` (from 0).
 
-        `passes` are this process's share. `loss` gives a batch's mean loss and the terms to be reported; returns the
-        terms summed over the share, None when it is empty.
+        `passes` are this process's share. `loss` gives what a batch adds to the loss of the whole step, and sums to be
+        reported; returns these summed over the share, None when it is empty.
         """
         processes = self._place.processes
         # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
         words = philox((self._settings.seed, _DROPOUT), (step, processes.rank, 0, 0))
         torch.manual_seed(int(words[0] >> np.uint64(1)))
         self.network.train()
+        for module in self._still:
+            module.training = False
         sums: list[Tensor] = []
         for batch in passes:
             value, terms = loss(batch)
-            self._scaler.scale(value * (len(batch) / pictures)).backward()
-            sums.append(terms.detach() * len(batch))
+            self._scaler.scale(value).backward()
+            if len(batch):
+                sums.append(terms.detach())
         processes.add_gradients(self.network.parameters())
         self._step(step)
         return torch.stack(sums).sum(0) if sums else None
@@ -208,7 +336,8 @@ class Learner:
 
     def settle(self) -> None:
         """Make the network one in all processes, before it is evaluated or kept."""
-        for network in {self.network, self.best_network}:
+        # Not a set: its order differs between processes, which would mix the network's statistics with its average's.
+        for network in dict.fromkeys((self.network, self.best_network)):
             self._place.processes.average_buffers(network)
 
     def state(self) -> dict[str, Any]:

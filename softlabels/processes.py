@@ -7,16 +7,20 @@ an uneven last batch neither hangs nor counts twice.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 T = TypeVar("T")
 
@@ -78,6 +82,14 @@ class Processes:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def machine_agreed(self, value: T) -> T:
+        """What the first process of this machine holds: the first of those that see each other in ``/proc``."""
+        if self.count == 1:
+            return value
+        box: list[Any] = [None] * self.count
+        dist.all_gather_object(box, (_machine(), value))
+        return next(theirs for machine, theirs in box if machine == _machine())
+
     def _total_each(self, tensors: list[Tensor]) -> None:
         for bucket in _buckets(tensors):
             flat = self.total(torch.cat([tensor.reshape(-1) for tensor in bucket]))
@@ -109,6 +121,116 @@ def joined() -> Iterator[Processes]:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of all processes' tensors; as each of them moves every process's loss, so do their gradients add up."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, processes: Processes) -> Tensor:
+        ctx.processes = processes
+        return processes.total(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return ctx.processes.total(gradients[0].clone()), None
+
+
+class _BatchNorms(TorchFunctionMode):
+    def __init__(self, norm: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._norm = norm
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.nn.functional.batch_norm:
+            return self._norm(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def synced_batch_norm(processes: Processes) -> TorchFunctionMode:
+    """Within the block batch norms that train use the mean and variance of the pictures of all processes.
+
+    Every process runs the same network in it equally often, if need be on no picture at all: a share may be empty.
+    Any layer made of `torch.nn.functional.batch_norm` is reached, on any device. (torch's own SyncBatchNorm refuses
+    CPUs, and would take the place of a layer that does more, as timm's do.)
+    """
+    return _BatchNorms(partial(_batch_norm, processes))
+
+
+def lone_batch_norm() -> TorchFunctionMode:
+    """Within the block a batch norm that trains on one value per channel takes its running statistics, as they are.
+
+    Those of one value say nothing (torch refuses them): what is left over of an epoch may be one small picture.
+    """
+    return _BatchNorms(_lone_norm)
+
+
+def _lone_norm(
+    alone: Callable[..., Tensor],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is not None and input.numel() == input.shape[1]:
+        training = False
+    return alone(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _batch_norm(
+    processes: Processes,
+    alone: Callable[..., Tensor],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `alone`, torch's batch_norm, with statistics of all processes where it trains."""
+    if not training:
+        return alone(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    values = input.float()
+    places = [0, *range(2, input.ndim)]
+    shape = [1, -1, *[1] * (input.ndim - 2)]
+    # Two messages: the variance as a difference of two large sums would lose its figures.
+    own = values.new_full((1,), input.numel() // input.shape[1])
+    *sums, count = _Sum.apply(torch.cat([values.sum(places), own]), processes).split([input.shape[1], 1])
+    mean = sums[0] / count
+    centred = values - mean.view(shape)
+    variance = _Sum.apply(centred.square().sum(places), processes) / count
+    if running_mean is not None and running_var is not None:
+        lone = count == 1  # one value of all processes: as `lone_batch_norm`
+        with torch.no_grad():
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            before = running_mean.float().clone(), running_var.float().clone()
+            running_mean.lerp_(torch.where(lone, before[0], mean).to(running_mean.dtype), momentum)
+            running_var.lerp_(torch.where(lone, before[1], unbiased).to(running_var.dtype), momentum)
+        centred = torch.where(lone, values - before[0].view(shape), centred)
+        variance = torch.where(lone, before[1], variance)
+    normalised = centred * (variance + eps).rsqrt().view(shape)
+    if weight is not None:
+        normalised = normalised * weight.view(shape)
+    if bias is not None:
+        normalised = normalised + bias.view(shape)
+    return normalised.to(input.dtype)
+
+
+def _machine() -> tuple[str, ...]:
+    """What processes have in common that see each other: one boot of one machine, and one space of process ids."""
+    names = []
+    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
+        with suppress(OSError):
+            names.append(str(os.stat(path).st_ino) if "/ns/" in path else Path(path).read_text())  # noqa: PTH116
+    return socket.gethostname(), *names
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

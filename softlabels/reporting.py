@@ -44,10 +44,10 @@ def find_runs(root: Path) -> list[Run]:
 
 
 def summary(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per arm, in order of appearance: accuracy of the last epoch (never the best on the test set), mean and
-    standard deviation over its runs in percent, the last epoch's training loss, and what it cost. Arms that were
-    compared with their teacher also have its accuracy in percent, how often both agree, and the mean absolute
-    difference of their logits."""
+    """One row per arm, in order of appearance, with mean and standard deviation over its runs: accuracy of the last
+    epoch (never the best on the test set) in percent, and the last epoch's training loss; and what it cost. Arms that
+    were compared with their teacher on every training image also have its accuracy in percent, how often both agree,
+    and the mean absolute difference of their logits."""
     groups = pd.DataFrame([_row(run) for run in runs]).groupby("arm", sort=False)
     table = groups.agg(
         runs=("accuracy", "size"),
@@ -55,7 +55,8 @@ def summary(runs: Iterable[Run]) -> pd.DataFrame:
         accuracy_std=("accuracy", "std"),
         loss_mean=("loss", "mean"),
         loss_std=("loss", "std"),
-        teacher_accuracy=("teacher_accuracy", "mean"),
+        teacher_accuracy_mean=("teacher_accuracy", "mean"),
+        teacher_accuracy_std=("teacher_accuracy", "std"),
         agreement_mean=("agreement", "mean"),
         agreement_std=("agreement", "std"),
         logit_difference_mean=("logit_difference", "mean"),
@@ -93,7 +94,7 @@ def markdown(table: pd.DataFrame) -> str:
     ]
     if table["logit_difference_mean"].notna().any():
         columns += [
-            ("teacher %", lambda row: _number(row["teacher_accuracy"], ".2f")),
+            ("teacher %", lambda row: _spread(row, "teacher_accuracy", ".2f")),
             ("agree %", lambda row: _spread(row, "agreement", ".2f")),
             ("logit difference", lambda row: _spread(row, "logit_difference", ".3f")),
         ]
@@ -133,43 +134,67 @@ def report(root: Path, out: Path) -> pd.DataFrame:
     return table
 
 
+_MEASURES = {
+    "accuracy": "top-1 accuracy of the last epoch, %",
+    "loss": "training loss of the last epoch",
+    "agreement": "same class as the teacher, %",
+    "logit_difference": "mean difference of logits from the teacher's",
+}
+
+
 def plot_arms(table: pd.DataFrame, path: Path) -> None:
-    """Accuracy of each arm's last epoch: a point at the mean, a line of one standard deviation to both sides."""
+    """What `summary` measured of each arm: a point at the mean, a line of one standard deviation to both sides."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1 + 0.35 * len(table)), layout="constrained")
-    axes = figure.add_subplot(xlabel="top-1 accuracy of the last epoch, %")
+    shown = [name for name in _MEASURES if table[f"{name}_mean"].notna().any()] or ["accuracy"]
+    figure = Figure(figsize=(3 + 4 * len(shown), 1.5 + 0.35 * len(table)), layout="constrained")
     places = range(len(table))
-    axes.errorbar(table["accuracy_mean"], places, xerr=table["accuracy_std"].fillna(0), fmt="o", capsize=3)
-    axes.set_yticks(list(places), [str(arm) for arm in table["arm"]])
-    axes.invert_yaxis()
-    axes.grid(alpha=0.3)
+    for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        axes.errorbar(table[f"{name}_mean"], places, xerr=table[f"{name}_std"].fillna(0), fmt="o", capsize=3)
+        if name == "accuracy" and table["teacher_accuracy_mean"].notna().any():
+            axes.plot(table["teacher_accuracy_mean"], places, "|", color="grey", label="teacher, training images")
+            axes.legend(fontsize="small")
+        axes.set_xlabel(_MEASURES[name])
+        axes.set_yticks(list(places), [str(arm) for arm in table["arm"]])
+        axes.grid(alpha=0.3)
+    figure.axes[0].invert_yaxis()
     with whole(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
 
 
 def plot_curves(runs: Iterable[Run], path: Path) -> None:
-    """Accuracy over the epochs, one line per arm: mean over its runs, shaded from the lowest to the highest."""
+    """Accuracy and training loss over the epochs, one line per arm: mean of its runs, shaded lowest to highest."""
     from matplotlib.figure import Figure
 
     records = pd.DataFrame(
-        {"arm": run.arm, "epoch": record["epoch"], "top1": 100 * record["top1"]}
+        {
+            "arm": run.arm,
+            "epoch": record["epoch"],
+            "top1": 100 * record.get("top1", float("nan")),
+            "loss": record["loss"],
+        }
         for run in runs
         for record in run.records
-        if "top1" in record
     )
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="top-1 accuracy, %")
-    for arm, group in records.groupby("arm", sort=False) if len(records) else ():
-        curve = group.groupby("epoch")["top1"].agg(["mean", "min", "max"])
-        (line,) = axes.plot(curve.index, curve["mean"], label=str(arm))
-        axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.15)
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    accuracy, loss = figure.subplots(1, 2)
+    _curves(accuracy, records, "top1", "top-1 accuracy, %")
+    _curves(loss, records, "loss", "training loss")
+    if len(records) and records["top1"].notna().any():
+        accuracy.set_ylim(bottom=max(0.0, float(records["top1"].quantile(0.1)) - 10), top=100.5)
     if len(records):
-        axes.set_ylim(bottom=max(0.0, float(records["top1"].quantile(0.1)) - 10), top=100.5)
-        axes.legend(loc="lower right")
-    axes.grid(alpha=0.3)
+        loss.legend(loc="upper right")
     with whole(path) as partial:
         figure.savefig(partial, dpi=120, format="png")
+
+
+def _curves(axes: Any, records: pd.DataFrame, name: str, label: str) -> None:
+    for arm, group in records.dropna(subset=[name]).groupby("arm", sort=False) if len(records) else ():
+        curve = group.groupby("epoch")[name].agg(["mean", "min", "max"])
+        (line,) = axes.plot(curve.index, curve["mean"], label=str(arm))
+        axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.15)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid(alpha=0.3)
 
 
 def describe_store(location: str) -> dict[str, Any]:
@@ -182,6 +207,7 @@ def describe_store(location: str) -> dict[str, Any]:
         teachers[name] = {
             "views": each.views,
             "shards": len(each.shards),
+            "unlabelled": len(each.skipped),
             "bytes": each.nbytes,
             "codec": dict(each.card.codec),
             "format": each.card.format,
@@ -212,5 +238,8 @@ def _lines(store: dict[str, Any]) -> list[str]:
             f"{name}: {each['views']} views complete in {each['shards']} {each['format']} shards, "
             f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
         )
-        lines.append(f"  weights {each['weights_sha256'][:16]}, licence {each['licence'] or 'not stated'}")
+        if each["unlabelled"]:
+            lines.append(f"  {each['unlabelled']:,} images are unlabelled; they could not be read, or had no label")
+        weights = each["weights_sha256"][:16] or "unknown"
+        lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
     return lines

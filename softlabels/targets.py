@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -17,17 +18,19 @@ from softlabels.errors import ConfigError, StoreError
 from softlabels.labels import Labels
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
 from softlabels.pictures import Pictures
+from softlabels.processes import Processes
 from softlabels.samples import Batch, LabelledPictures, as_mapping
 from softlabels.teachers import Teacher
 from softlabels.views import Frame
 
 
 class Sparse(NamedTuple):
-    """Targets that name K classes: `ids` int64 (n, K), `logits` (n, K), and `tail_logit` (n,) of every other class."""
+    """Targets that name K of `classes`: `ids` int64 (n, K), `logits` (n, K), and `tail_logit` (n,) of each other."""
 
     ids: Tensor
     logits: Tensor
     tail_logit: Tensor
+    classes: int
 
 
 Target = Tensor | Sparse
@@ -77,7 +80,8 @@ class SparseTargets:
     def __call__(self, batch: Batch, device: torch.device) -> Sparse:
         (arrays,) = batch.arrays.values()
         said = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
-        return Sparse(*(each.to(device, non_blocking=True) for each in said))
+        ids, logits, tail = (each.to(device, non_blocking=True) for each in said)
+        return Sparse(ids, logits, tail, self.classes)
 
 
 def stored_targets(
@@ -164,9 +168,9 @@ class Filter:
         """Whether any label may be left out."""
         return self.min_confidence > 0 or self.wrong_teacher == "hard"
 
-    def sorted(self, target: Target, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    def sorted(self, target: Target, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows whose teacher counts, and rows whose hard label counts in its place, bool (n,) each."""
-        probability, named = _highest(target, classes)
+        probability, named = _highest(target)
         wrong = torch.zeros_like(labels, dtype=torch.bool)
         if self.wrong_teacher == "hard":
             wrong = (labels >= 0) & (named != labels)
@@ -182,16 +186,79 @@ class Filter:
         return [*lines, "the mean is taken over the rows that count"] if lines else []
 
 
-def _highest(target: Target, classes: int) -> tuple[Tensor, Tensor]:
+def _highest(target: Target) -> tuple[Tensor, Tensor]:
     """Probability at temperature 1 and number of each row's highest class, (n,) each."""
     if isinstance(target, Tensor):
         top = target.float().max(-1)
         return (top.values - target.float().logsumexp(-1)).exp(), top.indices
     top = target.logits.max(-1)
     named = target.ids.gather(1, top.indices[:, None]).squeeze(1)
-    others = classes - target.ids.shape[1]
+    others = target.classes - target.ids.shape[1]
     masses = [target.logits, target.tail_logit[:, None] + math.log(others)] if others else [target.logits]
     return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
+
+
+class Told:
+    """A batch, and what there is to learn of it.
+
+    A mean is taken over the rows that count, and who they are is known before the student sees a picture: so the shares
+    of a batch, in other processes or passes, are counted first and then add up to the mean over the whole.
+    """
+
+    def __init__(
+        self, batch: Batch, device: torch.device, objective: Objective, targets: Targets, chosen: Filter
+    ) -> None:
+        self.batch = batch
+        self._device, self._objective, self._targets, self._filter = device, objective, targets, chosen
+        self._hard = batch.hard.to(device, non_blocking=True)
+        self._mixture = _mixture(batch, device)
+
+    def counts(self) -> dict[str, Tensor]:
+        """How many rows count in each part, and in all; where a filter is on also how many teachers are "kept"."""
+        kept, rest = self._sorted
+        partners = self._mixture.get("partners")
+        counts = self._objective.counts(len(self.batch), self._hard, kept, partners=partners)
+        counts["pictures"] = torch.tensor(len(self.batch))
+        if kept is not None:
+            counts["kept"] = kept.sum()
+            counts["rows"] = kept.sum() + sum(mask.sum() for mask, weight in rest if weight > 0)
+        return counts
+
+    def loss(self, logits: Tensor, of: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss where the student said `logits` (n, classes), and its parts.
+
+        The mean over this batch; or, where it is a share of one that counts `of`, what it adds to that one's mean.
+        """
+        objective, (kept, rest) = self._objective, self._sorted
+        value, parts = objective(logits, self._hard, self._target, kept, over=of, **self._mixture)
+        if kept is None:
+            share = logits.new_ones(()) if of is None else len(self.batch) / of["pictures"]
+            return value, parts | {"kept": share}
+        counts = self.counts() if of is None else of
+        total = counts["kept"] * value
+        # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
+        for mask, weight in rest:
+            if weight > 0:
+                smoothing = objective.label_smoothing
+                left = hard_cross_entropy(logits, self._hard, label_smoothing=smoothing, valid=mask, **self._mixture)
+                total = total + weight * mask.sum() * left
+        return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["pictures"].clamp(min=1)}
+
+    @cached_property
+    def _target(self) -> Target | None:
+        return self._targets(self.batch, self._device) if self._objective.needs_teacher else None
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
+        """Rows whose teacher counts, None for all; and rows whose hard label alone counts, with its weight."""
+        target, hard, partners = self._target, self._hard, self._mixture.get("partners")
+        if not self._filter.active or target is None:
+            return None, []
+        if partners is not None and self._filter.wrong_teacher == "hard":
+            raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
+        kept, wrong = self._filter.sorted(target, hard)
+        labelled = hard >= 0 if partners is None else (hard >= 0) & (partners >= 0)
+        return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
 
 
 @dataclass(frozen=True)
@@ -221,15 +288,30 @@ class Lesson:
         alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
         return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
 
+    def told(self, batch: Batch, device: torch.device, done: float) -> Told:
+        """What there is to learn of a batch when `done` of all steps, 0 to 1, are made."""
+        return Told(batch, device, self.objective_at(done), self.targets, self.filter)
+
+    def step(
+        self, share: Sequence[Batch], device: torch.device, processes: Processes, done: float
+    ) -> tuple[list[Told], dict[str, Tensor] | None]:
+        """What there is to learn of a step's batches in this process, and what all batches of all processes count.
+
+        The latter is None when there is but one batch. Every process calls this, on no batch if need be.
+        """
+        told = [self.told(batch, device, done) for batch in share]
+        if processes.count == 1 and len(told) == 1:
+            return told, None
+        names = (*self.reported, "rows", "pictures")
+        counts = torch.zeros(len(names), dtype=torch.int64, device=device)
+        for each in told:
+            held = each.counts()
+            counts += torch.stack([held.get(name, counts.new_zeros(())).to(device) for name in names])
+        return told, dict(zip(names, processes.total(counts), strict=True))
+
     def loss(self, batch: Batch, logits: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over a batch of which the student said `logits` (n, classes), and its parts."""
-        objective, device = self.objective_at(done), logits.device
-        hard = batch.hard.to(device, non_blocking=True)
-        target = self.targets(batch, device) if objective.needs_teacher else None
-        if target is None or not self.filter.active:
-            value, parts = objective(logits, hard, target, **_mixture(batch, device))
-            return value, parts | {"kept": torch.ones((), device=device)}
-        return self._filtered(objective, logits, hard, target, _mixture(batch, device))
+        return self.told(batch, logits.device, done).loss(logits)
 
     def describe(self) -> list[str]:
         """The exact objective, in lines for the run's header."""
@@ -242,23 +324,6 @@ class Lesson:
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
             lines.append("of a mixed picture hard is the sum over both images' labels, weighted by their shares of it")
         return lines + self.filter.describe()
-
-    def _filtered(
-        self, objective: Objective, logits: Tensor, hard: Tensor, target: Target, mixture: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        if mixture and self.filter.wrong_teacher == "hard":
-            raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
-        kept, wrong = self.filter.sorted(target, hard, logits.shape[1])
-        value, parts = objective(logits, hard, target, kept, **mixture)
-        total, rows = kept.sum() * value, kept.sum()
-        # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
-        rest = [(wrong, 1.0), (~kept & ~wrong & (hard >= 0), objective.alpha)]
-        for mask, weight in rest:
-            if weight > 0:
-                smoothing = objective.label_smoothing
-                left = hard_cross_entropy(logits, hard, label_smoothing=smoothing, valid=mask, **mixture)
-                total, rows = total + weight * mask.sum() * left, rows + mask.sum()
-        return total / rows.clamp(min=1), parts | {"kept": kept.float().mean()}
 
 
 def _mixture(batch: Batch, device: torch.device) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """Where a run's records go besides its own files: one small interface, each service imported when it is asked for.
 
-A tracker that fails is left behind with a line; it never stops a run.
+A tracker that fails is left behind with a line; it never stops a run. A training that is resumed goes on in the run
+that its tracker has begun, whose id is kept in the training's folder.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -12,9 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
+from softlabels._files import read_json, write_json
 from softlabels.config import Part, Table
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, RunError
 from softlabels.journal import Journal
+
+IDS = "tracking.json"
+"""In a run's folder: the ids of its runs elsewhere."""
 
 
 class Tracking(Protocol):
@@ -49,11 +55,9 @@ class TensorBoard(Part):
         _needed("tensorboard", "tensorboard")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder / "tensorboard"))
-        writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in settings.items()))
-        return _TensorBoard(writer)
+        return _TensorBoard(
+            folder / "tensorboard", "\n".join(f"    {name}: {value}" for name, value in settings.items())
+        )
 
 
 class WandB(Part):
@@ -69,6 +73,7 @@ class WandB(Part):
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         import wandb
 
+        begun = _kept(folder, self.kind)
         run = wandb.init(
             project=self.project,
             name=str(folder),
@@ -76,7 +81,11 @@ class WandB(Part):
             mode=self.mode,
             config=dict(settings),
             reinit="create_new",
+            # Offline, each part of a run is a folder of its own; one id makes them one run when they are synced.
+            id=begun or secrets.token_hex(4),
+            resume="allow",
         )
+        _keep(folder, self.kind, run.id)
         return _WandB(run)
 
 
@@ -94,11 +103,16 @@ class MLflow(Part):
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(tracking_uri=self.uri or f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        begun = _kept(folder, self.kind)
+        if begun is not None and _mlflow_has(client, begun):
+            client.update_run(begun, status="RUNNING")
+            return _MLflow(client, begun)
         found = client.get_experiment_by_name(self.experiment)
         experiment = found.experiment_id if found is not None else client.create_experiment(self.experiment)
         run = client.create_run(experiment, run_name=str(folder)).info.run_id
         for name, value in settings.items():
             client.log_param(run, name, str(value)[:500])
+        _keep(folder, self.kind, run)
         return _MLflow(client, run)
 
 
@@ -106,17 +120,58 @@ TRACKERS: Table[Tracker] = Table("tracker", "trackers", [TensorBoard, WandB, MLf
 """Every tracker by its kind."""
 
 
+def _kept(folder: Path, kind: str) -> str | None:
+    """The id of the run that this tracker began for this folder; None for a new one."""
+    path = folder / IDS
+    found = read_json(path, error=RunError).get(kind) if path.exists() else None
+    return str(found) if found else None
+
+
+def _keep(folder: Path, kind: str, run: str) -> None:
+    path = folder / IDS
+    kept = read_json(path, error=RunError) if path.exists() else {}
+    write_json(path, {**kept, kind: run})
+
+
+def _mlflow_has(client: Any, run: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run)
+    except MlflowException:
+        return False
+    return True
+
+
 class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    """The writer is made at the first record, whose step says which of an earlier part's records are void.
+
+    A part that was killed may have told of epochs that its checkpoint had not reached.
+    """
+
+    def __init__(self, folder: Path, settings: str) -> None:
+        self._folder, self._settings = folder, settings
+        self._writer: Any = None
 
     def record(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self._writer is None:
+            self._writer = self._begun(step)
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _begun(self, step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        goes_on = self._folder.exists()
+        writer = SummaryWriter(str(self._folder), purge_step=step if goes_on else None)
+        if not goes_on:
+            writer.add_text("settings", self._settings)
+        return writer
 
 
 class _WandB:
@@ -170,6 +225,14 @@ class Trackers:
             _left_behind(name, problem, self._journal)
 
 
+def check_trackers(trackers: Iterable[Any]) -> list[Tracker]:
+    """The trackers that these values name. Raises ConfigError for one that is unknown or not installed."""
+    parts = [TRACKERS.make(each) for each in trackers]
+    for part in parts:
+        part.check()
+    return parts
+
+
 @contextmanager
 def tracked(trackers: Iterable[Any], folder: Path, settings: Mapping[str, Any], journal: Journal) -> Iterator[Trackers]:
     """The trackers that these values name, open while the block runs.
@@ -177,9 +240,7 @@ def tracked(trackers: Iterable[Any], folder: Path, settings: Mapping[str, Any], 
     Raises:
         ConfigError: an unknown tracker, or one whose package is not installed.
     """
-    parts = [TRACKERS.make(each) for each in trackers]
-    for part in parts:
-        part.check()
+    parts = check_trackers(trackers)
     opened = {}
     for part in parts:
         try:

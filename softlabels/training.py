@@ -67,12 +67,17 @@ class Order:
 
     def _share(self, passes: list[NDArray[np.int64]]) -> Share:
         shares = [self.processes.share(each) for each in passes]
-        return Share([each for each in shares if len(each)], sum(len(each) for each in passes))
+        # With common batch statistics all processes make all passes, on no picture if need be.
+        kept = [each for each in shares if len(each) or self.settings.sync_bn]
+        return Share(kept, sum(len(each) for each in passes))
 
 
 @dataclass(frozen=True)
 class Share:
-    """One process's part of a step: sample numbers of its forward passes, none of them empty; pictures of all."""
+    """One process's part of a step: sample numbers of its forward passes; pictures of all.
+
+    None of the passes is empty unless batch statistics are common.
+    """
 
     passes: list[NDArray[np.int64]]
     pictures: int
@@ -136,17 +141,24 @@ def train(
         _save(learner, progress, folder, processes)
         saved = time.monotonic()
 
-    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-        value, parts = lesson.loss(batch, learner.logits(batch), progress.step / max(steps - 1, 1))
-        reported = [value, *(parts.get(name, value.new_zeros(())) for name in lesson.reported), value.new_ones(())]
-        return value, torch.stack([each.detach().double() for each in reported])
+    def learn(passes: list[Batch], pictures: int) -> Tensor | None:
+        told, of = lesson.step(passes, place.device, processes, progress.step / max(steps - 1, 1))
+        left = iter(told)
+
+        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+            value, parts = next(left).loss(learner.logits(batch), of)
+            said = [value, *(parts.get(name, value.new_zeros(())) for name in lesson.reported)]
+            sums = torch.stack([each.detach().double() for each in said]) * pictures
+            return value, torch.cat([sums, sums.new_full((1,), len(batch))])
+
+        return learner.learn(passes, progress.step, loss)
 
     with journal.progress("train", steps, "steps") as advance:
         advance(progress.step)
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
             for passes, pictures in _passes(lesson, order.epoch(epoch, within), place):
-                progress.add(learner.learn(passes, pictures, progress.step, loss))
+                progress.add(learn(passes, pictures))
                 seen += pictures
                 advance(1, f"epoch {epoch + 1}/{settings.epochs}")
                 if progress.step % _SETTLED_EVERY == 0:

@@ -22,6 +22,25 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.fixture(scope="session")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 4 views of the photos by two small random teachers; not to be changed."""
+    import softlabels
+
+    out = tmp_path_factory.mktemp("labels") / "shards"
+    softlabels.dump(
+        teacher=["cnn_tiny", "cnn_small"],
+        weights=["random", "random:1"],
+        data=str(photos),
+        views=4,
+        rows_per_shard=5,
+        out=str(out),
+        device="cpu",
+        quiet=True,
+    )
+    return out
+
+
 @dataclass
 class Outcome:
     """What a command printed and how it ended."""

@@ -16,6 +16,24 @@ def student(classes: int) -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, classes))
 
 
+def normed(classes: int) -> nn.Module:
+    """With batch statistics, which several processes must share to compute the same."""
+    return nn.Sequential(
+        nn.AvgPool2d(2),
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, classes),
+    )
+
+
+def pooled(classes: int) -> nn.Module:
+    """With batch statistics over the pictures alone: of one picture there are none."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, classes))
+
+
 def main(settings: dict[str, Any], notes: Path, cut: int) -> None:
     import softlabels
     from softlabels.learning import Learner
@@ -23,10 +41,10 @@ def main(settings: dict[str, Any], notes: Path, cut: int) -> None:
     torch.set_num_threads(1)
     learn = Learner.learn
 
-    def noted(self: Learner, passes: Any, pictures: int, step: int, loss: Any) -> Any:
+    def noted(self: Learner, passes: Any, step: int, loss: Any) -> Any:
         if step == cut:
             raise KeyboardInterrupt
-        sums = learn(self, passes, pictures, step, loss)
+        sums = learn(self, passes, step, loss)
         seen = [[row, view] for batch in passes for row, view in zip(batch.rows, batch.views, strict=True)]
         record = {"step": step, "rank": self._place.processes.rank, "seen": [[int(r), int(v)] for r, v in seen]}
         with (notes / f"{record['rank']}.jsonl").open("a") as file:

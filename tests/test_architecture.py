@@ -10,20 +10,27 @@ import pytest
 import softlabels
 
 ROOT = Path(softlabels.__file__).parent
-GROUND = ("errors", "_files", "_philox", "config", "journal", "checkpoints", "processes", "networks")
+GROUND = (
+    *("errors", "_files", "_reading", "_pickles", "_philox"),
+    *("config", "journal", "checkpoints", "processes", "networks"),
+)
 PARTS = ("datasets", "views", "teachers", "codecs", "store", "students", "losses")
 ORDER = (
     *GROUND,
     *PARTS,
+    "records",
     "labels",
     "attaching",
     "pictures",
+    "provenance",
+    "rendering",
     "samples",
     "orders",
     "planning",
     "packing",
     "reporting",
     "dumping",
+    "importing",
     "evaluating",
     "verifying",
     "converting",

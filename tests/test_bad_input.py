@@ -42,6 +42,10 @@ def complaint(outcome: object) -> str:
         ((*SMALL, "--recipe", "crop-flop"), "crop-flip"),
         ((*SMALL, "--codec", "dens"), "dense"),
         ((*SMALL, "--codec", "topk:none"), "topk"),
+        ((*SMALL, "--codec", "topk:11 lvels=12"), "did you mean 'levels'"),
+        ((*SMALL, "--data", "photoss"), "nor a directory of that name"),
+        ((*SMALL, "--data", "pics:photos"), "nor a module 'pics'"),
+        ((*SMALL, "--views", 1 << 40), "views"),
         ((*SMALL, "--part", "3/3"), "part"),
         ((*SMALL[:-2], "--workers", "threads:none"), "threads:N"),
         ((*SMALL, "--device", "cuda:99"), "cuda:99"),
@@ -189,6 +193,28 @@ def test_a_store_of_another_data_set(softlabels_command: Callable, photos: Path,
     assert "3" in complaint(softlabels_command("dump", *SMALL, "--data", other, "--views", 1))
     said = complaint(softlabels_command("train", "--student", "cnn_tiny", "--labels", "shards", "--data", "digits"))
     assert "no image of this data set has labels" in said
+
+
+def test_a_data_set_that_lost_an_image_is_refused_with_its_name(softlabels_command: Callable, tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "fewer")
+    command = ("dump", *SMALL, "--data", root)
+    assert softlabels_command(*command, "--views", 1).exit_code == 0
+    (root / "class-1" / "003.jpg").rename(root / "class-1" / "other.jpg")
+    for more in ((), ("--grow",)):
+        said = complaint(softlabels_command(*command, "--views", 2, *more))
+        assert "lacks 1 (the first is 'class-1/003.jpg')" in said
+
+
+def test_a_shard_that_does_not_fit_into_memory(
+    softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("softlabels.dumping.np.zeros", none_left)
+    said = complaint(softlabels_command("dump", *SMALL, "--data", photos, "--views", 3))
+    assert "--rows-per-shard" in said
+    assert "18 images and 3 views" in said
 
 
 def first_label(teacher: Path, format: str) -> tuple[Path, int]:

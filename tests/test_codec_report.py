@@ -40,7 +40,7 @@ def test_the_kl_is_that_of_what_a_store_gives_back(photos: Path, tmp_path: Path)
         p = (said.double() / temperature).softmax(1).numpy()
         q = stored.probabilities(range(18), 0, temperature=temperature).double().numpy()
         wanted = (p * np.log(p / q)).sum(1).mean()
-        assert report["quantized:4"].kl[temperature] == pytest.approx(wanted, rel=0.02, abs=1e-9)
+        assert report["quantized:4"].kl[temperature] == pytest.approx(wanted, rel=0.02, abs=1e-8)
     assert report["quantized:4"].bytes == 18 * stored.codec().bytes_per_label(3)
 
 
@@ -49,19 +49,20 @@ def test_more_bytes_of_one_kind_keep_more() -> None:
     report = {each.codec: each for each in reports}
     assert list(report) == [
         *("dense:fp16", "quantized:8", "quantized:4", "head_tail:10 bits=4", "head_tail:10"),
-        *("topk:20", "topk:10", "topk:5"),
+        *("topk:20", "topk:10", "topk:5", "topk:11 levels=12", "topk:10 record=fast", "sampled:30"),
     ]
     for better, worse in (("quantized:8", "quantized:4"), ("head_tail:10 bits=4", "head_tail:10")):
         for temperature in planning.TEMPERATURES:
             assert report[better].kl[temperature] < report[worse].kl[temperature]
     assert report["topk:20"].kl[1.0] < report["topk:10"].kl[1.0] < report["topk:5"].kl[1.0]
-    for each in reports:
+    for each in reports[:-1]:
         assert all(0 <= kl < 1 for kl in each.kl.values())
         assert each.top1 > 0.99
+    for each in reports:
         assert each.bytes == 10 * each.bytes_per_label
 
 
-@pytest.mark.parametrize(("classes", "kept"), [(3, [3]), (7, [7, 5]), (10, [10, 5]), (1000, [20, 10, 5])])
+@pytest.mark.parametrize(("classes", "kept"), [(3, [3]), (7, [7, 5]), (10, [10, 5]), (1000, [20, 10, 5, 11, 10])])
 def test_no_codec_keeps_more_classes_than_there_are(classes: int, kept: list[int]) -> None:
     codecs = planning.usual_codecs(classes)
     assert [codec.k for codec in codecs if isinstance(codec, TopK)] == kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,45 @@ def test_an_onnx_file_answers_as_the_student_at_any_batch(student: Path, tmp_pat
     pictures = torch.randn(5, 3, size, size)
     (found,) = session.run(None, {"pictures": pictures.numpy()})
     np.testing.assert_allclose(found, answers(student, pictures).numpy(), atol=1e-4)
+
+
+def test_an_int8_file_is_smaller_and_says_how_often_it_agrees(student: Path, softlabels_command: Callable) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package)
+    runtime = pytest.importorskip("onnxruntime")
+    assert softlabels_command("export", student, "--format", "onnx").exit_code == 0
+    done = softlabels_command("export", student, "--format", "int8")
+    assert done.exit_code == 0, done.output
+    assert "of 256 pictures of noise" in done.output
+    small, full = (student / f"student{suffix}" for suffix in (".int8.onnx", ".onnx"))
+    assert small.stat().st_size < 0.6 * full.stat().st_size
+    session = runtime.InferenceSession(str(small), providers=["CPUExecutionProvider"])
+    size = networks.trained_file(student).preprocessing.size
+    pictures = torch.randn(5, 3, size, size)
+    (found,) = session.run(None, {"pictures": pictures.numpy()})
+    wanted = answers(student, pictures).numpy()
+    assert 0 < np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("form", ["torch", "int8"])
+def test_student_and_file_are_compared_on_images(
+    student: Path, photos: Path, form: str, softlabels_command: Callable
+) -> None:
+    if form == "int8":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    done = softlabels_command("export", student, "--format", form, "--data", photos)
+    assert done.exit_code == 0, done.output
+    found = re.search(
+        r"same class of ([\d.]+)% of 18 images of .*; top-1 of the student ([\d.]+)%, of the file ([\d.]+)%",
+        done.output,
+    )
+    assert found
+    agreed, top1, exported_top1 = map(float, found.groups())
+    score = softlabels.evaluate(student=str(student), data=str(photos), device="cpu", quiet=True)
+    assert top1 == pytest.approx(100 * score.top1, abs=0.01)
+    assert agreed >= (100 if form == "torch" else 75)
+    assert abs(exported_top1 - top1) <= 100 - agreed
 
 
 def test_a_file_that_answers_differently_is_not_left(

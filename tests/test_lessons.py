@@ -10,42 +10,36 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import TINY
 
 import softlabels
 from softlabels.codecs import CODECS, SparseLogits
-from softlabels.learning import Settings, parameter_groups
+from softlabels.learning import Learner, Place, Settings, parameter_groups
 from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
-from softlabels.networks import build
-from softlabels.samples import Batch
-from softlabels.targets import Filter, Lesson, Sparse
-
-TINY: dict[str, Any] = {
-    "student": "cnn_tiny",
-    "batch_size": 8,
-    "epochs": 3,
-    "device": "cpu",
-    "workers": 0,
-    "quiet": True,
-}
+from softlabels.networks import build, preprocessing
+from softlabels.pictures import Pictures
+from softlabels.processes import ALONE
+from softlabels.samples import Batch, LabelledPictures
+from softlabels.targets import Filter, Lesson, NoTargets, Sparse
+from softlabels.views import RECIPES, Frame
 
 
 @pytest.fixture(scope="module")
-def stores(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same teacher's labels in three codecs; of 3 classes, 2 are named."""
+def stores(shards: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One teacher's labels in three codecs; of 3 classes, 2 are named."""
     root = tmp_path_factory.mktemp("lessons")
-    for codec in ("dense", "topk:2", "sampled:2"):
-        out = root / codec.replace(":", "-")
+    for codec in ("topk:2", "sampled:2"):
         softlabels.dump(
             teacher=["cnn_small"],
             weights=["random"],
             data=str(photos),
             views=2,
             codec=codec,
-            out=str(out),
+            out=str(root / codec.replace(":", "-")),
             device="cpu",
             quiet=True,
         )
-    return {path.name: path for path in root.iterdir()}
+    return {"dense": shards} | {path.name: path for path in root.iterdir()}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -173,6 +167,36 @@ def test_where_the_teacher_is_wrong_the_hard_label_counts_in_full() -> None:
     torch.testing.assert_close(value, (2 * right + wrong + 0.25 * unsure) / 4)
 
 
+@pytest.mark.parametrize("loss", ["kl", "dkd"])
+def test_a_step_of_several_passes_is_the_mean_over_all_rows_that_count(loss: str) -> None:
+    """The passes hold other numbers of kept, wrong, unsure and unlabelled rows; one of them none that counts."""
+    chance = torch.Generator().manual_seed(0)
+    target, student = 2 * torch.randn(9, 3, generator=chance), torch.randn(9, 3, generator=chance, requires_grad=True)
+    target[6:] = 0  # unsure
+    labels = [0, 1, -1, 2, 0, -1, -1, -1, -1]
+    sort = Filter(min_confidence=0.5, wrong_teacher="hard")
+    lesson = Lesson(
+        None,  # type: ignore[arg-type]
+        lambda batch, _: target[batch.rows],
+        Objective(alpha=0.25, loss=loss, label_smoothing=0.1),
+        filter=sort,
+    )
+    whole = batch(labels)
+    value, parts = lesson.loss(whole, student, 0.0)
+    (gradient,) = torch.autograd.grad(value, student)
+    passes = [
+        Batch(whole.pictures[cut], whole.rows[cut], whole.views[cut], whole.hard[cut])
+        for cut in (slice(0, 1), slice(1, 6), slice(6, 9))
+    ]
+    told, of = lesson.step(passes, torch.device("cpu"), ALONE, 0.0)
+    shares = [each.loss(student[each.batch.rows], of) for each in told]
+    total = torch.stack([share for share, _ in shares]).sum()
+    torch.testing.assert_close(total, value)
+    torch.testing.assert_close(torch.autograd.grad(total, student)[0], gradient)
+    for name in ("hard", "soft", "kept"):
+        torch.testing.assert_close(sum(each[name] for _, each in shares), parts[name])
+
+
 @pytest.mark.parametrize("codec", ["topk:3", "topk:30"])
 def test_a_filter_judges_sparse_labels_as_dense_ones(codec: str) -> None:
     logits = 4 * torch.randn(50, 30, generator=torch.Generator().manual_seed(1))
@@ -180,8 +204,8 @@ def test_a_filter_judges_sparse_labels_as_dense_ones(codec: str) -> None:
     coding: Any = CODECS.make(codec)
     said = coding.sparse(coding.encode(logits), 30)
     sort = Filter(min_confidence=0.6, wrong_teacher="hard")
-    sparse = sort.sorted(Sparse(*said), labels, 30)
-    dense = sort.sorted(said.dense(30), labels, 30)
+    sparse = sort.sorted(Sparse(*said, 30), labels)
+    dense = sort.sorted(said.dense(30), labels)
     assert torch.equal(sparse[0], dense[0])
     assert torch.equal(sparse[1], dense[1])
     assert 0 < sparse[0].sum() < 50
@@ -198,7 +222,130 @@ def test_filters_are_options_of_a_run(stores: dict[str, Path], tmp_path: Path) -
     assert "learnt from their hard label alone" in header(tmp_path / "right")
 
 
-# ---- rates and stopping
+# ---- going on from an earlier student
+
+
+def test_a_student_goes_on_from_an_earlier_run_on_hard_labels(stores: dict[str, Path], tmp_path: Path) -> None:
+    first = {**TINY, "size": 20, "out": str(tmp_path / "first")}
+    softlabels.train(labels=str(stores["dense"]), **first)
+    photos = softlabels.open_labels(stores["dense"]).store.manifest.data["root"]
+    common = {**TINY, "student": None, "init": str(tmp_path / "first"), "data": photos, "lr": 1e-12, "epochs": 1}
+    softlabels.train(out=str(tmp_path / "second"), **common)
+    assert "student cnn_tiny: " in header(tmp_path / "second")
+    assert "pictures of 20 px" in header(tmp_path / "second")
+    assert "loss = 1 * hard" in header(tmp_path / "second")
+    before, after = (load_file(tmp_path / "first" / "best.safetensors"), weights(tmp_path / "second"))
+    for name in ("features.0.weight", "head.weight"):
+        torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
+    with pytest.raises(softlabels.ConfigError, match="--init and --weights exclude each other"):
+        softlabels.train(**common, weights="random", out=str(tmp_path / "no"))
+    with pytest.raises(softlabels.ModelError, match="holds the weights of small:cnn_tiny, not of small:cnn_small"):
+        softlabels.train(**{**common, "student": "cnn_small"}, out=str(tmp_path / "no"))
+
+
+def test_the_classifier_alone_learns_at_another_size_and_is_evaluated_at_a_third(
+    stores: dict[str, Path], photos: Path, tmp_path: Path
+) -> None:
+    """FixRes: everything but the classifier stays, the statistics of its batch norms too."""
+    softlabels.train(labels=str(stores["dense"]), size=16, out=str(tmp_path / "first"), **TINY)
+    common = {**TINY, "student": None, "init": str(tmp_path / "first"), "data": str(photos), "eval_data": str(photos)}
+    softlabels.train(train_only="classifier", size=24, eval_size=28, out=str(tmp_path / "head"), **common)
+    before = load_file(tmp_path / "first" / "best.safetensors")
+    changed = {name for name, tensor in weights(tmp_path / "head").items() if not torch.equal(tensor, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert "trained are head.weight, head.bias alone" in header(tmp_path / "head")
+    score = softlabels.evaluate(
+        student=str(tmp_path / "head" / "last.safetensors"), data=str(photos), size=28, device="cpu", quiet=True
+    )
+    last = pd.read_csv(tmp_path / "head" / "metrics.csv").iloc[-1]
+    assert score.cross_entropy == pytest.approx(last["cross_entropy"], rel=1e-5)
+
+    softlabels.train(train_only=["classifier", "norms"], size=24, out=str(tmp_path / "norms"), **common)
+    changed = {name for name, tensor in weights(tmp_path / "norms").items() if not torch.equal(tensor, before[name])}
+    assert {"features.1.weight", "features.1.running_mean", "head.weight"} <= changed
+    assert not {"features.0.weight", "features.3.weight"} & changed
+    with pytest.raises(softlabels.ConfigError, match=r"--train-only body: the student has no such layer; it has feat"):
+        softlabels.train(train_only="body", out=str(tmp_path / "no"), **common)
+    with pytest.raises(softlabels.ConfigError, match="does not say which layer that is"):
+        own = {**TINY, "student": "process_worker:student", "data": str(photos)}
+        softlabels.train(train_only="classifier", size=16, out=str(tmp_path / "no"), **own)
+
+
+# ---- rates, steps and stopping
+
+
+@pytest.mark.parametrize(("scaling", "factor"), [("none", 1.0), ("linear", 1 / 16), ("sqrt", 1 / 4)])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lamb"])
+def test_rates_are_scaled_for_the_effective_batch_and_the_header_says_so(
+    photos: Path, tmp_path: Path, scaling: str, factor: float, optimizer: str
+) -> None:
+    """Of 2 passes of 8 pictures, over a base of 256."""
+    common = {**TINY, "data": str(photos), "accumulate": 2, "optimizer": optimizer, "warmup_epochs": 0, "epochs": 1}
+    softlabels.train(**common, lr=0.08, lr_scaling=scaling, out=str(tmp_path / "scaled"))
+    softlabels.train(**common, lr=0.08 * factor, out=str(tmp_path / "typed"))
+    close(tmp_path / "scaled", tmp_path / "typed")
+    rate = {"none": "0.08,", "linear": "0.005 = 0.08 * (16 / 256)", "sqrt": "0.02 = 0.08 * sqrt(16 / 256)"}[scaling]
+    assert f"optimizer {optimizer}, learning rate {rate}" in header(tmp_path / "scaled")
+
+
+def one_step(photos: Path, out: Path, **given: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights before and after one step of plain gradient descent."""
+    plain = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "warmup_epochs": 0, "lr": 0.5}
+    settings = {**TINY, "data": str(photos), "batch_size": 18, "epochs": 1, **plain, **given}
+    softlabels.train(out=str(out), **settings)
+    return build("cnn_tiny", 3, seed=0).state_dict(), weights(out)
+
+
+def test_gradients_are_clipped_at_the_norm_that_is_asked_for(photos: Path, tmp_path: Path) -> None:
+    parameters = [name for name, _ in build("cnn_tiny", 3).named_parameters()]
+
+    def moved(out: str, **given: Any) -> float:
+        before, after = one_step(photos, tmp_path / out, **given)
+        return float(torch.cat([(after[name] - before[name]).flatten() for name in parameters]).norm())
+
+    assert moved("free") > 0.5 * 0.02
+    assert moved("clipped", clip_grad=0.02) == pytest.approx(0.5 * 0.02, rel=1e-3)
+
+
+def test_the_average_is_what_is_kept_and_moves_by_its_decay(photos: Path, tmp_path: Path) -> None:
+    before, after = one_step(photos, tmp_path / "plain")
+    _, averaged = one_step(photos, tmp_path / "average", ema=0.75)
+    for name in ("features.0.weight", "head.weight"):
+        torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * after[name])
+
+
+def test_weight_decay_shrinks_weights_and_neither_norms_nor_biases(photos: Path, tmp_path: Path) -> None:
+    _, plain = one_step(photos, tmp_path / "plain")
+    before, decayed = one_step(photos, tmp_path / "decayed", weight_decay=0.1)
+    for name, tensor in plain.items():
+        expected = tensor - 0.5 * 0.1 * before[name] if name.endswith("weight") and tensor.ndim > 1 else tensor
+        torch.testing.assert_close(decayed[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_pictures_that_come_channels_last_are_taken_as_they_are(photos: Path) -> None:
+    """Mixed ones with hard labels too, whether or not the student is laid out so."""
+    images = softlabels.open_images(photos)
+    samples = LabelledPictures(Pictures(images, RECIPES.make("crop-flip-mixup"), 0, 1, Frame(32)))
+    lesson = Lesson(samples, NoTargets(), Objective(alpha=1.0))
+    learnt = []
+    for last in (False, True):
+        for laid_out in (False, True):
+            mixed = samples.__getitems__(range(8))
+            assert mixed.partners is not None
+            if last:
+                mixed.pictures = mixed.pictures.contiguous(memory_format=torch.channels_last)
+            place = Place(torch.device("cpu"), channels_last=laid_out)
+            learner = Learner(build("cnn_tiny", 3, seed=1), preprocessing("cnn_tiny"), Settings(), 4, 0, place)
+
+            def loss(batch: Batch, learner: Learner = learner) -> tuple[torch.Tensor, torch.Tensor]:
+                value, _ = lesson.loss(batch, learner.logits(batch), 0.0)
+                return value, value.detach()[None]
+
+            assert learner.learn([mixed], 0, loss) is not None
+            learnt.append(learner.network.state_dict())
+    for state in learnt[1:]:
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, learnt[0][name], atol=2e-3, rtol=1e-3)
 
 
 def test_rates_are_multiplied_by_layer_and_norms_do_not_decay() -> None:
@@ -221,14 +368,14 @@ def test_a_layer_with_rate_0_stays_as_it_was(stores: dict[str, Path], tmp_path: 
     softlabels.train(labels=str(stores["dense"]), out=str(tmp_path / "first"), **TINY)
     softlabels.train(
         labels=str(stores["dense"]),
-        weights=str(tmp_path / "first" / "last.safetensors"),
+        init=str(tmp_path / "first" / "last.safetensors"),
         lr_scale="features=0,head=2",
         out=str(tmp_path / "second"),
         **TINY,
     )
     before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert not torch.equal(before["head.weight"], after["head.weight"])
-    for name in ("features.0.weight", "features.1.weight", "features.1.bias"):
+    for name in ("features.0.weight", "features.1.weight", "features.1.bias", "features.1.running_mean"):
         assert torch.equal(before[name], after[name])
 
 

@@ -16,25 +16,18 @@ import process_worker
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 
 import softlabels
-from softlabels.learning import Learner, Settings
+from softlabels.learning import Learner, Place, Settings
+from softlabels.networks import build, preprocessing
 from softlabels.pictures import Pictures
-from softlabels.processes import ALONE, Processes
+from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.training import Order
 from softlabels.views import RECIPES, Frame
 
 HERE = Path(__file__).parent
-IMAGES, VIEWS, BATCH = 17, 3, 8  # 8 + 8 + 1 pictures per epoch: of two processes, one has none in the last step
-
-
-@pytest.fixture(scope="module")
-def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("processes") / "shards"
-    softlabels.dump(
-        teacher=["cnn_small"], weights=["random"], data=str(photos), views=VIEWS, out=str(out), device="cpu", quiet=True
-    )
-    return out
+IMAGES, VIEWS, BATCH = 17, 4, 8  # 8 + 8 + 1 pictures per epoch: of two processes, one has none in the last step
 
 
 def settings(shards: Path, photos: Path, out: Path, **more: Any) -> dict[str, Any]:
@@ -68,8 +61,9 @@ def run_alone(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], notes: Pat
                 process_worker.main(given, notes, cut)
 
 
-def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int) -> None:
-    """Run in so many processes, which are all cut off before the same step."""
+def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int, fails: bool = True) -> None:
+    """Run in so many processes, which are all cut off before the same step, if at all."""
+    notes.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -83,11 +77,15 @@ def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int) -
         "WORLD_SIZE": str(processes),
     }
     started = [
-        subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            command,
+            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.DEVNULL if fails else None,
+        )
         for rank in range(processes)
     ]
     try:
-        assert all(process.wait(timeout=120) != 0 for process in started)
+        assert all((process.wait(timeout=120) != 0) == fails for process in started)
     finally:
         for process in started:
             process.kill()
@@ -135,6 +133,110 @@ def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["last"]["images"] == 18
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_common_batch_statistics_make_two_processes_the_same_as_one(
+    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the last step leaves one of them without a picture."""
+    common = {"student": "process_worker:normed", "epochs": 2, "sync_bn": True, "alpha": 0.5, "optimizer": "sgd"}
+    run_alone(monkeypatch, settings(shards, photos, tmp_path / "one", **common), tmp_path / "notes")
+    together = settings(shards, photos, tmp_path / "two", **common)
+    run_together(together, tmp_path / "more", 2, cut=-1, fails=False)
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert seen(tmp_path / "notes") == seen(tmp_path / "more")
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-4)
+
+
+UNEVEN = [
+    {"alpha": 0.5, "min_confidence": "middle", "wrong_teacher": "hard", "term": ["0.5*wsl"], "accumulate": 2},
+    {"loss": "dkd", "alpha": 0.2, "alpha_end": 1.0},
+]
+
+
+@pytest.mark.parametrize("given", UNEVEN)
+def test_the_mean_is_over_the_rows_that_count_in_all_processes_and_passes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    """Two processes whose shares hold other numbers of labels and of kept teachers make the steps of one."""
+    files = sorted(path.relative_to(photos.parent) for path in photos.rglob("*.*") if path.is_file())
+    some = [f"{path},{path.parts[-2] if number % 5 > 1 else ''}" for number, path in enumerate(files)]
+    table = photos.parent / f"{tmp_path.name}.csv"
+    table.write_text("\n".join(["path,label", *some]) + "\n")
+    dumped = {"teacher": ["cnn_small"], "weights": ["random:3"], "device": "cpu", "quiet": True, "recipe": "crop-flip"}
+    softlabels.dump(data=f"csv:{table}", views=VIEWS, out=str(tmp_path / "labels"), **dumped)
+    labels = softlabels.open_labels(tmp_path / "labels")
+    middle = round(float(labels.probabilities(range(len(labels)), 0).max(-1).values.median()), 6)
+    given = {name: middle if value == "middle" else value for name, value in given.items()}
+    common = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "warmup_epochs": 0, "clip_grad": None, "ema": None, **given}
+    one, two = (settings(tmp_path / "labels", photos, tmp_path / name, **common) for name in ("one", "two"))
+    run_alone(monkeypatch, one, tmp_path / "notes")
+    run_together(two, tmp_path / "more", 2, cut=-1, fails=False)
+    assert {step: sorted(each) for step, each in seen(tmp_path / "notes").items()} == {
+        step: sorted(each) for step, each in seen(tmp_path / "more").items()
+    }
+    alone, together = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensor, together[name], atol=1e-6, rtol=1e-5)
+    tables = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("one", "two")]
+    timings = ["pictures_per_second", "seconds"]
+    some, other = (each.drop(columns=timings) for each in tables)
+    pd.testing.assert_frame_equal(some, other, rtol=1e-5)
+
+
+def test_a_norm_of_one_value_takes_its_running_statistics_as_they_are() -> None:
+    norm = torch.nn.BatchNorm1d(3)
+    norm(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
+    picture, before = torch.ones(1, 3), {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    wanted = (picture - before["running_mean"]) / (before["running_var"] + norm.eps).sqrt()
+    for block in (lone_batch_norm(), synced_batch_norm(ALONE)):
+        with block:
+            torch.testing.assert_close(norm(picture), wanted)
+        for name in ("running_mean", "running_var"):
+            assert torch.equal(norm.state_dict()[name], before[name])
+    two = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
+    with lone_batch_norm():
+        assert torch.equal(norm(two), torch.nn.BatchNorm1d(3)(two))
+
+
+def test_the_one_picture_left_over_of_an_epoch_is_learnt_too(photos: Path, tmp_path: Path) -> None:
+    common = {"student": "process_worker:pooled", "size": 16, "data": str(photos), "device": "cpu", "quiet": True}
+    left = {**common, "limit": 9, "epochs": 2, "workers": 0}
+    result = softlabels.train(batch_size=8, out=str(tmp_path / "left"), **left)
+    assert result["steps"] == 4
+    with pytest.raises(softlabels.ConfigError, match="need 2 pictures or more, and a pass of --batch-size 1"):
+        softlabels.train(batch_size=1, out=str(tmp_path / "no"), **left)
+
+
+def test_statistics_of_student_and_average_are_settled_in_one_order_everywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Processes that took the two in different orders would mix the one's numbers with the other's."""
+    for _ in range(20):
+        settings = Settings(ema=0.9)
+        learner = Learner(build("cnn_tiny", 3), preprocessing("cnn_tiny"), settings, 4, 0, Place(torch.device("cpu")))
+        settled: list[Any] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(Processes, "average_buffers", lambda _, network, to=settled: to.append(network))
+            learner.settle()
+        assert settled == [learner.network, learner.best_network]
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (7, 4)])
+def test_common_batch_statistics_of_one_process_are_its_own(shape: tuple[int, ...]) -> None:
+    layers: list[Any] = [BatchNormAct2d(4) if len(shape) == 4 else torch.nn.BatchNorm1d(4) for _ in range(2)]
+    pictures = [torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    with synced_batch_norm(ALONE):
+        said = [layers[0](pictures[0])]
+    said.append(layers[1](pictures[1]))
+    torch.testing.assert_close(said[0], said[1])
+    for each in said:
+        (each**3).sum().backward()
+    torch.testing.assert_close(pictures[0].grad, pictures[1].grad, atol=1e-4, rtol=1e-4)
+    for (name, some), other in zip(layers[0].state_dict().items(), layers[1].state_dict().values(), strict=True):
+        if name != "num_batches_tracked":
+            torch.testing.assert_close(some, other)
 
 
 @pytest.mark.slow

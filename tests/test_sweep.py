@@ -7,39 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from worlds import TINY
 
 import softlabels
 from softlabels import runs
 from softlabels.networks import build, preprocessing
 
-SMALL: dict[str, Any] = {
-    "student": "cnn_tiny",
-    "batch_size": 8,
-    "epochs": 2,
-    "device": "cpu",
-    "workers": 0,
-    "quiet": True,
-}
+SMALL: dict[str, Any] = {**TINY, "epochs": 2, "teachers": ["cnn_small"]}
 
 
-@pytest.fixture(scope="module")
-def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("sweep") / "shards"
-    softlabels.dump(
-        teacher=["cnn_small"],
-        weights=["random"],
-        data=str(photos),
-        views=2,
-        codec="dense:fp32",
-        out=str(out),
-        device="cpu",
-        quiet=True,
-    )
-    return out
+def result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
 
 
 def test_a_sweep_trains_every_combination_with_every_seed_and_goes_on(
@@ -51,11 +34,20 @@ def test_a_sweep_trains_every_combination_with_every_seed_and_goes_on(
     assert list(done.table["runs"]) == [2, 2]
     assert done.table["accuracy_std"].notna().all()
     assert done.table["logit_difference_mean"].gt(0).all()
-    assert done.table["teacher_accuracy"].nunique() == 1
+    assert done.table["teacher_accuracy_mean"].nunique() == 1
+    for name, value in (
+        ("accuracy", lambda run: 100 * result(run)["last"]["top1"]),
+        ("loss", lambda run: pd.read_csv(run / "metrics.csv")["loss"].iloc[-1]),
+        ("teacher_accuracy", lambda run: 100 * result(run)["closeness"]["teacher_top1"]),
+        ("logit_difference", lambda run: result(run)["closeness"]["logit_difference"]),
+    ):
+        for arm, row in done.table.set_index("arm").iterrows():
+            values = [value(tmp_path / "sweep" / str(arm) / f"seed-{seed}") for seed in range(2)]
+            assert row[f"{name}_mean"] == pytest.approx(np.mean(values))
+            assert row[f"{name}_std"] == pytest.approx(np.std(values, ddof=1))
     for name in ("table.md", "table.csv", "curves.png", "arms.png"):
         assert (tmp_path / "sweep" / "report" / name).stat().st_size > 0
-    saved = json.loads((tmp_path / "sweep" / "alpha=0.5,temperature=1" / "seed-1" / "result.json").read_text())
-    assert saved["closeness"]["images"] == 18
+    assert result(tmp_path / "sweep" / "alpha=0.5,temperature=1" / "seed-1")["closeness"]["images"] == 18
 
     trained = []
     train = runs._sweep.run_train
@@ -114,8 +106,8 @@ def test_closeness_is_what_a_plain_loop_finds(shards: Path, photos: Path, tmp_pa
     shown = torch.stack([pictures[number][0] for number in numbers])
     with torch.no_grad():
         said = network(preprocessing("cnn_tiny").normalise(shown))
-    rows, views = [number // 2 for number in numbers], [number % 2 for number in numbers]
-    teacher = labels.logits(rows, views)
+    rows, views = [number // 4 for number in numbers], [number % 4 for number in numbers]
+    teacher = labels.logits(rows, views, teacher="cnn_small")
     difference = (said - said.mean(1, keepdim=True) - teacher + teacher.mean(1, keepdim=True)).abs().mean()
     hard = torch.tensor([pictures[number][1] for number in numbers])
     assert result["closeness"]["logit_difference"] == pytest.approx(float(difference), rel=1e-4)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,11 +39,16 @@ def test_tensorboard_gets_every_record(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_and_biases_works_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_works_offline_and_goes_on_under_one_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    assert keep("wandb", tmp_path) == ""
-    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    for _ in range(2):
+        assert keep("wandb", tmp_path) == ""
+    parts = [path.name for path in (tmp_path / "wandb").glob("offline-run-*/*.wandb")]
+    assert parts
+    assert len(set(parts)) == 1  # run-ID.wandb in a folder for each part
 
 
 @pytest.mark.slow
@@ -55,6 +63,63 @@ def test_mlflow_gets_every_record(tmp_path: Path) -> None:
         (3, 0.5),
         (6, 0.25),
     ]
+    assert keep("mlflow", tmp_path) == ""
+    (again,) = client.search_runs([client.get_experiment_by_name("softlabels").experiment_id])
+    assert again.info.run_id == run.info.run_id
+    assert again.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 4
+
+
+def test_a_training_that_goes_on_stays_in_one_tensorboard_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed a record after its last checkpoint; that epoch is made, and told of, once more."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from softlabels.training import Learner
+
+    settings = {"student": "cnn_tiny", "data": str(photos), "epochs": 6, "track": ["tensorboard"], "device": "cpu"}
+    learn = Learner.learn
+
+    def stumble(self: Any, passes: Any, step: int, loss: Any) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return learn(self, passes, step, loss)
+
+    monkeypatch.setattr(Learner, "learn", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        softlabels.train(**settings, checkpoint_every=2, out=str(tmp_path / "run"), quiet=True)
+    monkeypatch.setattr(Learner, "learn", learn)
+    softlabels.train(**settings, checkpoint_every=2, out=str(tmp_path / "run"), quiet=True)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    told = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [each.step for each in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [each.value for each in events.Scalars("loss")] == pytest.approx([each["loss"] for each in told])
+    assert events.Tags()["tensors"] == ["settings/text_summary"]
+
+
+class Service:
+    """Stands in for the modules of Weights & Biases and MLflow: keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.begun: list[dict[str, Any]] = []
+
+    def init(self, **given: Any) -> Any:
+        self.begun.append(given)
+        return SimpleNamespace(id=given["id"], log=lambda *_, **__: None, finish=lambda: None)
+
+
+def test_a_training_that_goes_on_gives_its_service_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)  # type: ignore[arg-type]
+    for folder in ("one", "one", "two"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        assert keep("wandb", tmp_path / folder) == ""
+    one, again, two = (each["id"] for each in service.begun)
+    assert one == again != two
+    assert {each["resume"] for each in service.begun} == {"allow"}
 
 
 class Broken:

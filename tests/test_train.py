@@ -12,35 +12,9 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from worlds import write_pictures
+from worlds import TINY, write_pictures
 
 import softlabels
-
-TINY: dict[str, Any] = {
-    "student": "cnn_tiny",
-    "batch_size": 8,
-    "epochs": 3,
-    "device": "cpu",
-    "workers": 0,
-    "quiet": True,
-}
-
-
-@pytest.fixture(scope="module")
-def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 4 views of the photos by two small random teachers."""
-    out = tmp_path_factory.mktemp("labels") / "shards"
-    softlabels.dump(
-        teacher=["cnn_tiny", "cnn_small"],
-        weights=["random", "random:1"],
-        data=str(photos),
-        views=4,
-        rows_per_shard=5,
-        out=str(out),
-        device="cpu",
-        quiet=True,
-    )
-    return out
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -87,10 +61,10 @@ def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     learn = training.Learner.learn
     for cut in (1, 3, 4):
 
-        def stumble(self: Any, passes: Any, pictures: int, step: int, loss: Any, cut: int = cut) -> torch.Tensor | None:
+        def stumble(self: Any, passes: Any, step: int, loss: Any, cut: int = cut) -> torch.Tensor | None:
             if step == cut:
                 raise KeyboardInterrupt
-            return learn(self, passes, pictures, step, loss)
+            return learn(self, passes, step, loss)
 
         monkeypatch.setattr(training.Learner, "learn", stumble)
         with pytest.raises(KeyboardInterrupt):

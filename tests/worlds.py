@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torchvision.io import write_jpeg
+
+TINY: dict[str, Any] = {
+    "student": "cnn_tiny",
+    "batch_size": 8,
+    "epochs": 3,
+    "device": "cpu",
+    "workers": 0,
+    "quiet": True,
+}
+"""A training of three epochs, each of three steps on the photos."""
 
 
 def picture(seed: int, height: int = 40, width: int = 48) -> torch.Tensor:

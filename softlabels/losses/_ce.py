@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softlabels.config import Part
 from softlabels.losses._rows import Given, mean_over, softened_pair, softmaxes, squared
-from softlabels.losses._sparse import sparse_softened_pair
+from softlabels.losses._sparse import sparse_rows, sparse_softened
 
 
 def soft_cross_entropy(
@@ -48,10 +48,13 @@ def sparse_soft_cross_entropy(
 
     Arguments as those of `sparse_kl_divergence`; no tensor of the teacher's has the shape (batch, classes).
     """
-    log_q, ids, log_p, log_tail = sparse_softened_pair(student_logits, ids, values, tail, temperature, valid)
-    named = (log_p.exp() * log_q.gather(1, ids)).sum(-1)
-    tails = log_tail.squeeze(-1).exp() * log_q.scatter(1, ids, 0.0).sum(-1)
-    return -(temperature**2) * mean_over(named + tails, valid)
+
+    def per_row(student: Tensor, ids: Tensor, values: Tensor, tail: Tensor) -> Tensor:
+        log_q, log_p, log_tail = sparse_softened(student, ids, values, tail, temperature)
+        named = (log_p.exp() * log_q.gather(1, ids)).sum(-1)
+        return named + log_tail.squeeze(-1).exp() * log_q.scatter(1, ids, 0.0).sum(-1)
+
+    return -(temperature**2) * mean_over(sparse_rows(per_row, student_logits, ids, values, tail, valid), valid)
 
 
 class SoftCrossEntropy(Part):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softlabels.config import Part
 from softlabels.losses._rows import Given, mean_over, softened_pair, softmaxes, squared
-from softlabels.losses._sparse import sparse_softened_pair, sum_over_classes
+from softlabels.losses._sparse import sparse_rows, sparse_softened, sum_over_classes
 
 
 def jeffreys(
@@ -50,8 +50,12 @@ def sparse_jeffreys(
 
     Arguments as those of `sparse_kl_divergence`; no tensor of the teacher's has the shape (batch, classes).
     """
-    log_q, ids, log_p, log_tail = sparse_softened_pair(student_logits, ids, values, tail, temperature, valid)
-    return temperature**2 * mean_over(sum_over_classes(_terms, log_q, ids, log_p, log_tail), valid)
+
+    def per_row(student: Tensor, ids: Tensor, values: Tensor, tail: Tensor) -> Tensor:
+        log_q, log_p, log_tail = sparse_softened(student, ids, values, tail, temperature)
+        return sum_over_classes(_terms, log_q, ids, log_p, log_tail)
+
+    return temperature**2 * mean_over(sparse_rows(per_row, student_logits, ids, values, tail, valid), valid)
 
 
 def _terms(log_q: Tensor, log_p: Tensor) -> Tensor:

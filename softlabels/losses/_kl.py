@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softlabels.config import Part
 from softlabels.losses._rows import Given, mean_over, softened_pair, softmaxes, squared
-from softlabels.losses._sparse import sparse_softened_pair
+from softlabels.losses._sparse import sparse_rows, sparse_softened
 
 
 def kl_divergence(
@@ -61,12 +61,15 @@ def sparse_kl_divergence(
         temperature: T > 0.
         valid: bool (batch,), the rows that count; None: all.
     """
-    log_q, ids, log_p, log_tail = sparse_softened_pair(student_logits, ids, values, tail, temperature, valid)
-    named = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
-    others = log_q.shape[1] - ids.shape[1]
-    log_tail = log_tail.squeeze(-1)
-    tails = log_tail.exp() * (others * log_tail - log_q.scatter(1, ids, 0.0).sum(-1))
-    return temperature**2 * mean_over(named + tails, valid)
+
+    def per_row(student: Tensor, ids: Tensor, values: Tensor, tail: Tensor) -> Tensor:
+        log_q, log_p, log_tail = sparse_softened(student, ids, values, tail, temperature)
+        named = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
+        others = log_q.shape[1] - ids.shape[1]
+        log_tail = log_tail.squeeze(-1)
+        return named + log_tail.exp() * (others * log_tail - log_q.scatter(1, ids, 0.0).sum(-1))
+
+    return temperature**2 * mean_over(sparse_rows(per_row, student_logits, ids, values, tail, valid), valid)
 
 
 class KL(Part):

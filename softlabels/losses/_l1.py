@@ -6,7 +6,7 @@ from torch import Tensor
 
 from softlabels.config import Part
 from softlabels.losses._rows import Given, centred, mean_over, pair_of
-from softlabels.losses._sparse import sparse_pair, sum_over_classes
+from softlabels.losses._sparse import sparse_centred, sparse_rows, sum_over_classes
 
 
 def logit_l1(
@@ -49,11 +49,12 @@ def sparse_logit_l1(
 
     Arguments as those of `sparse_kl_divergence`; no tensor of the teacher's has the shape (batch, classes).
     """
-    student, ids, values, tail = sparse_pair(student_logits, ids, values, tail, valid)
-    # Relative to the tail the teacher's mean over the classes is that of K numbers.
-    values = values - tail
-    mean = values.sum(-1, keepdim=True) / student.shape[1]
-    return mean_over(sum_over_classes(_terms, centred(student), ids, values - mean, -mean), valid)
+
+    def per_row(student: Tensor, ids: Tensor, values: Tensor, tail: Tensor) -> Tensor:
+        student, named, other = sparse_centred(student, values, tail)
+        return sum_over_classes(_terms, student, ids, named, other)
+
+    return mean_over(sparse_rows(per_row, student_logits, ids, values, tail, valid), valid)
 
 
 def _terms(student: Tensor, teacher: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
@@ -53,8 +53,9 @@ class Objective(BaseModel):
         terms: further weighted terms, of distinct kinds.
         ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
             (Rows with label -1 have no hard part in any case.)
-        normalization: what sums over rows are divided by: ``valid`` the rows that count in that part (their mean),
-            ``batch-size`` all rows (with one label per picture what Caffe calls FULL as well), ``none`` 1.
+        normalization: what sums over rows are divided by, as Caffe's layers name it: ``valid`` the rows that count in
+            that part (their mean), ``full`` all predictions and ``batch-size`` all pictures, those that do not count
+            too (with one label per picture the same number), ``none`` 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +66,7 @@ class Objective(BaseModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     terms: tuple[Term, ...] = ()
     ignore_label: int | None = None
-    normalization: Literal["valid", "batch-size", "none"] = "valid"
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid"
 
     @field_validator("terms")
     @classmethod
@@ -84,6 +85,7 @@ class Objective(BaseModel):
         *,
         partners: Tensor | None = None,
         shares: Tensor | None = None,
+        over: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and its parts without weights or gradients: "hard", "soft", and each further term by its kind.
 
@@ -96,16 +98,21 @@ class Objective(BaseModel):
             valid: bool (batch,), the rows that count in any part; None: all.
             partners: of pictures that are mixed of two images the label of the other one, integers (batch,).
             shares: how much of each of these pictures is the image's own, (batch,).
+            over: when these rows are a share of more, `counts` of all shares summed. What comes back is then this
+                share's addend: the addends sum to what one call with all rows gives. (Of a loss that compares rows with
+                each other, such as dist, each share's own value counts, by its rows.) None: these rows are all.
 
         Raises:
             ConfigError: a part needs labels or a teacher that are not there, or a loss that needs the true class meets
                 mixed pictures; the message names it.
         """
         valid = self._counted(labels, valid)
+        counted = self._masks(labels, valid, partners)
         zero = torch.zeros((), device=student_logits.device)
         total, parts = zero, {"hard": zero, "soft": zero}
         if self.alpha > 0:
             hard = self._hard(student_logits, labels, valid, partners, shares)
+            hard = self._normalised("hard", hard, counted, len(student_logits), over)
             total, parts["hard"] = total + self.alpha * hard, hard.detach()
         for name, weight, loss, temperature in self._soft_parts():
             if loss.needs_labels and partners is not None:
@@ -114,8 +121,25 @@ class Objective(BaseModel):
                     f"another loss, or labels of a recipe without mixup and cutmix"
                 )
             soft = self._soft(loss, temperature, student_logits, labels, teacher_logits, valid)
+            soft = self._normalised(name, soft, counted, len(student_logits), over)
             total, parts[name] = total + weight * soft, soft.detach()
         return total, parts
+
+    def counts(
+        self,
+        rows: int,
+        labels: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        partners: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What the sum over `rows` rows is divided by in each part that is computed; arguments as those of a call.
+
+        Summed over the shares of a batch they are what `over` takes.
+        """
+        masks = self._masks(labels, self._counted(labels, valid), partners)
+        whole = self.normalization != "valid"
+        return {name: torch.tensor(rows) if whole or mask is None else mask.sum() for name, mask in masks.items()}
 
     @property
     def needs_teacher(self) -> bool:
@@ -137,6 +161,7 @@ class Objective(BaseModel):
         lines += [f"{name} = {loss.formula(t)} ({loss.kind})" for name, _, loss, t in self._soft_parts()]
         over = {
             "valid": "the mean over the valid rows",
+            "full": "divided by all rows",
             "batch-size": "divided by the batch size",
             "none": "summed over rows",
         }
@@ -158,8 +183,7 @@ class Objective(BaseModel):
     def _counted(self, labels: Tensor | None, valid: Tensor | None) -> Tensor | None:
         if self.ignore_label is None or labels is None:
             return valid
-        kept = labels != self.ignore_label
-        return kept if valid is None else kept & valid
+        return _both(labels != self.ignore_label, valid)
 
     def _hard(
         self,
@@ -171,7 +195,7 @@ class Objective(BaseModel):
     ) -> Tensor:
         if labels is None:
             raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
-        value = hard_cross_entropy(
+        return hard_cross_entropy(
             student_logits,
             labels,
             label_smoothing=self.label_smoothing,
@@ -179,8 +203,6 @@ class Objective(BaseModel):
             partners=partners,
             shares=shares,
         )
-        counted = labels != NO_LABEL if partners is None else (labels != NO_LABEL) & (partners != NO_LABEL)
-        return self._normalised(value, _both(counted, valid), len(labels))
 
     def _soft(
         self,
@@ -196,22 +218,37 @@ class Objective(BaseModel):
         if teacher_logits is None or isinstance(teacher_logits, Tensor):
             # A loss that needs no teacher takes None in its place.
             dense = cast(Tensor, teacher_logits)
-            value = loss(student_logits, dense, temperature=temperature, labels=labels, valid=valid)
-        elif isinstance(loss, losses.SparseLoss):
+            return loss(student_logits, dense, temperature=temperature, labels=labels, valid=valid)
+        if isinstance(loss, losses.SparseLoss):
             target = (teacher_logits.ids, teacher_logits.logits, teacher_logits.tail_logit)
-            value = loss.sparse(student_logits, *target, temperature=temperature, valid=valid)
-        else:
-            raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")
-        counted = _both(labels != NO_LABEL, valid) if loss.needs_labels and labels is not None else valid
-        return self._normalised(value, counted, len(student_logits))
+            return loss.sparse(student_logits, *target, temperature=temperature, valid=valid)
+        raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")
 
-    def _normalised(self, mean: Tensor, counted: Tensor | None, batch: int) -> Tensor:
-        """The mean over the rows that count, made what `normalization` asks for."""
-        if self.normalization == "valid":
+    def _masks(self, labels: Tensor | None, valid: Tensor | None, partners: Tensor | None) -> dict[str, Tensor | None]:
+        """The rows that count in each part that is computed, bool (batch,); None: all."""
+        known = None if labels is None else labels != NO_LABEL
+        masks = {name: _both(known if loss.needs_labels else None, valid) for name, _, loss, _ in self._soft_parts()}
+        if self.alpha > 0:
+            masks["hard"] = _both(known if partners is None else _both(known, partners != NO_LABEL), valid)
+        return masks
+
+    def _normalised(
+        self,
+        name: str,
+        mean: Tensor,
+        counted: Mapping[str, Tensor | None],
+        batch: int,
+        over: Mapping[str, Tensor] | None,
+    ) -> Tensor:
+        """The mean over the rows that count in a part, made what `normalization` asks for."""
+        if self.normalization == "valid" and over is None:
             return mean
-        rows = batch if counted is None else counted.sum()
-        return mean * (rows if self.normalization == "none" else rows / max(batch, 1))
+        mask = counted[name]
+        rows = batch if mask is None else mask.sum()
+        if self.normalization == "none":
+            return mean * rows
+        return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1)))
 
 
-def _both(some: Tensor, valid: Tensor | None) -> Tensor:
-    return some if valid is None else some & valid
+def _both(some: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if some is None else some if other is None else some & other

@@ -99,12 +99,15 @@ def squared(temperature: float) -> str:
     return "" if temperature == 1 else f"{number(temperature**2)} * "
 
 
-def _counted(logits: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return logits
-    if valid.dtype != torch.bool or valid.shape != logits.shape[:1]:
+def check_valid(valid: Tensor | None, rows: int) -> None:
+    """Raises ConfigError for a mask that is not bool (rows,)."""
+    if valid is not None and (valid.dtype != torch.bool or valid.shape != (rows,)):
         raise ConfigError(
-            f"valid must be bool of shape ({len(logits)},), one per row of the logits, "
+            f"valid must be bool of shape ({rows},), one per row of the logits, "
             f"got {valid.dtype} of shape {tuple(valid.shape)}"
         )
-    return logits.where(valid[:, None], 0.0)
+
+
+def _counted(logits: Tensor, valid: Tensor | None) -> Tensor:
+    check_valid(valid, len(logits))
+    return logits if valid is None else logits.where(valid[:, None], 0.0)

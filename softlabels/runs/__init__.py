@@ -5,6 +5,7 @@ from softlabels.runs._configs import (
     ConvertConfig,
     DumpConfig,
     EvalConfig,
+    ImportConfig,
     Machine,
     MergeConfig,
     PlanConfig,
@@ -14,6 +15,8 @@ from softlabels.runs._configs import (
 )
 from softlabels.runs._convert import run_convert, run_merge
 from softlabels.runs._dump import card, run_dump, run_plan
+from softlabels.runs._export import run_export
+from softlabels.runs._import import run_import
 from softlabels.runs._pack import PackConfig, run_pack
 from softlabels.runs._repair import run_repair
 from softlabels.runs._store import make_store
@@ -24,6 +27,7 @@ __all__ = [
     "ConvertConfig",
     "DumpConfig",
     "EvalConfig",
+    "ImportConfig",
     "Machine",
     "MergeConfig",
     "PackConfig",
@@ -38,6 +42,8 @@ __all__ = [
     "run_convert",
     "run_dump",
     "run_eval",
+    "run_export",
+    "run_import",
     "run_merge",
     "run_pack",
     "run_plan",

@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from softlabels.config import Bytes
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError
 from softlabels.learning import Settings
+from softlabels.rendering import Renderer
 from softlabels.samples import Threads, Workers
-from softlabels.store import Cache
+from softlabels.store import MOST_VIEWS, Cache
 
 FEW_CORES = 4
 """Up to so many cores, decoding threads are preferred to processes."""
 
 AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def _is_a_folder(path: str) -> str:
-    if "://" in path:
-        raise ValueError("write to a folder on this machine and copy it to the URL when it is whole")
-    return path
-
-
-Folder = Annotated[str, AfterValidator(_is_a_folder)]
-"""A place on this machine."""
 
 
 def share_of(part: str) -> tuple[int, int]:
@@ -111,7 +102,35 @@ class Caching(BaseModel):
         return Cache.at(self.cache_dir, self.cache_size)
 
 
-class DumpConfig(Machine, Caching):
+class Rendering(Machine):
+    """Where pictures are made."""
+
+    render: Literal["cpu", "device"] = Field(
+        "cpu",
+        description="where decoded images are cut, resized and changed: by the workers, or on --device, in batches",
+    )
+    decoder: Literal["cpu", "nvjpeg"] = Field(
+        "cpu", description="what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)"
+    )
+
+    @property
+    def renderer(self) -> Renderer | None:
+        """What renders on the device; None where workers do.
+
+        Raises:
+            ConfigError: the device is not there, or nvJPEG is asked for where it cannot decode.
+        """
+        if self.decoder == "nvjpeg":
+            if self.render != "device":
+                raise ConfigError("--decoder nvjpeg decodes where pictures are rendered; give --render device too")
+            if self.torch_device().type != "cuda":
+                raise ConfigError(f"--decoder nvjpeg needs a CUDA device, and --device {self.device} is none here")
+            if getattr(self, "on_bad_image", "fail") == "skip":
+                raise ConfigError("--decoder nvjpeg cannot skip bad images; leave out one of the two")
+        return Renderer(self.torch_device(), self.decoder == "nvjpeg") if self.render == "device" else None
+
+
+class DumpConfig(Rendering, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
     teacher: tuple[Any, ...] = Field(
@@ -128,7 +147,7 @@ class DumpConfig(Machine, Caching):
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
-    views: int = Field(8, ge=1, description="views per image")
+    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
     recipe: Any = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
     seed: int = Field(0, ge=0, description="seed of the views")
     codec: Any = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
@@ -165,12 +184,19 @@ class PlanConfig(DumpConfig):
     codec_samples: int = Field(2000, ge=1, description="labels in that sample")
 
 
-class TrainConfig(Settings, Machine, Caching):
+class TrainConfig(Settings, Rendering, Caching):
     """What `softlabels train` does."""
 
-    student: Any = Field("mobilenetv3", description="student: torchvision or small network, timm:NAME, module:function")
+    student: Any = Field(
+        None,
+        description="student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the "
+        "one of --init]",
+    )
+    init: str | None = Field(
+        None, description="run or file of softlabels to go on from, to fine-tune: network, size and weights are read"
+    )
     weights: str | None = Field(
-        None, description="weights to start from (to fine-tune, say): a file, default, or random  [default: random]"
+        None, description="weights of a named student to start from: a file, default, or random  [default: random]"
     )
     size: int | None = Field(None, ge=1, description="side of the student's pictures  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
@@ -184,6 +210,7 @@ class TrainConfig(Settings, Machine, Caching):
     data: Any = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
     eval_data: Any = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
+    eval_size: int | None = Field(None, ge=1, description="side of the pictures evaluated on  [default: --size]")
     limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
     recipe: Any = Field(None, description="views to train on without labels  [default: crop-flip]")
     loss: Any = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
@@ -211,7 +238,9 @@ class TrainConfig(Settings, Machine, Caching):
         "refuse", description="what to do with images that have no soft labels"
     )
     label_memory: Bytes | None = Field(
-        None, description="memory for labels of compressed shards, such as 4GB  [default: a quarter of the machine's]"
+        None,
+        description="memory for labels of compressed shards, of all processes of a machine together, such as 4GB  "
+        "[default: a quarter of the machine's]",
     )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")
@@ -220,7 +249,9 @@ class TrainConfig(Settings, Machine, Caching):
     track: tuple[Any, ...] = Field(
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
     )
-    out: str | None = Field(None, description="folder of the run  [default: runs/STUDENT]")
+    out: str | None = Field(
+        None, description="folder of the run  [default: runs/STUDENT, with --init runs/STUDENT-tuned]"
+    )
 
     @field_validator("term")
     @classmethod
@@ -289,7 +320,7 @@ class ConvertConfig(Caching):
     """What `softlabels convert` does."""
 
     labels: str = Field("shards/", description="label store to convert, a folder or a URL; it stays as it is")
-    out: Folder = Field(..., description="folder of the converted store")
+    out: str = Field(..., description="folder of the converted store, or a URL such as s3://bucket/shards")
     format: Literal["hdf5", "zarr"] | None = Field(None, description="format of the shards  [default: as they are]")
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: as they are]"
@@ -299,10 +330,60 @@ class ConvertConfig(Caching):
     teachers: tuple[str, ...] | None = Field(None, description="teachers to convert; repeatable  [default: all]")
 
 
-class MergeConfig(BaseModel):
+class ImportConfig(Caching):
+    """What `softlabels import` does."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    from_: Literal["fkd", "tinyvit", "ml-dr"] = Field(
+        ..., alias="from", description="whose label files they are", json_schema_extra={"flag": "from", "in_file": True}
+    )
+    source: str = Field(
+        ..., description="folder of the label files; it stays as it is", json_schema_extra={"argument": True}
+    )
+    data: Any = Field(
+        ...,
+        description="data set that was labelled: imagenet, directory, csv:FILE, ..., as `softlabels dump` takes it",
+        json_schema_extra={"in_file": True},
+    )
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
+    seed: int = Field(0, ge=0, description="seed of --limit")
+    views: int | None = Field(None, ge=1, description="only the first so many views  [default: all]")
+    name: str | None = Field(None, description="the teacher's name in the store  [default: the project's]")
+    classes: int | None = Field(None, ge=1, description="classes of the teacher  [default: those of the data set]")
+    temperature: float = Field(1.0, gt=0, description="temperature of the softmax that the files hold")
+    tail: Literal["uniform", "none"] = Field(
+        "uniform", description="classes that a label does not name share the rest of 1, or have nothing"
+    )
+    values: Literal["fp16", "fp32"] | None = Field(
+        None, description="how probabilities are stored  [default: as in the files]"
+    )
+    labels_only: bool = Field(False, description="import labels whose views cannot be made here, without pictures")
+    allow_mismatch: bool = Field(False, description="import labels that name other classes than the images have")
+    on_missing: Literal["fail", "skip"] = Field(
+        "fail", description="refuse when images have no label, or record them as unlabelled"
+    )
+    format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
+    compression: Literal["none", "zstd"] | None = Field(None, description="compression of the shards  [default: none]")
+    out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
+    rows_per_shard: int = Field(4096, ge=1, description="images per shard: what a crash can cost")
+    part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+
+    @field_validator("part")
+    @classmethod
+    def _is_a_part(cls, text: str) -> str:
+        share_of(text)
+        return text
+
+
+class MergeConfig(Caching):
     """What `softlabels merge` does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    labels: tuple[str, ...] = Field(..., min_length=1, description="label store to merge; repeatable")
-    out: Folder = Field(..., description="folder of the merged store; it may be there already, or be one of the merged")
+    labels: tuple[str, ...] = Field(
+        ..., min_length=1, description="label store to merge, a folder or a URL; repeatable"
+    )
+    out: str = Field(
+        ..., description="folder or URL of the merged store; it may be there already, or be one of the merged"
+    )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 
-from softlabels import dumping, planning
+from softlabels import dumping, packing, planning
 from softlabels.codecs import CODECS, Codec
 from softlabels.datasets import Images, open_images
 from softlabels.dumping import DumpReport
+from softlabels.errors import ConfigError
 from softlabels.journal import Journal, duration
+from softlabels.labels import layout_beside
 from softlabels.pictures import Pictures, frame
 from softlabels.planning import Plan
+from softlabels.provenance import CPU, mixture, renderers, versions
 from softlabels.runs._configs import DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
-from softlabels.runs._store import make_store, versions
+from softlabels.runs._store import make_store
 from softlabels.store import Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
+
+RECORDED = "recorded"
+"""The recipe of a dump onto a store whose views came with imported labels."""
 
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
@@ -26,6 +33,8 @@ def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     codec: Codec = CODECS.make(config.codec)
     plans = [_plan(config, teacher, images, codec) for teacher in _teachers(config, images, journal)]
     for line in (line for each in plans for line in each.lines()):
+        journal.say(line)
+    for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
         journal.say(line)
     return plans
 
@@ -37,12 +46,13 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         return []
     images = _images(config)
     codec: Codec = CODECS.make(config.codec)
+    recipe = _recipe(config)
     reports = []
     for teacher in _teachers(config, images, journal):
         store, arranged = make_store(
             config.out,
             images,
-            RECIPES.make(config.recipe),
+            recipe,
             seed=config.seed,
             classes=teacher.classes,
             rows_per_shard=config.rows_per_shard,
@@ -51,6 +61,9 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             cache=config.cache,
         )
         labels = store.prepare(teacher.name, _card(config, images, teacher, codec))
+        renderer = config.renderer
+        for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
+            journal.say(line)
         report = dumping.dump(
             Pictures.of_store(store, arranged, config.views, frame(teacher.preprocessing)),
             teacher,
@@ -60,6 +73,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             workers=config.helpers(images),
             part=config.share,
             skip_bad_images=config.on_bad_image == "skip",
+            renderer=renderer,
             journal=journal,
         )
         if report.shards:
@@ -83,7 +97,7 @@ def card(
     compression: str | None = None,
 ) -> TeacherCard:
     """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told."""
-    stored = dumping.stored_as(codec, classes, mixes=recipe.mixes)
+    stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe))
     return TeacherCard(
         spec=dict(spec),
         weights_sha256=weights_sha256,
@@ -105,6 +119,30 @@ def _images(config: DumpConfig) -> Images:
     return limited(open_images(config.data, data_dir=config.data_dir, split=config.split), config.limit, config.seed)
 
 
+def _recipe(config: DumpConfig) -> Recipe:
+    """The recipe of the config; `RECORDED` is that of the store, whose views came with labels of another project.
+
+    Raises:
+        ConfigError: the store's views are recorded, and the config says to draw others or to add images.
+    """
+    there = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
+    held = RECIPES.make(there.manifest.recipe) if there is not None else None
+    if held is None or not (held.records or held.foreign):
+        if config.recipe == RECORDED:
+            raise ConfigError(f"{config.out} holds no recorded views; `softlabels import` makes a store that does")
+        return RECIPES.make(config.recipe)
+    if held.foreign is not None:
+        raise held.foreign.refusal()
+    if config.recipe != RECORDED:
+        raise ConfigError(
+            f"the views of {config.out} are recorded with imported labels; label these with --recipe {RECORDED}, or "
+            f"choose another --out"
+        )
+    if config.grow:
+        raise ConfigError(f"the views of {config.out} are recorded with imported labels; --grow has none to add")
+    return held
+
+
 def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory."""
     for spec in teacher_specs(config.teacher, config.weights):
@@ -123,21 +161,25 @@ def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) ->
         classes=teacher.classes,
         format=config.format,
         images=images,
-        recipe=RECIPES.make(config.recipe),
+        recipe=_recipe(config),
         compression=config.compression,
     )
 
 
 def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec) -> Plan:
     store = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
+    recipe, seen = _recipe(config), frame(teacher.preprocessing)
     return planning.plan(
         teacher,
-        Pictures(images, RECIPES.make(config.recipe), config.seed, config.views, frame(teacher.preprocessing)),
+        Pictures.of_store(store, images, config.views, seen)
+        if store and recipe.records
+        else Pictures(images, recipe, config.seed, config.views, seen),
         codec,
         rows_per_shard=store.manifest.rows_per_shard if store else config.rows_per_shard,
         missing=_missing(config, store, images, teacher) if store else None,
         batch_size=config.batch_size,
         workers=config.helpers(images),
+        renderer=config.renderer,
         codecs=_compared(codec, teacher.classes) if config.codec_report else (),
         sample=config.codec_samples,
     )
@@ -169,6 +211,6 @@ def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal:
         return
     rate = report.pictures / max(report.seconds, 1e-9)
     journal.say(
-        f"{report.teacher}: wrote {report.shards:,} shards, {report.pictures:,} labels in "
+        f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in "
         f"{duration(report.seconds)} ({rate:,.0f} pictures/s); {labels.views} views complete in {config.out}"
     )

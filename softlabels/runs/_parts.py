@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from softlabels._philox import permutation
 from softlabels.datasets import Images, open_images, subset
-from softlabels.errors import ConfigError, DataError, StoreError
+from softlabels.errors import ConfigError, DataError, StoreError, did_you_mean
 from softlabels.labels import Labels
+from softlabels.records import IMPORTED
 from softlabels.runs._configs import Machine, Reopening
 from softlabels.store import Store
 from softlabels.teachers import Teacher, teacher_spec
@@ -43,7 +44,8 @@ def label_images(labels: Labels, data: Any, data_dir: str | None) -> Images:
     try:
         return limited(open_images(spec, data_dir=data_dir), limit, labels.seed)
     except DataError as problem:
-        raise DataError(f"{problem}; say with --data or --data-dir where the images lie now") from problem
+        options = "--data or --data-dir" if "data_dir" in spec else "--data"
+        raise DataError(f"{problem}; say with {options} where the images lie now") from problem
 
 
 def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
@@ -61,8 +63,26 @@ def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
 
 
 def open_teacher(spec: Any, machine: Machine, images: Images) -> Teacher:
-    """The teacher on this machine's device; ModelError when its classes and the data set's differ in number."""
-    return spec.open(device=machine.torch_device(), amp=machine.amp, classes=len(images.classes) or None)
+    """The teacher on this machine's device.
+
+    Raises:
+        ModelError: its classes and the data set's differ in number.
+        ConfigError: both know the same class by another number.
+    """
+    teacher: Teacher = spec.open(device=machine.torch_device(), amp=machine.amp, classes=len(images.classes) or None)
+    check_classes(images, teacher.class_names, teacher.name)
+    return teacher
+
+
+def check_classes(images: Images, names: Sequence[str], whose: str) -> None:
+    """Raises ConfigError when a class of a data set has another number among these names, where it is one of them."""
+    number = {name: place for place, name in enumerate(names)}
+    for place, name in enumerate(images.classes):
+        if number.get(name, place) != place and (place >= len(names) or names[place] != name):
+            raise ConfigError(
+                f"class {name!r} is number {place} of {images.name} and number {number[name]} of {whose}; give data "
+                f"with the same classes in the same order"
+            )
 
 
 def matched(store: Store, images: Images) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -80,12 +100,22 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
     """
     specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
     named = {spec.slug: spec for spec in specs}
+    for slug in named:
+        if slug not in labels.teachers:
+            raise ConfigError(
+                f"{labels.store.location} has no labels of {slug!r}; {did_you_mean(slug, labels.teachers)}"
+            )
 
     def reopen(name: str) -> Teacher:
         card = labels.of(name).card
         kind = card.spec.get("kind")
         if name not in named and kind == "own":
             raise ConfigError(f"{name} answered in its maker's own inference loop; run that again, or {instead}")
+        if name not in named and kind == IMPORTED:
+            raise ConfigError(
+                f"{name} came from files of {card.spec.get('project')}: run `softlabels import` again to get shards "
+                f"back, or {instead}"
+            )
         if name not in named and kind == "function":
             # A store may come from a stranger, so only a user may have code imported.
             raise ConfigError(f"{name} was made by {card.spec.get('function')!r}; name it yourself with --teacher")

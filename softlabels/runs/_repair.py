@@ -13,9 +13,11 @@ from softlabels.errors import DataError
 from softlabels.journal import Journal
 from softlabels.labels import Labels, open_labels
 from softlabels.pictures import Pictures, frame
+from softlabels.provenance import CPU, mixture, renderers
 from softlabels.repairing import RepairReport
 from softlabels.runs._configs import RepairConfig
 from softlabels.runs._dump import saved_config
+from softlabels.runs._import import saved_import
 from softlabels.runs._parts import label_images, matched, reopening
 from softlabels.store import Shard
 
@@ -62,6 +64,8 @@ class _Workshop:
         reopen = reopening(config, labels, self.images, "leave --redump out to only remove the damage")
         teacher = reopen(name)
         views = max(shard.stop_view for shard in shards)
+        for line in mixture(name, renderers(labels.of(name)), CPU):
+            journal.say(line)
         # A shard goes when its successor is complete in memory; a kill between the two leaves a gap that a dump fills.
         dump_shards(
             Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
@@ -98,4 +102,6 @@ def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:
         command = ["softlabels", "dump", "--config", saved, "--out", root, "--views", views, "--part", "0/1"]
         return f"this dumps them again{besides}: {shlex.join(str(word) for word in command)}"
     where = labels.store.location
+    if (Path(root) / saved_import(teacher)).exists():
+        return f"`softlabels import` with the settings in {root / saved_import(teacher)} makes them again{besides}"
     return f"the command that made {where} makes them again{besides}: dump (with --views {views}), convert or merge"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pyarrow as pa
 from softlabels._philox import permutation
 from softlabels.datasets import Images, content_checksums, subset
 from softlabels.errors import StoreError
+from softlabels.provenance import versions
 from softlabels.runs._parts import matched
 from softlabels.store import Cache, Store, create, holds_store, open_store
 from softlabels.views import Recipe
@@ -71,18 +71,21 @@ def make_store(
 def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
     """`images` as the store has them, then those that it lacks, and how many these are.
 
-    They are as they were when there is no store yet, or when they lack images that it has.
+    They are as they were when there is no store yet.
+
+    Raises:
+        StoreError: the store has images that these lack; their number and the first are told.
     """
     if store is None or store.keys == images.keys:
         return images, 0
     known, new = matched(store, images)
-    return (images, 0) if (known < 0).any() else (subset(images, np.concatenate([known, new])), len(new))
-
-
-def versions(images: Images) -> dict[str, str]:
-    """What the pixels and logits of these images depend on beside the weights."""
-    names = ("softlabels", "torch", "torchvision", "numpy")
-    return {"decoder": images.decoder, **{name: version(name) for name in names}}
+    lost = np.flatnonzero(known < 0)
+    if len(lost):
+        raise StoreError(
+            f"{store.location} has {len(store):,} images, of which {images.name} lacks {len(lost):,} (the first is "
+            f"{store.keys[lost[0]].as_py()!r}); bring them back, mind --limit and --split, or choose another --out"
+        )
+    return subset(images, np.concatenate([known, new])), len(new)
 
 
 def _stored_checksums(store: Store | None, images: Images) -> pa.Array | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ from softlabels.errors import ConfigError, DataError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate
 from softlabels.journal import Journal, duration
 from softlabels.labels import Labels, open_labels
-from softlabels.learning import Place
+from softlabels.learning import Place, Settings, parameter_groups
 from softlabels.losses import BLENDS, Objective
-from softlabels.networks import Preprocessing, parameter_count, read_weights, write_weights
-from softlabels.orders import spread
+from softlabels.networks import Preprocessing, parameter_count, read_description, read_weights, write_weights
+from softlabels.orders import spread, window_notes
 from softlabels.pictures import Pictures, frame
 from softlabels.processes import Processes, joined
+from softlabels.provenance import CPU, mixture, renderers
 from softlabels.runs._configs import TrainConfig
 from softlabels.runs._folder import begin, finished
-from softlabels.runs._parts import alias, label_images, limited, open_teacher, teacher_specs
+from softlabels.runs._parts import alias, check_classes, label_images, limited, open_teacher, teacher_specs
 from softlabels.samples import LabelledPictures
-from softlabels.students import student_spec
+from softlabels.students import StudentPart, student_spec
 from softlabels.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
-from softlabels.tracking import tracked
+from softlabels.tracking import check_trackers, tracked
 from softlabels.training import TrainReport, train
 from softlabels.views import RECIPES
 
@@ -44,6 +45,11 @@ PARTNER_CHECKS = 1024
 
 CHECKED_BYTES = 1 << 30
 """Bytes of labels whose checksums are compared before training; `softlabels verify` compares all."""
+
+DEFAULT_STUDENT = "mobilenetv3"
+
+CLASSIFIER = "classifier"
+"""In --train-only: the layer that tells the classes, whatever the network calls it."""
 
 DEFAULT_RECIPE = "crop-flip"
 """Views to train on when no store says which."""
@@ -59,14 +65,14 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 
 
 def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
-    spec = student_spec(config.student, weights=config.weights, size=config.size)
-    folder = Path(config.out or f"runs/{spec.slug}")
+    spec = _student(config)
+    folder = Path(config.out or f"runs/{spec.slug}{'-tuned' if config.init else ''}")
     done = processes.agreed(finished(folder, config))
     if done is not None:
         journal.say(f"{folder} is done already; nothing to do")
         return done
     preprocessing = spec.preprocessing
-    lesson, classes, notes = _lesson(config, preprocessing)
+    lesson, classes, notes = _lesson(config, preprocessing, processes)
     images = lesson.samples.pictures.images
     place = Place(
         config.torch_device(),
@@ -77,14 +83,20 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
         processes,
     )
     network = spec.build(classes, seed=config.seed)
-    metadata = spec.metadata(classes, images.classes)
+    names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
+    metadata = spec.metadata(classes, names or images.classes)
+    settings = _settings(config, spec)
+    # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
+    parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    check_trackers(config.track)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
-        f"of {preprocessing.size} px; {len(images):,} images, effective batch {config.batch_size * config.accumulate}",
+        f"of {preprocessing.size} px; {len(images):,} images, effective batch {settings.effective_batch}",
+        *settings.describe(),
         *notes,
         *lesson.describe(),
     ]
-    score = _scoring(config, preprocessing, images, classes, place, journal)
+    score = _scoring(config, preprocessing, images, classes, names, place, journal)
     if processes.first:
         begin(folder, config, header)
     for line in header:
@@ -95,13 +107,13 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
             scores = {"top1": f"{reached.top1:.6f}"} if reached else {}
             write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
 
-    settings = config.model_dump(mode="json", exclude={"track"})
-    with tracked(config.track if processes.first else (), folder, settings, journal) as trackers:
+    shown = config.model_dump(mode="json", exclude={"track"})
+    with tracked(config.track if processes.first else (), folder, shown, journal) as trackers:
         report = train(
             network,
             preprocessing,
             lesson,
-            config.settings,
+            settings,
             folder=folder,
             place=place,
             score=score,
@@ -118,14 +130,39 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
     return result
 
 
-def _lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, int, list[str]]:
+def _student(config: TrainConfig) -> StudentPart:
+    """The student that is named, or the one of an earlier run."""
+    if config.init is None:
+        return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
+    if config.weights is not None:
+        raise ConfigError("--init and --weights exclude each other: --init brings the network's weights")
+    told = read_description(config.init)
+    if config.student is None and (told is None or told.architecture.startswith("function:")):
+        # A file of weights must never choose code that is then run.
+        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student")
+    student = config.student or (told.architecture if told else "")
+    return student_spec(student, weights=config.init, size=config.size)
+
+
+def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
+    """The settings of the steps, with the layer that is meant by `classifier` in its place."""
+    settings = config.settings
+    if CLASSIFIER not in settings.train_only:
+        return settings
+    if not spec.head:
+        raise ConfigError(f"--train-only {CLASSIFIER}: {spec.slug} does not say which layer that is; name the layer")
+    layers = tuple(name for each in settings.train_only for name in (spec.head if each == CLASSIFIER else [each]))
+    return settings.model_copy(update={"train_only": layers})
+
+
+def _lesson(config: TrainConfig, preprocessing: Preprocessing, processes: Processes) -> tuple[Lesson, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
     if config.labels and config.teacher:
         raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     if config.labels:
-        return _stored_lesson(config, preprocessing)
+        return _stored_lesson(config, preprocessing, processes)
     images = limited(open_images(config.data or "digits", data_dir=config.data_dir), config.limit, config.seed)
     recipe = RECIPES.make(config.recipe or DEFAULT_RECIPE)
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
@@ -135,12 +172,13 @@ def _lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, 
         targets = _live_targets(config, pictures)
         classes = targets.teachers[0].classes
         names = ", ".join(teacher.name for teacher in targets.teachers)
-        lesson, more = _taught(config, LabelledPictures(pictures), targets)
+        lesson, more = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets)
         return lesson, classes, [f"{note}, {names} live", *more]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
     _check_untaught(config)
-    return Lesson(LabelledPictures(pictures), NoTargets(), _objective(config, 1.0)), len(images.classes), [note]
+    samples = LabelledPictures(pictures, renderer=config.renderer)
+    return Lesson(samples, NoTargets(), _objective(config, 1.0)), len(images.classes), [note]
 
 
 def _taught(config: TrainConfig, samples: LabelledPictures, targets: Targets) -> tuple[Lesson, list[str]]:
@@ -160,6 +198,8 @@ def _check_untaught(config: TrainConfig) -> None:
         ("--alpha-end", config.alpha_end is not None),
         ("--min-confidence", config.min_confidence > 0),
         ("--wrong-teacher", config.wrong_teacher != "keep"),
+        ("--loss", config.loss not in ("kl", {"kind": "kl"})),
+        ("--teachers", bool(config.teachers)),
     ):
         if given:
             raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
@@ -172,12 +212,17 @@ def _live_targets(config: TrainConfig, pictures: Pictures) -> LiveTargets:
     return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
 
 
-def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[Lesson, int, list[str]]:
+def _stored_lesson(
+    config: TrainConfig, preprocessing: Preprocessing, processes: Processes
+) -> tuple[Lesson, int, list[str]]:
     if config.recipe is not None:
         raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
     labels = open_labels(config.labels or "", cache_dir=config.cache_dir, cache_size=config.cache_size)
     labels.share(config.label_memory)
+    labels.adopt(processes.machine_agreed(labels.offered()))
     teachers = labels.select(config.teachers)
+    if not teachers:
+        raise StoreError(f"{labels.store.location} holds no teacher's labels; dump some first, or copy the store whole")
     for name in teachers:
         _check_complete(labels, name, config.incomplete)
         _check_temperatures(labels, name, _objective(config, 0.0))
@@ -193,10 +238,16 @@ def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing) -> tuple[L
         images = subset(images, joined.rows)
     _check_pixels(labels, images)
     pictures = Pictures.of_store(labels.store, images, labels.views, frame(preprocessing))
-    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers)
+    renderer = config.renderer
+    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers, renderer=renderer)
+    for name in teachers:
+        notes += mixture(name, renderers(labels.of(name)), renderer.name if renderer else CPU)
+    notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     objective = _objective(config, 0.0)
     targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)
     lesson, more = _taught(config, samples, targets)
+    if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
+        check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return lesson, labels.classes, notes + more
 
 
@@ -254,6 +305,7 @@ def _scoring(
     preprocessing: Preprocessing,
     images: Images,
     classes: int,
+    names: Sequence[str],
     place: Place,
     journal: Journal,
 ) -> Callable[[nn.Module], Score] | None:
@@ -263,7 +315,11 @@ def _scoring(
         return None
     if len(tested.classes) != classes:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
+    check_classes(tested, names, "the student")
+    preprocessing = preprocessing.changed("--eval-size", size=config.eval_size)
     pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
+    if config.eval_size is not None:
+        journal.say(f"evaluated on pictures of {config.eval_size} px")
     batch_size, workers = max(config.batch_size, 256), config.helpers(tested)
 
     def score(network: nn.Module) -> Score:

@@ -40,6 +40,10 @@ class StudentPart(Protocol):
     def preprocessing(self) -> Preprocessing:
         """How it wants its pictures."""
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the tensors of the layer that tells the classes; none where nobody knows."""
+
     def build(self, classes: int, *, seed: int) -> nn.Module:
         """The network on the CPU, in train mode, with a head of `classes`; `seed` alone decides what is drawn."""
 

@@ -29,6 +29,11 @@ class ArchitectureStudent(networks.ArchitectureSettings):
         told = networks.read_description(self.weights)
         return self.over(told.preprocessing if told else networks.preprocessing(self.resolved))
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """Names of the tensors whose shape depends on the number of classes."""
+        return tuple(networks.head_tensors(self.resolved))
+
     def build(self, classes: int, *, seed: int) -> nn.Module:
         """The network on the CPU, in train mode, with a head of `classes`; what is drawn depends on `seed` alone.
 

@@ -45,6 +45,11 @@ class FunctionStudent(networks.NetworkSettings):
         """What the function says (it is called for it), or as set here."""
         return self.over(networks.from_function(self.function, _ANY_COUNT)[1])
 
+    @property
+    def head(self) -> tuple[str, ...]:
+        """None: only the function's author knows which layer tells the classes."""
+        return ()
+
     def build(self, classes: int, *, seed: int) -> nn.Module:
         """The network on the CPU, in train mode; what torch draws for it depends on `seed` alone.
 

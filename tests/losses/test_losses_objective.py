@@ -119,8 +119,9 @@ def test_normalization_divides_sums_by_valid_rows_by_the_batch_or_by_one(kind):
     valid = torch.tensor([True, True, True, False, True, True])
     parts = {
         mode: Objective(alpha=0.5, loss=kind, normalization=mode)(student, labels, teacher, valid)[1]
-        for mode in ("valid", "batch-size", "none")
+        for mode in ("valid", "full", "batch-size", "none")
     }
+    assert parts["full"] == parts["batch-size"]
     hard_rows, soft_rows = 3, 3 if kind == "dkd" else 5
     for name, rows in (("hard", hard_rows), ("soft", soft_rows)):
         torch.testing.assert_close(parts["none"][name], parts["valid"][name] * rows)

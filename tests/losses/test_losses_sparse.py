@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -153,6 +159,54 @@ def test_no_tensor_of_the_teacher_has_the_size_batch_times_classes(kind):
     assert dense.found
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_batches_are_computed_in_pieces_to_the_same_value_and_gradient(kind, dtype, monkeypatch):
+    student, target = example(8, rows=7, classes=40, kept=5, dtype=torch.float32)
+    valid = torch.tensor([True, True, False, True, False, True, True])
+    loss, results = losses.LOSSES.make(kind), []
+    for at_once in (7 * 40, 3 * 40, 1):
+        monkeypatch.setattr(losses._sparse, "_AT_ONCE", {"cpu": at_once})
+        each = student.to(dtype).requires_grad_()
+        value = loss.sparse(each, target.ids, target.logits, target.tail_logit, temperature=2.0, valid=valid)
+        (3 * value).backward()
+        results.append((value.detach(), each.grad))
+    for value, gradient in results[1:]:
+        torch.testing.assert_close(value, results[0][0])
+        torch.testing.assert_close(gradient, results[0][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_large_batches_little_more_than_the_gradient_is_held(kind):
+    rows, classes = 256, 20000
+    student, target = example(9, rows=rows, classes=classes, kept=10, dtype=torch.float32)
+    student.requires_grad_()
+    loss = losses.LOSSES.make(kind)
+    with Held() as held:
+        loss.sparse(student, target.ids, target.logits, target.tail_logit, temperature=2.0).backward()
+    assert held.most < 1.5 * 4 * rows * classes
+    dense = target.dense(classes)
+    student.grad = None
+    with Held() as whole:
+        loss(student, dense, temperature=2.0).backward()
+    assert held.most < 0.5 * whole.most
+
+
+class Held:
+    """The most bytes that torch held at any moment of the block beyond what it held before."""
+
+    def __enter__(self):
+        self._record = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._record.__enter__()
+        return self
+
+    def __exit__(self, *problem):
+        self._record.__exit__(*problem)
+        events = self._record.profiler.kineto_results.events()
+        changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+        self.most = max(itertools.accumulate(change for _, change in changes))
+
+
 def test_teacher_free_builds_no_target_either():
     student = torch.randn(4, 100)
     with Watch(student, 400) as watch:
@@ -179,3 +233,18 @@ def test_an_objective_takes_sparse_logits_in_place_of_dense_ones(kind):
     torch.testing.assert_close(parts, expected)
     with pytest.raises(ConfigError, match="'dkd' has no exact sparse path"):
         losses.Objective(loss="dkd")(student, labels, target)
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_time_and_memory_of_every_sparse_path():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "benchmarks" / "losses.py", "--classes", "50", "--kept", "3"]
+    done = subprocess.run(
+        [*command, "--batch-size", "8", "--repeats", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    for kind in KINDS:
+        assert f"\n{kind} " in done.stdout

@@ -279,12 +279,8 @@ def test_parameters_of_a_part_reach_the_formula(kind, parameters):
     assert value.item() != pytest.approx(written_out(kind, student, teacher, 2.0), rel=1e-3)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 3.0])
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_is_the_finite_difference_of_the_formula(kind, temperature):
-    student, teacher = ordinary(4)
-    _, gradient = value_and_gradient(kind, student, teacher, temperature, torch.float64)
-    _, single = value_and_gradient(kind, student, teacher, temperature, torch.float32)
+def finite_differences(kind, student, teacher, temperature):
+    """Slopes of the written-out formula, (batch, classes)."""
     frozen = {"frozen": student.tolist()} if kind == "wsl" else {}
     step, slopes = 1e-5, np.zeros_like(student)
     for place in np.ndindex(*student.shape):
@@ -294,9 +290,58 @@ def test_gradient_is_the_finite_difference_of_the_formula(kind, temperature):
             moved[place] += sign * step
             values.append(written_out(kind, moved, teacher, temperature, **frozen))
         slopes[place] = (values[0] - values[1]) / (2 * step)
+    return slopes
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_the_finite_difference_of_the_formula(kind, temperature):
+    student, teacher = ordinary(4)
+    _, gradient = value_and_gradient(kind, student, teacher, temperature, torch.float64)
+    _, single = value_and_gradient(kind, student, teacher, temperature, torch.float32)
+    slopes = finite_differences(kind, student, teacher, temperature)
     np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(single, slopes, rtol=1e-3, atol=1e-4)
     assert not np.allclose(slopes, 0)
+
+
+@pytest.mark.parametrize("case", ["extreme", "ties"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_is_the_finite_difference_on_extreme_logits_too(kind, case):
+    student, teacher = CASES[case]()
+    if kind in ("standardized-kl", "spherical-kd", "dist"):
+        student[student.std(1) == 0, 0] = 0.5  # A constant row has no direction.
+    if kind == "relational-angle":
+        student[2, 1] += 5  # Nor is there an angle at two equal rows.
+    _, gradient = value_and_gradient(kind, student, teacher, 2.0, torch.float64)
+    slopes = finite_differences(kind, student, teacher, 2.0)
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-6)
+
+
+SPARSE = [kind for kind in KINDS if isinstance(losses.LOSSES.make(kind), losses.SparseLoss)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", SPARSE)
+def test_the_sparse_path_has_the_written_out_value_and_the_slopes_of_finite_differences(kind, case, dtype):
+    """Two of four classes are named, the others have one logit."""
+    student, teacher = CASES[case]()
+    student = torch.tensor(student, dtype=dtype)
+    ids = torch.tensor(teacher).topk(2).indices
+    values = torch.tensor(teacher).gather(1, ids)
+    tail = torch.tensor(np.sort(teacher, 1)[:, :2].mean(1))
+    dense = tail[:, None].expand(-1, CLASSES).scatter(1, ids, values).numpy()
+    expected = written_out(kind, student.double().numpy(), dense, 2.0)
+    slopes = finite_differences(kind, student.double().numpy(), dense, 2.0)
+    student.requires_grad_()
+    value = losses.LOSSES.make(kind).sparse(student, ids, values, tail, temperature=2.0, valid=torch.tensor(VALID))
+    value.backward()
+    exact = dtype == torch.float64
+    assert value.dtype == (torch.float64 if exact else torch.float32)
+    assert value.item() == pytest.approx(expected, rel=1e-9 if exact else 2e-5, abs=1e-11 if exact else 2e-5)
+    tolerance = {torch.float64: 1e-5, torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    np.testing.assert_allclose(student.grad.double(), slopes, rtol=tolerance, atol=1e-6 if exact else 2e-3)
 
 
 @pytest.mark.parametrize("case", ["extreme", "ties"])
