@@ -8,12 +8,18 @@ labels can gain. "of the limit" is the measured gain over it; rendering and the 
 both sides pay, lower it. All take turns, and the best of several counts. On a CPU all is compared by processor time of
 one thread, so that other work on the machine does not count; on a GPU by the clock. All weights are random: they cost
 what others do.
+
+The largest batch that fits is searched by making steps: on a GPU by what torch has allocated at most, by default within
+all of its memory; on a CPU each step in a process of its own, by the most memory that the whole process had, libraries
+and all (`--memory`, by default 1.5 GB). It is exact to a sixteenth.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -68,11 +74,17 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--memory", type=float, help="bytes that a batch has to fit in, 0 to leave the search out")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--store", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ[COUNT] = str(options.images)
     sys.path.insert(0, str(Path(__file__).parent))
     if options.device == "cpu":
         torch.set_num_threads(1)
+    if options.peak_of:
+        print(peak_here(options.peak_of, options.store, options))
+        return
     with tempfile.TemporaryDirectory() as root:
         measure(options, Path(root))
 
@@ -114,6 +126,8 @@ def measure(options: argparse.Namespace, root: Path) -> None:
                 taken[name].append(cost)
     apart = {name: target_cost(lesson, options) for name, lesson in lessons.items() if "loop" not in name}
     say(options, taken, apart, {name: min(seconds[1:]) for name, seconds in steps.items()})
+    if options.memory != 0:
+        say_largest(options, root / "light dense")
 
 
 @dataclass(frozen=True)
@@ -200,6 +214,85 @@ def say(
             print(f"{name:22} {measured:.3f}   {1 + added / hard_step:.3f} ({1e3 * added:+.2f} ms a step)")
 
 
+def say_largest(options: argparse.Namespace, store: Path) -> None:
+    """Print the largest batch of each way of learning that fits the memory."""
+    gpu = options.device != "cpu"
+    limit = options.memory or (torch.cuda.mem_get_info(options.device)[1] if gpu else 1.5e9)
+    print(f"largest batch that fits {limit / 1e9:.1f} GB of {'GPU memory' if gpu else 'a process'}")
+    for arm in (STORED, *TEACHERS):
+        batch, held = largest(lambda size, arm=arm: peak(arm, store, options, size), limit)
+        learnt = arm if arm == STORED else f"{arm} in the loop"
+        print(f"{learnt:22} {batch:8,}   {f'{held / 1e6:,.0f} MB held' if batch else 'none fits'}")
+
+
+STORED = "stored labels"
+
+
+def largest(held_by: Callable[[int], float], limit: float) -> tuple[int, float]:
+    """The largest batch that holds at most `limit` bytes, to a sixteenth, and what it holds; 0 when none of 8 fits."""
+    found: dict[int, float] = {}
+    size = 8
+    while True:
+        found[size] = held_by(size)
+        fits = max((each for each, held in found.items() if held <= limit), default=0)
+        fails = min((each for each, held in found.items() if held > limit), default=0)
+        near = max(1, fits // 16)
+        if not fits or (fails and fails - fits <= near):
+            return fits, found.get(fits, 0.0)
+        # Memory grows in a line with the batch, or nearly: few steps have to be made.
+        size = min(max(straight(found, limit), fits + near), 8 * fits)
+        if fails and size >= fails:
+            size = (fits + fails) // 2
+
+
+def straight(found: dict[int, float], limit: float) -> int:
+    """Where a line through the two largest batches that were made reaches the limit."""
+    made = [(size, held) for size, held in sorted(found.items()) if held < float("inf")][-2:]
+    if len(made) < 2 or made[1][1] <= made[0][1]:
+        return 8 * made[-1][0]
+    (less, low), (more, high) = made
+    return int(more + (limit - high) * (more - less) / (high - low))
+
+
+def peak(arm: str, store: Path, options: argparse.Namespace, size: int) -> float:
+    """Bytes held at most by two steps with such a batch; infinite when the device has no more."""
+    if options.device != "cpu":
+        try:
+            return peak_here(arm, str(store), argparse.Namespace(**{**vars(options), "batch_size": size}))
+        except torch.OutOfMemoryError:
+            return float("inf")
+        finally:
+            torch.cuda.empty_cache()
+    command = [sys.executable, __file__, "--peak-of", arm, "--store", str(store), "--batch-size", str(size)]
+    command += ["--images", str(options.images), "--size", str(options.size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def peak_here(arm: str, store: str, options: argparse.Namespace) -> float:
+    """Bytes that this process, or the GPU, held at most when a student has made two steps."""
+    gpu = options.device != "cpu"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    taught_by = {"kind": "torchvision", "architecture": TEACHERS.get(arm), "weights": "random", "size": options.size}
+    lesson = taught(options, softlabels.open_labels(store)) if arm == STORED else watched(options, taught_by)
+    spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
+    place = Place(torch.device(options.device))
+    learner = Learner(spec.build(CLASSES, seed=0), spec.preprocessing, Settings(), 100, 0, place)
+    shown = lesson.samples
+    # Pictures are made piece by piece elsewhere and count on neither side; labels are read as in training.
+    pictures = ready(options)
+    batch = shown.labelled(replace(pictures, views=torch.zeros_like(pictures.rows)))
+
+    def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        value = lesson.loss(batch, learner.logits(batch), 0.0)[0]
+        return value, value.detach()[None]
+
+    for step in range(2):  # the second has the optimizer's state beside it
+        learner.learn([batch], step, loss)
+    return torch.cuda.max_memory_allocated() if gpu else 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def target_cost(lesson: Lesson, options: argparse.Namespace) -> float:
     """Seconds to read a batch's labels, to decode them, and of the loss with its gradient."""
     shown, size = lesson.samples, options.batch_size
@@ -229,7 +322,7 @@ def student_step(options: argparse.Namespace) -> Callable[[], float]:
         value = hard_cross_entropy(learner.logits(batch), batch.hard.to(options.device))
         return value, value.detach()[None]
 
-    return lambda: timed(lambda: learner.learn([batch], len(batch), 0, loss), options)
+    return lambda: timed(lambda: learner.learn([batch], 0, loss), options)
 
 
 def teacher_pass(spec: dict[str, Any], options: argparse.Namespace) -> Callable[[], float]:
@@ -240,7 +333,7 @@ def teacher_pass(spec: dict[str, Any], options: argparse.Namespace) -> Callable[
 
 
 def ready(options: argparse.Namespace) -> Batch:
-    rows = torch.arange(options.batch_size)
+    rows = torch.arange(options.batch_size) % options.images
     shape = (options.batch_size, 3, options.size, options.size)
     return Batch(torch.randint(0, 256, shape, dtype=torch.uint8), rows, rows, rows % CLASSES)
 

@@ -8,6 +8,9 @@ computes. What that costs on this core has a line of its own, and --normalise ad
 every way once, so that what else the machine does falls on all of them; printed are the median rate and the median of
 the rounds' ratios, with what the project asks for. Packs are made in a temporary folder at a longer side of 320. The
 32x32 pictures are random ones, or those below --cifar DIR.
+
+Rows "of parts" decode no more of a JPEG file than its views show, which takes a TurboJPEG library of version 3 (``pip
+install softlabels[turbo]``); without one they are left out. All other rows decode whole files, library or not.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,10 +40,10 @@ from softlabels.codecs import CODECS
 from softlabels.datasets import Images, MemoryImages
 from softlabels.journal import Journal
 from softlabels.networks import Preprocessing
-from softlabels.pictures import Pictures, frame
+from softlabels.pictures import Crew, Pictures, frame
 from softlabels.runs import card, make_store
 from softlabels.samples import LabelledPictures, Threads, Workers, batches
-from softlabels.views import RECIPES, Recipe
+from softlabels.views import RECIPES, Recipe, blank
 
 BATCH, SMALL_BATCH = 64, 256
 VIEWS = 8
@@ -106,8 +111,29 @@ def by_us(
 
 
 def normalising(preprocessing: Preprocessing) -> float:
-    pictures = torch.zeros(BATCH, 3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
+    pictures = blank(BATCH, preprocessing.size).zero_()
     return timed(preprocessing.normalise(pictures) for _ in range(8))
+
+
+class WholeImages:
+    """A data set that decodes whole files, as where no library for parts of them is installed."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "encoded":
+            raise AttributeError(name)
+        return getattr(self._images, name)
+
+
+def by_crew(pictures: Pictures, numbers: np.ndarray, crew: Crew, size: int = BATCH) -> float:
+    """As `SoftLabelDataset` with threads: one batch after the other, each made by all of them together."""
+    todo = [np.divmod(numbers[start : start + size], VIEWS) for start in range(0, len(numbers), size)]
+    return timed((pictures.render(rows, views, crew=crew) for rows, views in todo), time.perf_counter)
 
 
 def several(rows: np.ndarray, each: int) -> np.ndarray:
@@ -134,24 +160,34 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
         packs[quality] = softlabels.open_images(f"pack:{folder / str(quality)}")
     preprocessing, recipe = Preprocessing(size=size, **IMAGENET), RECIPES.make("crop-flip")
     make = functools.partial(Pictures, recipe=recipe, seed=0, views=VIEWS, frame=frame(preprocessing))
-    files, jpeg, raw = make(source), make(packs[90]), make(packs["raw"])
+    files, jpeg, raw = make(WholeImages(source)), make(WholeImages(packs[90])), make(packs["raw"])
     rows = np.tile(np.arange(len(source)), repeats)
+    # Workers have some batches ready when the clock starts; they must not be most of what is counted.
+    longer = np.tile(rows, 4)
     pil = ByPil(source, recipe, files.hashes, size)
     ours = functools.partial(by_us, normalise=preprocessing if normalise else None)
     one, two = "PIL transforms, 1 core", "PIL transforms, 2 workers"
 
     def way(name: str, pictures: Pictures, each: int, workers: Workers, wanted: float | None = None) -> Way:
-        numbers = several(rows, each)
+        numbers = several(longer if workers else rows, each)
         return Way(name, lambda: ours(pictures, numbers, workers), one if workers == 0 else two, wanted)
 
     ways = [Way(one, lambda: by_pil(pil, rows, 0)), way("files", files, 1, 0, 1.9)]
     ways += [way(f"files, {n} views per decode", files, n, 0, 4.5 if n == 4 else None) for n in (2, 4, 8)]
     ways += [way("JPEG pack", jpeg, 1, 0, 5.0), way("JPEG pack, 4 views per decode", jpeg, 4, 0)]
     ways += [way("raw pack", raw, 1, 0, 12.0), way("raw pack, 4 views per decode", raw, 4, 0)]
+    if "parts of JPEG" in source.decoder:
+        in_parts = make(source)
+        ways += [way("files, of parts", in_parts, 1, 0), way("files, of parts, 4 views per decode", in_parts, 4, 0)]
+        ways.append(way("JPEG pack, of parts", make(packs[90]), 1, 0))
+    else:
+        print("no TurboJPEG library of version 3: rows of parts are left out", file=sys.stderr)
     ways.append(Way("normalising ready batches, 1 core", lambda: normalising(preprocessing), one))
-    ways.append(Way(two, lambda: by_pil(pil, np.tile(rows, 2), 2)))
+    ways.append(Way(two, lambda: by_pil(pil, longer, 2)))
     for name, pictures in (("files", files), ("JPEG pack", jpeg), ("raw pack", raw)):
         ways += [way(f"{name}, 2 processes", pictures, 1, 2), way(f"{name}, 2 threads", pictures, 1, Threads(2))]
+        together = functools.partial(by_crew, pictures, several(longer, 1), Crew(2))
+        ways.append(Way(f"{name}, 2 threads on each batch", together, two))
     return ways
 
 
@@ -192,7 +228,7 @@ class Cheap:
 
 
 def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
-    images, recipe = softlabels.open_images(f"images:{photos}"), RECIPES.make("crop-flip")
+    images, recipe = WholeImages(softlabels.open_images(f"images:{photos}")), RECIPES.make("crop-flip")
     teacher, codec = Cheap(Preprocessing(size=size, **IMAGENET)), CODECS.make("dense")
     count = 0
 
