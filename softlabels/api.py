@@ -136,7 +136,7 @@ class LabelWriter:
         A shard is written as soon as the last of its batches is put; what was written is not asked for again.
 
         Raises:
-            ConfigError: the logits of the last batch were not put.
+            ConfigError: the logits of the last batch were not put, or not one row for each picture.
             StoreError: the store holds another teacher of this name, or cannot be written.
         """
         coding: Codec = CODECS.make(codec)
@@ -164,6 +164,10 @@ class LabelWriter:
                     yield batch
                     if self._said is None:
                         raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
+                    if len(self._said) != len(batch):
+                        raise ConfigError(
+                            f"a batch of {len(batch)} pictures got {len(self._said)} rows of logits; put one for each"
+                        )
                     filling.enter(batch, self._said)
                 filling.write(labels)
 

@@ -143,6 +143,8 @@ def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
         if first["type"] == "missing":
             raise ConfigError(f"{where} needs a value for {field!r}") from problem
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            message = f"is a list, such as [{first['input']}]"
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{message} (got {first['input']!r})") from problem
 
 

@@ -245,7 +245,8 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
     Raises:
         KeyError: images without labels; the first are named.
-        ConfigError: fewer than one thread.
+        ConfigError: fewer than one thread, or a temperature or blend that is not to be had of these labels.
+        StoreError: a teacher of `teachers` is not there.
     """
 
     def __init__(
@@ -264,6 +265,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
             raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
         self._crew = Crew(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
+        labels.probabilities([], 0, temperature, teachers=teachers, blend=blend)  # refuses now what items would
         self._rows = labels.rows(images.keys)
         labels.share()
         self.pictures = Pictures.of_store(labels.store, images, labels.views, Frame(size, interpolation))

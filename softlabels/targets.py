@@ -91,9 +91,10 @@ def stored_targets(
     # The soft part too where alpha begins at 1: a schedule may bring it in later.
     parts = [objective.loss, *(term.loss for term in objective.terms)]
     codec = labels.codec(teachers[0])
+    # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
+    said = torch.zeros(len(teachers), 1, labels.classes)
+    blend(said, temperature=objective.temperature, words=np.zeros(1, np.uint64))
     if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
-        # Asked once, so that a blend that does not fit one teacher is refused here too.
-        blend(torch.zeros(1, 1, labels.classes), temperature=objective.temperature, words=np.zeros(1, np.uint64))
         return SparseTargets(codec, labels.classes, objective.temperature)
     return StoredTargets(labels, label_rows, blend, objective.temperature)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import pytest
+from safetensors import SafetensorError
 from worlds import write_pictures
 
 import softlabels
+from softlabels import checkpoints
 
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
 
@@ -46,6 +49,7 @@ def complaint(outcome: object) -> str:
         ((*SMALL, "--data", "photoss"), "nor a directory of that name"),
         ((*SMALL, "--data", "pics:photos"), "nor a module 'pics'"),
         ((*SMALL, "--views", 1 << 40), "views"),
+        ((*SMALL, "--cache-dir", __file__), "cache_dir"),
         ((*SMALL, "--part", "3/3"), "part"),
         ((*SMALL[:-2], "--workers", "threads:none"), "threads:N"),
         ((*SMALL, "--device", "cuda:99"), "cuda:99"),
@@ -69,6 +73,11 @@ def test_a_dump_that_cannot_begin_says_why(
         (("--student", "cnn_tiny", "--data", "digits", "--optimizer", "sgdd"), "sgdd"),
         (("--student", "cnn_tiny", "--labels", "x", "--teacher", "y"), "exclude"),
         (("--student", "cnn_tiny", "--epochs", "0"), "epochs"),
+        (("--student", "cnn_tiny", "--data", "digits", "--loss", "dist"), "--loss needs a teacher"),
+        (("--student", "cnn_tiny", "--data", "digits", "--teachers", "big"), "--teachers needs a teacher"),
+        (("--student", "cnn_tiny", "--size", 8, "--data", "digits", "--track", "nope"), "unknown tracker"),
+        (("--student", "cnn_tiny", "--lr", "inf"), "lr: Input should be a finite number"),
+        (("--student", "cnn_tiny", "--warmup-epochs", "inf"), "warmup_epochs: Input should be a finite number"),
     ],
 )
 def test_a_training_that_cannot_begin_says_why(
@@ -81,6 +90,11 @@ def test_a_training_that_cannot_begin_says_why(
 def test_an_unknown_setting_in_a_config_is_named_with_the_nearest(softlabels_command: Callable) -> None:
     Path("c.yaml").write_text("studnet: cnn_tiny\n")
     assert "did you mean 'student'" in complaint(softlabels_command("train", "--config", "c.yaml"))
+
+
+def test_one_name_where_a_list_is_wanted(softlabels_command: Callable) -> None:
+    Path("c.yaml").write_text("teacher: cnn_tiny\n")
+    assert "teacher: is a list, such as [cnn_tiny]" in complaint(softlabels_command("dump", "--config", "c.yaml"))
 
 
 def test_unknown_options_are_usage_errors(softlabels_command: Callable) -> None:
@@ -178,6 +192,53 @@ def test_a_full_disk(softlabels_command: Callable, photos: Path, monkeypatch: py
     assert softlabels_command(*command).exit_code == 0
     assert all(path.read_bytes() == content for path, content in before.items())
     assert softlabels.open_labels("shards").views == 2
+
+
+def test_a_disk_that_fills_up_in_a_checkpoint_costs_nothing(
+    softlabels_command: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", "--student", "cnn_tiny", "--size", 8, "--data", "digits", "--limit", 40, "--batch-size", 20)
+    command += ("--epochs", 3, "--checkpoint-every", 1, "--workers", 0, "--device", "cpu")
+    saved, real = 0, checkpoints.save_file
+
+    def fill_up(tensors: dict, path: Path) -> None:
+        nonlocal saved
+        saved += 1
+        if saved > 3:
+            # As safetensors says it: no OSError.
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", fill_up)
+    said = complaint(softlabels_command(*command))
+    assert "no space left" in said
+    assert "run the same command again" in said
+    assert [path.name for path in Path("runs/cnn_tiny/checkpoints").iterdir()] == ["step-000000003"]
+    monkeypatch.setattr(checkpoints, "save_file", real)
+    assert "going on from step 3 of 6" in softlabels_command(*command).output
+
+
+def test_classes_that_have_other_numbers_are_refused(
+    softlabels_command: Callable, photos: Path, tmp_path: Path
+) -> None:
+    """A folder less or a folder more moves the numbers of those that come after it."""
+    assert softlabels_command("dump", *SMALL, "--data", photos, "--views", 2).exit_code == 0
+    fewer = write_pictures(tmp_path / "fewer")
+    shutil.rmtree(fewer / "class-0")
+    train = ("train", "--labels", "shards", "--student", "cnn_tiny", "--size", 16, "--epochs", 1, "--device", "cpu")
+    said = complaint(softlabels_command(*train, "--data", fewer, "--alpha", 0.5))
+    assert "class 'class-1' is number 0 of" in said
+    assert "number 1 of the labels in" in said
+    assert softlabels_command(*train, "--data", fewer, "--out", "soft").exit_code == 0  # no hard label is used
+    write_pictures(tmp_path / "all")
+    (tmp_path / "all" / "class-0").rename(tmp_path / "all" / "class-9")
+    said = complaint(softlabels_command(*train, "--eval-data", tmp_path / "all", "--out", "no"))
+    assert "class 'class-1' is number 0 of" in said
+    assert not Path("no").exists()
+    said = complaint(softlabels_command("eval", "--student", "soft", "--data", tmp_path / "all", "--device", "cpu"))
+    assert "class 'class-1' is number 0 of" in said
+    said = complaint(softlabels_command("eval", "--student", "soft", "--data", f"images:{fewer}", "--device", "cpu"))
+    assert "has no hard labels to score against" in said
 
 
 @pytest.mark.parametrize("out", ["/proc/softlabels", "taken/shards"])

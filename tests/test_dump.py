@@ -212,3 +212,12 @@ def test_labels_from_an_inference_loop_of_ones_own(photos: Path, tmp_path: Path)
     torch.testing.assert_close(stored - stored.mean(1, True), means - means.mean(1, True), atol=0.1, rtol=0)
     with softlabels.create_labels(tmp_path / "own", images=images, views=2, classes=3, rows_per_shard=5) as store:
         assert not list(store.missing("mine", size=16))
+
+
+def test_a_batch_takes_one_row_of_logits_for_each_picture(photos: Path, tmp_path: Path) -> None:
+    images = softlabels.open_images(photos)
+    with softlabels.create_labels(tmp_path / "own", images=images, views=1, classes=3) as store:
+        asked = store.missing("mine", size=8, batch_size=4)
+        store.put(torch.zeros(len(next(asked)) + 1, 3))
+        with pytest.raises(softlabels.ConfigError, match="4 pictures got 5 rows"):
+            next(asked)

@@ -101,6 +101,14 @@ def test_further_terms_are_added_and_reported(stores: dict[str, Path], tmp_path:
     records = pd.read_csv(tmp_path / "run" / "metrics.csv")
     parts = records["soft"] + 0.5 * records["dist"] + 2 * records["relational-distance"]
     np.testing.assert_allclose(records["loss"], parts, rtol=1e-4)
+    less = softlabels.train(
+        labels=str(stores["dense"]), term=["-1e-2*confidence-penalty"], out=str(tmp_path / "less"), **TINY
+    )
+    assert less["steps"] == 9
+    assert "-0.01 * confidence-penalty" in header(tmp_path / "less")
+    with pytest.raises(softlabels.ConfigError, match="3 weights for"):
+        softlabels.train(labels=str(stores["dense"]), blend="weighted:1,2,3", out=str(tmp_path / "no"), **TINY)
+    assert not (tmp_path / "no").exists()
     with pytest.raises(softlabels.ConfigError, match=r"WEIGHT\*LOSS"):
         softlabels.train(labels=str(stores["dense"]), term=["dist"], out=str(tmp_path / "no"), **TINY)
     with pytest.raises(softlabels.ConfigError, match="read at one"):

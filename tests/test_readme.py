@@ -104,7 +104,7 @@ def test_every_recipe_and_codec_and_loss_that_is_named_exists() -> None:
         RECIPES.make(name)
     for name in named("**Losses**"):
         LOSSES.make(name)
-    for codec, size in re.findall(r"^\| `([a-z_0-9:]+)`(?:, `[^`]+`)? \| ([\d,]+)", README, flags=re.MULTILINE):
+    for codec, size in re.findall(r"^\| `([a-z_0-9:= ]+)`(?:, `[^`]+`)? \| ([\d,]+)", README, flags=re.MULTILINE):
         assert CODECS.make(codec).bytes_per_label(1000) == pytest.approx(int(size.replace(",", "")), abs=0.5)
 
 

@@ -248,3 +248,14 @@ def test_collating_hands_out_the_batch_that_was_made(pictures: softlabels.SoftLa
 def test_fewer_than_one_thread_is_refused(pictures: softlabels.SoftLabelDataset) -> None:
     with pytest.raises(softlabels.ConfigError, match="threads"):
         softlabels.SoftLabelDataset(pictures.labels, pictures.pictures.images, threads=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"temperature": 0}, "temperature"), ({"teachers": ["nobody"]}, "nobody"), ({"blend": "nope"}, "nope")],
+)
+def test_what_no_item_could_be_made_with_is_refused_at_once(
+    pictures: softlabels.SoftLabelDataset, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(softlabels.SoftlabelsError, match=says):
+        softlabels.SoftLabelDataset(pictures.labels, pictures.pictures.images, **settings)

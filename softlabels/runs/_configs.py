@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -95,6 +96,13 @@ class Caching(BaseModel):
     cache_size: Bytes | None = Field(
         None, description="bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]"
     )
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and Path(value).is_file():
+            raise ValueError("is a file; give a folder")
+        return value
 
     @property
     def cache(self) -> Cache:
@@ -265,10 +273,11 @@ class TrainConfig(Settings, Rendering, Caching):
 
 
 def _term(text: str) -> dict[str, Any]:
-    weight, star, loss = text.partition("*")
-    if not (star and weight.strip().replace(".", "", 1).isdigit()):
-        raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist")
-    return {"weight": float(weight), "loss": loss.strip()}
+    weight, _, loss = text.partition("*")
+    try:
+        return {"weight": float(weight), "loss": loss.strip()}
+    except ValueError:
+        raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist") from None
 
 
 class EvalConfig(Machine):

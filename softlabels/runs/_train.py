@@ -176,9 +176,10 @@ def _lesson(config: TrainConfig, preprocessing: Preprocessing, processes: Proces
         return lesson, classes, [f"{note}, {names} live", *more]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
+    objective = _objective(config, 1.0)
     _check_untaught(config)
     samples = LabelledPictures(pictures, renderer=config.renderer)
-    return Lesson(samples, NoTargets(), _objective(config, 1.0)), len(images.classes), [note]
+    return Lesson(samples, NoTargets(), objective), len(images.classes), [note]
 
 
 def _taught(config: TrainConfig, samples: LabelledPictures, targets: Targets) -> tuple[Lesson, list[str]]:
