@@ -36,11 +36,18 @@ class Cache:
 
     @staticmethod
     def at(folder: str | os.PathLike[str] | None = None, limit: int | None = None) -> Cache:
-        """The cache in `folder`; without it in ``$SOFTLABELS_CACHE``, or below the user's cache folder."""
+        """The cache in `folder`; without it in ``$SOFTLABELS_CACHE``, or below the user's cache folder.
+
+        Raises:
+            StoreError: something else than a folder is there.
+        """
         chosen = folder or os.environ.get(_KEPT)
         if not chosen:
             chosen = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softlabels"
-        return Cache(Path(chosen).absolute(), limit)
+        path = Path(chosen).absolute()
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"the cache {path} is no folder; name another with --cache-dir or ${_KEPT}")
+        return Cache(path, limit)
 
     def reserve(self, note: Path, size: int) -> None:
         """Make room for `size` bytes and enter them as `note`; their shard may then be copied.

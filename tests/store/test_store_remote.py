@@ -380,3 +380,15 @@ def test_shards_are_copied_ahead_of_their_use_as_far_as_there_is_room(
         np.testing.assert_array_equal(taken["tail"], values(60)["tail"][views, rows][place : place + 5])
     ahead.close()
     assert copied == [(f"{run:05d}", "softlabels-ahead") for run in range(6)]
+
+
+@pytest.mark.parametrize("told", ["argument", "environment"])
+def test_a_file_in_the_place_of_the_cache_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    if told == "environment":
+        monkeypatch.setenv("SOFTLABELS_CACHE", str(file))
+    with pytest.raises(StoreError, match="is no folder"):
+        Cache.at(file if told == "argument" else None)
