@@ -2,12 +2,13 @@ CONFIG ?= configs/digits
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+LOWEST ?= .venv-lowest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup all test test-all lint bench clean
+.PHONY: help setup all test test-all test-lowest lint bench clean
 
 help: ## these targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 # The stamp is younger than pyproject.toml when what it asks for is installed.
 $(VENV)/installed: pyproject.toml
@@ -27,6 +28,17 @@ test: setup ## the tests that fit in a few minutes
 test-all: setup ## every test, the long ones too
 	$(BIN)/python -m pytest -q
 
+# Frameworks and servers that other extras bring are left out: their tests are skipped there.
+$(LOWEST)/installed: pyproject.toml tests/lowest.py
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable '.[test]'
+	@touch $@
+
+test-lowest: $(LOWEST)/installed ## the quick tests with the lowest versions of all dependencies
+	$(LOWEST)/bin/python -m pytest -q -m 'not slow'
+
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -36,4 +48,4 @@ bench: setup ## every benchmark; results are recorded in benchmarks/RESULTS.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove runs, caches and the environment
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

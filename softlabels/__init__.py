@@ -97,7 +97,11 @@ def __getattr__(name: str) -> Any:
     # Loaded at first use, so that `import softlabels` and `softlabels --help` do not wait for torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'softlabels' has no attribute {name!r}")
-    return getattr(import_module(f"softlabels.{_HOMES[name]}"), name)
+    if _HOMES[name] == "errors":
+        return getattr(import_module("softlabels.errors"), name)
+    from softlabels._installed import loaded
+
+    return loaded(f"softlabels.{_HOMES[name]}", name)
 
 
 def __dir__() -> list[str]:

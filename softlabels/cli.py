@@ -43,7 +43,7 @@ class Commands(click.Group):
 class Configured(click.Command):
     """A command whose options are `--config FILE` and the fields of a config; `run` receives config and journal.
 
-    The options are made when the command is asked for, so that `softlabels --help` need not import torch.
+    The options are made when the command is asked for, and what `run` needs is imported when the settings are right.
     """
 
     def __init__(self, name: str, config: str, run: str, help: str, hidden: frozenset[str] = frozenset()) -> None:
@@ -68,7 +68,8 @@ class Configured(click.Command):
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         merged = {**(read_yaml(config) if config else {}), **given}
         where = f"{self.name} (with {config})" if config else self.name or ""
-        outcome = getattr(runs, self._run)(validated(getattr(runs, self._config), merged, where), Journal(quiet=quiet))
+        settings = validated(getattr(runs, self._config), merged, where)  # before anything that takes long is imported
+        outcome = getattr(runs, self._run)(settings, Journal(quiet=quiet))
         problems = getattr(outcome, "problems", [])
         for problem in problems:
             click.echo(f"softlabels: {problem}", err=True)

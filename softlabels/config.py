@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from importlib import metadata
+from collections.abc import Mapping
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
@@ -51,15 +51,20 @@ _SETTING = re.compile(r"(\S.*?)\s+([a-z_]\w*)=([\w.+-]+)", re.DOTALL)
 class Table(Generic[P]):
     """The kinds of one part, by name. A third party adds one through the entry point group ``softlabels.<group>``.
 
-    `short` maps short names to the mapping they stand for (``crop-flip`` to a list of steps).
+    `kinds` maps a kind to its class, or to ``module:Class``, which is imported when a part of that kind is made: the
+    names can be read without importing what stands behind them. `short` maps short names to the mapping they stand for.
     """
 
     def __init__(
-        self, what: str, group: str, kinds: Iterable[type[Any]], short: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        what: str,
+        group: str,
+        kinds: Mapping[str, type[Any] | str],
+        short: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.what = what
         self._group = f"softlabels.{group}"
-        self._kinds: dict[str, type[Any]] = {kind.model_fields["kind"].default: kind for kind in kinds}
+        self._kinds = dict(kinds)
         self._short = dict(short or {})
 
     @property
@@ -70,7 +75,28 @@ class Table(Generic[P]):
     @property
     def kinds(self) -> Mapping[str, type[Any]]:
         """The part class of each kind."""
-        return dict(self._kinds)
+        return {kind: self._class(kind) for kind in self._kinds}
+
+    def check(self, value: Any) -> Any:
+        """`value` itself, of which the kind is known where it names one; nothing is imported.
+
+        Raises:
+            ConfigError: the kind is unknown; the nearest names are given.
+        """
+        kind = value.get("kind") if isinstance(value, Mapping) else value
+        if isinstance(kind, str):
+            kind = re.split(r"[:\s]", kind, maxsplit=1)[0]
+            if not self.has(kind):
+                raise self.unknown(kind)
+        return value
+
+    def has(self, kind: str) -> bool:
+        """Whether it is the name of a kind or a short name; nothing is imported."""
+        return kind in self._kinds or kind in self._short or bool(self._entries(kind))
+
+    def unknown(self, kind: str) -> ConfigError:
+        """The error for a `kind` that is none of these."""
+        return ConfigError(f"unknown {self.what} {kind!r}; {did_you_mean(kind, self.names)}")
 
     def make(self, value: Any) -> P:
         """The part that `value` describes: a part, a mapping with a `kind`, ``KIND``, ``KIND:VALUE`` or a short name.
@@ -80,7 +106,7 @@ class Table(Generic[P]):
         Raises:
             ConfigError: the kind is unknown (the nearest names are given) or a field is wrong (it is named).
         """
-        if isinstance(value, tuple(self._kinds.values())):
+        if isinstance(value, Part) and isinstance(value, self.find(value.kind) or ()):
             return value  # type: ignore[return-value]
         if isinstance(value, str):
             value = self._expand(value)
@@ -90,10 +116,18 @@ class Table(Generic[P]):
 
     def find(self, kind: str) -> type[Any] | None:
         """The part class of `kind`, an entry point's if need be; None when there is none."""
-        if kind not in self._kinds:
-            for entry in metadata.entry_points(group=self._group, name=kind):
-                self._kinds[kind] = entry.load()
-        return self._kinds.get(kind)
+        found = self._kinds.get(kind)
+        if isinstance(found, str):
+            module, _, name = found.partition(":")
+            found = getattr(import_module(module), name)
+        for entry in self._entries(kind) if found is None else ():
+            found = entry.load()
+        if found is not None:
+            self._kinds[kind] = found
+        return found
+
+    def _entries(self, kind: str) -> metadata.EntryPoints:
+        return metadata.entry_points(group=self._group, name=kind)
 
     def _expand(self, text: str) -> Mapping[str, Any]:
         text, settings = self._settings(text)
@@ -126,7 +160,7 @@ class Table(Generic[P]):
     def _class(self, kind: str) -> type[Any]:
         found = self.find(kind)
         if found is None:
-            raise ConfigError(f"unknown {self.what} {kind!r}; {did_you_mean(kind, self.names)}")
+            raise self.unknown(kind)
         return found
 
 

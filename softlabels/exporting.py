@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from softlabels import networks
 from softlabels._files import whole, write_json
+from softlabels._installed import required
 from softlabels.datasets import Images
-from softlabels.errors import ConfigError, ModelError
+from softlabels.errors import ModelError
 from softlabels.pictures import Pictures, frame
 from softlabels.views import RECIPES
 
@@ -183,7 +184,4 @@ def _folder(source: Path) -> Path:
 
 def _check_installed(form: Form) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime") if form != "torch" else ():
-        try:
-            import_module(package)
-        except ImportError as problem:
-            raise ConfigError(f"--format {form} needs {package}: pip install 'softlabels[onnx]'") from problem
+        required(package, "onnx", f"--format {form}")

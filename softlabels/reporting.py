@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, cast
 
 from softlabels._files import whole, write_text
+from softlabels._installed import required
 from softlabels.errors import RunError
 from softlabels.journal import read_metrics, size
-from softlabels.labels import open_labels
+from softlabels.store import open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def summary(runs: Iterable[Run]) -> pd.DataFrame:
     epoch (never the best on the test set) in percent, and the last epoch's training loss; and what it cost. Arms that
     were compared with their teacher on every training image also have its accuracy in percent, how often both agree,
     and the mean absolute difference of their logits."""
+    import pandas as pd  # takes longer to import than most of what `info` does
+
     groups = pd.DataFrame([_row(run) for run in runs]).groupby("arm", sort=False)
     table = groups.agg(
         runs=("accuracy", "size"),
@@ -126,12 +130,22 @@ def _number(value: float, form: str) -> str:
 def report(root: Path, out: Path) -> pd.DataFrame:
     """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`."""
     runs = find_runs(root)
+    check_plots()
     table = summary(runs)
     write_text(out / "table.md", markdown(table))
     write_text(out / "table.csv", table.to_csv(index=False))
     plot_curves(runs, out / "curves.png")
     plot_arms(table, out / "arms.png")
     return table
+
+
+def check_plots() -> None:
+    """Raises ConfigError, which names the extra, when plots cannot be drawn here."""
+    _figures()
+
+
+def _figures() -> Any:
+    return required("matplotlib.figure", "plots", "a report's plots").Figure
 
 
 _MEASURES = {
@@ -144,10 +158,9 @@ _MEASURES = {
 
 def plot_arms(table: pd.DataFrame, path: Path) -> None:
     """What `summary` measured of each arm: a point at the mean, a line of one standard deviation to both sides."""
-    from matplotlib.figure import Figure
-
+    figure_of = _figures()
     shown = [name for name in _MEASURES if table[f"{name}_mean"].notna().any()] or ["accuracy"]
-    figure = Figure(figsize=(3 + 4 * len(shown), 1.5 + 0.35 * len(table)), layout="constrained")
+    figure = figure_of(figsize=(3 + 4 * len(shown), 1.5 + 0.35 * len(table)), layout="constrained")
     places = range(len(table))
     for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         axes.errorbar(table[f"{name}_mean"], places, xerr=table[f"{name}_std"].fillna(0), fmt="o", capsize=3)
@@ -164,8 +177,9 @@ def plot_arms(table: pd.DataFrame, path: Path) -> None:
 
 def plot_curves(runs: Iterable[Run], path: Path) -> None:
     """Accuracy and training loss over the epochs, one line per arm: mean of its runs, shaded lowest to highest."""
-    from matplotlib.figure import Figure
+    import pandas as pd
 
+    figure_of = _figures()
     records = pd.DataFrame(
         {
             "arm": run.arm,
@@ -176,7 +190,7 @@ def plot_curves(runs: Iterable[Run], path: Path) -> None:
         for run in runs
         for record in run.records
     )
-    figure = Figure(figsize=(13, 5), layout="constrained")
+    figure = figure_of(figsize=(13, 5), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     _curves(accuracy, records, "top1", "top-1 accuracy, %")
     _curves(loss, records, "loss", "training loss")
@@ -199,11 +213,11 @@ def _curves(axes: Any, records: pd.DataFrame, name: str, label: str) -> None:
 
 def describe_store(location: str) -> dict[str, Any]:
     """What a store holds, as a mapping; its ``lines`` say it to a person."""
-    labels = open_labels(location)
-    manifest = labels.store.manifest
-    teachers = {}
-    for name in labels.teachers:
-        each = labels.of(name)
+    store = open_store(location)
+    manifest = store.manifest
+    teachers: dict[str, dict[str, Any]] = {}
+    for name in store.teachers:
+        each = store.teacher(name)
         teachers[name] = {
             "views": each.views,
             "shards": len(each.shards),
@@ -216,13 +230,13 @@ def describe_store(location: str) -> dict[str, Any]:
             "preprocessing": dict(each.card.preprocessing),
         }
     described = {
-        "location": labels.store.location,
+        "location": store.location,
         "data": dict(manifest.data),
-        "images": len(labels),
-        "classes": labels.classes,
-        "recipe": labels.recipe.model_dump(mode="json"),
-        "seed": labels.seed,
-        "views": labels.views,
+        "images": len(store),
+        "classes": manifest.classes,
+        "recipe": dict(manifest.recipe),
+        "seed": manifest.seed,
+        "views": min((each["views"] for each in teachers.values()), default=0),
         "teachers": teachers,
     }
     return described | {"lines": _lines(described)}

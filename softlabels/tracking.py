@@ -9,14 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, Protocol
 
 from softlabels._files import read_json, write_json
+from softlabels._installed import required
 from softlabels.config import Part, Table
-from softlabels.errors import ConfigError, RunError
+from softlabels.errors import RunError
 from softlabels.journal import Journal
 
 IDS = "tracking.json"
@@ -52,7 +51,7 @@ class TensorBoard(Part):
     kind: Literal["tensorboard"] = "tensorboard"
 
     def check(self) -> None:
-        _needed("tensorboard", "tensorboard")
+        required("tensorboard", "tensorboard", "--track tensorboard")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         return _TensorBoard(
@@ -68,7 +67,7 @@ class WandB(Part):
     mode: Literal["offline", "online"] = "offline"
 
     def check(self) -> None:
-        _needed("wandb", "wandb")
+        required("wandb", "wandb", "--track wandb")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         import wandb
@@ -97,7 +96,7 @@ class MLflow(Part):
     experiment: str = "softlabels"
 
     def check(self) -> None:
-        _needed("mlflow", "mlflow")
+        required("mlflow", "mlflow", "--track mlflow")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         from mlflow.tracking import MlflowClient
@@ -116,7 +115,7 @@ class MLflow(Part):
         return _MLflow(client, run)
 
 
-TRACKERS: Table[Tracker] = Table("tracker", "trackers", [TensorBoard, WandB, MLflow])
+TRACKERS: Table[Tracker] = Table("tracker", "trackers", {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow})
 """Every tracker by its kind."""
 
 
@@ -257,10 +256,3 @@ def tracked(trackers: Iterable[Any], folder: Path, settings: Mapping[str, Any], 
 def _left_behind(name: str, problem: Exception, journal: Journal) -> None:
     reason = " ".join(str(problem).split())[:200] or type(problem).__name__
     journal.say(f"tracker {name} failed ({reason}); the run goes on without it")
-
-
-def _needed(package: str, extra: str) -> ModuleType:
-    try:
-        return import_module(package)
-    except ImportError as problem:
-        raise ConfigError(f"--track {extra} needs a package: pip install 'softlabels[{extra}]'") from problem

@@ -18,12 +18,13 @@ from softlabels.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.errors import ConfigError, RunError
 from softlabels.evaluating import Score
 from softlabels.journal import Journal, Metrics
-from softlabels.learning import Learner, Place, Settings
+from softlabels.learning import Learner, Place
 from softlabels.networks import Preprocessing
 from softlabels.orders import OneViewEach, ShuffledShards
 from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
 from softlabels.samples import Batch, LabelledPictures, batches
+from softlabels.settings import Settings
 from softlabels.targets import Lesson
 
 _REST_SECONDS = 15.0

@@ -11,8 +11,8 @@ import softlabels
 
 ROOT = Path(softlabels.__file__).parent
 GROUND = (
-    *("errors", "_files", "_reading", "_pickles", "_philox"),
-    *("config", "journal", "checkpoints", "processes", "networks"),
+    *("errors", "_installed", "_files", "_reading", "_pickles", "_philox"),
+    *("config", "tables", "journal", "checkpoints", "processes", "networks"),
 )
 PARTS = ("datasets", "views", "teachers", "codecs", "store", "students", "losses")
 ORDER = (
@@ -38,12 +38,14 @@ ORDER = (
     "tracking",
     "exporting",
     "targets",
+    "settings",
     "learning",
     "training",
     "comparing",
     "runs",
     "api",
     "cli",
+    "__main__",
 )
 
 

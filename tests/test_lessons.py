@@ -14,12 +14,13 @@ from worlds import TINY
 
 import softlabels
 from softlabels.codecs import CODECS, SparseLogits
-from softlabels.learning import Learner, Place, Settings, parameter_groups
+from softlabels.learning import Learner, Place, parameter_groups
 from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
 from softlabels.networks import build, preprocessing
 from softlabels.pictures import Pictures
 from softlabels.processes import ALONE
 from softlabels.samples import Batch, LabelledPictures
+from softlabels.settings import Settings
 from softlabels.targets import Filter, Lesson, NoTargets, Sparse
 from softlabels.views import RECIPES, Frame
 

@@ -19,10 +19,11 @@ from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 
 import softlabels
-from softlabels.learning import Learner, Place, Settings
+from softlabels.learning import Learner, Place
 from softlabels.networks import build, preprocessing
 from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
+from softlabels.settings import Settings
 from softlabels.training import Order
 from softlabels.views import RECIPES, Frame
 

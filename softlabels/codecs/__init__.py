@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from softlabels import tables
 from softlabels._philox import Words
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
@@ -111,4 +112,4 @@ def spelled(codec: Codec) -> str:
     return " ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
 
 
-CODECS: Table[Codec] = Table("codec", "codecs", [Dense, Quantized, HeadTail, TopK, Sampled, Probabilities])
+CODECS: Table[Codec] = tables.CODECS

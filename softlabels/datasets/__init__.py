@@ -6,12 +6,12 @@ takes whatever people write after ``--data``. Images are found by key: a data se
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
+from softlabels import tables
 from softlabels.config import Part, Table, validated
 from softlabels.datasets._checks import content_checksums, fingerprint
 from softlabels.datasets._cifar import Cifar10, Cifar100
@@ -26,7 +26,7 @@ from softlabels.datasets._pack import Pack, PackedImages
 from softlabels.datasets._pack_format import Packed, PackFormat, Packing
 from softlabels.datasets._pack_writing import PackWriter, create_pack
 from softlabels.datasets._subset import SomeImages, subset
-from softlabels.errors import ConfigError, DataError, did_you_mean
+from softlabels.errors import ConfigError, DataError
 
 __all__ = [
     "DATASETS",
@@ -72,9 +72,7 @@ class DataSet(Protocol):
         """The images; DataError names what is missing or damaged."""
 
 
-DATASETS: Table[DataSet] = Table(
-    "data set", "datasets", [Digits, Folder, Unlabelled, Csv, Cifar10, Cifar100, ImageNet, Pack, Function]
-)
+DATASETS: Table[DataSet] = tables.DATASETS
 
 
 def open_images(
@@ -124,19 +122,10 @@ def _function_or_kind(text: str) -> Any:
     try:
         return DATASETS.make(text)  # a third party's kind
     except ConfigError:
-        if colon and function.isidentifier() and _is_module(module):
+        if colon and function.isidentifier() and tables.importable(module):
             return Function(target=text)
         if not colon and ("/" in text or os.sep in text or text.startswith((".", "~"))):
             raise DataError(f"no such directory: {text}") from None
-        if DATASETS.find(module) is None:
-            nor = f"nor a module {module!r} that could be imported" if colon else "nor a directory of that name here"
-            known = did_you_mean(module, DATASETS.names)
-            raise ConfigError(f"unknown data set {text!r}: there is neither a kind {module!r} {nor}; {known}") from None
+        if not DATASETS.has(module):
+            raise tables.unknown_data(text) from None
         raise
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return all(part.isidentifier() for part in name.split(".")) and importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False

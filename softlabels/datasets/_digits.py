@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from softlabels._installed import required
 from softlabels.config import Part
 from softlabels.datasets._images import MemoryImages, Split, key_column
-from softlabels.errors import DataError
 
 
 class Digits(Part):
@@ -23,11 +23,7 @@ class Digits(Part):
 
     def open(self) -> MemoryImages:
         """The data set; a key holds the image's number in scikit-learn's order: ``train/0003``."""
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError as problem:
-            raise DataError("the digits come with scikit-learn: pip install scikit-learn") from problem
-        digits = load_digits()
+        digits = required("sklearn.datasets", "digits", "the data set digits").load_digits()
         held_out = np.arange(len(digits.target)) % 4 == 0
         side, rows = ("train", ~held_out) if self.split == "train" else ("test", held_out)
         # 0..16 levels become 0..255; scikit-learn's own float arithmetic plays no part after the rounding.

@@ -12,32 +12,28 @@ from typing import ClassVar, Protocol, Unpack, runtime_checkable
 
 from torch import Tensor
 
+from softlabels import tables
 from softlabels._philox import Words
 from softlabels.config import Table
-from softlabels.losses._ce import SoftCrossEntropy, soft_cross_entropy, sparse_soft_cross_entropy
-from softlabels.losses._confidence_penalty import ConfidencePenalty, confidence_penalty
-from softlabels.losses._dist import DIST, dist
-from softlabels.losses._dkd import DecoupledKD, decoupled_kd
+from softlabels.losses._ce import soft_cross_entropy, sparse_soft_cross_entropy
+from softlabels.losses._confidence_penalty import confidence_penalty
+from softlabels.losses._dist import dist
+from softlabels.losses._dkd import decoupled_kd
 from softlabels.losses._hard import hard_cross_entropy
-from softlabels.losses._jeffreys import Jeffreys, jeffreys, sparse_jeffreys
-from softlabels.losses._js import JS, js_divergence, sparse_js_divergence
-from softlabels.losses._kl import KL, kl_divergence, sparse_kl_divergence
-from softlabels.losses._l1 import LogitL1, logit_l1, sparse_logit_l1
-from softlabels.losses._mean_logits import MeanLogits
-from softlabels.losses._mean_probabilities import MeanProbabilities
-from softlabels.losses._mse import LogitMSE, logit_mse, sparse_logit_mse
+from softlabels.losses._jeffreys import jeffreys, sparse_jeffreys
+from softlabels.losses._js import js_divergence, sparse_js_divergence
+from softlabels.losses._kl import kl_divergence, sparse_kl_divergence
+from softlabels.losses._l1 import logit_l1, sparse_logit_l1
+from softlabels.losses._mse import logit_mse, sparse_logit_mse
 from softlabels.losses._objective import Objective, Term
-from softlabels.losses._per_class import PerClass
-from softlabels.losses._random_teacher import RandomTeacher
-from softlabels.losses._relational_angle import RelationalAngle, relational_angle
-from softlabels.losses._relational_distance import RelationalDistance, relational_distance
+from softlabels.losses._relational_angle import relational_angle
+from softlabels.losses._relational_distance import relational_distance
 from softlabels.losses._rows import Given
 from softlabels.losses._sparse import SparseLogits
-from softlabels.losses._spherical import SphericalKD, spherical_kd
-from softlabels.losses._standardized import StandardizedKL, standardized_kl
-from softlabels.losses._teacher_free import TeacherFree, teacher_free
-from softlabels.losses._weighted import Weighted
-from softlabels.losses._wsl import WeightedSoftLabels, weighted_soft_labels
+from softlabels.losses._spherical import spherical_kd
+from softlabels.losses._standardized import standardized_kl
+from softlabels.losses._teacher_free import teacher_free
+from softlabels.losses._wsl import weighted_soft_labels
 
 __all__ = [
     "BLENDS",
@@ -128,26 +124,6 @@ class Blend(Protocol):
         """The target in one line."""
 
 
-LOSSES: Table[Loss] = Table(
-    "loss",
-    "losses",
-    [
-        KL,
-        SoftCrossEntropy,
-        JS,
-        Jeffreys,
-        LogitMSE,
-        LogitL1,
-        DecoupledKD,
-        DIST,
-        WeightedSoftLabels,
-        StandardizedKL,
-        SphericalKD,
-        RelationalDistance,
-        RelationalAngle,
-        TeacherFree,
-        ConfidencePenalty,
-    ],
-)
+LOSSES: Table[Loss] = tables.LOSSES
 
-BLENDS: Table[Blend] = Table("blend", "blends", [MeanProbabilities, MeanLogits, Weighted, RandomTeacher, PerClass])
+BLENDS: Table[Blend] = tables.BLENDS

@@ -6,7 +6,6 @@ and those that are written here describe themselves, so that a path is all that 
 """
 
 from softlabels.networks._architectures import (
-    ALIASES,
     SOURCES,
     build,
     default_classes,
@@ -14,7 +13,6 @@ from softlabels.networks._architectures import (
     head_classes,
     head_tensors,
     is_convolutional,
-    names,
     parameter_count,
     preprocessing,
     random_seed,
@@ -37,7 +35,6 @@ from softlabels.networks._weights import (
 )
 
 __all__ = [
-    "ALIASES",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "SOURCES",
@@ -61,7 +58,6 @@ __all__ = [
     "head_tensors",
     "is_convolutional",
     "named",
-    "names",
     "parameter_count",
     "preprocessing",
     "random_seed",

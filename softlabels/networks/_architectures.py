@@ -6,7 +6,6 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,21 +18,12 @@ from softlabels.networks._small import Small
 from softlabels.networks._source import Architecture, DefaultWeights, Source
 from softlabels.networks._timm import Timm
 from softlabels.networks._torchvision import Torchvision
+from softlabels.tables import NETWORK_ALIASES, unknown_network
 
 SOURCES: Mapping[str, Source] = {source.name: source for source in (Small(), Torchvision(), Timm())}
 
-ALIASES: Mapping[str, str] = {"resnext101": "resnext101_32x8d", "mobilenetv3": "mobilenet_v3_large"}
-"""Short names and the torchvision networks they stand for."""
-
-# timm has more than a thousand networks, many under torchvision's names; they are asked for by prefix.
 _PLAIN = ("small", "torchvision")
-
-
-def names(source: str | None = None) -> tuple[str, ...]:
-    """Every name that `resolve` knows without a prefix, sorted; or every architecture of one source."""
-    if source is not None:
-        return tuple(sorted(SOURCES[source].names()))
-    return tuple(sorted({*ALIASES, *(name for plain in _PLAIN for name in SOURCES[plain].names())}))
+"""Sources whose networks need no prefix."""
 
 
 def resolve(name: str | Architecture) -> Architecture:
@@ -49,10 +39,10 @@ def resolve(name: str | Architecture) -> Architecture:
         raise ModelError(f"unknown source {prefix!r} of networks in {name!r}; {did_you_mean(prefix, SOURCES)}")
     wanted = rest if colon else name
     for source in (prefix,) if colon else _PLAIN:
-        known = ALIASES.get(wanted, wanted) if source == "torchvision" else wanted
+        known = NETWORK_ALIASES.get(wanted, wanted) if source == "torchvision" else wanted
         if SOURCES[source].knows(known):
             return Architecture(known, SOURCES[source].name)
-    raise ModelError(_unknown(name, prefix if colon else None, wanted))
+    raise unknown_network(wanted, prefix if colon else None)
 
 
 def build(architecture: str | Architecture, classes: int, *, seed: int = 0, size: int | None = None) -> nn.Module:
@@ -142,15 +132,6 @@ def random_seed(weights: str | None) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
         raise ModelError(f"weights {weights!r} need a whole number after the colon, such as random:1")
     return int(text)
-
-
-def _unknown(name: str, prefix: str | None, wanted: str) -> str:
-    known = names(prefix) if prefix else names()
-    if prefix is None and Path(name).exists():
-        return f"unknown network {name!r}; to load the file or run at that path, write file:{name}"
-    if prefix is None and SOURCES["timm"].knows(wanted):
-        return f"unknown network {name!r}; timm has one of that name: timm:{wanted}"
-    return f"unknown network {name!r}; {did_you_mean(wanted, known)}"
 
 
 def _made(known: Architecture, classes: int, size: int) -> nn.Module:

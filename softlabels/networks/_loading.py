@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -133,15 +132,6 @@ def from_function(path: str, classes: int | None = None, *, seed: int = 0) -> tu
             f"{path} must return a torch.nn.Module, or one and its preprocessing (size, mean, std), not {returned}"
         )
     return network, preprocessing_of(wanted, f"the preprocessing that {path} returns")
-
-
-def importable(module: str) -> bool:
-    """Whether `module` is installed or lies in the current directory; nothing but its parent packages is imported."""
-    with _current_directory_importable():
-        try:
-            return importlib.util.find_spec(module) is not None
-        except (ImportError, ValueError, AttributeError):
-            return False
 
 
 def _published(known: Architecture) -> Trained:

@@ -9,11 +9,10 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from softlabels.config import Part, Table
-from softlabels.errors import ModelError, did_you_mean
 from softlabels.networks._architectures import resolve
-from softlabels.networks._loading import importable
 from softlabels.networks._preprocessing import Channels, Deviations, Interpolation, Preprocessing, Side
 from softlabels.networks._weights import BEST
+from softlabels.tables import importable, unknown_source
 
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -112,7 +111,6 @@ def named(text: str, table: Table[Any]) -> dict[str, Any]:
         return {"kind": kind, **({field: rest} if field else {})}
     if colon:
         if not rest.isidentifier() or not importable(kind):
-            known = did_you_mean(kind, table.names)
-            raise ModelError(f"unknown {table.what} {text!r}: neither module:function nor of a known source; {known}")
+            raise unknown_source(text, table)
         return {"kind": "function", "function": text}
     return {"kind": resolve(text).source, "architecture": text}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from softlabels._installed import timm_networks
 from softlabels.errors import ModelError
 from softlabels.networks._hub import cached_file, fetch, out_of_reach, reachable
 from softlabels.networks._preprocessing import Preprocessing
@@ -22,9 +23,7 @@ class Timm:
 
     def names(self) -> tuple[str, ...]:
         """Every network of the installed timm, without the tags of its weights."""
-        import timm
-
-        return tuple(timm.list_models())
+        return tuple(sorted(timm_networks()))
 
     def knows(self, network: str) -> bool:
         """Whether timm has `network`, with or without a tag (``resnet50.a1_in1k``)."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from softlabels._installed import torchvision_networks
 from softlabels.networks._hub import cached_file, fetch
 from softlabels.networks._preprocessing import Preprocessing
 from softlabels.networks._source import DefaultWeights, SourceName
@@ -26,13 +27,11 @@ class Torchvision:
 
     def names(self) -> tuple[str, ...]:
         """Every classification network of the installed torchvision."""
-        from torchvision import models
-
-        return tuple(models.list_models(module=models))
+        return tuple(sorted(torchvision_networks()))
 
     def knows(self, network: str) -> bool:
         """Whether the installed torchvision has `network`."""
-        return network in self.names()
+        return network in torchvision_networks()
 
     def build(self, network: str, classes: int, size: int) -> nn.Module:
         """`network` as torchvision makes it without weights; auxiliary classifiers are left out."""

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from softlabels import tables
 from softlabels.config import Bytes
-from softlabels.datasets import Images
-from softlabels.errors import ConfigError
-from softlabels.learning import Settings
-from softlabels.rendering import Renderer
-from softlabels.samples import Threads, Workers
-from softlabels.store import MOST_VIEWS, Cache
+from softlabels.errors import ConfigError, did_you_mean
+from softlabels.settings import Settings
+from softlabels.store import MOST_VIEWS, Cache, is_url
+from softlabels.tracking import TRACKERS
+
+if TYPE_CHECKING:
+    import torch
+
+    from softlabels.datasets import Images, Packing
+    from softlabels.rendering import Renderer
+    from softlabels.samples import Workers
+
+# Names are looked at before anything is imported or opened; what they stand for is made when work begins.
+AnyCodec = Annotated[Any, BeforeValidator(tables.CODECS.check)]
+AnyLoss = Annotated[Any, BeforeValidator(tables.LOSSES.check)]
+AnyBlend = Annotated[Any, BeforeValidator(tables.BLENDS.check)]
+AnyRecipe = Annotated[
+    Any, BeforeValidator(lambda value: value if value == RECORDED else tables.RECIPE_NAMES.check(value))
+]
+AnyData = Annotated[Any, BeforeValidator(tables.check_data)]
+AnyTeacher = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.TEACHERS))]
+AnyStudent = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.STUDENTS))]
+AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
+
+RECORDED = "recorded"
+"""The recipe of a dump onto a store whose views came with imported labels."""
 
 FEW_CORES = 4
 """Up to so many cores, decoding threads are preferred to processes."""
-
-AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def share_of(part: str) -> tuple[int, int]:
@@ -56,6 +76,8 @@ class Machine(BaseModel):
 
     def torch_device(self) -> torch.device:
         """The device; ConfigError when this machine lacks it."""
+        import torch
+
         try:
             device = torch.device(
                 ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
@@ -70,10 +92,14 @@ class Machine(BaseModel):
     @property
     def dtype(self) -> torch.dtype | None:
         """What autocast computes in; None for float32 throughout."""
-        return AMP_TYPES[self.amp] if self.amp else None
+        import torch
+
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, None: None}[self.amp]
 
     def helpers(self, images: Images) -> Workers:
         """Who makes the batches of this data set."""
+        from softlabels.samples import Threads
+
         if isinstance(self.workers, int):
             return self.workers
         if self.workers != "auto":
@@ -128,6 +154,8 @@ class Rendering(Machine):
         Raises:
             ConfigError: the device is not there, or nvJPEG is asked for where it cannot decode.
         """
+        from softlabels.rendering import Renderer
+
         if self.decoder == "nvjpeg":
             if self.render != "device":
                 raise ConfigError("--decoder nvjpeg decodes where pictures are rendered; give --render device too")
@@ -138,16 +166,78 @@ class Rendering(Machine):
         return Renderer(self.torch_device(), self.decoder == "nvjpeg") if self.render == "device" else None
 
 
+class PackConfig(BaseModel):
+    """What `softlabels pack` does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: AnyData = Field("digits", description="data set to pack: all that --data takes elsewhere")
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, description="only so many images, picked by seed 0")
+    max_side: int = Field(320, ge=0, description="longer sides are shrunk to this, never enlarged; 0 leaves them")
+    quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
+    format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
+    out: str = Field("pack/", description="folder of the pack")
+    rows_per_shard: int = Field(512, ge=1, description="images per shard: what a crash can cost")
+    part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+    threads: int | Literal["auto"] = Field("auto", description="threads that decode and encode; auto: one per core")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="stop at an image that cannot be read, or pack it as unreadable"
+    )
+    dry_run: bool = Field(False, description="only say how large the pack will be and how long it will take")
+    check: bool = Field(False, description="write nothing; read every byte of the pack at --out and compare checksums")
+
+    @field_validator("part")
+    @classmethod
+    def _is_a_part(cls, text: str) -> str:
+        share_of(text)
+        return text
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_folder(cls, text: str) -> str:
+        if is_url(text):
+            raise ValueError("packs are mapped into memory, so they lie in a folder of this machine, not behind a URL")
+        return text
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _is_a_quality(cls, value: int | str) -> int | str:
+        if value != "raw" and not (str(value).isdigit() and 1 <= int(value) <= 100):
+            raise ValueError("is 1 to 100, or raw")
+        return value
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _are_threads(cls, value: int | str) -> int | str:
+        if value != "auto" and not (str(value).isdigit() and 1 <= int(value) <= 1000):
+            raise ValueError("is auto, or a number of threads")
+        return value
+
+    @property
+    def packing(self) -> Packing:
+        """What is done to each image."""
+        from softlabels.datasets import Packing
+
+        return Packing(max_side=self.max_side or None, quality=self.quality)
+
+    @property
+    def pool(self) -> int:
+        """How many threads."""
+        return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
+
+
 class DumpConfig(Rendering, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
-    teacher: tuple[Any, ...] = Field(
+    teacher: tuple[AnyTeacher, ...] = Field(
         (), description="teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable"
     )
     weights: tuple[str, ...] = Field(
         (), description="file of the teacher's weights, default, or random[:SEED]; one per --teacher"
     )
-    data: Any = Field(
+    data: AnyData = Field(
         "digits",
         description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
         "module:function",
@@ -156,9 +246,9 @@ class DumpConfig(Rendering, Caching):
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
     views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
-    recipe: Any = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
+    recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
     seed: int = Field(0, ge=0, description="seed of the views")
-    codec: Any = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
+    codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: what the codec wants, mostly none]"
@@ -195,7 +285,7 @@ class PlanConfig(DumpConfig):
 class TrainConfig(Settings, Rendering, Caching):
     """What `softlabels train` does."""
 
-    student: Any = Field(
+    student: AnyStudent = Field(
         None,
         description="student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the "
         "one of --init]",
@@ -211,17 +301,17 @@ class TrainConfig(Settings, Rendering, Caching):
     teachers: tuple[str, ...] | None = Field(
         None, description="teachers of the store to learn from; repeatable  [default: all]"
     )
-    teacher: tuple[Any, ...] = Field(
+    teacher: tuple[AnyTeacher, ...] = Field(
         (), description="teacher in the loop instead of stored labels (a control); repeatable"
     )
     teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per --teacher")
-    data: Any = Field(None, description="data set  [default: the one the labels were made of]")
+    data: AnyData = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
-    eval_data: Any = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
+    eval_data: AnyData = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
     eval_size: int | None = Field(None, ge=1, description="side of the pictures evaluated on  [default: --size]")
     limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
-    recipe: Any = Field(None, description="views to train on without labels  [default: crop-flip]")
-    loss: Any = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
+    recipe: AnyRecipe = Field(None, description="views to train on without labels  [default: crop-flip]")
+    loss: AnyLoss = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
         None, ge=0, le=1, description="weight of the hard loss  [default: 0 with teachers, else 1]"
     )
@@ -239,7 +329,7 @@ class TrainConfig(Settings, Rendering, Caching):
     )
     temperature: float = Field(1.0, gt=0, description="softens teachers and student alike")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
-    blend: Any = Field(
+    blend: AnyBlend = Field(
         "mean-probabilities", description="how several teachers become one target: mean-probabilities, mean-logits, ..."
     )
     unlabelled: Literal["refuse", "leave-out"] = Field(
@@ -254,7 +344,7 @@ class TrainConfig(Settings, Rendering, Caching):
     compile: bool = Field(False, description="compile the student with torch.compile")
     channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
     compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
-    track: tuple[Any, ...] = Field(
+    track: tuple[AnyTracker, ...] = Field(
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
     )
     out: str | None = Field(
@@ -280,13 +370,51 @@ def _term(text: str) -> dict[str, Any]:
         raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist") from None
 
 
+SWEEP_OWN = frozenset({"grid", "runs"})
+"""Settings of a sweep that are none of its runs."""
+
+_NOT_SWEPT = frozenset({"out", "seed", "device", "workers"})
+
+
+class SweepConfig(TrainConfig):
+    """What `softlabels sweep` does: the settings of a run, and which of them vary."""
+
+    grid: tuple[str, ...] = Field((), description="SETTING=VALUE,VALUE,... of `softlabels train`; repeatable")
+    runs: int = Field(1, ge=1, description="runs of each combination, with seeds from --seed upward")
+    compare: bool = Field(True, description="compare each student with its teacher on every training image")
+    out: str | None = Field(None, description="folder of the sweep  [default: runs/sweep]")
+
+    @field_validator("grid")
+    @classmethod
+    def _are_settings(cls, grid: tuple[str, ...]) -> tuple[str, ...]:
+        names = [each.partition("=")[0].strip().replace("-", "_") for each in grid]
+        for name, each in zip(names, grid, strict=True):
+            if name not in TrainConfig.model_fields or name in _NOT_SWEPT:
+                known = sorted(TrainConfig.model_fields.keys() - _NOT_SWEPT)
+                raise ValueError(f"{name!r} is no setting to sweep; {did_you_mean(name, known)}")
+            if not each.partition("=")[2].strip():
+                raise ValueError(f"{each!r} has no values; write SETTING=VALUE,VALUE")
+        if len(set(names)) < len(names):
+            raise ValueError("a setting stands in the grid twice; give all its values at once")
+        return grid
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Every combination of the grid's values, the last setting varying fastest."""
+        axes = []
+        for each in self.grid:
+            name, _, values = each.partition("=")
+            axes.append([(name.strip().replace("-", "_"), yaml.safe_load(value)) for value in values.split(",")])
+        return [dict(cell) for cell in itertools.product(*axes)]
+
+
 class EvalConfig(Machine):
     """What `softlabels eval` does."""
 
     student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with --weights")
     weights: str | None = Field(None, description="file of weights, default, or random[:SEED]")
     size: int | None = Field(None, ge=1, description="side of the pictures  [default: the network's own]")
-    data: Any = Field("digits", description="data set to evaluate on")
+    data: AnyData = Field("digits", description="data set to evaluate on")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
     limit: int | None = Field(None, ge=1, description="only so many images")
@@ -297,9 +425,9 @@ class Reopening(Machine, Caching):
     """A store whose images and teachers are opened again."""
 
     labels: str = Field("shards/", description="label store, a folder or a URL such as s3://bucket/shards")
-    data: Any = Field(None, description="data set  [default: the one the labels were made of]")
+    data: AnyData = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
-    teacher: tuple[Any, ...] = Field(
+    teacher: tuple[AnyTeacher, ...] = Field(
         (), description="teacher to run again  [default: as the store describes it]; repeatable"
     )
     weights: tuple[str, ...] = Field((), description="weights of the teachers, one per teacher")
@@ -334,7 +462,7 @@ class ConvertConfig(Caching):
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: as they are]"
     )
-    codec: Any = Field(None, description="how logits are stored: dense:fp32, topk:10, ...  [default: as they are]")
+    codec: AnyCodec = Field(None, description="how logits are stored: dense:fp32, topk:10, ...  [default: as they are]")
     lossy: bool = Field(False, description="allow a codec that rounds the stored labels once more")
     teachers: tuple[str, ...] | None = Field(None, description="teachers to convert; repeatable  [default: all]")
 
@@ -350,7 +478,7 @@ class ImportConfig(Caching):
     source: str = Field(
         ..., description="folder of the label files; it stays as it is", json_schema_extra={"argument": True}
     )
-    data: Any = Field(
+    data: AnyData = Field(
         ...,
         description="data set that was labelled: imagenet, directory, csv:FILE, ..., as `softlabels dump` takes it",
         json_schema_extra={"in_file": True},

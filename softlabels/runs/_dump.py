@@ -15,16 +15,13 @@ from softlabels.labels import layout_beside
 from softlabels.pictures import Pictures, frame
 from softlabels.planning import Plan
 from softlabels.provenance import CPU, mixture, renderers, versions
-from softlabels.runs._configs import DumpConfig, PlanConfig
+from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
 from softlabels.runs._store import make_store
 from softlabels.store import Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
-
-RECORDED = "recorded"
-"""The recipe of a dump onto a store whose views came with imported labels."""
 
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:

@@ -20,7 +20,7 @@ from softlabels.errors import ConfigError, DataError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate
 from softlabels.journal import Journal, duration
 from softlabels.labels import Labels, open_labels
-from softlabels.learning import Place, Settings, parameter_groups
+from softlabels.learning import Place, parameter_groups
 from softlabels.losses import BLENDS, Objective
 from softlabels.networks import Preprocessing, parameter_count, read_description, read_weights, write_weights
 from softlabels.orders import spread, window_notes
@@ -31,6 +31,7 @@ from softlabels.runs._configs import TrainConfig
 from softlabels.runs._folder import begin, finished
 from softlabels.runs._parts import alias, check_classes, label_images, limited, open_teacher, teacher_specs
 from softlabels.samples import LabelledPictures
+from softlabels.settings import Settings
 from softlabels.students import StudentPart, student_spec
 from softlabels.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
 from softlabels.tracking import check_trackers, tracked

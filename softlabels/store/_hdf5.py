@@ -17,6 +17,7 @@ from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
+from softlabels._installed import required
 from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import ArrayLayout
@@ -45,6 +46,11 @@ class Hdf5:
         """See `ShardFormat.head_end`."""
         match = _FIRST_LINE.match(begun[:_FIRST_LINE_MOST])
         return match.end() + min(int(match[2]), LARGEST) if match else 0
+
+    def check_compression(self, compression: str) -> None:
+        """See `ShardFormat.check_compression`."""
+        if compression != "none":
+            required("hdf5plugin", "zstd", f"compression {compression} of HDF5 shards")
 
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """See `ShardFormat.write`."""

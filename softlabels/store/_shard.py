@@ -157,6 +157,10 @@ class ShardFormat(Protocol):
         """How many bytes of that file the header takes, told from its first `head` bytes."""
         ...
 
+    def check_compression(self, compression: str) -> None:
+        """Refuse a compression of which the package is not installed, before anything is written: ConfigError."""
+        ...
+
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """Make the shard at `path` from arrays (views, rows, ...) and complete its header with where things lie."""
         ...

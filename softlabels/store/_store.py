@@ -26,6 +26,7 @@ from softlabels.store._documents import (
     read_document,
 )
 from softlabels.store._folder import CARD
+from softlabels.store._formats import FORMATS
 from softlabels.store._inside import Place
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard
@@ -132,6 +133,7 @@ class Store:
                 f"{self.location} holds logits of {self.manifest.classes} classes, teacher {name} gives "
                 f"{card.classes}; choose another folder for them"
             )
+        FORMATS[card.format].check_compression(card.compression)
         place = Place(self.root, (name, CARD))
         fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
         if fresh or not place.path.exists():

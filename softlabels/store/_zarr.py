@@ -41,6 +41,9 @@ class Zarr:
         """See `ShardFormat.head_end`."""
         return len(begun)
 
+    def check_compression(self, compression: str) -> None:
+        """See `ShardFormat.check_compression`; numcodecs comes with softlabels."""
+
     def write(self, path: Path, header: Header, arrays: Arrays) -> None:
         """See `ShardFormat.write`."""
         path.mkdir()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from softlabels import tables
 from softlabels.config import Table
 from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
@@ -51,9 +52,7 @@ class StudentPart(Protocol):
         """Text to be written with its weights, from which they can be loaded again by their path alone."""
 
 
-STUDENTS: Table[StudentPart] = Table(
-    "student", "students", (TorchvisionStudent, SmallStudent, TimmStudent, FunctionStudent)
-)
+STUDENTS: Table[StudentPart] = tables.STUDENTS
 
 
 def student_spec(

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from softlabels import tables
 from softlabels.config import Table
 from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
@@ -75,9 +76,7 @@ class TeacherPart(Protocol):
         """The teacher on `device`; raises ModelError when it has not `classes` classes (None: not compared)."""
 
 
-TEACHERS: Table[TeacherPart] = Table(
-    "teacher", "teachers", (TorchvisionTeacher, SmallTeacher, TimmTeacher, FileTeacher, FunctionTeacher)
-)
+TEACHERS: Table[TeacherPart] = tables.TEACHERS
 
 
 def teacher_spec(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from softlabels._philox import Words, hash_keys, philox
 from softlabels.config import Table, validated
-from softlabels.errors import ConfigError, DataError, did_you_mean
+from softlabels.errors import ConfigError, DataError
+from softlabels.tables import RecipeNames
 from softlabels.views._chance import Draws, whole_below
 from softlabels.views._recorded import ForeignView, Recorded, Records, Spec
 from softlabels.views._resize_centre_crop import ResizeCentreCrop
@@ -338,12 +339,9 @@ class Recipes:
     A short name is made of words joined by hyphens, each a step: ``crop-flip-randaugment-erase``.
     """
 
-    def __init__(
-        self, steps: Table[Step], words: Mapping[str, str], usual: Sequence[str], recorded: Table[Step]
-    ) -> None:
-        self._steps, self._recorded = steps, recorded
-        self._words = dict(words)
-        self.names = tuple(sorted(usual))
+    def __init__(self, steps: Table[Step], recorded: Table[Step], short: RecipeNames) -> None:
+        self._steps, self._recorded, self._short = steps, recorded, short
+        self.names = tuple(sorted(short.usual))
         """The usual short names, sorted; any other order of words makes a recipe too."""
 
     def make(self, value: Any) -> Recipe:
@@ -357,7 +355,7 @@ class Recipes:
         if isinstance(value, Recipe):
             return value
         if isinstance(value, str):
-            value = self._expand(value)
+            value = self._short.expand(value)
         if isinstance(value, (list, tuple)):
             value = {"steps": value}
         if not isinstance(value, Mapping) or not isinstance(value.get("steps"), (list, tuple)):
@@ -370,15 +368,6 @@ class Recipes:
     def _step(self, step: Any) -> Step:
         kind = step.get("kind") if isinstance(step, Mapping) else getattr(step, "kind", str(step).partition(":")[0])
         return (self._recorded if kind in self._recorded.names else self._steps).make(step)
-
-    def _expand(self, name: str) -> list[str]:
-        words = name.split("-")
-        for word in words:
-            if word not in self._words:
-                near = {*self.names, *(name.replace(word, other) for other in self._words)}
-                words_known = ", ".join(self._words)
-                raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, near)} (words: {words_known})")
-        return [self._words[word] for word in words]
 
 
 @functools.lru_cache(maxsize=256)

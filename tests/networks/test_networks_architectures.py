@@ -7,6 +7,7 @@ import torch
 
 from softlabels import networks
 from softlabels.errors import ModelError
+from softlabels.tables import network_names
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_path_given_as_a_name_is_told_how_to_write_it(tmp_path) -> None:
 
 
 def test_every_listed_name_resolves() -> None:
-    listed = networks.names()
+    listed = network_names()
     assert {"resnet18", "cnn_tiny", "resnext101"} <= set(listed)
     assert all(networks.resolve(name) for name in listed)
 
@@ -71,7 +72,7 @@ def test_small_networks_have_their_promised_size(name: str, least: int, most: in
     assert least <= networks.parameter_count(networks.build(name, 10)) <= most
 
 
-@pytest.mark.parametrize("name", networks.names("small"))
+@pytest.mark.parametrize("name", network_names("small"))
 @pytest.mark.parametrize("side", [8, 20, 32])
 def test_small_networks_run_at_any_size_and_learn(name: str, side: int) -> None:
     network = networks.build(name, 7)
@@ -110,7 +111,7 @@ def test_a_state_without_the_head_is_refused_by_name() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", networks.names("torchvision"))
+@pytest.mark.parametrize("name", network_names("torchvision"))
 def test_every_torchvision_network_has_a_head_and_preprocessing(name: str) -> None:
     assert set(networks.head_tensors(name).values()) == {0}
     default = networks.default_weights(name)

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from softlabels.errors import ConfigError, DataError, SoftlabelsError
-from softlabels.views import RECIPES, STEPS, Frame, HorizontalFlip, Recipe
+from softlabels.views import RECIPES, STEPS, Frame, Recipe
+from softlabels.views._horizontal_flip import HorizontalFlip
 
 KEYS = np.arange(6, dtype=np.uint64)
 
