@@ -71,7 +71,7 @@ def test_a_dump_that_cannot_begin_says_why(
         (("--student", "cnn_tiny", "--labels", "nowhere"), "nowhere"),
         (("--student", "cnn_tiny", "--data", "digits", "--loss", "lk"), "kl"),
         (("--student", "cnn_tiny", "--data", "digits", "--optimizer", "sgdd"), "sgdd"),
-        (("--student", "cnn_tiny", "--labels", "x", "--teacher", "y"), "exclude"),
+        (("--student", "cnn_tiny", "--labels", "x", "--teacher", "cnn_small"), "exclude"),
         (("--student", "cnn_tiny", "--epochs", "0"), "epochs"),
         (("--student", "cnn_tiny", "--data", "digits", "--loss", "dist"), "--loss needs a teacher"),
         (("--student", "cnn_tiny", "--data", "digits", "--teachers", "big"), "--teachers needs a teacher"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,9 +108,6 @@ def test_what_is_no_student_and_what_is_not_installed_is_said(
     with pytest.raises(softlabels.SoftlabelsError):
         exporting.export(tmp_path / "nothing", "torch")
 
-    def absent(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(exporting, "import_module", absent)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(softlabels.ConfigError, match=r"softlabels\[onnx\]"):
         exporting.export(student, "onnx")

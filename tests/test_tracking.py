@@ -162,11 +162,8 @@ def test_nothing_is_tracked_unless_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr("softlabels.tracking.import_module", absent)
     for kind in TRACKERS.names:
+        monkeypatch.setitem(sys.modules, kind, None)
         with (
             pytest.raises(softlabels.ConfigError, match=rf"softlabels\[{kind}\]"),
             tracked([kind], tmp_path, {}, Journal(quiet=True)),
