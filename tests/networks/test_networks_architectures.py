@@ -132,7 +132,7 @@ def test_inceptions_answer_with_a_tensor_in_training_too() -> None:
 
 def test_licences_are_told_where_known() -> None:
     assert "SWAG" in str(networks.default_weights("vit_h_14").licence)
-    assert networks.default_weights("timm:resnet18.a1_in1k").licence == "apache-2.0"
+    assert networks.default_weights("timm:convnextv2_atto.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
     assert networks.default_weights("cnn_tiny") is None
 
 
