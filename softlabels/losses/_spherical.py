@@ -35,7 +35,7 @@ def spherical_kd(
 
     Source: Guo et al. 2020, "Reducing the teacher-student gap via spherical knowledge distillation", arXiv:2010.07485.
     The authors' code has two other radii: in its README a fixed one, 2 to 3 times the root of the number of classes
-    (`standardized_kl` at T / 2 to T / 3, but for T^2); in its script each row's own teacher norm.
+    (nearly `standardized_kl` at T / 2 to T / 3, but for T^2); in its script each row's own teacher norm.
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     student, teacher = centred(student), centred(teacher)

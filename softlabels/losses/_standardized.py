@@ -23,8 +23,8 @@ def standardized_kl(
     """`kl_divergence` between logits that are standardised row by row, so that the student is free in shift and scale.
 
     ``T^2 * sum_k p_k (ln p_k - ln q_k)``, p = softmax(Z(teacher) / T), q = softmax(Z(student) / T),
-    ``Z(z) = (z - mean z) / (std z + 1e-7)``, mean and std over the classes (std: divided by their number). A constant
-    row becomes zeros, and the gradient there is of the size 1e7.
+    ``Z(z) = (z - mean z) / (std z + 1e-7)``, mean and std over the K classes; std z = sqrt(sum (z - mean z)^2 / (K - 1)),
+    as ``torch.std`` has it. A constant row becomes zeros, and the gradient there is of the size 1e7.
 
     Args:
         student_logits: (batch, classes), any float dtype; computed in fp32 (in fp64 when given so).
@@ -34,7 +34,7 @@ def standardized_kl(
         valid: bool (batch,), the rows that count; None: all. No row counts: 0, with its graph.
 
     Source: Sun et al. 2024, "Logit standardization in knowledge distillation", arXiv:2403.01427;
-    the 1e-7 as in the authors' code (whose std divides by classes - 1).
+    the 1e-7 and the K - 1 as in the authors' code.
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     return kl_divergence(_standardised(student), _standardised(teacher), temperature=temperature, valid=valid)
@@ -43,7 +43,7 @@ def standardized_kl(
 def _standardised(logits: Tensor) -> Tensor:
     logits = centred(logits)
     # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
-    deviation = vector_norm(logits, dim=-1, keepdim=True) / logits.shape[-1] ** 0.5
+    deviation = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
     return logits / (deviation + _LEAST)
 
 
@@ -61,5 +61,5 @@ class StandardizedKL(Part):
         over = "" if temperature == 1 else f" / {number(temperature)}"
         return (
             f"{squared(temperature)}sum p (ln p - ln q), p = softmax(Z(teacher){over}), q = softmax(Z(student){over}), "
-            "Z(z) = (z - mean) / std over the classes"
+            "Z(z) = (z - mean) / std over the K classes, std with K - 1"
         )

@@ -120,7 +120,7 @@ def weighted(student, teacher, temperature, labels, valid, frozen=None):
 def standardized(student, teacher, temperature, labels, valid):
     def z(row):
         row = centred(row)
-        return [v / (math.sqrt(mean(u * u for u in row)) + 1e-7) for v in row]
+        return [v / (math.sqrt(sum(u * u for u in row) / (len(row) - 1)) + 1e-7) for v in row]
 
     return per_row(kl)([z(row) for row in student], [z(row) for row in teacher], temperature, labels, valid)
 
@@ -442,3 +442,12 @@ def test_labels_all_minus_one_make_zero_with_a_gradient():
     value = losses.hard_cross_entropy(student, torch.full((3,), -1), label_smoothing=0.1)
     value.backward()
     assert value.item() == 0 and not student.grad.any()
+
+
+def test_standardized_kl_is_that_of_torchs_own_deviation():
+    """The authors divide by ``torch.std``, whose variance is divided by K - 1; K makes another loss for few classes."""
+    student, teacher = (torch.tensor(rows) for rows in ordinary())
+    z = [(rows - rows.mean(-1, keepdim=True)) / (rows.std(-1, keepdim=True) + 1e-7) for rows in (student, teacher)]
+    p, q = (z[1] / 2).softmax(-1), (z[0] / 2).log_softmax(-1)
+    expected = 4 * torch.nn.functional.kl_div(q, p, reduction="batchmean")
+    torch.testing.assert_close(losses.standardized_kl(student, teacher, temperature=2.0), expected)
