@@ -12,6 +12,7 @@ import io
 import math
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,14 +41,17 @@ def read_plain_pickle(file: Path) -> Any:
     return _guarded(file, lambda: _value(_content(file), _ADMITTED, _BYTES))
 
 
-def read_torch_file(file: Path) -> Any:
+def read_torch_file(file: Path, instead: str = "write it with torch.save") -> Any:
     """The value that ``torch.save`` wrote to `file`: plain values, numpy scalars and arrays of numbers, and tensors,
     which come as numpy arrays.
 
+    Args:
+        instead: what the user can do about a file that joblib or another pickler wrote.
+
     Raises:
-        DataError: as above, or the file is of another format.
+        DataError: as above, or the file is of another format; its first bytes tell which.
     """
-    return _guarded(file, lambda: _archived(file))
+    return _guarded(file, lambda: _archived(file, instead))
 
 
 def _guarded(file: Path, read: Callable[[], Any]) -> Any:
@@ -67,10 +71,38 @@ def _content(file: Path) -> bytes:
     return file.read_bytes()
 
 
-def _archived(file: Path) -> Any:
-    data = io.BytesIO(_content(file))
+_BEFORE_1_6 = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""What torch.save began its files with before they were zip files."""
+_COMPRESSED = {
+    "gzip": rb"\x1f\x8b",
+    "bzip2": rb"BZh",
+    "xz": rb"\xfd7zXZ",
+    "lzma": rb"\]\x00\x00",
+    "lz4": rb"\x04\x22M\x18",
+    "zlib": rb"x[\x01\x5e\x9c\xda]",
+}
+"""How the compressed pickles begin that joblib writes."""
+
+
+def _no_archive(data: bytes, instead: str) -> str:
+    """Why a file that is no zip file is not read, as its first bytes tell."""
+    if data.startswith(_BEFORE_1_6):
+        return "torch.save wrote it before version 1.6; load it and save it anew"
+    if not data:
+        return "it is empty"
+    packed = next((name for name, begin in _COMPRESSED.items() if re.match(begin, data)), None)
+    if packed:
+        return f"it is compressed with {packed}, as joblib writes, whose pickles are not read; {instead}"
+    if re.match(rb"\x80[\x01-\x05]", data):
+        return f"it is a bare pickle, as joblib or pickle.dump write, which is not read; {instead}"
+    return "it is no zip file, as torch.save writes since version 1.6; it is damaged or of another program"
+
+
+def _archived(file: Path, instead: str) -> Any:
+    content = _content(file)
+    data = io.BytesIO(content)
     if not zipfile.is_zipfile(data):
-        raise pickle.UnpicklingError("it is no zip file, as torch.save writes since version 1.6; save it anew")
+        raise pickle.UnpicklingError(_no_archive(content[:64], instead))
     with zipfile.ZipFile(data) as archive:
         members = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         for name, entry in members.items():

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rivals
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,6 +26,7 @@ from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import InterpolationMode, _apply_op
 
 import softlabels
+from softlabels import networks
 from softlabels._pickles import read_plain_pickle, read_torch_file
 from softlabels.codecs import CODECS
 from softlabels.datasets import subset
@@ -486,6 +488,37 @@ def test_damaged_records_of_tinyvit_and_ml_dr_are_refused_by_name(sources: Path,
         imported("ml-dr", tmp_path / "d", photos, tmp_path / "s")
 
 
+@pytest.mark.parametrize("compress", [0, 3, ("gzip", 3), ("bz2", 3), ("lzma", 3), ("xz", 3)])
+def test_labels_that_joblib_wrote_are_refused_for_that_reason(
+    compress: Any, sources: Path, photos: Path, tmp_path: Path
+) -> None:
+    joblib = pytest.importorskip("joblib")
+    shutil.copytree(sources / "ml-dr", tmp_path / "d")
+    file = tmp_path / "d" / "4.pth.tar"
+    joblib.dump((4, [{"params": [None, 1], "prob": ([0.5], [1])}]), file, compress=compress)
+    with pytest.raises(softlabels.DataError, match=rf"{file} is refused: .*joblib.*; write the labels with `joblib: f"):
+        imported("ml-dr", tmp_path / "d", photos, tmp_path / "s")
+    torch.save((4, []), file, _use_new_zipfile_serialization=False)
+    with pytest.raises(softlabels.DataError, match=r"4.pth.tar is refused: torch.save wrote it before version 1.6"):
+        imported("ml-dr", tmp_path / "d", photos, tmp_path / "s")
+    file.write_bytes(b"<!doctype html><html>")
+    with pytest.raises(softlabels.DataError, match=r"4.pth.tar is refused: it is no zip file.* of another program"):
+        imported("ml-dr", tmp_path / "d", photos, tmp_path / "s")
+
+
+@pytest.mark.parametrize("project", list(WRITERS))
+def test_files_of_another_project_are_recognised(project: str, sources: Path, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "sre2l" / "epoch_0").mkdir(parents=True)
+    batch = [torch.zeros(5, 4), torch.zeros(5), torch.arange(5), 0.5, [0, 0, 9, 9], torch.zeros(5, 3).half()]
+    torch.save(batch, tmp_path / "sre2l" / "epoch_0" / "batch_0.tar")
+    for folder in (tmp_path / "sre2l", tmp_path / "sre2l" / "epoch_0"):
+        with pytest.raises(softlabels.DataError, match=r"holds labels of SRe2L .*epoch_E/batch_B.tar.*not imported"):
+            imported(project, folder, photos, tmp_path / "s")
+    other = "tinyvit" if project != "tinyvit" else "ml-dr"
+    with pytest.raises(softlabels.DataError, match=rf"holds labels of {other}; import them with --from {other}"):
+        imported(project, sources / other, photos, tmp_path / "s")
+
+
 # ---- what cannot be replayed
 
 
@@ -619,6 +652,27 @@ def test_another_teacher_labels_the_recorded_views(
         imported(project, sources / source, photos, tmp_path / "b"), images, size=16
     )
     assert all(torch.equal(without[n][0], with_both[n][0]) for n in range(ROWS * VIEWS))
+
+
+def test_a_teacher_is_compared_with_the_classes_of_the_store_and_not_of_the_folder(
+    sources: Path, photos: Path, tmp_path: Path, softlabels_command: Callable
+) -> None:
+    """Labels of 1,000 classes are often of images of a few."""
+    imported("fkd", sources / "fkd", photos, tmp_path / "s", classes=7)
+    for classes in (7, 3):
+        network = networks.build("cnn_tiny", classes, seed=0)
+        safetensors.torch.save_file(network.state_dict(), tmp_path / f"{classes}.safetensors")
+    command = ("dump", "--recipe", "recorded", "--views", VIEWS, "--data", photos, "--out", tmp_path / "s")
+    command = (*command, "--teacher", "cnn_tiny", "--device", "cpu", "--workers", 0, "--weights")
+    refused = softlabels_command(*command, tmp_path / "3.safetensors")
+    assert refused.exit_code == 1
+    assert "has 3 classes" in refused.output
+    assert "the store's labels are of 7 classes" in refused.output
+    done = softlabels_command(*command, tmp_path / "7.safetensors")
+    assert done.exit_code == 0, done.output
+    assert softlabels.open_labels(tmp_path / "s").logits([4], 1, "cnn_tiny").shape == (1, 7)
+    checked = softlabels_command("verify", "--labels", tmp_path / "s", "--device", "cpu", "--workers", 0)
+    assert checked.exit_code == 0, checked.output
 
 
 def test_an_unreadable_image_is_named_or_left_out_for_another_teacher(

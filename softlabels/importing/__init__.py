@@ -58,11 +58,47 @@ def open_source(project: str, path: str | Path, images: Images, choices: Choices
 
     Raises:
         ConfigError: the project is unknown, or what its files tell of cannot be replayed.
-        DataError: a file is missing, damaged or refused; it is named.
+        DataError: a file is missing, damaged or refused; it is named. Files of another project are recognised.
     """
     if project not in PROJECTS:
         raise ConfigError(f"unknown project {project!r}; {did_you_mean(project, PROJECTS)}")
-    return PROJECTS[project](Path(path).expanduser(), images, choices)
+    folder = Path(path).expanduser()
+    try:
+        return PROJECTS[project](folder, images, choices)
+    except DataError as problem:
+        other = recognised(folder)
+        if other is None or other == project:
+            raise
+        raise DataError(_of_another(folder, other)) from problem
+
+
+def recognised(folder: Path) -> str | None:
+    """The project whose label files lie in `folder`, as the names of files tell; None where they tell nothing."""
+    if folder.name.startswith("epoch_"):
+        folder = folder.parent
+    for project, pattern in _SIGNS.items():
+        for glob in (pattern, f"*/{pattern}"):
+            if next(folder.glob(glob), None) is not None:
+                return project
+    return None
+
+
+SRE2L = "SRe2L"
+_SIGNS = {
+    "ml-dr": "config.pth.tar",
+    "tinyvit": "logits_top*_epoch*/rank*-values.bin",
+    SRE2L: "epoch_[0-9]*/batch_[0-9]*.tar",
+}
+"""Files that only one project writes."""
+
+
+def _of_another(folder: Path, project: str) -> str:
+    if project == SRE2L:
+        return (
+            f"{folder} holds labels of SRe2L (epoch_E/batch_B.tar: crops, flips, mixtures and logits of a whole batch, "
+            f"without a word of which images it held); these are not imported; label the images with `softlabels dump`"
+        )
+    return f"{folder} holds labels of {project}; import them with --from {project}"
 
 
 def fingerprint(source: Source, images: int) -> str:

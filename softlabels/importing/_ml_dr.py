@@ -79,6 +79,8 @@ _NAMED_OTHERWISE = {
 _PLACES = {name: _OURS[_NAMED_OTHERWISE.get(name, name.lower())] for name in _OPERATIONS}
 """What we call them, by their place."""
 
+_NO_JOBLIB = "write the labels with `joblib: false`"
+
 
 class MlDr:
     """The label files in `folder`, for the images of a data set in the order of the files' numbers."""
@@ -138,7 +140,7 @@ class MlDr:
 
     def _read(self, row: int) -> list[Any]:
         file = self._file(row)
-        content = read_torch_file(file)
+        content = read_torch_file(file, _NO_JOBLIB)
         whole = isinstance(content, tuple) and len(content) == 2 and isinstance(content[1], list) and content[1]
         if not whole or not all(isinstance(each, dict) and {"params", "prob"} <= each.keys() for each in content[1]):
             raise DataError(f"{file} is no label of ml-dr: it should hold a number and a list of params and prob")
@@ -169,7 +171,7 @@ class _Plan:
     def read(file: Path, *, pictures: bool) -> _Plan:
         if not file.is_file():
             raise DataError(f"{file} is missing; it says what the files' parameters mean")
-        content = read_torch_file(file)
+        content = read_torch_file(file, _NO_JOBLIB)
         try:
             said = content["reinforce"]["image_augmentation"]
             chosen = {name: dict(said[name]) for name in _ORDER if name in said and said[name].get("enable", True)}
@@ -368,9 +370,6 @@ def _numbers(folder: Path) -> Iterator[int]:
         for entry in entries:
             number, _, ending = entry.name.partition(".")
             if ending == "jb":
-                raise DataError(
-                    f"{folder / entry.name} was written by joblib, whose pickles are not read; write the labels with "
-                    f"`joblib: false`"
-                )
+                raise DataError(f"{folder / entry.name} was written by joblib, whose pickles are not read; {_NO_JOBLIB}")
             if ending == "pth.tar" and number.isdigit() and len(number) < 12:
                 yield int(number)

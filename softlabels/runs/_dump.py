@@ -142,10 +142,16 @@ def _recipe(config: DumpConfig) -> Recipe:
 
 def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory."""
+    classes = _stored_classes(config)
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
             journal.say(f"teacher {spec.slug}{alias(spec)}")
-        yield open_teacher(spec, config, images)
+        yield open_teacher(spec, config, images, classes)
+
+
+def _stored_classes(config: DumpConfig) -> int | None:
+    """Width of the labels that are in `out` already; None where there are none."""
+    return open_store(config.out, config.cache).manifest.classes if holds_store(config.out, config.cache) else None
 
 
 def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) -> TeacherCard:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from softlabels._philox import permutation
 from softlabels.datasets import Images, open_images, subset
-from softlabels.errors import ConfigError, DataError, StoreError, did_you_mean
+from softlabels.errors import ConfigError, DataError, ModelError, StoreError, did_you_mean
 from softlabels.labels import Labels
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import Machine, Reopening
@@ -62,14 +62,24 @@ def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
     return [teacher_spec(name, file) for name, file in zip(names, files, strict=True)]
 
 
-def open_teacher(spec: Any, machine: Machine, images: Images) -> Teacher:
+def open_teacher(spec: Any, machine: Machine, images: Images, classes: int | None = None) -> Teacher:
     """The teacher on this machine's device.
 
+    Args:
+        classes: of the store whose labels are the teacher's; a store may have more than the data set (a teacher of
+            1,000 classes on images of 12). Without it those of the data set count.
+
     Raises:
-        ModelError: its classes and the data set's differ in number.
+        ModelError: its classes and the store's, or the data set's, differ in number.
         ConfigError: both know the same class by another number.
     """
-    teacher: Teacher = spec.open(device=machine.torch_device(), amp=machine.amp, classes=len(images.classes) or None)
+    device, wanted = machine.torch_device(), classes or len(images.classes) or None
+    try:
+        teacher: Teacher = spec.open(device=device, amp=machine.amp, classes=wanted)
+    except ModelError as problem:
+        if classes in (None, len(images.classes)):
+            raise
+        raise ModelError(f"{problem} (the store's labels are of {classes:,} classes)") from problem
     check_classes(images, teacher.class_names, teacher.name)
     return teacher
 
@@ -119,7 +129,7 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
         if name not in named and kind == "function":
             # A store may come from a stranger, so only a user may have code imported.
             raise ConfigError(f"{name} was made by {card.spec.get('function')!r}; name it yourself with --teacher")
-        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), config, images)
+        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), config, images, labels.classes)
         if opened.weights_sha256 != card.weights_sha256:
             raise StoreError(
                 f"{name} has other weights ({opened.weights_sha256[:12]}) than those that made the labels "
