@@ -14,10 +14,10 @@ from torch.utils.data import Dataset, Subset
 
 from softlabels.errors import ConfigError, StoreError
 from softlabels.labels import Labels
-from softlabels.views import RECIPES
+from softlabels.views import RECIPES, SeededMix
 
-SEED = "view_seed"
-"""Under which name the seeds of views are recorded."""
+SEED, PARTNER_SEED = "view_seed", "other_seed"
+"""Under which names the seeds of views are recorded, and those of the views that they are mixed with."""
 
 SOFT = "soft_labels"
 """Name of the probabilities in items that are mappings."""
@@ -39,6 +39,12 @@ class AttachedLabels(Dataset[Any]):
     ) -> None:
         self.dataset, self.labels, self._rows, self._view, self._seeded = dataset, labels, rows, view, seeded
         self._teachers, self._temperature, self._blend = teachers, temperature, blend
+        self._mix = next((step for step in labels.recipe.steps if isinstance(step, SeededMix)), None)
+        # Where each of the store's images stands among the items, for partners of mixed views.
+        self._numbers = np.full(len(labels) if self._mix else 0, -1, np.int64)
+        if self._mix is not None:
+            self._numbers[rows] = np.arange(len(rows))
+            self._check_partners()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -61,13 +67,76 @@ class AttachedLabels(Dataset[Any]):
     def _replayed(
         self, numbers: Sequence[int], rows: NDArray[np.int64], seeded: Callable[[int], AbstractContextManager[Any]]
     ) -> list[Any]:
-        """The items, each made while the seed of its view counts."""
-        teacher = self.labels.select(self._teachers)[0]
-        items = []
-        for number, seed in zip(numbers, self.labels.recorded(rows, self._view, teacher)[SEED].tolist(), strict=True):
-            with seeded(seed):
-                items.append(self.dataset[number])
+        """The items, each made while the seed of its view counts; mixed views with their partners made so, too."""
+        made: dict[tuple[int, int], Any] = {}
+
+        def item(number: int, seed: int) -> Any:
+            if (number, seed) not in made:
+                with seeded(seed):
+                    made[number, seed] = self.dataset[number]
+            return made[number, seed]
+
+        recorded = self._recorded(rows)
+        items = [item(number, seed) for number, seed in zip(numbers, recorded[SEED].tolist(), strict=True)]
+        if self._mix is None:
+            return items
+        drawn = self._mix.recall(recorded)
+        for place in np.flatnonzero(drawn["chosen"]).tolist():
+            partner = int(self._numbers[drawn["partner"][place]])
+            other = item(partner, int(recorded[PARTNER_SEED][place]))
+            items[place] = _mixed(self._mix, items[place], other, drawn[place : place + 1])
         return items
+
+    def _recorded(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        return self.labels.recorded(rows, self._view, self.labels.select(self._teachers)[0])
+
+    def _check_partners(self) -> None:
+        """Refuse items whose pictures cannot be mixed as they were, before the first is asked for."""
+        assert self._mix is not None
+        keys, recorded = self.labels.keys, self._recorded(self._rows)
+        unknown = np.flatnonzero(recorded["mix_seed"] == self._mix.unknown)
+        if len(unknown):
+            raise StoreError(
+                f"attach: {len(unknown):,} images were mixed in view {self._view} with a picture that is not in the "
+                f"imported files (first: {keys[self._rows[unknown[0]]].as_py()!r}); leave them out with "
+                f"torch.utils.data.Subset"
+            )
+        partners = recorded["mix_partner"].astype(np.int64)
+        lacking = np.flatnonzero(self._numbers[partners] < 0)
+        if len(lacking):
+            own, partner = self._rows[lacking[0]], partners[lacking[0]]
+            raise ConfigError(
+                f"attach: {len(lacking):,} of the items were mixed with images that are none of them (first: "
+                f"{keys[own].as_py()!r} with {keys[partner].as_py()!r}); attach the whole data set, and take a part of "
+                f"what comes back with torch.utils.data.Subset"
+            )
+
+
+def _mixed(mix: SeededMix, item: Any, other: Any, drawn: NDArray[Any]) -> Any:
+    """An item whose picture, its first part, is mixed with that of another."""
+    parts = [(each, ()) if isinstance(each, Tensor) else (each[0], tuple(each[1:])) for each in _parted(item, other)]
+    (own, rest), (theirs, _) = parts
+    known = all(isinstance(each, Tensor) and each.is_floating_point() and each.ndim == 3 for each in (own, theirs))
+    if not known or own.shape != theirs.shape:
+        found = [
+            f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            for each in (own, theirs)
+        ]
+        raise ConfigError(
+            f"attach: the views of these labels are mixed, for which pictures must be float tensors (3, H, W) of one "
+            f"size, normalised as for the teacher; these are {found[0]} and {found[1]}"
+        )
+    picture = mix.mix(own[None], theirs[None], drawn)[0]
+    return (picture, *rest) if isinstance(item, tuple | list) else picture
+
+
+def _parted(*items: Any) -> tuple[Any, ...]:
+    if not all(isinstance(each, Tensor) or (isinstance(each, tuple | list) and each) for each in items):
+        raise ConfigError(
+            f"attach: the views of these labels are mixed, for which an item must be a picture or a tuple that begins "
+            f"with it, not {type(items[0]).__name__}"
+        )
+    return items
 
 
 def attach(
@@ -89,7 +158,9 @@ def attach(
     very crops; `SoftLabelDataset` makes those.
 
     Imported labels whose views only their own project makes (docs/importing.md) are attached one view at a time, to the
-    data set that makes that view: from the recorded seed, within ``with seeded(seed):``, where there is one.
+    data set that makes that view: from the recorded seed, within ``with seeded(seed):``, where there is one. Where
+    views were mixed, the partner's item is made as well and its picture mixed in, as the teacher saw it (both must be
+    normalised float tensors); a hard label in the item stays that of the image alone.
 
     Args:
         keys: the image's key for each item, as in ``labels.keys``. None: paths of an ``ImageFolder`` (or a ``Subset``
@@ -120,6 +191,11 @@ def attach(
 
 def _check_views(labels: Labels, view: int, seeded: Any) -> None:
     foreign = labels.recipe.foreign
+    if foreign is not None and foreign.seeded and foreign.mixed is None:
+        raise ConfigError(
+            f"attach: {labels.store.root} does not say whether its views were mixed with others; import the labels "
+            f"again with --mixup and --cutmix"
+        )
     if foreign is None:
         if view or seeded is not None:
             raise ConfigError("attach: view= and seeded= are for imported labels that softlabels cannot make views of")

@@ -237,6 +237,7 @@ RECORDED: Table[Any] = Table(
         "recorded-erasing": "softlabels.views._recorded:RecordedErasing",
         "recorded-mix": "softlabels.views._recorded:RecordedMix",
         "foreign-view": "softlabels.views._recorded:ForeignView",
+        "seeded-mix": "softlabels.views._seeded_mix:SeededMix",
     },
 )
 """Every step whose draws come with labels of other projects."""

@@ -94,6 +94,68 @@ def write_tinyvit(
     return shares
 
 
+def write_mixed_tinyvit(
+    root: Path, images: Images, *, epochs: int = 2, k: int = 3, ranks: int = 1, mixup: float = 0.8, cutmix: float = 1.0
+) -> list[list[list[tuple[int, int]]]]:
+    """As `write_tinyvit`, of pictures mixed in pairs; (row, seed) of every picture of every rank of every epoch.
+
+    The sampler fills up the last pair of each rank from the beginning, and what a rank has written it does not write
+    again.
+    """
+    shares, drawn = softmaxes(images, epochs, len(images.classes)), np.random.default_rng(11)
+    said = []
+    for epoch in range(epochs):
+        folder = root / f"logits_top{k}_epoch{epoch}"
+        folder.mkdir(parents=True)
+        order = np.random.default_rng(epoch).permutation(len(images))
+        order = np.concatenate([order, order[: -len(order) % (2 * ranks)]]).reshape(-1, 2)
+        said.append([])
+        for rank in range(ranks):
+            shown = [(int(row), int(drawn.integers(1 << 31))) for row in order[rank::ranks].flat]
+            said[-1].append(shown)
+            written: dict[int, bytes] = {}
+            for place, (row, seed) in enumerate(shown):
+                partner, other = shown[place ^ 1]
+                own = mixed_share(seed ^ other, mixup, cutmix)
+                label = own * shares[row, epoch] + (1 - own) * shares[partner, epoch]
+                ids, values = highest(label, k)
+                record = np.int32(seed).tobytes() + ids.astype(np.int16).tobytes() + values.astype(np.float16).tobytes()
+                written.setdefault(row, record)
+            (folder / f"rank{rank}-keys.txt").write_text("".join(f"{row}\n" for row in written))
+            (folder / f"rank{rank}-values.bin").write_bytes(b"".join(written.values()))
+    return said
+
+
+def pair_chance(seed: int, mixup: float, cutmix: float, sides: tuple[int, int]) -> tuple[float, tuple[int, ...] | None]:
+    """The share of a mixup, or the rows and columns (first, last + 1 each) that a cutmix exchanges."""
+    chance = np.random.Generator(np.random.PCG64(seed=seed))
+    assert chance.random() < 1.0  # whether the pair is mixed at all: always, in the default config
+    boxed = cutmix > 0 and (mixup == 0 or chance.random() < 0.5)
+    share = float(chance.beta(*[cutmix if boxed else mixup] * 2))
+    if not boxed:
+        return share, None
+    edges: list[int] = []
+    for side in sides:
+        length, centre = int(side * (1 - share) ** 0.5), int(chance.random() * side)
+        edges += [max(centre - length // 2, 0), min(centre + length // 2, side)]
+    return share, tuple(edges)
+
+
+def mixed_share(seed: int, mixup: float, cutmix: float, side: int = 224) -> float:
+    share, box = pair_chance(seed, mixup, cutmix, (side, side))
+    return share if box is None else 1 - (box[1] - box[0]) * (box[3] - box[2]) / side**2
+
+
+def mixed_pair(first: torch.Tensor, second: torch.Tensor, seed: int, mixup: float, cutmix: float) -> list[torch.Tensor]:
+    """Both pictures of a pair as the teacher saw them."""
+    share, box = pair_chance(seed, mixup, cutmix, (first.shape[-2], first.shape[-1]))
+    if box is None:
+        return [a * share + b * (1 - share) for a, b in ((first, second), (second, first))]
+    inside = torch.zeros(first.shape[-2:], dtype=torch.bool)
+    inside[box[0] : box[1], box[2] : box[3]] = True
+    return [torch.where(inside, b, a) for a, b in ((first, second), (second, first))]
+
+
 def write_ml_dr(
     root: Path,
     images: Images,

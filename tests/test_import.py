@@ -59,6 +59,8 @@ def sources(images: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def imported(project: str, source: Path, photos: Path, out: Path, **settings: Any) -> Labels:
     usual: dict[str, Any] = {"data": str(photos), "rows_per_shard": 7, "quiet": True}
+    if project == "tinyvit":
+        usual |= {"mixup": 0, "cutmix": 0}
     softlabels.import_labels(project, source, out=str(out), **(usual | settings))
     return softlabels.open_labels(out)
 
@@ -260,8 +262,9 @@ def test_views_that_are_recorded_cannot_be_drawn_and_words_do_not_make_them() ->
     with pytest.raises(softlabels.ConfigError, match="recorded with the labels"):
         recipe.draw(0, [1], 0)
     examples = {"recorded-erasing": 8, "recorded-mix": 8, "foreign-view": "TinyViT"}
+    needed = {"seeded-mix": {"kind": "seeded-mix", "mixup": 0.8, "cutmix": 1.0}}
     for kind in RECORDED.names:
-        step = RECORDED.make(f"{kind}:{examples[kind]}" if kind in examples else kind)
+        step = RECORDED.make(needed.get(kind) or (f"{kind}:{examples[kind]}" if kind in examples else kind))
         assert isinstance(step, Recorded)
         assert RECIPES.make([step.model_dump(mode="json")]).steps == (step,)
 
@@ -559,6 +562,175 @@ class Seeded(torch.utils.data.Dataset[Any]):
         self.now = seed
         yield
         self.now = None
+
+
+class Floats(torch.utils.data.Dataset[Any]):
+    """Somebody's data set of normalised float pictures that are drawn from a seed."""
+
+    now: int | None = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    @staticmethod
+    def picture(number: int, seed: int) -> torch.Tensor:
+        return torch.randn(3, 24, 32, generator=torch.Generator().manual_seed(1000 * number + seed))
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        assert self.now is not None
+        return self.picture(number, self.now), number
+
+    @contextlib.contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        assert self.now is None
+        self.now = seed
+        yield
+        self.now = None
+
+
+def many(tmp_path: Path, count: int) -> tuple[Path, Any]:
+    """Small photos of 5 classes, a file each: few labels would not tell how they were mixed."""
+    from torchvision.io import write_jpeg
+    from worlds import picture
+
+    root = tmp_path / "photos"
+    for number in range(count):
+        folder = root / f"class-{number % 5}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jpeg(picture(number, 8, 8), str(folder / f"{number:04d}.jpg"))
+    return root, softlabels.open_images(root)
+
+
+@pytest.mark.parametrize("alphas", [(0.8, 1.0), (0.8, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize(("count", "ranks"), [(18, 1), (18, 2), (23, 4), (22, 4)])
+def test_tinyvits_mixtures_are_the_pictures_that_its_teacher_saw(
+    count: int, ranks: int, alphas: tuple[float, float], tmp_path: Path
+) -> None:
+    root, images = many(tmp_path, count)
+    said = rivals.write_mixed_tinyvit(tmp_path / "f", images, ranks=ranks, mixup=alphas[0], cutmix=alphas[1])
+    labels = imported("tinyvit", tmp_path / "f", root, tmp_path / "s", mixup=alphas[0], cutmix=alphas[1])
+    own, keys = Floats(count), images.keys.to_pylist()
+    for view in range(2):
+        wanted: dict[int, torch.Tensor] = {}
+        for shown in said[view]:  # the first rank that has an image counts
+            for first, second in zip(shown[::2], shown[1::2], strict=True):
+                made = rivals.mixed_pair(own.picture(*first), own.picture(*second), first[1] ^ second[1], *alphas)
+                for (row, _), picture in zip((first, second), made, strict=True):
+                    wanted.setdefault(row, picture)
+        pairs = softlabels.attach(own, labels, keys=keys, view=view, seeded=own.seeded)
+        loader = torch.utils.data.DataLoader(pairs, batch_size=7, num_workers=2)
+        pictures, numbers, soft = (torch.cat(each) for each in zip(*loader, strict=True))
+        assert numbers.tolist() == list(range(count))
+        assert torch.equal(pictures, torch.stack([wanted[row] for row in range(count)]))
+        torch.testing.assert_close(soft, labels.probabilities(range(count), view))
+        partners, shares = labels.mixtures(range(count), view)
+        pair = {a: b for shown in said[view] for a, b in zip(shown[::2], shown[1::2], strict=True)}
+        pair |= {b: a for a, b in pair.items()}
+        for row in range(count):
+            seed, other = (int(labels.recorded([row], view)[name][0]) for name in ("view_seed", "other_seed"))
+            assert pair[row, seed] == (partners[row], other)
+            assert shares[row] == pytest.approx(rivals.mixed_share(seed ^ other, *alphas), abs=1e-6)
+    assert softlabels.verify(labels=str(tmp_path / "s"), data=str(root), device="cpu", workers=0, quiet=True).ok
+
+
+def test_a_mixture_whose_partner_is_not_in_the_files_is_named_and_no_other_picture_stands_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A rank does not write again what it has written: of an odd number of images the last has no partner."""
+    root, images = many(tmp_path, 15)
+    said = rivals.write_mixed_tinyvit(tmp_path / "f", images, epochs=1)
+    last = said[0][0][-2][0]
+    labels = imported("tinyvit", tmp_path / "f", root, tmp_path / "s", mixup=0.8, cutmix=1.0, quiet=False)
+    assert "1 labels are of mixtures with a picture that is not in the files" in capsys.readouterr().err
+    own, keys = Floats(15), images.keys.to_pylist()
+    with pytest.raises(softlabels.StoreError, match=rf"1 images were mixed in view 0 .*{keys[last]}.*Subset"):
+        softlabels.attach(own, labels, keys=keys, view=0, seeded=own.seeded)
+    some = [row for row in range(15) if row != last]
+    pairs = softlabels.attach(
+        torch.utils.data.Subset(own, some), labels, keys=[keys[row] for row in some], view=0, seeded=own.seeded
+    )
+    assert len({tuple(pairs[n][0].flatten().tolist()) for n in range(14)}) == 14
+
+
+def test_whether_tinyvits_labels_are_mixed_is_asked_and_the_labels_can_contradict(
+    tmp_path: Path, softlabels_command: Callable
+) -> None:
+    root, images = many(tmp_path, 150)
+    rivals.write_mixed_tinyvit(tmp_path / "mixed", images)
+    rivals.write_tinyvit(tmp_path / "plain", images, ranks=1)
+    usual, none = ("--mixup", 0.8, "--cutmix", 1), ("--mixup", 0, "--cutmix", 0)
+    for folder, right, wrong in (("mixed", usual, none), ("plain", none, usual)):
+        command = ("import", tmp_path / folder, "--from", "tinyvit", "--data", root, "--out", f"s-{folder}")
+        for incomplete in ((), ("--mixup", 0.8), ("--cutmix", 0)):
+            asked = softlabels_command(*command, *incomplete)
+            assert asked.exit_code == 2
+            assert asked.output.count("\n") == 1
+            assert "--mixup 0.8 --cutmix 1 as in TinyViT's default config" in asked.output
+            assert "or --mixup 0 --cutmix 0" in asked.output
+            seen = [int(each) for each in re.findall(r"(\d+)%", asked.output)]
+            assert (seen[0] > seen[1] + 10) == (folder == "mixed")
+        refused = softlabels_command(*command, *wrong)
+        assert refused.exit_code == 1
+        assert "but the class named first fits pictures that are" in refused.output
+        assert not Path(f"s-{folder}").exists()
+        done = softlabels_command(*command, *right)
+        assert done.exit_code == 0, done.output
+        assert (
+            softlabels_command(*command, *wrong, "--allow-mismatch").exit_code == 1
+        )  # labels of other views are there
+    other = softlabels_command("import", tmp_path / "plain", "--from", "fkd", "--data", root, "--mixup", 0.8)
+    assert other.exit_code == 2
+    assert "--mixup and --cutmix are for --from tinyvit" in other.output
+    alone = softlabels_command(
+        "import", tmp_path / "mixed", "--from", "tinyvit", "--data", root, "--labels-only", "--out", "alone"
+    )
+    assert alone.exit_code == 0, alone.output
+
+
+def test_mixed_labels_are_attached_to_float_pictures_of_the_whole_data_set_alone(tmp_path: Path) -> None:
+    root, images = many(tmp_path, 20)
+    rivals.write_mixed_tinyvit(tmp_path / "f", images)
+    labels = imported("tinyvit", tmp_path / "f", root, tmp_path / "s", mixup=0.8, cutmix=1.0)
+    own, keys = Floats(20), images.keys.to_pylist()
+    with pytest.raises(softlabels.ConfigError, match=r"mixed with images that are none of them .*whole data set"):
+        softlabels.attach(torch.utils.data.Subset(own, [0, 1]), labels, keys=keys[:2], view=0, seeded=own.seeded)
+
+    class Other(Floats):
+        def __getitem__(self, number: int) -> Any:
+            return self.made(*super().__getitem__(number))
+
+    for made, said in [
+        (lambda picture, label: ((255 * picture).byte(), label), "torch.uint8"),
+        (lambda picture, label: (picture[:, : 5 + label], label), "of one size"),
+        (lambda picture, label: {"pixels": picture, "label": label}, "a tuple that begins with it, not dict"),
+    ]:
+        Other.made = staticmethod(made)  # type: ignore[attr-defined]
+        other = Other(20)
+        with pytest.raises(softlabels.ConfigError, match=f"attach: the views of these labels are mixed.*{said}"):
+            for item in softlabels.attach(other, labels, keys=keys, view=1, seeded=other.seeded):
+                assert item
+    Other.made = staticmethod(lambda picture, _: picture)  # type: ignore[attr-defined]
+    bare = Other(20)
+    pairs = softlabels.attach(bare, labels, keys=keys, view=1, seeded=bare.seeded)
+    whole = softlabels.attach(own, labels, keys=keys, view=1, seeded=own.seeded)
+    assert all(torch.equal(pairs[n][0], whole[n][0]) for n in range(20))
+
+
+def test_a_store_that_does_not_say_whether_views_were_mixed_is_not_attached(
+    images: Any, sources: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Stores that were imported before it was asked."""
+    labels = imported("tinyvit", sources / "tinyvit", photos, tmp_path / "s")
+    assert labels.recipe.model_dump(mode="json")["steps"][0]["mixed"] is False
+    silent = [{"kind": "foreign-view", "of": "TinyViT", "seeded": True}]
+    labels.__dict__["recipe"] = RECIPES.make(silent)
+    assert labels.recipe.model_dump(mode="json")["steps"] == silent
+    own = Seeded()
+    with pytest.raises(softlabels.ConfigError, match=r"does not say whether its views were mixed .*import .* again"):
+        softlabels.attach(own, labels, keys=images.keys.to_pylist(), seeded=own.seeded)
 
 
 def test_tinyvits_labels_are_paired_with_what_makes_its_views(

@@ -30,7 +30,7 @@ from softlabels.journal import Journal
 from softlabels.labels import layout_beside
 from softlabels.pictures import Pictures
 from softlabels.store import Shard, TeacherLabels
-from softlabels.views import RecordedMix
+from softlabels.views import RecordedMix, SeededMix
 
 __all__ = [
     "PROJECTS",
@@ -201,7 +201,7 @@ def _filled(
     layout, views = labels.card.layout, np.arange(shard.first_view, shard.stop_view)
     arrays = {name: np.zeros((shard.views, shard.rows, *each.shape), each.dtype) for name, each in layout.items()}
     failed: dict[int, str] = {}
-    mixer = next((step for step in source.recipe.steps if isinstance(step, RecordedMix)), None)
+    mixer = next((step for step in source.recipe.steps if isinstance(step, RecordedMix | SeededMix)), None)
     beside = layout_beside(source.recipe)
     source.ready(places[shard.first_row : shard.stop_row], views)
     for row in range(shard.first_row, shard.stop_row):
@@ -213,8 +213,10 @@ def _filled(
             made = dict(source.codec.encode_probabilities(said.ids, said.values, labels.card.classes))
             made |= {name: array for name, array in said.records.items() if name in beside}
             if mixer is not None:
-                made["mix_partner"] = of_place[said.records["mix_partner"]].astype(np.uint32)
-                made["mix_share"] = mixer.shares(mixer.recall(made), mixer.size).astype(np.float32)
+                drawn = mixer.recall(made)
+                partners = of_place[np.where(drawn["chosen"], said.records["mix_partner"], place)]
+                made["mix_partner"] = partners.astype(np.uint32)
+                made["mix_share"] = mixer.shares(drawn, mixer.size).astype(np.float32)
             for name, array in made.items():
                 arrays[name][:, row - shard.first_row] = array
         advance(shard.views)

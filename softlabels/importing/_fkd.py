@@ -10,7 +10,7 @@
              ``marginal_renorm``), in one float type
 
 below the last folders of the image's path; NAME ends before the image's first dot. Which of the ``marginal_`` kinds it
-is, and at what temperature, is not in the file.
+is, and at what temperature, is not in the file. The generator resizes crops bicubic, FKD's students bilinear.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Fkd:
     """The label files below `folder`, for the images of a data set."""
 
     project = "fkd"
+    unpaired = 0
+    interpolation = "bicubic"
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         self._choices, self._keys = choices, images.keys

@@ -86,6 +86,8 @@ class MlDr:
     """The label files in `folder`, for the images of a data set in the order of the files' numbers."""
 
     project = "ml-dr"
+    unpaired = 0
+    interpolation = "bilinear"
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         self._folder, self._choices, self._images = _found(folder), choices, len(images)
@@ -370,6 +372,8 @@ def _numbers(folder: Path) -> Iterator[int]:
         for entry in entries:
             number, _, ending = entry.name.partition(".")
             if ending == "jb":
-                raise DataError(f"{folder / entry.name} was written by joblib, whose pickles are not read; {_NO_JOBLIB}")
+                raise DataError(
+                    f"{folder / entry.name} was written by joblib, whose pickles are not read; {_NO_JOBLIB}"
+                )
             if ending == "pth.tar" and number.isdigit() and len(number) < 12:
                 yield int(number)

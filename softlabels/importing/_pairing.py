@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softlabels.datasets import Images
 from softlabels.errors import DataError
-from softlabels.importing._source import ImageLabels, Source
+from softlabels.importing._source import ImageLabels, MixedByWord, Source
 from softlabels.views import Recipe, RecordedCrop
 
 SAMPLE, SAMPLE_VIEWS, SAMPLE_DECODED = 512, 8, 64
@@ -16,6 +17,9 @@ SAMPLE, SAMPLE_VIEWS, SAMPLE_DECODED = 512, 8, 64
 
 LEAST_KAPPA = 0.25
 """Cohen's kappa of named and own classes below which labels and images do not belong together."""
+
+CONTRADICTED = 5.0
+"""Standard deviations by which labels must fit another mixture better for the user to be asked again."""
 
 SURE = 0.99
 """Agreement by chance above which nothing can be told: nearly all images are of one class."""
@@ -26,7 +30,8 @@ class Pairing:
     """How often the class that a label names first is its image's own: `agreement`, on `labels` of `images` images.
 
     `chance` is what labels of other images would reach; `kappa` is Cohen's (0: chance, 1: always). `fitting` counts
-    images in which all their crops lie, of `decoded`.
+    images in which all their crops lie, of `decoded`. `rival` is the agreement if views are mixed otherwise than the
+    user said; `doubt` tells of it where labels contradict the user.
     """
 
     images: int
@@ -35,6 +40,8 @@ class Pairing:
     chance: float
     fitting: int
     decoded: int
+    rival: float = 0.0
+    doubt: str | None = None
 
     @property
     def kappa(self) -> float:
@@ -78,31 +85,47 @@ def check_pairing(source: Source, images: Images) -> Pairing:
     rows = held[np.unique(np.linspace(0, len(held) - 1, min(SAMPLE, len(held))).astype(int))]
     views = np.unique(np.linspace(0, source.views - 1, min(SAMPLE_VIEWS, source.views)).astype(int))
     decoded = set(rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE_DECODED).astype(int))].tolist())
-    crops = _pixel_crops(source.recipe)
+    crops, word = _pixel_crops(source.recipe), source if isinstance(source, MixedByWord) and source.said else None
     source.ready(rows, views)
-    said, own, fitting = [], [], 0
+    said, own, others, fitting = [], [], [], 0
     for row in rows.tolist():
         labels = source.labels(row, views)
         counted = np.ones(len(views), bool) if labels.mixed is None else ~labels.mixed
         first = labels.ids[np.arange(len(views)), labels.values.argmax(axis=1)]
-        if images.labels[row] >= 0:
-            said.append(first[counted])
-            own.append(np.full(counted.sum(), images.labels[row]))
+        shown, otherwise = word.shown(row, views) if word else np.full((2, len(views)), row)
+        true = np.where(shown >= 0, images.labels[shown], -1)
+        counted &= true >= 0
+        said.append(first[counted])
+        own.append(true[counted])
+        others.append(images.labels[otherwise][counted])
         if crops is not None and row in decoded:
             fitting += _fit(crops, labels, images, row)
-    named, true = (np.concatenate(each) if each else np.zeros(0, np.int64) for each in (said, own))
+    named, true, else_true = (np.concatenate(each) if each else np.zeros(0, np.int64) for each in (said, own, others))
     chance = 0.0
     if len(named):
         most = int(max(named.max(), true.max())) + 1
         shares = [np.bincount(each, minlength=most) / len(each) for each in (named, true)]
         chance = float((shares[0] * shares[1]).sum())
     return Pairing(
-        images=len(own),
+        images=sum(len(each) > 0 for each in own),
         labels=len(named),
         agreement=float((named == true).mean()) if len(named) else 0.0,
         chance=chance,
         fitting=fitting,
         decoded=len(decoded) if crops is not None else 0,
+        rival=float((named == else_true).mean()) if len(named) else 0.0,
+        doubt=_doubt(word, named == true, named == else_true) if word else None,
+    )
+
+
+def _doubt(source: MixedByWord, right: NDArray[np.bool_], otherwise: NDArray[np.bool_]) -> str | None:
+    """What contradicts the user: labels that fit the other views alone are far more than those that fit these alone."""
+    here, there = int((right & ~otherwise).sum()), int((otherwise & ~right).sum())
+    if there - here <= CONTRADICTED * (here + there) ** 0.5:  # McNemar's test
+        return None
+    return (
+        f"views are said to be {source.said}, but the class named first fits pictures that are {source.otherwise} "
+        f"better ({otherwise.mean():.1%} against {right.mean():.1%} of {len(right):,} labels)"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class Choices:
         tail: whether the classes that are not named share the rest of 1, or have nothing.
         values: float type of the stored probabilities; None for that of the files.
         pictures: whether the views are to be made here; without it only labels are read.
+        mixup, cutmix: alphas of the mixtures that were labelled, 0 for none; None where the user did not say.
+        mixup_prob, mixup_switch_prob: how likely a pair is mixed, and by cutmix where both alphas are above 0.
     """
 
     classes: int
@@ -34,6 +36,10 @@ class Choices:
     tail: Literal["uniform", "none"] = "uniform"
     values: Literal["fp16", "fp32"] | None = None
     pictures: bool = True
+    mixup: float | None = None
+    cutmix: float | None = None
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
 
     def codec(self, k: int, dtype: np.dtype[Any], tail: Literal["uniform", "none"] | None = None) -> Probabilities:
         """How K probabilities that were written as `dtype` are stored."""
@@ -71,6 +77,10 @@ class Source(Protocol):
     """Labels of images that the data set does not have."""
     size: int | None
     """Side of the teacher's pictures, where the files tell it."""
+    interpolation: str | None
+    """How the teacher's pictures were resized, where the project's code tells it."""
+    unpaired: int
+    """Labels of mixed views whose partners are not known."""
 
     def ready(self, rows: Rows, views: Rows) -> None:
         """Say that labels of these rows in these views come next; what is better read together is."""
@@ -81,6 +91,19 @@ class Source(Protocol):
         Raises:
             DataError: a file cannot be read, or holds something else; it is named.
         """
+
+
+@runtime_checkable
+class MixedByWord(Protocol):
+    """A source whose files do not tell whether views are mixed, so that the user says it; labels can contradict."""
+
+    said: str | None
+    """What the user said of the views, as in "they are said to be ..."; None: nothing."""
+    otherwise: str
+    """What they would be else."""
+
+    def shown(self, row: int, views: Rows) -> tuple[Rows, Rows]:
+        """The rows of which the views (n,) of one image show most: if the user is right, and if not; -1: not known."""
 
 
 def checked(

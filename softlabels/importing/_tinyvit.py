@@ -6,13 +6,19 @@ endian: the seed of the augmentation, int32; K class numbers, int16; K probabili
 where the data set gives one (ImageNet-22k). Each epoch is one view. Ranks may hold an image twice, from padding.
 
 The view is made from the seed by TinyViT's own transforms, with numpy's PCG64 behind them; it is not made here.
+
+With mixup or cutmix on, as in its default config, each rank mixes the pictures of lines 2 i and 2 i + 1 of its keys
+with each other, with chance from the exclusive or of their seeds (`SeededMix`). Nothing in the files says whether it
+was on, or with which alphas, so the user must. An image that pads a rank which holds it already is not written again:
+then the last line of the rank has no partner that is known.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +27,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from softlabels.config import validated
 from softlabels.datasets import Images
-from softlabels.errors import DataError
+from softlabels.errors import ConfigError, DataError
+from softlabels.importing._pairing import check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Rows, checked
-from softlabels.views import RECIPES
+from softlabels.views import RECIPES, SeededMix
 
 _EPOCH = re.compile(r"logits_top(\d{1,5})_epoch(\d{1,6})")
 _VALUES = re.compile(r"rank(\d{1,6})-values\.bin")
+
+_MIXUP, _CUTMIX = 0.8, 1.0
+"""The alphas of TinyViT's default config."""
 
 
 class TinyViT:
@@ -35,7 +46,7 @@ class TinyViT:
 
     project = "tinyvit"
     surplus = 0
-    size: int | None = None
+    interpolation = None  # the seed chooses it, or TinyViT's config says it
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         k, epochs = _epochs(folder)
@@ -46,13 +57,25 @@ class TinyViT:
         self._epochs = [_Epoch.opened(epoch, k, images, names) for epoch in epochs]
         self.views = len(epochs)
         self.codec = choices.codec(k, np.dtype(np.float16))
-        self.recipe = RECIPES.make([{"kind": "foreign-view", "of": "TinyViT", "seeded": choices.pictures}])
         lacking = np.zeros(len(images), bool)
         for epoch in self._epochs:
             lacking |= epoch.places < 0
         self.missing = np.flatnonzero(lacking)
         self.surplus = max(epoch.surplus for epoch in self._epochs)
         self._held: tuple[Rows, list[int], NDArray[Any]] = (np.zeros(0, np.int64), [], np.zeros((0, 0)))
+        said = [alpha for alpha in (choices.mixup, choices.cutmix) if alpha is not None]
+        if len(said) == 1 or (choices.pictures and not said):
+            raise ConfigError(f"{folder} does not tell {_question(folder, images, choices, self.missing)}")
+        self._mix = _mix(choices) if any(said) else None
+        self._likely = self._mix or _mix(replace(choices, mixup=_MIXUP, cutmix=_CUTMIX))
+        words = ["not mixed", f"mixed with mixup {self._likely.mixup:g} and cutmix {self._likely.cutmix:g}"]
+        self.otherwise = words[self._mix is None]
+        self.said: str | None = words[self._mix is not None] if said else None
+        seeded, mixed = choices.pictures, bool(self._mix) if choices.pictures else None
+        steps: list[Any] = [{"kind": "foreign-view", "of": "TinyViT", "seeded": seeded, "mixed": mixed}]
+        self.recipe = RECIPES.make([*steps, self._mix] if mixed and self._mix else steps)
+        self.size: int | None = self._mix.size if mixed and self._mix else None
+        self.unpaired = sum(epoch.unpaired for epoch in self._epochs) if mixed else 0
 
     def ready(self, rows: Rows, views: Rows) -> None:
         """See `Source.ready`. Epoch by epoch, since their files together are more than a process may have open."""
@@ -62,20 +85,70 @@ class TinyViT:
 
     def labels(self, row: int, views: Sequence[int] | NDArray[np.integer[Any]]) -> ImageLabels:
         """See `Source.labels`."""
-        rows, held, records = self._held
-        place = int(np.searchsorted(rows, row))
-        if held != [int(view) for view in views] or place == len(rows) or rows[place] != row:
-            self.ready(np.array([row]), np.asarray(views, np.int64))
-            place, records = 0, self._held[2]
-        found = records[place]
+        found = self._found(row, views)
         ids = np.ascontiguousarray(found["ids"])
         # More classes than int16 holds come round as negative numbers.
         ids = ids.view("<u2") if self._choices.classes > 1 << 15 else ids
         where = f"the label of image {row} in {self._epochs[int(views[0])].folder}"
         known, values = checked(ids, found["values"], self._choices.classes, where)
-        return ImageLabels(
-            known, values, {"view_seed": found["seed"].astype(np.int64)} if self._choices.pictures else {}
-        )
+        if not self._choices.pictures:
+            return ImageLabels(known, values)
+        seeds = found["seed"].astype(np.int64)
+        if seeds.min() < 0:
+            raise DataError(f"{where} has the seed {seeds.min()}, which is none; it is damaged or of another layout")
+        mixture = self._mixture(row, views, seeds) if self._mix else {}
+        return ImageLabels(known, values, {"view_seed": seeds} | mixture)
+
+    def shown(self, row: int, views: Rows) -> tuple[Rows, Rows]:
+        """See `MixedByWord.shown`."""
+        mixture = self._mixture(row, views, self._found(row, views)["seed"].astype(np.int64))
+        own = self._likely.shares(self._likely.recall(mixture), self._likely.size)
+        known = mixture["mix_seed"] != SeededMix.unknown
+        mixed = np.where(known, np.where(own >= 0.5, row, mixture["mix_partner"]), SeededMix.unknown)
+        unmixed = np.where(known, row, SeededMix.unknown)
+        return (mixed, unmixed) if self._mix else (unmixed, mixed)
+
+    def _found(self, row: int, views: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """The records of one image in these views, (n,)."""
+        rows, held, records = self._held
+        place = int(np.searchsorted(rows, row))
+        if held != [int(view) for view in views] or place == len(rows) or rows[place] != row:
+            self.ready(np.array([row]), np.asarray(views, np.int64))
+            place, records = 0, self._held[2]
+        return records[place]
+
+    def _mixture(self, row: int, views: Sequence[int] | NDArray[np.integer[Any]], seeds: Rows) -> dict[str, Rows]:
+        """What is recorded of the mixtures of one image in these views, which have these seeds."""
+        partners, others = np.array([self._epochs[int(view)].partner(row) for view in views], np.int64).T
+        known = others != SeededMix.unknown
+        return {
+            "mix_partner": np.where(known, partners, row),
+            "mix_seed": np.where(known, seeds ^ others, SeededMix.unknown),
+            "other_seed": others,
+        }
+
+
+def _mix(choices: Choices) -> SeededMix:
+    given = {"mixup": choices.mixup, "cutmix": choices.cutmix}
+    chance = {"prob": choices.mixup_prob, "switch_prob": choices.mixup_switch_prob}
+    made: SeededMix = validated(SeededMix, {**given, **chance}, "mixtures")
+    return made
+
+
+def _question(folder: Path, images: Images, choices: Choices, missing: Rows) -> str:
+    """What the user is asked of the mixtures, with what a sample of the labels says."""
+    seen = ""
+    if len(missing) < len(images):
+        told = check_pairing(TinyViT(folder, images, replace(choices, mixup=_MIXUP, cutmix=_CUTMIX)), images)
+        if told.labels:
+            seen = (
+                f" (of {told.labels:,} labels, {told.agreement:.0%} name the class that such mixtures show most, "
+                f"{told.rival:.0%} that of the image)"
+            )
+    return (
+        f"whether mixup or cutmix was on; say so: --mixup {_MIXUP:g} --cutmix {_CUTMIX:g} as in "
+        f"TinyViT's default config (AUG.MIXUP, AUG.CUTMIX){seen}, or --mixup 0 --cutmix 0"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,6 +161,8 @@ class _Epoch:
     starts: Rows
     places: NDArray[np.int32]
     surplus: int
+    images: Images
+    names: pa.ChunkedArray
 
     @staticmethod
     def opened(folder: Path, k: int, images: Images, names: pa.ChunkedArray) -> _Epoch:
@@ -95,9 +170,10 @@ class _Epoch:
         if not ranks:
             raise DataError(f"{folder} holds no rank0-values.bin; is it a folder that TinyViT's save_logits.py wrote?")
         record = np.dtype([("seed", "<i4"), ("ids", "<i2", (k,)), ("values", "<f2", (k,))])
+        files = tuple(file for _, file in ranks)
         keys: list[pa.Array] = []
-        for rank, file in ranks:
-            listed = _lines(folder / f"rank{rank}-keys.txt")
+        for file in files:
+            listed = _lines(file)
             if file.stat().st_size != len(listed) * record.itemsize:
                 raise DataError(
                     f"{file} has {file.stat().st_size:,} bytes, not {record.itemsize} for each of the {len(listed):,} "
@@ -109,11 +185,40 @@ class _Epoch:
         known = np.flatnonzero(rows >= 0)[::-1]
         places[rows[known]] = known  # of several, the first counts: it is assigned last
         starts = np.cumsum([0, *(len(each) for each in keys)])
-        return _Epoch(folder, record, tuple(file for _, file in ranks), starts, places, int((rows < 0).sum()))
+        return _Epoch(folder, record, files, starts, places, int((rows < 0).sum()), images, names)
 
     def records(self, rows: Rows) -> NDArray[Any]:
         """The records of these rows, (n,)."""
-        places, found = self.places[rows], np.empty(len(rows), self.record)
+        return self._at(self.places[rows])
+
+    def partner(self, row: int) -> tuple[int, int]:
+        """The row and the seed of what an image is mixed with; -1 both where that is not in the files."""
+        rows, seeds = self._partners
+        return int(rows[row]), int(seeds[row])
+
+    @property
+    def unpaired(self) -> int:
+        """Images with a label whose partner is not in the files."""
+        return int(((self._partners[1] == SeededMix.unknown) & (self.places >= 0)).sum())
+
+    @functools.cached_property
+    def _partners(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The row and the seed of each image's partner, int32 (images,) each; read when they are first needed."""
+        keys = pa.chunked_array([_lines(file) for file in self.files], pa.string())
+        rows = _rows(keys, self.images, self.names, self.folder)
+        held = np.flatnonzero(self.places >= 0)
+        places = self.places[held].astype(np.int64)
+        file = np.searchsorted(self.starts, places, side="right") - 1
+        neighbours = self.starts[file] + ((places - self.starts[file]) ^ 1)
+        paired = neighbours < self.starts[file + 1]
+        paired[paired] = rows[neighbours[paired]] >= 0
+        found = np.full((2, len(self.places)), SeededMix.unknown, np.int32)
+        found[0, held[paired]] = rows[neighbours[paired]]
+        found[1, held[paired]] = self._at(neighbours[paired])["seed"]
+        return found[0], found[1]
+
+    def _at(self, places: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        found = np.empty(len(places), self.record)
         for number, file in enumerate(self.files):
             inside = (places >= self.starts[number]) & (places < self.starts[number + 1])
             if inside.any():
@@ -137,7 +242,9 @@ def _epochs(folder: Path) -> tuple[int, list[Path]]:
     return kept.pop(), [each for _, _, each in found]
 
 
-def _lines(file: Path) -> pa.Array:
+def _lines(values: Path) -> pa.Array:
+    """The keys of the records in a file."""
+    file = values.with_name(values.name.replace("-values.bin", "-keys.txt"))
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as problem:

@@ -23,8 +23,8 @@ def standardized_kl(
     """`kl_divergence` between logits that are standardised row by row, so that the student is free in shift and scale.
 
     ``T^2 * sum_k p_k (ln p_k - ln q_k)``, p = softmax(Z(teacher) / T), q = softmax(Z(student) / T),
-    ``Z(z) = (z - mean z) / (std z + 1e-7)``, mean and std over the K classes; std z = sqrt(sum (z - mean z)^2 / (K - 1)),
-    as ``torch.std`` has it. A constant row becomes zeros, and the gradient there is of the size 1e7.
+    ``Z(z) = (z - mean z) / (std z + 1e-7)``, mean and std over the K classes, ``std z = sqrt(sum (z - mean z)^2 /
+    (K - 1))`` as ``torch.std`` has it. A constant row becomes zeros, and the gradient there is of the size 1e7.
 
     Args:
         student_logits: (batch, classes), any float dtype; computed in fp32 (in fp64 when given so).

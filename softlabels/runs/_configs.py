@@ -497,6 +497,16 @@ class ImportConfig(Caching):
     values: Literal["fp16", "fp32"] | None = Field(
         None, description="how probabilities are stored  [default: as in the files]"
     )
+    mixup: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of tinyvit: alpha of the mixup that was labelled, 0 for none"
+    )
+    cutmix: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="of tinyvit: alpha of the cutmix that was labelled, 0 for none"
+    )
+    mixup_prob: float = Field(1.0, ge=0, le=1, description="of tinyvit: how likely a pair was mixed")
+    mixup_switch_prob: float = Field(
+        0.5, ge=0, le=1, description="of tinyvit: how likely by cutmix, where both alphas are above 0"
+    )
     labels_only: bool = Field(False, description="import labels whose views cannot be made here, without pictures")
     allow_mismatch: bool = Field(False, description="import labels that name other classes than the images have")
     on_missing: Literal["fail", "skip"] = Field(

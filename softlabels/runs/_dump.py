@@ -15,6 +15,7 @@ from softlabels.labels import layout_beside
 from softlabels.pictures import Pictures, frame
 from softlabels.planning import Plan
 from softlabels.provenance import CPU, mixture, renderers, versions
+from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
@@ -58,6 +59,8 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             cache=config.cache,
         )
         labels = store.prepare(teacher.name, _card(config, images, teacher, codec))
+        for line in _seen_otherwise(store, recipe, teacher):
+            journal.say(line)
         renderer = config.renderer
         for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
             journal.say(line)
@@ -78,6 +81,19 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         _say(report, labels, config, journal)
         reports.append(report)
     return reports
+
+
+def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[str]:
+    """A line for each import whose labels are of pictures that were resized otherwise than this teacher sees them."""
+    ours = teacher.preprocessing.interpolation
+    cards = ((name, store.teacher(name).card) for name in store.teachers) if recipe.records else ()
+    for name, each in cards:
+        theirs = each.preprocessing.get("interpolation", ours)
+        if each.spec.get("kind") == IMPORTED and theirs != ours:
+            yield (
+                f"{teacher.name} sees these views resized {ours}, but the labels of {name} are of {theirs} ones; for "
+                f"equal pictures give the teacher in a config file, with interpolation: {theirs}"
+            )
 
 
 def card(

@@ -77,12 +77,19 @@ def _classes(config: ImportConfig, images: Images) -> int:
 
 
 def _choices(config: ImportConfig, images: Images) -> Choices:
+    mixing = (config.mixup, config.cutmix, config.mixup_prob, config.mixup_switch_prob)
+    if config.from_ != "tinyvit" and mixing != (None, None, 1.0, 0.5):
+        raise ConfigError(f"--mixup and --cutmix are for --from tinyvit; files of {config.from_} say what was mixed")
     return Choices(
         classes=_classes(config, images),
         temperature=config.temperature,
         tail=config.tail,
         values=config.values,
         pictures=not config.labels_only,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        mixup_prob=config.mixup_prob,
+        mixup_switch_prob=config.mixup_switch_prob,
     )
 
 
@@ -107,6 +114,11 @@ def _check_missing(config: ImportConfig, source: Source, images: Images, journal
 def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> None:
     for line in pairing.lines():
         journal.say(line)
+    if pairing.doubt is not None and not config.allow_mismatch:
+        raise DataError(
+            f"{config.source}: {pairing.doubt}; say with --mixup and --cutmix what was on when the labels were saved, "
+            f"or import them all the same with --allow-mismatch"
+        )
     if pairing.problem is not None and not config.allow_mismatch:
         raise DataError(
             f"{config.source} does not seem to be of these images: {pairing.problem}; give the data set that was "
@@ -115,6 +127,7 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
 
 
 def _card(config: ImportConfig, source: Source, whole: Images, images: Images) -> TeacherCard:
+    seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
     made = card(
         spec={
             "kind": IMPORTED,
@@ -123,7 +136,7 @@ def _card(config: ImportConfig, source: Source, whole: Images, images: Images) -
         },
         weights_sha256="",
         licence=None,
-        preprocessing={} if source.size is None else {"size": source.size},
+        preprocessing={name: value for name, value in seen.items() if value is not None},
         codec=source.codec,
         classes=_classes(config, whole),
         format=config.format,
@@ -152,3 +165,13 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     )
     if source.recipe.foreign is not None:
         journal.say(f"their pictures are made by {source.recipe.foreign.of}: docs/importing.md says how to pair them")
+    elif source.interpolation is not None:
+        journal.say(
+            f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "
+            f"preprocessing says"
+        )
+    if source.unpaired:
+        journal.say(
+            f"{source.unpaired:,} labels are of mixtures with a picture that is not in the files (the last of an odd "
+            f"number); `attach` names them"
+        )

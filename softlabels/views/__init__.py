@@ -15,6 +15,7 @@ from softlabels.views._operations import NAMES as OPERATION_NAMES
 from softlabels.views._pixels import blank
 from softlabels.views._recipe import Change, Crop, Geometry, Mix, Recipe, Recipes, Step
 from softlabels.views._recorded import ForeignView, Recorded, RecordedCrop, RecordedMix
+from softlabels.views._seeded_mix import SeededMix
 from softlabels.views._views import INTERPOLATIONS, Frame, View, Views
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Recorded",
     "RecordedCrop",
     "RecordedMix",
+    "SeededMix",
     "Step",
     "View",
     "Views",

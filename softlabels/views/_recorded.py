@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_serializer
 from torch import Tensor
 
 from softlabels._philox import Words
@@ -253,14 +253,21 @@ class ForeignView(Part):
     """A view that only the project `of` can make, from a seed that is recorded where it is `seeded`.
 
     Labels of such views can be read, but their pictures come from somebody's own data set (`softlabels.attach`).
+    `mixed` is what the user said of seeded views, whose files do not tell; where it is True, a `SeededMix` follows.
     """
 
     kind: Literal["foreign-view"] = "foreign-view"
     of: str
     seeded: bool = False
+    mixed: bool | None = None
 
     blocks: ClassVar[int] = 0
     shorthand: ClassVar[str] = "of"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_said(self, usual: Any) -> dict[str, Any]:
+        # As it was before there was such a field, so that older stores are those of the same recipe.
+        return {name: value for name, value in usual(self).items() if name != "mixed" or value is not None}
 
     @property
     def records(self) -> Spec:
