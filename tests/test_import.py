@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -824,6 +825,31 @@ def test_another_teacher_labels_the_recorded_views(
         imported(project, sources / source, photos, tmp_path / "b"), images, size=16
     )
     assert all(torch.equal(without[n][0], with_both[n][0]) for n in range(ROWS * VIEWS))
+
+
+@pytest.mark.parametrize(("project", "theirs"), [("fkd", "bicubic"), ("ml-dr", "bilinear")])
+def test_another_teacher_says_where_it_sees_recorded_views_resized_otherwise(
+    project: str, theirs: str, sources: Path, photos: Path, softlabels_command: Callable
+) -> None:
+    made = softlabels_command("import", sources / project, "--from", project, "--data", photos, "--out", "s")
+    assert f"the pictures that they are of were resized {theirs}" in made.output
+    card = json.loads(softlabels_command("info", "s", "--json").output)["teachers"][project]
+    assert card["preprocessing"]["interpolation"] == theirs
+    command = ("dump", "--recipe", "recorded", "--views", 1, "--data", photos, "--out", "s", "--device", "cpu")
+    for ours in ("bilinear", "bicubic"):
+        teacher = {
+            "kind": "small",
+            "architecture": "cnn_tiny",
+            "name": ours,
+            "weights": "random",
+            "interpolation": ours,
+        }
+        Path("dump.yaml").write_text(json.dumps({"teacher": [teacher]}))
+        done = softlabels_command(*command, "--workers", 0, "--config", "dump.yaml")
+        assert done.exit_code == 0, done.output
+        warned = f"{ours} sees these views resized {ours}, but the labels of {project} are of {theirs} ones"
+        assert (warned in done.output) == (ours != theirs)
+        assert (f"interpolation: {theirs}" in done.output) == (ours != theirs)
 
 
 def test_a_teacher_is_compared_with_the_classes_of_the_store_and_not_of_the_folder(

@@ -44,7 +44,7 @@ class Fkd:
 
     project = "fkd"
     unpaired = 0
-    interpolation = "bicubic"
+    interpolation: str | None = "bicubic"
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         self._choices, self._keys = choices, images.keys

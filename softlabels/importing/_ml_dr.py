@@ -87,7 +87,7 @@ class MlDr:
 
     project = "ml-dr"
     unpaired = 0
-    interpolation = "bilinear"
+    interpolation: str | None = "bilinear"
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         self._folder, self._choices, self._images = _found(folder), choices, len(images)

@@ -46,7 +46,7 @@ class TinyViT:
 
     project = "tinyvit"
     surplus = 0
-    interpolation = None  # the seed chooses it, or TinyViT's config says it
+    interpolation: str | None = None  # the seed chooses it, or TinyViT's config says it
 
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         k, epochs = _epochs(folder)
