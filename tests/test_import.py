@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from moving import all_bytes, killed, shard_bytes
 from PIL import Image
 from torch.nn.functional import interpolate
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import InterpolationMode, _apply_op
 
@@ -342,6 +343,46 @@ def test_two_images_that_fkd_gives_one_label_are_refused(sources: Path, photos: 
     shutil.copy(photos / "class-1" / "003.jpg", tmp_path / "p" / "class-1" / "003.v2.jpg")
     with pytest.raises(softlabels.DataError, match=r"003.*and .*003.* would have one label, class-1/003.tar"):
         imported("fkd", sources / "fkd", tmp_path / "p", tmp_path / "s")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("project", ["tinyvit", "ml-dr"])
+def test_labels_that_are_found_by_place_are_counted_as_image_folder_lists_them(
+    project: str, packed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of a folder come before those of its subfolders, and some kinds are not counted."""
+    from worlds import picture
+
+    names = ["b.jpg", "a/z.jpg", "a/y.JPG", "a-b/x.png", "a/c/w.jpg", "A.jpg", "a.jpg", "v.webp", "b/0.bmp"]
+    uncounted = ["0.gif", "a/1.gif", "u.pbm"]
+    root = tmp_path / "p"
+    for label, folder in enumerate(("n1", "n1-x", "n2")):
+        for number, name in enumerate([*names, *uncounted]):
+            file = root / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture(20 * label + number).permute(1, 2, 0).numpy()).save(file)
+    images = softlabels.open_images(root)
+    theirs = [Path(path).relative_to(root).as_posix() for path, _ in ImageFolder(str(root)).samples]
+    ours = images.keys.to_pylist()
+    assert [key for key in ours if key in theirs] != theirs
+    counted = subset(images, [ours.index(key) for key in theirs])
+    written = WRITERS[project](tmp_path / "f", counted)
+    shares = written[0] if isinstance(written, tuple) else written
+    if packed:
+        softlabels.pack(data=str(root), out=str(tmp_path / "pack"), quiet=True)
+    data = Path(f"pack:{tmp_path}/pack") if packed else root
+    labels = imported(project, tmp_path / "f", data, tmp_path / "s", quiet=False)
+    said = capsys.readouterr().err
+    assert "counted as torchvision's ImageFolder lists them" in said
+    assert "9 of 36 images are of kinds that torchvision's ImageFolder does not count (first: 'n1/0.gif')" in said
+    rows = labels.rows(theirs)
+    for view in range(2):
+        found = labels.probabilities(rows, view).numpy()
+        np.testing.assert_allclose(found, expected(shares, 2)[:, view], atol=6e-4)
+    left = np.setdiff1d(np.arange(len(labels)), rows)
+    assert sorted(labels.keys.take(left).to_pylist()) == sorted(set(ours) - set(theirs))
+    assert not labels.labelled(left).any()
+    assert labels.labelled(rows).all()
 
 
 # ---- hostile and damaged files

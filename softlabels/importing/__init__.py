@@ -22,6 +22,7 @@ from softlabels.datasets import Images
 from softlabels.dumping import count, shard_digests
 from softlabels.errors import ConfigError, DataError, did_you_mean
 from softlabels.importing._fkd import Fkd
+from softlabels.importing._listing import Listing, as_image_folder
 from softlabels.importing._ml_dr import MlDr
 from softlabels.importing._pairing import Pairing, check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Source
@@ -37,12 +38,14 @@ __all__ = [
     "Choices",
     "ImageLabels",
     "ImportReport",
+    "Listing",
     "Pairing",
     "ShardRecords",
     "Source",
     "check_pairing",
     "fingerprint",
     "import_labels",
+    "listed",
     "open_source",
 ]
 
@@ -101,6 +104,15 @@ def _of_another(folder: Path, project: str) -> str:
     return f"{folder} holds labels of {project}; import them with --from {project}"
 
 
+def listed(project: str, path: str | Path, images: Images) -> Listing:
+    """The images as a project counted them: as ImageFolder does, where labels are found by an image's place alone."""
+    try:
+        by_place = project in PROJECTS and PROJECTS[project].by_place(Path(path).expanduser())
+    except DataError:  # which `open_source` meets again, and says more of
+        by_place = False
+    return as_image_folder(images) if by_place else Listing(images)
+
+
 def fingerprint(source: Source, images: int) -> str:
     """SHA-256 over the labels of a few images in their first view: it tells files of one project apart."""
     total = hashlib.sha256()
@@ -154,7 +166,8 @@ def import_labels(
     """Write every shard of this part that is not there yet; how many shards and labels were written.
 
     Args:
-        places: the row of each of the store's images in the source's data set, int64 (rows,).
+        places: the row of each of the store's images in the source's data set, -1 for those that it does not count:
+            int64 (rows,).
         pictures: makes the pictures whose digests are kept, with `ShardRecords` for records; None for views that are
             not made here.
 
@@ -164,7 +177,7 @@ def import_labels(
     """
     missing = frozenset(source.missing.tolist())
     of_place = np.full(int(places.max(initial=-1)) + 1, -1, np.int64)
-    of_place[places] = np.arange(len(places))
+    of_place[places[places >= 0]] = np.flatnonzero(places >= 0)
     with labels.writing(part):
         shards = labels.missing(views, part)
         total = sum(count(shard) for shard in shards)
@@ -203,10 +216,13 @@ def _filled(
     failed: dict[int, str] = {}
     mixer = next((step for step in source.recipe.steps if isinstance(step, RecordedMix | SeededMix)), None)
     beside = layout_beside(source.recipe)
-    source.ready(places[shard.first_row : shard.stop_row], views)
+    here = places[shard.first_row : shard.stop_row]
+    source.ready(here[here >= 0], views)
     for row in range(shard.first_row, shard.stop_row):
         place = int(places[row])
-        if place in missing:
+        if place < 0:
+            failed[row] = f"the {source.project} files count no images of its kind"
+        elif place in missing:
             failed[row] = f"the {source.project} files have no label of it"
         else:
             said = source.labels(place, views)

@@ -61,6 +61,11 @@ class Fkd:
         self.recipe = RECIPES.make(drawn if choices.pictures else [{"kind": "foreign-view", "of": "FKD"}])
         self.size: int | None = None
 
+    @staticmethod
+    def by_place(folder: Path) -> bool:  # noqa: ARG004
+        """See `Source.by_place`."""
+        return False
+
     def ready(self, rows: Rows, views: Rows) -> None:
         """See `Source.ready`. Each image has a file of its own."""
 

@@ -107,6 +107,11 @@ class MlDr:
         )
         self.size = self._plan.size
 
+    @staticmethod
+    def by_place(folder: Path) -> bool:  # noqa: ARG004
+        """See `Source.by_place`."""
+        return True
+
     def ready(self, rows: Rows, views: Rows) -> None:
         """See `Source.ready`. Each image has a file of its own."""
 

@@ -82,6 +82,10 @@ class Source(Protocol):
     unpaired: int
     """Labels of mixed views whose partners are not known."""
 
+    @staticmethod
+    def by_place(folder: Path) -> bool:
+        """Whether the files in `folder` name an image by its place in the data set alone."""
+
     def ready(self, rows: Rows, views: Rows) -> None:
         """Say that labels of these rows in these views come next; what is better read together is."""
 

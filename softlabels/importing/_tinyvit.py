@@ -77,6 +77,13 @@ class TinyViT:
         self.size: int | None = self._mix.size if mixed and self._mix else None
         self.unpaired = sum(epoch.unpaired for epoch in self._epochs) if mixed else 0
 
+    @staticmethod
+    def by_place(folder: Path) -> bool:
+        """See `Source.by_place`. Data sets that give names are asked for them."""
+        _, epochs = _epochs(folder)
+        files = sorted(each for each in epochs[0].iterdir() if _VALUES.fullmatch(each.name))
+        return bool(files) and _are_places(_lines(files[0]))
+
     def ready(self, rows: Rows, views: Rows) -> None:
         """See `Source.ready`. Epoch by epoch, since their files together are more than a process may have open."""
         there = np.setdiff1d(rows, self.missing)
@@ -260,13 +267,17 @@ def _names(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(bare, r"\.[^.]*$", "")
 
 
+def _are_places(keys: pa.Array | pa.ChunkedArray) -> bool:
+    return bool(len(keys)) and bool(pc.all(pc.match_substring_regex(keys, r"^(0|[1-9][0-9]{0,9})$")).as_py())
+
+
 def _rows(keys: pa.ChunkedArray, images: Images, names: pa.ChunkedArray, folder: Path) -> Rows:
     """The row of each key, -1 where the data set has no such image.
 
     Raises:
         DataError: places in a data set of another size, or names that several images have.
     """
-    if len(keys) and pc.all(pc.match_substring_regex(keys, r"^(0|[1-9][0-9]{0,9})$")).as_py():
+    if _are_places(keys):
         places = np.asarray(pc.cast(keys, pa.int64()))
         if places.max() >= len(images):
             raise DataError(

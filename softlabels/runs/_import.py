@@ -26,10 +26,14 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     """Make a store of another project's label files; what can be checked is checked before anything is written."""
     began = time.monotonic()
     whole = open_images(config.data, data_dir=config.data_dir, split=config.split)
-    source = importing.open_source(config.from_, config.source, whole, _choices(config, whole))
+    choices = _choices(config, whole)
+    listing = importing.listed(config.from_, config.source, whole)
+    for line in listing.lines:
+        journal.say(line)
+    source = importing.open_source(config.from_, config.source, listing.images, choices)
     views = _views(config, source)
-    _check_missing(config, source, whole, journal)
-    pairing = importing.check_pairing(source, whole)
+    _check_missing(config, source, listing.images, journal)
+    pairing = importing.check_pairing(source, listing.images)
     _check_pairing(config, pairing, journal)
     if config.limit is not None and source.recipe.mixes:
         raise ConfigError("--limit leaves out images with which views of these labels are mixed; import them all")
@@ -44,8 +48,8 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
         cache=config.cache,
     )
     name = config.name or config.from_
-    labels = store.prepare(name, _card(config, source, whole, arranged))
-    places, _ = matched(store, whole)
+    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged))
+    places, _ = matched(store, listing.images)
     shards, written = importing.import_labels(
         source,
         places,
@@ -57,7 +61,7 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     )
     if shards:
         store.keep(saved_import(name), config_text(config))
-    unlabelled = np.flatnonzero(np.isin(places, source.missing))
+    unlabelled = np.flatnonzero(np.isin(places, source.missing) | (places < 0))
     skipped = tuple(store.keys.take(unlabelled).to_pylist())
     report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
     _say(report, labels, config, source, journal)
@@ -126,13 +130,13 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
         )
 
 
-def _card(config: ImportConfig, source: Source, whole: Images, images: Images) -> TeacherCard:
+def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images) -> TeacherCard:
     seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
     made = card(
         spec={
             "kind": IMPORTED,
             "project": source.project,
-            "fingerprint": importing.fingerprint(source, len(whole)),
+            "fingerprint": importing.fingerprint(source, count),
         },
         weights_sha256="",
         licence=None,
