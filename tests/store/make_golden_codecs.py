@@ -1,0 +1,104 @@
+"""Write golden shards of every codec: ``PYTHONPATH=. python tests/store/make_golden_codecs.py``.
+
+Golden shards are never written again: a new format version gets a folder of its own beside the older ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from softlabels.codecs import CODECS, spelled
+from softlabels.store import FORMAT, TeacherCard, create
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+ROWS, VIEWS = 4, 2
+
+COMMON: list[Any] = [
+    "dense",
+    "dense:fp32",
+    "quantized",
+    "quantized:4",
+    "head_tail:3",
+    "head_tail:10 bits=4",
+    "topk:10",
+    "topk:11 levels=12",
+    "topk:1",
+    "topk:10 record=fast",
+    "sampled:5",
+    "probabilities:5",
+    {"kind": "probabilities", "k": 3, "tail": "none", "dtype": "fp32", "temperature": 2.0},
+]
+STORES: dict[int, list[Any]] = {
+    1000: [*COMMON, "head_tail:10", "topk:30", "topk:300", "sampled:30"],
+    257: ["topk:10", "topk:60 levels=64", "head_tail:5", "topk:5 record=fast"],
+    7: COMMON,
+}
+"""Codecs by number of classes: few enough that a codec keeps them all, and so many that a number takes 9 or 10 bits."""
+
+
+def logits(classes: int) -> torch.Tensor:
+    """Ordinary rows, a sure one, equal ones, and one deeper than a top-K label tells: (VIEWS, ROWS, classes)."""
+    rng = np.random.default_rng(classes)
+    rows = rng.normal(0, 2.5, (VIEWS, ROWS, classes)).astype(np.float32)
+    rows[0, 0, 5] += 30
+    rows[0, 1] = 1.5
+    rows[1, 1] = np.round(rows[1, 1])
+    rows[1, 2, 1:] -= 400
+    return torch.from_numpy(rows)
+
+
+def write(root: Path, classes: int, codecs: list[Any]) -> None:
+    keys = [f"{number:05d}.jpg" for number in range(ROWS)]
+    table = pa.table(
+        {"key": keys, "label": np.full(ROWS, -1), "checksum": np.arange(ROWS, dtype=np.uint64)},
+    )
+    store = create(
+        root,
+        data={"kind": "images", "root": "photos"},
+        images=table,
+        class_names=(),
+        classes=classes,
+        recipe={"steps": [{"kind": "resize-centre-crop"}]},
+        seed=0,
+        versions={},
+        rows_per_shard=ROWS,
+    )
+    for wanted, form, compression in [
+        *((each, "hdf5", "none") for each in codecs),
+        ("topk:10", "zarr", "none"),
+        ("dense", "hdf5", "zstd"),
+    ]:
+        codec = CODECS.make(wanted)
+        layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(classes).items()}
+        card = TeacherCard(
+            spec={"kind": "own"},
+            weights_sha256="",
+            preprocessing={},
+            codec=codec.model_dump(mode="json"),
+            layout=layout,
+            classes=classes,
+            format=form,
+            compression=compression,
+        )
+        name = "-".join([spelled(codec).replace(":", "-").replace(" ", "-").replace("=", "-"), form, compression])
+        labels = store.prepare(name, card)
+        with labels.writing():
+            (shard,) = labels.missing(VIEWS)
+            words = np.random.default_rng(1).integers(0, 1 << 64, ROWS * VIEWS, dtype=np.uint64)
+            made = codec.encode(logits(classes).reshape(ROWS * VIEWS, classes), words)
+            arrays = {key: array.reshape(VIEWS, ROWS, *array.shape[1:]) for key, array in made.items()}
+            labels.write(shard, arrays, digests={0: ["0123456789abcdef"] * VIEWS})
+
+
+if __name__ == "__main__":
+    place = GOLDEN / f"codecs-{FORMAT}"
+    if place.exists():
+        sys.exit(f"{place} is there already")
+    for classes, codecs in STORES.items():
+        write(place / str(classes), classes, codecs)

@@ -1,0 +1,155 @@
+"""The reader on docs/format.md reads golden shards of every codec, with h5py and numpy alone, as softlabels does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from store.make_golden_codecs import ROWS, STORES, VIEWS, logits
+
+import softlabels
+from softlabels.codecs import CODECS
+from softlabels.labels import Labels
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden/codecs-1"
+PAGE = (ROOT / "docs/format.md").read_text(encoding="utf-8")
+(READER,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+(EXAMPLE,) = re.findall(r"```\n(card, .*?)```", PAGE, flags=re.DOTALL)
+
+ALONE = """
+import sys
+
+class NothingElse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {*sys.stdlib_module_names, "numpy", "h5py"}:
+            raise ModuleNotFoundError(f"{name} is not for this page")
+
+for name in [name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names]:
+    del sys.modules[name]
+sys.meta_path.insert(0, NothingElse())
+"""
+HARNESS = """
+made = {}
+for folder in sys.argv[2:]:
+    card, shards = read_labels(folder)
+    (header, arrays), = shards
+    flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+    for temperature in [card["codec"]["temperature"]] if "temperature" in card["codec"] else [1.0, 0.5, 2.0, 20.0]:
+        made[f"{folder} {temperature:g}"] = decode(card, flat, temperature)
+np.savez(sys.argv[1], **made)
+assert not {"torch", "softlabels", "zarr", "pandas"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+def by_the_page(out: Path, *folders: Path, more: str = "") -> subprocess.CompletedProcess[str]:
+    """What the page's code makes of teachers' labels, a (labels, classes) array for each at each temperature."""
+    command = [sys.executable, "-c", ALONE + READER + HARNESS + more, str(out), *map(str, folders)]
+    return subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """What the page's code makes of the golden labels."""
+    out = tmp_path_factory.mktemp("page") / "out.npz"
+    example = EXAMPLE.replace("labels/resnext101", str(GOLDEN / "1000/topk-10-hdf5-none"))
+    assert example != EXAMPLE
+    said = f"{example}\nnp.save('example.npy', softmax)"
+    done = by_the_page(out, *(GOLDEN / str(classes) / teacher for classes, teacher in stores()), more=said)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as found:
+        return {**found, "example": np.load(out.with_name("example.npy"))}
+
+
+def stores() -> list[tuple[int, str]]:
+    return [
+        (classes, teacher)
+        for classes in STORES
+        for teacher in softlabels.open_labels(GOLDEN / str(classes)).teachers
+        if not teacher.endswith("zstd")
+    ]
+
+
+def decoded(labels: Labels, teacher: str, temperature: float) -> np.ndarray:
+    views, rows = np.divmod(np.arange(ROWS * VIEWS), ROWS)
+    arrays = labels.of(teacher).take(rows, views)
+    return labels.codec(teacher).decode(arrays, labels.classes, temperature=temperature).numpy()
+
+
+def test_there_is_a_golden_shard_of_every_codec() -> None:
+    for classes in STORES:
+        labels = softlabels.open_labels(GOLDEN / str(classes))
+        assert labels.store.verify() == []
+        assert all(labels.of(teacher).verify() == [] for teacher in labels.teachers)
+    kinds = {softlabels.open_labels(GOLDEN / str(classes)).codec(teacher).kind for classes, teacher in stores()}
+    assert kinds == set(CODECS.names)
+    exact = decoded(softlabels.open_labels(GOLDEN / "7"), "dense-fp32-hdf5-none", 1.0)
+    np.testing.assert_array_equal(exact, logits(7).reshape(-1, 7).numpy())
+
+
+@pytest.mark.parametrize(("classes", "teacher"), stores())
+def test_the_pages_reader_decodes_as_softlabels_does(classes: int, teacher: str, page: dict[str, np.ndarray]) -> None:
+    labels = softlabels.open_labels(GOLDEN / str(classes))
+    own: dict[str, Any] = labels.codec(teacher).model_dump()
+    for temperature in [own["temperature"]] if "temperature" in own else [1.0, 0.5, 2.0, 20.0]:
+        found = page[f"{GOLDEN / str(classes) / teacher} {temperature:g}"]
+        np.testing.assert_allclose(found, decoded(labels, teacher, temperature), rtol=2e-5, atol=2e-5)
+
+
+def test_the_pages_example_is_the_label(page: dict[str, np.ndarray]) -> None:
+    labels = softlabels.open_labels(GOLDEN / "1000")
+    wanted = labels.probabilities([3], 1, 2.0, teachers=["topk-10-hdf5-none"])[0].numpy()
+    np.testing.assert_allclose(page["example"], wanted, rtol=1e-4)
+
+
+def test_the_pages_reader_sees_damage(tmp_path: Path) -> None:
+    for teacher, file in (
+        ("topk-10-hdf5-none", "00000-v0-2.h5"),
+        ("topk-10-zarr-none", "00000-v0-2.zarr/record/c/0/0/0"),
+    ):
+        shutil.copytree(GOLDEN / "1000" / teacher, tmp_path / teacher)
+        data = bytearray((tmp_path / teacher / file).read_bytes())
+        data[-80] ^= 1
+        (tmp_path / teacher / file).write_bytes(data)
+        assert "AssertionError" in by_the_page(tmp_path / "out.npz", tmp_path / teacher).stderr
+
+
+def test_what_the_page_says_of_ids_and_alignment_and_filters_is_so() -> None:
+    import zarr
+
+    def canonical(value: Any) -> bytes:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+    manifest = json.loads((GOLDEN / "1000/manifest.json").read_text())
+    first = {name: manifest["images"][0][name] for name in ("fingerprint", "contents")}
+    what = {name: manifest[name] for name in ("classes", "class_names", "recipe", "seed")} | first
+    assert manifest["id"] == hashlib.sha256(canonical(what)).hexdigest()
+    for folder in sorted((GOLDEN / "1000").glob("*-hdf5-*")):
+        card = json.loads((folder / "teacher.json").read_text())
+        left_out = {"format_version", "sha256", "licence", "versions"} | ({"spec"} if card["weights_sha256"] else set())
+        identity = hashlib.sha256(canonical({name: card[name] for name in card.keys() - left_out})).hexdigest()
+        file = folder / "00000-v0-2.h5"
+        header = json.loads(file.read_bytes().split(b"\n", 1)[1].split(b"   ", 1)[0])
+        assert (header["card"], header["store"]) == (identity, manifest["id"])
+        for name, stored in header["arrays"].items():
+            with h5py.File(file) as opened:
+                dataset = opened[name]
+                chunks = [dataset.id.get_chunk_info(view) for view in range(VIEWS)]
+                filters = dataset.id.get_create_plist()
+                numbers = [filters.get_filter(each)[0] for each in range(filters.get_nfilters())]
+            assert numbers == [32001, 3] if card["compression"] == "zstd" else [3]
+            assert [each.byte_offset for each in chunks] == stored["offsets"]
+            assert [each.size - 4 for each in chunks] == stored["sizes"]
+            assert all(each.byte_offset % 64 == 0 for each in chunks if each.size >= 4096)
+    group = zarr.open_group(str(GOLDEN / "1000/topk-10-zarr-none/00000-v0-2.zarr"), mode="r")
+    with h5py.File(GOLDEN / "1000/topk-10-hdf5-none/00000-v0-2.h5") as opened:
+        np.testing.assert_array_equal(np.asarray(group["record"]), opened["record"][()])
