@@ -18,7 +18,7 @@ SAMPLE, SAMPLE_VIEWS, SAMPLE_DECODED = 512, 8, 64
 LEAST_KAPPA = 0.25
 """Cohen's kappa of named and own classes below which labels and images do not belong together."""
 
-CONTRADICTED = 5.0
+CONTRADICTED = 4.0
 """Standard deviations by which labels must fit another mixture better for the user to be asked again."""
 
 SURE = 0.99
@@ -30,8 +30,8 @@ class Pairing:
     """How often the class that a label names first is its image's own: `agreement`, on `labels` of `images` images.
 
     `chance` is what labels of other images would reach; `kappa` is Cohen's (0: chance, 1: always). `fitting` counts
-    images in which all their crops lie, of `decoded`. `rival` is the agreement if views are mixed otherwise than the
-    user said; `doubt` tells of it where labels contradict the user.
+    images in which all their crops lie, of `decoded`. Of `mixed` views the image counts that they show most; `rival` is
+    the agreement if views are mixed otherwise than the user said, and `doubt` says so where labels contradict the user.
     """
 
     images: int
@@ -40,6 +40,7 @@ class Pairing:
     chance: float
     fitting: int
     decoded: int
+    mixed: bool = False
     rival: float = 0.0
     doubt: str | None = None
 
@@ -63,9 +64,10 @@ class Pairing:
     def lines(self) -> list[str]:
         """What was found, for people."""
         said = ["nothing in the files ties a label to its image but its name or number"]
+        whose = "that of the image shown most, of the two in a view," if self.mixed else "the image's own"
         if self.labels:
             said.append(
-                f"the class named first is the image's own for {self.agreement:.1%} of {self.labels:,} labels of "
+                f"the class named first is {whose} for {self.agreement:.1%} of {self.labels:,} labels of "
                 f"{self.images:,} images (chance: {self.chance:.1%})"
             )
         else:
@@ -87,12 +89,13 @@ def check_pairing(source: Source, images: Images) -> Pairing:
     decoded = set(rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE_DECODED).astype(int))].tolist())
     crops, word = _pixel_crops(source.recipe), source if isinstance(source, MixedByWord) and source.said else None
     source.ready(rows, views)
-    said, own, others, fitting = [], [], [], 0
+    said, own, others, fitting, mixed = [], [], [], 0, False
     for row in rows.tolist():
         labels = source.labels(row, views)
         counted = np.ones(len(views), bool) if labels.mixed is None else ~labels.mixed
         first = labels.ids[np.arange(len(views)), labels.values.argmax(axis=1)]
         shown, otherwise = word.shown(row, views) if word else np.full((2, len(views)), row)
+        mixed |= bool((shown[shown >= 0] != row).any())
         true = np.where(shown >= 0, images.labels[shown], -1)
         counted &= true >= 0
         said.append(first[counted])
@@ -113,6 +116,7 @@ def check_pairing(source: Source, images: Images) -> Pairing:
         chance=chance,
         fitting=fitting,
         decoded=len(decoded) if crops is not None else 0,
+        mixed=mixed,
         rival=float((named == else_true).mean()) if len(named) else 0.0,
         doubt=_doubt(word, named == true, named == else_true) if word else None,
     )
