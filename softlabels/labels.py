@@ -195,6 +195,7 @@ class Labels:
         """With whom one view of these rows was mixed, and how much of what the teacher saw was the image's own.
 
         Partners are rows, the image's own where the view is not mixed; (n,) each. Both are read as they were recorded.
+        An imported mixture whose partner is not in the files has the image's own row and the share 0.
 
         Raises:
             StoreError: a label is not there, or nothing true is recorded with it.

@@ -730,6 +730,7 @@ def test_whether_tinyvits_labels_are_mixed_is_asked_and_the_labels_can_contradic
         "import", tmp_path / "mixed", "--from", "tinyvit", "--data", root, "--labels-only", "--out", "alone"
     )
     assert alone.exit_code == 0, alone.output
+    assert "whether mixup or cutmix was on; where it was, your data set has to mix, too" in alone.output
 
 
 def test_mixed_labels_are_attached_to_float_pictures_of_the_whole_data_set_alone(tmp_path: Path) -> None:

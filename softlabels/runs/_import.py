@@ -174,6 +174,8 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
             f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "
             f"preprocessing says"
         )
+    if config.from_ == "tinyvit" and config.labels_only:
+        journal.say("the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too")
     if source.unpaired:
         journal.say(
             f"{source.unpaired:,} labels are of mixtures with a picture that is not in the files (the last of an odd "
