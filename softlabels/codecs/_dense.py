@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels._philox import Words
+from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
 from softlabels.config import Part
 
@@ -42,9 +44,8 @@ class Dense(Part):
         """Floats (n, classes) of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
         if self.dtype == "fp32":
-            return {_LOGITS: rows.numpy()}
-        below = rows - rows.amax(dim=1, keepdim=True)
-        return {_LOGITS: below.clamp_min(-65504.0).half().numpy()}
+            return {_LOGITS: rows.cpu().numpy()}
+        return {_LOGITS: encoded(rows, _halves_there, _halves) if stays(rows) else _halves(rows)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
@@ -53,3 +54,13 @@ class Dense(Part):
             StoreError: the arrays are not laid out so.
         """
         return tensor(array_of(arrays, _LOGITS, self.layout(classes)[_LOGITS], self.kind)).float()
+
+
+def _halves(rows: Tensor, numbers: NDArray[np.int64] | None = None) -> NDArray[np.float16]:  # noqa: ARG001
+    below = rows - rows.amax(dim=1, keepdim=True)
+    return below.clamp_min(-65504.0).half().cpu().numpy()
+
+
+def _halves_there(rows: Tensor, place: slice) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:  # noqa: ARG001
+    # Where 0 and -0 are both the highest, either may be taken, and tells the sign of what is left of it.
+    return _halves(rows), (rows.amax(dim=1) == 0).cpu().numpy()

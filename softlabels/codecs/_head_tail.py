@@ -57,9 +57,9 @@ class HeadTail(Part):
         classes = rows.shape[1]
         head = self._head.encode(rows)
         levels = self._levels(self._head.summary(head, classes))
-        between = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
+        between = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous().to(rows.device)
         numbers = torch.searchsorted(between, rows.amax(dim=1, keepdim=True) - rows)
-        return {RECORD: np.concatenate([head[RECORD], packed(numbers.byte().numpy(), self.bits)], axis=1)}
+        return {RECORD: np.concatenate([head[RECORD], packed(numbers.byte(), self.bits).cpu().numpy()], axis=1)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.

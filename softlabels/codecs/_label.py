@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels.codecs._gpu import stays
 from softlabels.errors import ConfigError, StoreError
 
 Arrays = Mapping[str, np.ndarray]
@@ -55,7 +56,7 @@ def bytes_of(layout: Mapping[str, Field]) -> float:
 
 
 def rows_of(logits: Tensor) -> Tensor:
-    """`logits` as a contiguous float32 CPU tensor (n, classes).
+    """`logits` as a contiguous float32 tensor (n, classes): on their GPU, else on the CPU.
 
     Raises:
         ConfigError: they are not a matrix of floats with at least one class.
@@ -65,7 +66,8 @@ def rows_of(logits: Tensor) -> Tensor:
             f"a codec takes floating-point logits of shape (labels, classes), got {logits.dtype} of shape "
             f"{tuple(logits.shape)}; give it one row per label"
         )
-    return logits.detach().to("cpu", torch.float32).contiguous()
+    rows = logits.detach().to(torch.float32)
+    return (rows if stays(rows) else rows.cpu()).contiguous()
 
 
 def array_of(arrays: Arrays, name: str, field: Field, codec: str) -> NDArray:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels._philox import Words
+from softlabels.codecs._bits import Record
+from softlabels.codecs._gpu import encoded, rounded, stays
 from softlabels.codecs._label import (
     RECORD,
     Arrays,
@@ -70,9 +72,21 @@ class Probabilities(Part):
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
+        return {RECORD: encoded(rows, self._there, self._here) if stays(rows) else self._here(rows)}
+
+    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG002
+        ids, values = self._kept(rows)
+        return self.encode_probabilities(ids, values, rows.shape[1])[RECORD]
+
+    def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
+        ids, values = self._kept(rows)
+        near, doubtful = rounded(values, self._value)
+        return self.encode_probabilities(ids, near, rows.shape[1])[RECORD], doubtful.any(axis=1)
+
+    def _kept(self, rows: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids = highest(rows, min(self.k, rows.shape[1]))
         values = (rows.double() / self.temperature).softmax(dim=1).gather(1, ids)
-        return self.encode_probabilities(ids.numpy(), values.numpy(), rows.shape[1])
+        return ids.cpu().numpy(), values.cpu().numpy()
 
     def encode_probabilities(self, ids: NDArray, values: NDArray, classes: int) -> dict[str, np.ndarray]:
         """Records, uint8 (n, bytes), of classes (n, k) and their probabilities (n, k), in any order."""

@@ -12,11 +12,15 @@ from torch import Tensor
 
 from softlabels._philox import Words
 from softlabels.codecs._bits import Record
+from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
 from softlabels.config import Part
 
 _KNEE = 8.0
 _SCALE_BYTES = 2
+_NEAR = (1.0 - 5e-7, 1.0 + 5e-7)
+"""How far the CPU's float32 logarithms, and quotients of them, may be from exact ones: four times what they are."""
+
 _LOWEST_TEMPERATURE = {8: 0.25, 4: 1.0}
 
 
@@ -51,14 +55,39 @@ class Quantized(Part):
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
+        return {RECORD: encoded(rows, self._there, self._here) if stays(rows) else self._here(rows)}
+
+    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG002
         depths = rows.amax(dim=1, keepdim=True) - rows
-        places = (depths / _KNEE).log1p_()
-        steps = 2**self.bits - 1
-        scale = (places.amax(dim=1, keepdim=True) / steps).half()
-        spacing = scale.float()
-        numbers = (places / spacing.masked_fill(spacing == 0, 1.0)).round_().clamp_(max=steps)
-        numbers = numbers.maximum((depths > 0).float()).byte().numpy()
-        return {RECORD: np.concatenate([scale.numpy().view(np.uint8), packed(numbers, self.bits)], axis=1)}
+        places = _places(depths)
+        scale = (places.amax(dim=1, keepdim=True) / self._steps).half()
+        return self._record(scale, self._numbers(depths, places, scale))
+
+    def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
+        depths = rows.amax(dim=1, keepdim=True) - rows
+        places = (depths.double() / _KNEE).log1p_()
+        widest = places.amax(dim=1, keepdim=True) / self._steps
+        low, high = ((widest * factor).float().half() for factor in _NEAR)
+        numbers, highest = (self._numbers(depths, places * factor, low) for factor in _NEAR)
+        # A class in doubt has its number from the CPU, a row whose scale is in doubt all of them.
+        unsure = (numbers != highest).nonzero(as_tuple=True)
+        few, scales = depths[unsure].cpu(), low[unsure[0], 0].cpu()
+        numbers[unsure] = self._numbers(few, _places(few), scales).to(numbers.device)
+        # A scale of 0 may have either sign.
+        return self._record(low, numbers), ((low != high) | (low == 0))[:, 0].cpu().numpy()
+
+    @property
+    def _steps(self) -> int:
+        return 2**self.bits - 1
+
+    def _numbers(self, depths: Tensor, places: Tensor, scale: Tensor) -> Tensor:
+        spacing = scale.to(places.dtype)
+        numbers = (places / spacing.masked_fill(spacing == 0, 1.0)).round_().clamp_(max=self._steps)
+        return numbers.maximum((depths > 0).to(places.dtype)).byte()
+
+    def _record(self, scale: Tensor, numbers: Tensor) -> Record:
+        parts = [scale.cpu().numpy().view(np.uint8), packed(numbers, self.bits).cpu().numpy()]
+        return np.concatenate(parts, axis=1)
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
@@ -78,15 +107,21 @@ def packed_size(classes: int, bits: int) -> int:
     return (classes * bits + 7) // 8
 
 
-def packed(numbers: NDArray[np.uint8], bits: int) -> Record:
-    """Numbers (n, classes) of 2, 4 or 8 bits side by side in bytes, the lower class in the lower bits."""
+def packed(numbers: Tensor, bits: int) -> Tensor:
+    """Numbers, uint8 (n, classes), of 2, 4 or 8 bits side by side in bytes, the lower class in the lower bits."""
     each = 8 // bits
-    places = np.zeros((len(numbers), packed_size(numbers.shape[1], bits) * each), np.uint8)
+    if each == 1:
+        return numbers
+    places = numbers.new_zeros(len(numbers), packed_size(numbers.shape[1], bits) * each)
     places[:, : numbers.shape[1]] = numbers
-    record = places[:, ::each].copy()
+    record = places[:, ::each].clone()
     for i in range(1, each):
         record |= places[:, i::each] << (bits * i)
     return record
+
+
+def _places(depths: Tensor) -> Tensor:
+    return (depths / _KNEE).log1p_()
 
 
 def unpacked(record: Record, bits: int, classes: int) -> NDArray[np.uint8]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pydantic
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels._philox import Words, uniform
+from softlabels.codecs._bits import Record
+from softlabels.codecs._gpu import encoded, nudged, rounded, stays
 from softlabels.codecs._label import (
     RECORD,
     Arrays,
@@ -30,6 +32,7 @@ from softlabels.errors import ConfigError
 
 _LEAST_LOG = -600.0
 _NOT_DRAWN = -1000.0
+_LOG = np.dtype("<f2")
 
 
 class Sampled(Part):
@@ -78,8 +81,24 @@ class Sampled(Part):
         rows = rows_of(logits)
         if words is None or words.shape != (len(rows),):
             raise ConfigError(f"{self.kind} labels are drawn: give encode one random word per label, {len(rows)} here")
-        ids, weights = _drawn(rows, min(self.k, rows.shape[1]), self.temperature, uniform(words))
-        return {RECORD: joined(ids.astype(id_dtype(rows.shape[1])), np.log(weights).astype("<f2"))}
+        chance = torch.from_numpy(uniform(words))
+
+        def drawn(part: Tensor, place: slice) -> _Draws:
+            return _drawn(part, min(self.k, rows.shape[1]), self.temperature, chance[place].to(part.device))
+
+        def record(ids: Tensor, logs: NDArray[np.float16]) -> Record:
+            return joined(ids.cpu().numpy().astype(id_dtype(rows.shape[1])), logs)
+
+        def there(part: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:
+            ids, weights, doubtful = drawn(part, place)
+            logs, unsure = rounded(weights.cpu().numpy(), _LOG, np.log)
+            return record(ids, logs), doubtful.cpu().numpy() | unsure.any(axis=1)
+
+        def here(part: Tensor, numbers: Any) -> Record:
+            ids, weights, _ = drawn(part, numbers)
+            return record(ids, np.log(weights.numpy()).astype(_LOG))
+
+        return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows, slice(None))}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label; classes not drawn have 0 of it.
@@ -98,8 +117,18 @@ class Sampled(Part):
         return SparseLogits(tensor(known_ids(ids.astype(np.int64), classes)), logits, others)
 
 
-def _drawn(rows: Tensor, k: int, temperature: float, chance: NDArray) -> tuple[NDArray, NDArray]:
-    """Class numbers and weights, (n, k) each: those that are certain by falling weight, then the drawn ones."""
+class _Draws(NamedTuple):
+    """Class numbers and weights, (n, k) each: those that are certain by falling weight, then the drawn ones.
+
+    `doubtful`, bool (n,): on a GPU, the rows of which the CPU might draw others.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    doubtful: Tensor
+
+
+def _drawn(rows: Tensor, k: int, temperature: float, chance: Tensor) -> _Draws:
     top = highest(rows, k)
     logs = (rows.double() / temperature).log_softmax(dim=1).clamp_(min=_LEAST_LOG)
     shares = logs.exp_()
@@ -107,19 +136,27 @@ def _drawn(rows: Tensor, k: int, temperature: float, chance: NDArray) -> tuple[N
     # The mass from each of the high classes downward, summed from the low end: a difference could be negative.
     rest = shares.scatter(1, top, 0.0)
     below = _sums(rest) + high.flip(1).cumsum(dim=1).flip(1)
-    places = torch.arange(k)
-    certain = (high * (k - places) >= below).long().cumprod(dim=1).sum(dim=1, keepdim=True)
+    places = torch.arange(k, device=rows.device)
+    claims = high * (k - places)
+    certain = (claims >= below).long().cumprod(dim=1).sum(dim=1, keepdim=True)
     sure = places < certain
     rest.scatter_(1, top, high.masked_fill(sure, 0.0))
     weight = _sums(rest) / (k - certain).clamp(min=1)
     # One point in each of the k - certain equal stretches of the rest's mass, all at the same place of theirs.
     course = rest.cumsum(dim=1)
-    points = (torch.from_numpy(chance)[:, None] + places - certain) / (k - certain).clamp(min=1) * course[:, -1:]
+    points = (chance[:, None] + places - certain) / (k - certain).clamp(min=1) * course[:, -1:]
     last = rest.shape[1] - 1 - (rest > 0).flip(1).byte().argmax(dim=1, keepdim=True)
     drawn = torch.searchsorted(course, points, right=True).minimum(last)
-    return torch.where(sure, top, drawn).numpy(), torch.where(sure, high, weight).numpy()
+    doubtful = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+    if stays(rows):
+        low, high_claims = nudged(claims)
+        before, after = (torch.searchsorted(course, each, right=True).minimum(last) for each in nudged(points))
+        doubtful = ((low >= below) != (high_claims >= below)).any(dim=1) | ((before != after) & ~sure).any(dim=1)
+    return _Draws(torch.where(sure, top, drawn), torch.where(sure, high, weight), doubtful)
 
 
 def _sums(rows: Tensor) -> Tensor:
     """Row sums (n, 1), added up by numpy: torch's order may change with the number of rows and threads."""
+    if stays(rows):
+        return rows.sum(dim=1, keepdim=True)
     return torch.from_numpy(rows.numpy().sum(axis=1, keepdims=True))

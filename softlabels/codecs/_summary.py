@@ -15,12 +15,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels.codecs._gpu import stays
 from softlabels.codecs._label import SparseLogits, tensor
 
 Floats = NDArray[np.float64]
+
+_APART = 1e-6
+"""How far a GPU's `tail` and `spread` may be from the CPU's, whose exponentials are off by 3e-7 at most; relative above
+1."""
 
 
 class Summary(NamedTuple):
@@ -44,9 +50,22 @@ class Summary(NamedTuple):
             tensor(self.ids), tensor((-self.depths).astype(np.float32)), tensor((-tail).astype(np.float32))
         )
 
+    def apart(self) -> tuple[Summary, Summary]:
+        """The least and the largest that `tail` and `spread` may be on the CPU, of a summary from a GPU."""
+        far = _APART * np.maximum(self.tail + self.spread, 1.0)
+        return (
+            self._replace(tail=self.tail - far, spread=np.maximum(self.spread - far, 0.0)),
+            self._replace(tail=self.tail + far, spread=self.spread + far),
+        )
+
 
 def summarise(logits: Tensor, k: int) -> Summary:
-    """The summary of each row of `logits`, float32 (n, classes), with K = min(k, classes)."""
+    """The summary of each row of `logits`, float32 (n, classes), with K = min(k, classes).
+
+    Of rows on a GPU, `tail` and `spread` are right to within what `Summary.apart` gives; the rest is the CPU's.
+    """
+    if stays(logits):
+        return _summarised_there(logits, min(k, logits.shape[1]))
     ids = highest(logits, min(k, logits.shape[1])).numpy()
     rows = logits.numpy()
     depths = np.take_along_axis(rows, ids[:, :1], axis=1) - rows
@@ -63,8 +82,28 @@ def summarise(logits: Tensor, k: int) -> Summary:
     return Summary(ids, kept, tail, np.maximum(mean - tail, 0.0))
 
 
+def _summarised_there(rows: Tensor, kept: int) -> Summary:
+    """`summarise` on the rows' device, in float64 where the CPU's exponentials are float32."""
+    ids, others = highest(rows, kept), rows.shape[1] - kept
+    depths = rows.gather(1, ids[:, :1]) - rows
+    values = depths.gather(1, ids).double()
+    if others:
+        tails = depths.scatter(1, ids, float("inf"))
+        nearest = tails.amin(dim=1, keepdim=True)
+        mass = (nearest - tails).double().exp_().sum(dim=1)
+        mean = depths.scatter(1, ids, 0.0).double().sum(dim=1) / others
+        tail = nearest[:, 0] + (others / mass).log()
+        values = torch.cat([values, tail[:, None], (mean - tail).clamp(min=0.0)[:, None]], dim=1)
+    told = values.cpu().numpy()
+    if not others:
+        return Summary(ids.cpu().numpy(), told, told[:, -1], np.zeros(len(told)))
+    return Summary(ids.cpu().numpy(), np.ascontiguousarray(told[:, :kept]), told[:, kept], told[:, kept + 1])
+
+
 def highest(logits: Tensor, k: int) -> Tensor:
     """Ids of the k highest logits of each row, falling, the lower class first among equals: int64 (n, k)."""
+    if stays(logits):
+        logits = logits + 0.0  # so that 0 and -0 are one value, also to a GPU that sorts by bits
     values, ids = logits.topk(k, dim=1)
     ids = ids.sort(dim=1).values
     ids = ids.gather(1, logits.gather(1, ids).argsort(dim=1, descending=True, stable=True))

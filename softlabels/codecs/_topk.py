@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softlabels._philox import Words
 from softlabels.codecs._bits import Ascending, Record, pack, unpack, width
+from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import (
     RECORD,
     Arrays,
@@ -73,7 +74,16 @@ class TopK(Part):
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
-        return {RECORD: self._form(rows.shape[1]).write(summarise(rows, self.k))}
+        form = self._form(rows.shape[1])
+
+        def there(part: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG001
+            low, high = (form.write(summary) for summary in summarise(part, self.k).apart())
+            return low, (low != high).any(axis=1)
+
+        def here(part: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG001
+            return form.write(summarise(part, self.k))
+
+        return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label.

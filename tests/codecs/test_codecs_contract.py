@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from codings import CODES, every, named, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,29 +16,8 @@ from torch import Tensor
 from softlabels.codecs import CODECS, Codec, SparseCodec, spelled
 from softlabels.errors import ConfigError, StoreError
 
-EXAMPLES = [
-    {"kind": "dense", "dtype": "fp16"},
-    {"kind": "dense", "dtype": "fp32"},
-    {"kind": "quantized", "bits": 8},
-    {"kind": "quantized", "bits": 4},
-    {"kind": "head_tail", "k": 3, "bits": 2},
-    {"kind": "head_tail", "k": 10, "bits": 4},
-    {"kind": "topk", "k": 1},
-    {"kind": "topk", "k": 10},
-    {"kind": "topk", "k": 10, "record": "fast"},
-    {"kind": "topk", "k": 40},
-    {"kind": "topk", "k": 11, "levels": 12},
-    {"kind": "sampled", "k": 8},
-    {"kind": "probabilities", "k": 8},
-    {"kind": "probabilities", "k": 5, "temperature": 2.0, "tail": "none", "dtype": "fp32"},
-]
-CODES = [CODECS.make(example) for example in EXAMPLES]
 KEEPS_THE_FIRST = [codec for codec in CODES if codec.kind != "sampled"]
 STABLE = [codec for codec in CODES if codec.kind in ("dense", "quantized", "topk")]
-
-
-def named(codec: Codec) -> str:
-    return "-".join(str(value) for value in codec.model_dump().values())
 
 
 def logits(seed: int, rows: int, classes: int, spread: float = 3.0) -> Tensor:
@@ -46,16 +26,9 @@ def logits(seed: int, rows: int, classes: int, spread: float = 3.0) -> Tensor:
     return torch.from_numpy(np.round(draws * 64) / 64).float()
 
 
-def words(rows: int) -> np.ndarray:
-    return np.random.default_rng(9).integers(0, 2**64, rows, np.uint64)
-
-
 def kl(source: Tensor, stored: Tensor, temperature: float = 1.0) -> Tensor:
     p, q = ((rows.double() / temperature).log_softmax(-1) for rows in (source, stored))
     return (p.exp() * (p - q)).sum(-1)
-
-
-every = pytest.mark.parametrize("codec", CODES, ids=named)
 
 
 @every
