@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels._philox import Words
 from softlabels.codecs import Codec, Field
+from softlabels.devices import SideStream, is_out_of_memory
 from softlabels.errors import ModelError, StoreError
 from softlabels.journal import Journal
 from softlabels.labels import layout_beside
@@ -21,7 +25,10 @@ from softlabels.provenance import CPU, tagged
 from softlabels.rendering import Renderer, check_alike
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
-from softlabels.teachers import Teacher
+from softlabels.teachers import BatchSize, Teacher, teacher_passes
+
+_WAITING = 4
+"""Batches that a GPU may be ahead of their encoding."""
 
 DIGESTS_PER_SHARD = 8
 """Images of each shard whose rendered views are digested, evenly spread over its rows."""
@@ -45,7 +52,8 @@ def dump(
     codec: Codec,
     labels: TeacherLabels,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
+    compile: bool = False,
     workers: Workers = 0,
     part: tuple[int, int] = (0, 1),
     skip_bad_images: bool = False,
@@ -55,6 +63,7 @@ def dump(
     """Write every shard of this part that is not there yet.
 
     Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
+    When the teacher's device is out of memory, the dump goes on with smaller batches.
 
     Batches never straddle shards, so what a batch holds, and with it the last bit of each logit, does not depend on
     where an earlier dump stopped.
@@ -72,6 +81,7 @@ def dump(
             labels,
             labels.missing(pictures.views, part),
             batch_size=batch_size,
+            compile=compile,
             workers=workers,
             skip_bad_images=skip_bad_images,
             renderer=renderer,
@@ -86,22 +96,26 @@ def dump_shards(
     labels: TeacherLabels,
     shards: Sequence[Shard],
     *,
-    batch_size: int,
+    batch_size: BatchSize,
+    compile: bool = False,
     workers: Workers,
     skip_bad_images: bool,
     renderer: Renderer | None = None,
     journal: Journal,
 ) -> DumpReport:
     """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`."""
-    began = time.monotonic()
-    skipped: dict[str, str] = {}
-    unlabelled = 0
-    total = sum(count(shard) for shard in shards)
+    began, device = time.monotonic(), teacher.device
+    counts = [count(shard) for shard in shards]
+    if not shards:
+        return DumpReport(teacher.name, 0, 0, 0.0, 0)
+    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, say=journal.say)
+    batch_size, total = passes.size, sum(counts)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
     samples = LabelledPictures(pictures, tolerant=skip_bad_images, renderer=renderer)
-    source, rendered_on = batches(samples, todo, workers=workers), renderer.name if renderer else CPU
+    source, rendered_on = batches(samples, todo, workers=workers, device=device), renderer.name if renderer else CPU
     compared = rendered_on == CPU
-    with journal.progress(f"dump {teacher.name}", total, "pictures") as advance:
+    recorder = Recorder(labels, rendered_on, device)
+    with journal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
         for done, shard in enumerate(shards):
             filling = Filling(shard, pictures, codec, teacher.classes)
             for _ in shard_batches(shard, pictures.views, batch_size):
@@ -110,12 +124,11 @@ def dump_shards(
                     rows, views = batch.rows.numpy(), batch.views.numpy()
                     journal.say(check_alike(pictures, rows, views, batch.pictures, rendered_on))
                     compared = True
-                filling.enter(batch, teacher.logits(batch.pictures).cpu())
+                recorder.enter(filling, batch, passes(batch.pictures))
                 advance(len(batch), f"({len(shards) - done} shards waiting)")
-            filling.write(labels, rendered_on)
-            unlabelled += len(filling.failed) * (shard.stop_view - shard.first_view)
-            skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
-    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, total - unlabelled, skipped)
+            recorder.write(filling)
+    skipped = {pictures.images.keys[row].as_py(): why for row, why in recorder.failed.items()}
+    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, total - recorder.unlabelled, skipped)
 
 
 def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:
@@ -166,11 +179,11 @@ class Filling:
         """
         if batch.failed:
             logits = logits.clone()
-            logits[torch.isin(batch.rows, torch.tensor(list(batch.failed)))] = 0.0
+            logits[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(logits.device)] = 0.0
             self.failed.update(batch.failed)
         check_finite(logits, batch, self._pictures)
         rows, views = batch.rows.numpy(), batch.views.numpy()
-        label = dict(self._codec.encode(logits, self._pictures.words(rows, views)))
+        label = dict(self._encoded(logits, self._pictures.words(rows, views)))
         label |= self._pictures.recorded(rows, views) or {}
         if self._pictures.recipe.mixes:
             members, label["mix_share"] = self._pictures.mixtures(rows, views)
@@ -178,11 +191,111 @@ class Filling:
         for name, values in label.items():
             self._arrays[name][views - self._shard.first_view, rows - self._shard.first_row] = values
 
+    def _encoded(self, logits: Tensor, words: Words) -> dict[str, np.ndarray]:
+        """The codec's arrays: made on the logits' device, or by the CPU when memory is full there."""
+        try:
+            return self._codec.encode(logits, words)
+        except RuntimeError as problem:
+            if logits.device.type == "cpu" or not is_out_of_memory(problem):
+                raise
+        return self._codec.encode(logits.cpu(), words)
+
+    @property
+    def unlabelled(self) -> int:
+        """Labels that are missing since their images failed."""
+        return len(self.failed) * (self._shard.stop_view - self._shard.first_view)
+
     def write(self, labels: TeacherLabels, rendered_on: str = CPU) -> None:
         """Write the shard, whole or not at all."""
         found = shard_digests(self._shard, self._pictures, self.failed)
         digests = {row: [tagged(text, rendered_on) for text in texts] for row, texts in found.items()}
         labels.write(self._shard, self._arrays, skipped=self.failed, digests=digests)
+
+
+class Recorder:
+    """Encodes the logits of batches and writes full shards: at once, or beside a GPU in two threads.
+
+    There one thread encodes and one writes, so that the GPU waits for neither packed bits nor a synced disk. At most
+    `_WAITING` batches and one shard wait; then the caller does. After an error nothing more is encoded or written.
+
+    Attributes:
+        failed: images that could not be read, by row, of shards that are written.
+        unlabelled: labels of these.
+    """
+
+    def __init__(self, labels: TeacherLabels, rendered_on: str, device: torch.device) -> None:
+        self._labels, self._rendered_on, self._stream = labels, rendered_on, SideStream(device)
+        self.failed: dict[int, str] = {}
+        self.unlabelled = 0
+        self._encoder, self._writer = (_Worker(device.type != "cpu") for _ in range(2))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self._encoder.close(at_once=kind is not None)
+        except BaseException:
+            self._writer.close(at_once=True)
+            raise
+        self._writer.close(at_once=kind is not None)
+
+    def enter(self, filling: Filling, batch: Batch, logits: Tensor) -> None:
+        """Encode the logits of a batch into its shard; raises what went wrong with an earlier batch or shard."""
+        mark = self._stream.mark()
+        batch.pictures = batch.pictures.new_empty(0)  # they may be on the device, and are not needed any more
+
+        def encode() -> None:
+            with self._stream.after(mark):
+                filling.enter(batch, logits)
+
+        self._encoder.submit(encode, waiting=_WAITING)
+
+    def write(self, filling: Filling) -> None:
+        """Write this shard when all of its batches are encoded."""
+        self._encoder.submit(lambda: self._writer.submit(lambda: self._write(filling), waiting=1), waiting=_WAITING)
+
+    def _write(self, filling: Filling) -> None:
+        filling.write(self._labels, self._rendered_on)
+        self.failed |= filling.failed
+        self.unlabelled += filling.unlabelled
+
+
+class _Worker:
+    """One thread that does what it is given in order, and nothing more after an error; or nobody, and all at once."""
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1) if beside else None
+        self._given: deque[Future[None]] = deque()
+        self._broken = False
+
+    def submit(self, work: Callable[[], None], *, waiting: int) -> None:
+        """Have this done, once fewer than `waiting` pieces of work wait; raises the error of an earlier one."""
+        if self._thread is None:
+            work()
+            return
+        while self._given and (len(self._given) >= waiting or self._given[0].done()):
+            self._given.popleft().result()
+        self._given.append(self._thread.submit(self._do, work))
+
+    def close(self, *, at_once: bool) -> None:
+        """Wait until all is done, or `at_once` only for what is being done; raises an error of it unless `at_once`."""
+        if self._thread is None:
+            return
+        self._broken |= at_once
+        self._thread.shutdown(wait=True, cancel_futures=at_once)
+        if not at_once:
+            for each in self._given:
+                each.result()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            work()
+        except BaseException:
+            self._broken = True
+            raise
 
 
 def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> dict[int, list[str]]:

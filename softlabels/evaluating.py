@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from softlabels.devices import Passes
 from softlabels.networks import Preprocessing
 from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
@@ -48,13 +49,17 @@ def classifier(
 def evaluate(
     classify: Classifier, pictures: Pictures, *, batch_size: int, workers: Workers = 0, processes: Processes = ALONE
 ) -> Score:
-    """Score a classifier on the first view of every labelled image, each counted once whatever the processes."""
+    """Score a classifier on the first view of every labelled image, each counted once whatever the processes.
+
+    Where `batch_size` pictures do not fit into memory, fewer are classified at a time.
+    """
+    passes = Passes(classify, batch_size)
     rows = np.flatnonzero(pictures.images.labels >= 0)
     share = processes.share(rows)
     todo = [share[start : start + batch_size] * pictures.views for start in range(0, len(share), batch_size)]
     sums = torch.zeros(3, dtype=torch.float64)
     for batch in batches(LabelledPictures(pictures), todo, workers=workers):
-        sums += _count(classify(batch.pictures).float().cpu(), batch.hard)
+        sums += _count(passes(batch.pictures).float().cpu(), batch.hard)
     top1, top5, loss = (processes.total(sums) / max(len(rows), 1)).tolist()
     return Score(top1, top5, loss, len(rows))
 

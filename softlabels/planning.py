@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,14 @@ from torch import Tensor
 from softlabels import journal
 from softlabels._philox import Words
 from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
+from softlabels.devices import CPU, Passes
 from softlabels.errors import ConfigError, ModelError
 from softlabels.labels import layout_beside
 from softlabels.orders import spread
 from softlabels.pictures import Pictures, Rows
 from softlabels.rendering import Renderer
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
-from softlabels.teachers import Teacher
+from softlabels.teachers import BatchSize, Teacher, teacher_passes
 
 SAMPLE_BATCHES = 3
 """Real batches that are timed, after one that is not."""
@@ -102,29 +103,36 @@ class Plan:
 
 
 def measure_speed(
-    pictures: Pictures, teacher: Teacher, *, batch_size: int, workers: Workers, renderer: Renderer | None = None
+    pictures: Pictures, teacher: Passes, *, device: torch.device, workers: Workers, renderer: Renderer | None = None
 ) -> float:
     """Pictures per second of decoding, rendering and the teacher together, over a few real batches."""
+    batch_size = teacher.size
     rows, views = spread(len(pictures.images), pictures.views, batch_size * (SAMPLE_BATCHES + 1))
-    source = _batches(pictures, rows, views, batch_size, workers, renderer)
-    teacher.logits(next(source).pictures).cpu()
+    source = _batches(pictures, rows, views, batch_size, workers, renderer, device)
+    teacher(next(source).pictures).cpu()
     began, seen = time.monotonic(), 0
     for batch in source:
-        teacher.logits(batch.pictures).cpu()
+        teacher(batch.pictures).cpu()
         seen += len(batch)
     if not seen:  # the data set fits in the batch that warms up
-        batch = next(_batches(pictures, rows, views, batch_size, workers=0, renderer=renderer))
-        teacher.logits(batch.pictures).cpu()
+        batch = next(_batches(pictures, rows, views, batch_size, 0, renderer, device))
+        teacher(batch.pictures).cpu()
         seen = len(batch)
     return seen / max(time.monotonic() - began, 1e-9)
 
 
 def _batches(
-    pictures: Pictures, rows: Rows, views: Rows, batch_size: int, workers: Workers, renderer: Renderer | None = None
+    pictures: Pictures,
+    rows: Rows,
+    views: Rows,
+    batch_size: int,
+    workers: Workers,
+    renderer: Renderer | None = None,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     numbers = rows * pictures.views + views
     todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
-    return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers)
+    return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers, device=device)
 
 
 def usual_codecs(classes: int) -> list[Codec]:
@@ -151,9 +159,10 @@ def sample_logits(
     rows, views = spread(len(pictures.images), pictures.views, count)
     said: list[Tensor] = []
     kept: list[Tensor] = []
-    for batch in _batches(pictures, rows, views, batch_size, workers):
+    passes = Passes(teacher.logits, batch_size)
+    for batch in _batches(pictures, rows, views, batch_size, workers, device=teacher.device):
         readable = ~torch.isin(batch.rows, torch.tensor(list(batch.failed), dtype=torch.int64))
-        said.append(teacher.logits(batch.pictures).cpu()[readable])
+        said.append(passes(batch.pictures).cpu()[readable])
         kept.append(readable)
     logits, places = torch.cat(said), torch.cat(kept).numpy()
     if not logits.isfinite().all():
@@ -203,22 +212,26 @@ def plan(
     *,
     rows_per_shard: int,
     missing: tuple[int, int] | None,
-    batch_size: int,
+    batch_size: BatchSize,
+    compile: bool = False,
     workers: Workers = 0,
     renderer: Renderer | None = None,
     codecs: Sequence[Codec] = (),
     sample: int = 0,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """What a dump of these pictures will hold and cost.
 
     `missing` is (shards, labels) that an existing store still lacks; None when there is no store yet. `codecs` are
-    compared on `sample` of the teacher's labels.
+    compared on `sample` of the teacher's labels. `say` is told what size of batches was found, and by which trials.
     """
     images, views = len(pictures.images), pictures.views
-    speed = measure_speed(pictures, teacher, batch_size=batch_size, workers=workers, renderer=renderer)
+    most = min(rows_per_shard, images) * views
+    passes = teacher_passes(teacher, batch_size, most=most, compile=compile, say=say)
+    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, renderer=renderer)
     compared: tuple[CodecReport, ...] = ()
     if codecs:
-        logits, words = sample_logits(pictures, teacher, sample, batch_size=batch_size, workers=workers)
+        logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
         sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
     shards = int(np.ceil(images / rows_per_shard))
     missing_shards, missing_labels = missing if missing is not None else (shards, images * views)

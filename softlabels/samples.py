@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from softlabels.datasets import Images
+from softlabels.devices import CPU, SideStream
 from softlabels.errors import ConfigError
 from softlabels.labels import Labels
 from softlabels.pictures import Crew, Pictures, Rows, checked
@@ -173,22 +174,27 @@ def batches(
     numbers: Iterable[NDArray[np.int64]],
     *,
     workers: Workers = 0,
-    pin_memory: bool = False,
+    device: torch.device = CPU,
 ) -> Iterator[Batch]:
     """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`.
 
-    What is rendered on a device is rendered by this process.
+    What is rendered on a device is rendered by this process. On a CUDA `device` the pictures are copied there from
+    page-locked memory while earlier batches are computed; other devices copy them when they are used.
     """
-    return map(samples.finished, _made(samples, numbers, workers, pin_memory))
+    stream, gpu = SideStream(device), device.type == "cuda"
+    for batch in map(samples.finished, _made(samples, numbers, workers, gpu)):
+        batch.pictures = stream.send(batch.pictures, device)
+        yield batch
 
 
 def _made(
     samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], workers: Workers, pin_memory: bool
 ) -> Iterator[Batch]:
     if workers == 0:
-        return (samples.__getitems__(each) for each in numbers)
+        made = (samples.__getitems__(each) for each in numbers)
+        return (each.pin_memory() for each in made) if pin_memory else made
     if isinstance(workers, Threads):
-        return _by_threads(samples, numbers, workers.count)
+        return _by_threads(samples, numbers, workers.count, pin_memory)
     loader: DataLoader[Batch] = DataLoader(
         _Rendered(samples),
         batch_sampler=(each.tolist() for each in numbers),
@@ -210,13 +216,20 @@ class _Rendered(Dataset[Batch]):
         return self.samples.rendered(numbers)
 
 
-def _by_threads(samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], threads: int) -> Iterator[Batch]:
-    """Each batch is one thread's, which fills its memory from end to end; nothing is copied or sent."""
+def _by_threads(
+    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], threads: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """Each batch is one thread's, which fills its memory from end to end; nothing is sent."""
+
+    def rendered(each: NDArray[np.int64]) -> Batch:
+        batch = samples.rendered(each)
+        return batch.pin_memory() if pin_memory else batch
+
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting: deque[Future[Batch]] = deque()
         try:
             for each in numbers:
-                waiting.append(pool.submit(samples.rendered, each))
+                waiting.append(pool.submit(rendered, each))
                 if len(waiting) > threads + _AHEAD:
                     yield samples.labelled(waiting.popleft().result())
             while waiting:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import SparseCodec
+from softlabels.devices import sent
 from softlabels.errors import ConfigError, StoreError
 from softlabels.labels import Labels
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
@@ -62,7 +63,7 @@ class StoredTargets:
 
     def __call__(self, batch: Batch, device: torch.device) -> Tensor:
         arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
-        logits = self.labels.decode(arrays, self.temperature).to(device, non_blocking=True)
+        logits = sent(self.labels.decode(arrays, self.temperature), device)
         words = None
         if self.blend.samples:
             words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
@@ -80,7 +81,7 @@ class SparseTargets:
     def __call__(self, batch: Batch, device: torch.device) -> Sparse:
         (arrays,) = batch.arrays.values()
         said = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
-        ids, logits, tail = (each.to(device, non_blocking=True) for each in said)
+        ids, logits, tail = (sent(each, device) for each in said)
         return Sparse(ids, logits, tail, self.classes)
 
 
@@ -211,7 +212,7 @@ class Told:
     ) -> None:
         self.batch = batch
         self._device, self._objective, self._targets, self._filter = device, objective, targets, chosen
-        self._hard = batch.hard.to(device, non_blocking=True)
+        self._hard = sent(batch.hard, device)
         self._mixture = _mixture(batch, device)
 
     def counts(self) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from softlabels.checkpoints import load_checkpoint, save_checkpoint
+from softlabels.devices import first_line, is_out_of_memory
 from softlabels.errors import ConfigError, RunError
 from softlabels.evaluating import Score
 from softlabels.journal import Journal, Metrics
@@ -118,7 +120,7 @@ def train(
         note: is given each epoch's record as well.
 
     Raises:
-        RunError: the loss is no longer finite; the last checkpoint stays.
+        RunError: the loss is no longer finite, or a pass does not fit into memory; the last checkpoint stays.
         ConfigError: `patience` without anything to evaluate on, or a layer that the student has not.
     """
     if settings.patience is not None and score is None:
@@ -159,7 +161,8 @@ def train(
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
             for passes, pictures in _passes(lesson, order.epoch(epoch, within), place):
-                progress.add(learn(passes, pictures))
+                with _fitting(settings, processes):
+                    progress.add(learn(passes, pictures))
                 seen += pictures
                 advance(1, f"epoch {epoch + 1}/{settings.epochs}")
                 if progress.step % _SETTLED_EVERY == 0:
@@ -189,6 +192,24 @@ def train(
         journal.say(f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain")
     seconds = time.monotonic() - began
     return TrainReport(progress.best, progress.last, progress.step, seen / max(seconds, 1e-9), seconds)
+
+
+@contextmanager
+def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
+    """Turn an error of full memory into a line that says which settings make the same steps in less."""
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as problem:
+        if not is_out_of_memory(problem):
+            raise
+        reason, size = first_line(problem), settings.batch_size
+    if size <= processes.count:
+        raise RunError(f"not even one picture fits into memory ({reason}); take a smaller --student or --size")
+    raise RunError(
+        f"a pass of --batch-size {size} does not fit into memory ({reason}); --batch-size {size // 2} --accumulate "
+        f"{2 * settings.accumulate} makes steps of as many pictures; the last checkpoint is kept"
+    )
 
 
 @dataclass
@@ -243,7 +264,7 @@ class _Progress:
 def _passes(lesson: Lesson, shares: list[Share], place: Place) -> Iterator[tuple[list[Batch], int]]:
     """This process's batches of each step, and the pictures of all."""
     numbers = lesson.samples.ahead([each for share in shares for each in share.passes])
-    source = batches(lesson.samples, numbers, workers=place.workers, pin_memory=place.device.type == "cuda")
+    source = batches(lesson.samples, numbers, workers=place.workers, device=place.device)
     for share in shares:
         yield [next(source) for _ in share.passes], share.pictures
 

@@ -81,7 +81,7 @@ class Probabilities(Part):
     def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
         ids, values = self._kept(rows)
         near, doubtful = rounded(values, self._value)
-        return self.encode_probabilities(ids, near, rows.shape[1])[RECORD], doubtful.any(axis=1)
+        return self.encode_probabilities(ids, near, rows.shape[1])[RECORD], np.logical_or.reduce(doubtful, axis=1)
 
     def _kept(self, rows: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         ids = highest(rows, min(self.k, rows.shape[1]))

@@ -75,19 +75,10 @@ class Machine(BaseModel):
         raise ValueError("is auto, a number of processes, or threads:N")
 
     def torch_device(self) -> torch.device:
-        """The device; ConfigError when this machine lacks it."""
-        import torch
+        """The device; ConfigError, in one line what is there, when this machine lacks it."""
+        from softlabels.devices import find_device
 
-        try:
-            device = torch.device(
-                ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
-            )
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as problem:
-            raise ConfigError(
-                f"--device {self.device} cannot be used here ({str(problem).splitlines()[0]})"
-            ) from problem
-        return device
+        return find_device(self.device)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -254,7 +245,11 @@ class DumpConfig(Rendering, Caching):
         None, description="compression of the shards  [default: what the codec wants, mostly none]"
     )
     out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
-    batch_size: int = Field(64, ge=1, description="pictures per forward pass of the teacher")
+    batch_size: int | Literal["auto"] = Field(
+        64,
+        description="pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
+    )
+    compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
     rows_per_shard: int = Field(4096, ge=1, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
@@ -268,6 +263,15 @@ class DumpConfig(Rendering, Caching):
     def _is_a_part(cls, text: str) -> str:
         share_of(text)
         return text
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _is_a_batch(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError("is auto, or a number of pictures from 1 upward")
+        return value
 
     @property
     def share(self) -> tuple[int, int]:

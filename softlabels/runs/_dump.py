@@ -29,7 +29,7 @@ def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
     images = _images(config)
     codec: Codec = CODECS.make(config.codec)
-    plans = [_plan(config, teacher, images, codec) for teacher in _teachers(config, images, journal)]
+    plans = [_plan(config, teacher, images, codec, journal) for teacher in _teachers(config, images, journal)]
     for line in (line for each in plans for line in each.lines()):
         journal.say(line)
     for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
@@ -70,6 +70,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             codec,
             labels,
             batch_size=config.batch_size,
+            compile=config.compile,
             workers=config.helpers(images),
             part=config.share,
             skip_bad_images=config.on_bad_image == "skip",
@@ -185,7 +186,7 @@ def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) ->
     )
 
 
-def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec) -> Plan:
+def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, journal: Journal) -> Plan:
     store = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
     recipe, seen = _recipe(config), frame(teacher.preprocessing)
     return planning.plan(
@@ -197,10 +198,12 @@ def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec) ->
         rows_per_shard=store.manifest.rows_per_shard if store else config.rows_per_shard,
         missing=_missing(config, store, images, teacher) if store else None,
         batch_size=config.batch_size,
+        compile=config.compile,
         workers=config.helpers(images),
         renderer=config.renderer,
         codecs=_compared(codec, teacher.classes) if config.codec_report else (),
         sample=config.codec_samples,
+        say=journal.say,
     )
 
 

@@ -20,10 +20,12 @@ from softlabels.teachers._architecture import SmallTeacher, TimmTeacher, Torchvi
 from softlabels.teachers._file import FileTeacher
 from softlabels.teachers._function import FunctionTeacher
 from softlabels.teachers._network import Amp, NetworkTeacher
+from softlabels.teachers._passes import BatchSize, teacher_passes
 
 __all__ = [
     "TEACHERS",
     "Amp",
+    "BatchSize",
     "FileTeacher",
     "FunctionTeacher",
     "NetworkTeacher",
@@ -32,6 +34,7 @@ __all__ = [
     "TeacherPart",
     "TimmTeacher",
     "TorchvisionTeacher",
+    "teacher_passes",
     "teacher_spec",
 ]
 
@@ -57,6 +60,11 @@ class Teacher(Protocol):
     def weights_sha256(self) -> str: ...
     @property
     def licence(self) -> str | None: ...
+    @property
+    def device(self) -> torch.device: ...
+
+    def compile(self) -> Teacher:
+        """The same teacher, quicker for batches of one size; its logits are equal within rounding."""
 
     def logits(self, pictures: Tensor) -> Tensor:
         """uint8 pictures (n, 3, S, S) on any device to float32 logits (n, classes), each row its picture's alone."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from softlabels.devices import find_device, first_line
 from softlabels.errors import ConfigError, ModelError
 from softlabels.networks import Preprocessing, digest, is_convolutional
 
@@ -46,6 +48,20 @@ class NetworkTeacher:
     amp: Amp | None
     network: nn.Module = field(repr=False)
     channels_last: bool
+    compiled: Callable[[Tensor], Any] | None = field(default=None, repr=False)
+    """What `compile` made: it answers to uint8 pictures."""
+
+    def compile(self) -> NetworkTeacher:
+        """This teacher compiled with torch.compile, normalisation and all, for few sizes of batches: static shapes."""
+        mean, std = (
+            torch.tensor(each, device=self.device).view(3, 1, 1)
+            for each in (self.preprocessing.mean, self.preprocessing.std)
+        )
+
+        def answer(pictures: Tensor) -> Any:
+            return self.network((pictures.to(torch.float32) / 255 - mean) / std)
+
+        return replace(self, compiled=torch.compile(answer, dynamic=False))
 
     def logits(self, pictures: Tensor) -> Tensor:
         """What the network says of uint8 pictures (n, 3, S, S) on any device: float32 (n, classes) on the teacher's.
@@ -60,9 +76,9 @@ class NetworkTeacher:
         with torch.inference_mode():
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             pictures = pictures.to(self.device, non_blocking=True).contiguous(memory_format=layout)
-            normalised = self.preprocessing.normalise(pictures)
+            normalised = pictures if self.compiled else self.preprocessing.normalise(pictures)
             with torch.autocast(self.device.type, _AMP_TYPES.get(self.amp or ""), enabled=self.amp is not None):
-                answer = logits_of(self.network(normalised), self.name)
+                answer = logits_of((self.compiled or self.network)(normalised), self.name)
         if tuple(answer.shape) != (len(pictures), self.classes):
             raise ModelError(
                 f"teacher {self.name} answers {len(pictures)} pictures with shape {tuple(answer.shape)}; "
@@ -87,8 +103,8 @@ def teach(
     `classes` is the count that the data set has (None: not to be compared).
 
     Raises:
-        ModelError: the class counts differ, it normalises over the batch, does not run, or `device` cannot be used.
-        ConfigError: `amp` is unknown.
+        ModelError: the class counts differ, it normalises over the batch, or does not run.
+        ConfigError: `amp` is unknown, or `device` cannot be used.
     """
     if amp is not None and amp not in _AMP_TYPES:
         raise ConfigError(f"mixed precision is fp16 or bf16, not {amp!r}; choose one with --amp or leave it out")
@@ -155,9 +171,8 @@ def _tried(network: nn.Module, preprocessing: Preprocessing, device: torch.devic
         with torch.inference_mode():
             answer = logits_of(network(preprocessing.normalise(picture)), name)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as problem:
-        reason = " ".join(str(problem).split())[:160]
         raise ModelError(
-            f"teacher {name} does not run on {size}x{size} pictures ({reason}); set another size"
+            f"teacher {name} does not run on {size}x{size} pictures ({first_line(problem)}); set another size"
         ) from problem
     if answer.ndim != 2 or len(answer) != 1:
         raise ModelError(
@@ -178,10 +193,9 @@ def _refuse_batch_statistics(network: nn.Module, name: str) -> None:
 
 
 def _moved(network: nn.Module, device: str | torch.device) -> torch.device:
+    place = find_device(device)
     try:
-        place = torch.device(device)
         network.to(place)
-    except (RuntimeError, AssertionError, NotImplementedError) as problem:
-        reason = " ".join(str(problem).split())[:160]
-        raise ModelError(f"device {str(device)!r} cannot be used ({reason}); try --device cpu") from problem
+    except (RuntimeError, NotImplementedError) as problem:
+        raise ModelError(f"the network does not go to device {str(device)!r} ({first_line(problem)})") from problem
     return place

@@ -164,7 +164,7 @@ def test_a_file_without_description_is_told_how_to_be_used(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
-    with pytest.raises(ModelError, match=f"'{device}' cannot be used"):
+    with pytest.raises(ConfigError, match=f"'{device}' cannot be used"):
         teacher_spec("cnn_tiny", "random").open(device)
 
 
