@@ -99,9 +99,9 @@ def synchronize(device: torch.device) -> None:
 
 
 def release_memory() -> None:
-    """Give back what nobody holds any more, so that it can be used in other sizes."""
-    gc.collect()
+    """Give back memory of GPUs that nobody holds any more, so that it can be used in other sizes."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
