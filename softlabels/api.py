@@ -181,7 +181,7 @@ class LabelWriter:
             raise ConfigError(
                 f"the store holds {self.store.manifest.classes} classes, got logits {tuple(logits.shape)}"
             )
-        self._said = logits.detach().to("cpu", torch.float32)
+        self._said = logits.detach().to(torch.float32)
 
 
 @contextmanager

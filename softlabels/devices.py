@@ -134,15 +134,19 @@ class SideStream:
             yield
 
     def send(self, tensor: Tensor, device: torch.device) -> Tensor:
-        """A CPU tensor on the device: copied in this queue, and there before anything that is asked for from now on."""
+        """A CPU tensor on the device, copied in this queue; to be used after `join`."""
         if self._stream is None or tensor.device.type != "cpu":
             return tensor
         with torch.cuda.stream(self._stream):
-            there = tensor.to(device, non_blocking=True)
-        usual = torch.cuda.current_stream(device)
-        usual.wait_stream(self._stream)
-        there.record_stream(usual)
-        return there
+            return tensor.to(device, non_blocking=True)
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """`tensor`, which this queue makes: whatever is asked for in the usual queue from now on finds it made."""
+        if self._stream is not None:
+            usual = torch.cuda.current_stream(self._stream.device)
+            usual.wait_stream(self._stream)
+            tensor.record_stream(usual)
+        return tensor
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from softlabels import __version__
 from softlabels.datasets import Images
 from softlabels.store import TeacherLabels
 
@@ -43,8 +44,8 @@ def mixture(name: str, there: set[str], here: str) -> list[str]:
 
 def versions(images: Images) -> dict[str, str]:
     """What the pixels and logits of these images depend on beside the weights."""
-    names = ("softlabels", "torch", "torchvision", "numpy")
-    return {"decoder": images.decoder, **{name: version(name) for name in names}}
+    installed = {name: version(name) for name in ("torch", "torchvision", "numpy")}
+    return {"decoder": images.decoder, "softlabels": __version__, **installed}
 
 
 def changed_versions(then: Mapping[str, str], images: Images) -> str:

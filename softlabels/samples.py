@@ -178,12 +178,14 @@ def batches(
 ) -> Iterator[Batch]:
     """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`.
 
-    What is rendered on a device is rendered by this process. On a CUDA `device` the pictures are copied there from
-    page-locked memory while earlier batches are computed; other devices copy them when they are used.
+    What is rendered on a device is rendered by this process. For a CUDA `device`, pictures are rendered there, or
+    copied there from page-locked memory, while it computes earlier batches; others copy pictures when they use them.
     """
-    stream, gpu = SideStream(device), device.type == "cuda"
-    for batch in map(samples.finished, _made(samples, numbers, workers, gpu)):
-        batch.pictures = stream.send(batch.pictures, device)
+    stream = SideStream(device)
+    for batch in _made(samples, numbers, workers, pin_memory=device.type == "cuda"):
+        with stream.after():
+            samples.finished(batch)
+        batch.pictures = stream.join(stream.send(batch.pictures, device))
         yield batch
 
 

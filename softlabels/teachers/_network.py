@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from softlabels.devices import find_device, first_line
+from softlabels.devices import find_device, first_line, is_out_of_memory
 from softlabels.errors import ConfigError, ModelError
 from softlabels.networks import Preprocessing, digest, is_convolutional
 
@@ -70,7 +70,7 @@ class NetworkTeacher:
         somebody has put the network into train mode since. Whether the numbers are finite is not looked at.
 
         Raises:
-            ModelError: the pictures are of another kind, or the network gives another shape.
+            ModelError: the pictures are of another kind, the network gives another shape, or it cannot be compiled.
         """
         self.network.eval()
         with torch.inference_mode():
@@ -78,7 +78,7 @@ class NetworkTeacher:
             pictures = pictures.to(self.device, non_blocking=True).contiguous(memory_format=layout)
             normalised = pictures if self.compiled else self.preprocessing.normalise(pictures)
             with torch.autocast(self.device.type, _AMP_TYPES.get(self.amp or ""), enabled=self.amp is not None):
-                answer = logits_of((self.compiled or self.network)(normalised), self.name)
+                answer = logits_of(self._answer(normalised), self.name)
         if tuple(answer.shape) != (len(pictures), self.classes):
             raise ModelError(
                 f"teacher {self.name} answers {len(pictures)} pictures with shape {tuple(answer.shape)}; "
@@ -86,6 +86,21 @@ class NetworkTeacher:
             )
         # A copy made out here is an ordinary tensor, which a loss may keep for its backward pass.
         return answer.to(torch.float32, copy=True)
+
+    def _answer(self, pictures: Tensor) -> Any:
+        if self.compiled is None:
+            return self.network(pictures)
+        try:
+            return self.compiled(pictures)
+        except RuntimeError as problem:
+            if is_out_of_memory(problem) or not _is_of_compiler(problem):
+                raise
+            reason = first_line(problem)
+            raise ModelError(f"teacher {self.name} cannot be compiled ({reason}); leave out --compile") from problem
+
+
+def _is_of_compiler(problem: BaseException) -> bool:
+    return type(problem).__module__.startswith(("torch._dynamo", "torch._inductor", "torch._functorch"))
 
 
 def teach(
