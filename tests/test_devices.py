@@ -345,6 +345,24 @@ def test_a_compiled_teacher_sees_batches_of_one_size(
     torch.testing.assert_close(stored(tmp_path / "compiled"), stored(tmp_path / "plain"), atol=1e-5, rtol=1e-5)
 
 
+def test_a_teacher_that_cannot_be_compiled_is_refused_in_a_line(
+    softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile(function: Callable[[Tensor], Tensor], **_: object) -> Callable[[Tensor], Tensor]:  # noqa: ARG001
+        def fail(pictures: Tensor) -> Tensor:  # noqa: ARG001
+            raise torch._inductor.exc.CppCompileError(["c++", "-O3"], "no such file")
+
+        return fail
+
+    import torch._inductor.exc
+
+    monkeypatch.setattr(torch, "compile", compile)
+    refused = softlabels_command("dump", *SMALL, "--data", photos, "--compile")
+    assert refused.exit_code == 1
+    assert "cnn_tiny cannot be compiled (" in refused.output.splitlines()[-1]
+    assert refused.output.splitlines()[-1].endswith("leave out --compile")
+
+
 @pytest.mark.slow
 def test_a_teacher_compiled_in_earnest_gives_the_labels_of_a_plain_one(photos: Path, tmp_path: Path) -> None:
     dump(photos, str(tmp_path / "plain"))

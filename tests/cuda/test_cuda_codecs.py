@@ -1,0 +1,67 @@
+"""Records that a GPU encodes are the CPU's, byte for byte."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from codings import CODES, every, words
+from gpus import DEVICE, needs_gpu
+from torch import Tensor
+
+from softlabels.codecs import CODECS, Codec
+from softlabels.codecs._summary import highest
+
+pytestmark = [pytest.mark.cuda, needs_gpu]
+
+
+def same(codec: Codec, rows: Tensor) -> None:
+    expected = codec.encode(rows, words(len(rows)))
+    found = codec.encode(rows.to(DEVICE), words(len(rows)))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@every
+@pytest.mark.parametrize("classes", [1, 11, 1000, 21841])
+@pytest.mark.parametrize("spread", [0.01, 3.0, 60.0])
+def test_records_are_those_of_the_cpu(codec: Codec, classes: int, spread: float) -> None:
+    chance = torch.Generator().manual_seed(classes)
+    rows = spread * torch.randn(40 if classes > 1000 else 300, classes, generator=chance)
+    same(codec, rows)
+    same(codec, (8 * rows).round() / 8)
+
+
+@every
+def test_odd_rows_have_the_records_of_the_cpu(codec: Codec) -> None:
+    rows = torch.zeros(8, 60)
+    rows[1, 7], rows[2, 7], rows[3] = 80.0, -80.0, torch.linspace(-80, 80, 60)
+    rows[4, :10], rows[5, :30], rows[6, 5:] = 80.0, -0.0, -1e4
+    rows[7] = torch.arange(60) * 1e-7
+    same(codec, rows)
+    same(codec, torch.zeros(0, 20))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_taken_as_they_are(kind: torch.dtype) -> None:
+    rows = torch.randn(500, 100, generator=torch.Generator().manual_seed(0)).to(kind)
+    for codec in CODES:
+        same(codec, rows)
+
+
+@pytest.mark.parametrize("classes", [5, 1000, 21841])
+def test_the_highest_classes_and_their_order_do_not_depend_on_the_device(classes: int) -> None:
+    rows = torch.randint(-3, 4, (300, classes), generator=torch.Generator().manual_seed(0)).float()
+    rows[0, ::2] = -0.0
+    kept = min(10, classes)
+    assert torch.equal(highest(rows.to(DEVICE), kept).cpu(), highest(rows, kept))
+
+
+def test_a_large_batch_is_encoded_within_little_memory() -> None:
+    if DEVICE != "cuda":
+        pytest.skip("memory is measured on GPUs")
+    rows = torch.randn(16384, 10_000, device=DEVICE)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    CODECS.make("topk:10").encode(rows)
+    assert torch.cuda.max_memory_allocated() - before < 1.5e9
