@@ -32,8 +32,12 @@ def digest(value: Any) -> str:
 
 
 def document(model: BaseModel) -> str:
-    """The text of a file that holds `model`, its format version and its checksum."""
-    body = {"format_version": FORMAT, **model.model_dump(mode="json")}
+    """The text of a file that holds `model`, its format version and its checksum.
+
+    Only what `model` was given is written, so that a model that was read gives the text that it was read from, also
+    when its class has got another field with a default since then. A new one is written `complete`.
+    """
+    body = {"format_version": FORMAT, **model.model_dump(mode="json", exclude_unset=True)}
     text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
     try:
         text.encode()
@@ -42,6 +46,29 @@ def document(model: BaseModel) -> str:
             f"{problem.object[problem.start - 20 : problem.end]!r} is no valid Unicode; rename it"
         ) from problem
     return text
+
+
+def complete(model: M) -> M:
+    """`model` with every default given, at every depth: as it is written for the first time."""
+    return type(model).model_validate(model.model_dump(mode="json"))
+
+
+def essence(value: Any) -> Any:
+    """JSON values of a model or of what holds models, to take a digest of.
+
+    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came later
+    changes no digest of what was written before it, and what is written with it at its default has the old digest, too.
+    """
+    if isinstance(value, BaseModel):
+        fields, first = type(value).model_fields, getattr(type(value), "FIRST", frozenset())
+        given = {name: getattr(value, name) for name in fields}
+        counts = (name for name in fields if name in first or given[name] != fields[name].get_default())
+        return {name: essence(given[name]) for name in counts}
+    if isinstance(value, Mapping):
+        return {name: essence(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [essence(inner) for inner in value]
+    return value
 
 
 def read_document(place: Place, model: type[M]) -> M:
