@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from softlabels._files import whole, write_text
 from softlabels._installed import required
 from softlabels.errors import RunError
-from softlabels.journal import read_metrics, size
+from softlabels.journal import plural, read_metrics, size
 from softlabels.store import open_store
 
 if TYPE_CHECKING:
@@ -244,16 +244,16 @@ def describe_store(location: str) -> dict[str, Any]:
 
 def _lines(store: dict[str, Any]) -> list[str]:
     lines = [
-        f"{store['location']}: {store['images']:,} images of {json.dumps(store['data'])}, {store['classes']} classes",
+        f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, {store['classes']} classes",
         f"recipe {json.dumps(store['recipe'])}, seed {store['seed']}",
     ]
     for name, each in store["teachers"].items():
         lines.append(
-            f"{name}: {each['views']} views complete in {each['shards']} {each['format']} shards, "
+            f"{name}: {plural(each['views'], 'view')} complete in {plural(each['shards'], each['format'] + ' shard')}, "
             f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
         )
         if each["unlabelled"]:
-            lines.append(f"  {each['unlabelled']:,} images are unlabelled; they could not be read, or had no label")
+            lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
     return lines

@@ -40,7 +40,7 @@ def test_more_images_leave_finished_shards_untouched(
     add(photos)
     grown = softlabels_command(*DUMP, "--grow", "--format", format)
     assert grown.exit_code == 0, grown.output
-    assert "wrote 1 shards, 4 labels" in grown.output
+    assert "wrote 1 shard, 4 labels" in grown.output
     after = shard_bytes(Path("shards"))
     assert {name: after[name] for name in before} == before
     fresh, labels = softlabels.open_labels(dump(tmp_path / "fresh", photos)), softlabels.open_labels("shards")
@@ -127,8 +127,8 @@ def test_a_larger_limit_grows_a_store_that_opens_all_its_images(softlabels_comma
 def test_a_plan_counts_the_new_images(softlabels_command: Callable, photos: Path) -> None:
     dump(Path("shards"), photos)
     add(photos)
-    planned = softlabels_command("plan", *DUMP[1:])
-    assert "still missing: 1 shards, 4 labels" in planned.output
+    planned = softlabels_command("plan", *DUMP[1:], "--grow")
+    assert "still missing: 1 shard, 4 labels" in planned.output
     assert len(open_store("shards")) == 18
 
 
@@ -176,7 +176,7 @@ def test_a_store_of_mixed_views_grows_by_images_and_by_views(
     assert "with --grow" in refused.output
     grown = softlabels_command(*command, "--grow")
     assert grown.exit_code == 0, grown.output
-    assert "wrote 1 shards, 4 labels" in grown.output
+    assert "wrote 1 shard, 4 labels" in grown.output
     assert softlabels_command(*command, "--views", 4).exit_code == 0
     assert {name: shard_bytes(Path("shards"))[name] for name in before} == before
     after = mixtures(Path("shards"))
@@ -218,7 +218,7 @@ def test_a_killed_growth_of_mixed_views_is_gone_on_with(softlabels_command: Call
     whole = shard_bytes(Path("shards"))
     last = sorted(Path("shards/cnn_tiny").glob("00004-*"))[0]
     last.unlink()
-    assert "wrote 1 shards, 4 labels" in softlabels_command(*DUMP, *MIXED, "--grow").output
+    assert "wrote 1 shard, 4 labels" in softlabels_command(*DUMP, *MIXED, "--grow").output
     assert shard_bytes(Path("shards")) == whole
 
 

@@ -48,7 +48,7 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
         cache=config.cache,
     )
     name = config.name or config.from_
-    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged))
+    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
     places, _ = matched(store, listing.images)
     shards, written = importing.import_labels(
         source,
@@ -130,8 +130,9 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
         )
 
 
-def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images) -> TeacherCard:
+def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images, store: Store) -> TeacherCard:
     seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
+    name = config.name or config.from_
     made = card(
         spec={
             "kind": IMPORTED,
@@ -147,6 +148,7 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
         images=images,
         recipe=source.recipe,
         compression=config.compression,
+        there=store.teacher(name).card if name in store.teachers else None,
     )
     return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
 

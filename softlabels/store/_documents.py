@@ -56,11 +56,12 @@ def complete(model: M) -> M:
 def essence(value: Any) -> Any:
     """JSON values of a model or of what holds models, to take a digest of.
 
-    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came later
-    changes no digest of what was written before it, and what is written with it at its default has the old digest, too.
+    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came
+    later changes no digest of what was written before it, and with it at its default the digest is the old one, too.
     """
     if isinstance(value, BaseModel):
-        fields, first = type(value).model_fields, getattr(type(value), "FIRST", frozenset())
+        fields = type(value).model_fields
+        first: frozenset[str] = getattr(type(value), "FIRST", frozenset())
         given = {name: getattr(value, name) for name in fields}
         counts = (name for name in fields if name in first or given[name] != fields[name].get_default())
         return {name: essence(given[name]) for name in counts}

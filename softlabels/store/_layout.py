@@ -64,9 +64,9 @@ class ArrayLayout(BaseModel):
 class TeacherCard(BaseModel):
     """Who the teacher is and how its labels are stored: what its folder's ``teacher.json`` holds.
 
-    A second dump under the same name must bring a card that does not `differ`. `precision` is what the teacher computed
-    in (``fp32``, or the ``fp16`` or ``bf16`` of autocast); None where that is not known, as in own loops, in imports and
-    in cards of earlier versions.
+    A second dump under the same name must bring a card that does not differ. `precision` is what the teacher computed
+    in: ``fp32``, or the ``fp16`` or ``bf16`` of autocast; None where that is not known, as in own loops, imports, and
+    cards of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,7 +102,7 @@ class TeacherCard(BaseModel):
         return digest(self.identity)
 
     def differs(self, other: TeacherCard) -> list[str]:
-        """What keeps labels of `other` from being of this card's kind, one clause each; what one does not know, agrees."""
+        """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees."""
         unknown = {"precision"} if None in (self.precision, other.precision) else set()
         here, there = ({k: v for k, v in each.identity.items() if k not in unknown} for each in (self, other))
         return differences(here, there)

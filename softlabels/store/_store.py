@@ -280,6 +280,32 @@ def create(
     return store
 
 
+def check_new(root: str | os.PathLike[str]) -> None:
+    """Raise StoreError when no store can be made at `root`, where there is none; nothing is written."""
+    if is_url(root):
+        return
+    folder = Path(root).absolute()
+    refuse_inside(folder)
+    if folder.is_dir():
+        refuse_orphans(folder)
+
+
+def check_same(
+    store: Store,
+    *,
+    data: Mapping[str, Any],
+    images: pa.Table,
+    class_names: Sequence[str] = (),
+    classes: int,
+    recipe: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Refuse what `create` refuses of a store that is there; arguments and error are those of `create`."""
+    known = [name for name in _images.SCHEMA.names if name in images.column_names]
+    what = identity(classes, tuple(class_names), dict(recipe), seed)
+    _refuse_differences(store, dict(data), what, _images.normalised(images, known))
+
+
 def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
     """The store at `root`, a folder or a URL; of a remote one, shards are copied to the cache when they are read.
 
