@@ -244,7 +244,8 @@ def describe_store(location: str) -> dict[str, Any]:
 
 def _lines(store: dict[str, Any]) -> list[str]:
     lines = [
-        f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, {store['classes']} classes",
+        f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, "
+        f"{store['classes']} classes",
         f"recipe {json.dumps(store['recipe'])}, seed {store['seed']}",
     ]
     for name, each in store["teachers"].items():

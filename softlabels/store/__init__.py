@@ -23,6 +23,7 @@ from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks
+from softlabels.store._lock import BusyError, exclusive
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._remote import is_url
 from softlabels.store._shard import MOST_VIEWS, Runs, Shard, ShardFormat
@@ -33,6 +34,7 @@ __all__ = [
     "FORMATS",
     "MOST_VIEWS",
     "ArrayLayout",
+    "BusyError",
     "Cache",
     "ImageFile",
     "Manifest",
@@ -49,6 +51,7 @@ __all__ = [
     "copy_images",
     "create",
     "differences",
+    "exclusive",
     "holds_store",
     "is_url",
     "joined",
