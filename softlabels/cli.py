@@ -240,7 +240,7 @@ def info(labels: str, as_json: bool) -> None:
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the report  [default: ROOT/report]")
 def report(root: Path, out: Path | None) -> None:
-    """Write table and plots of all finished runs under ROOT; runs in folders seed-N are averaged."""
+    """Write table and plots of all finished runs under ROOT; runs that differ in their seed alone are averaged."""
     from softlabels.reporting import markdown
     from softlabels.reporting import report as write_report
 

@@ -6,6 +6,9 @@ images may move. `inputs.json` says what they were.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -123,9 +126,28 @@ def begin(folder: Path, config: BaseModel, inputs: Mapping[str, Any], header: Se
     """Leave the inputs, the header and the config in a run's folder; with the last it is begun."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
     chosen = {name: value for name, value in config.model_dump(mode="json").items() if value != _plain(defaults[name])}
-    write_json(folder / INPUTS, {"inputs": inputs, "chosen": chosen})
+    record = {"inputs": inputs, "chosen": chosen, "experiment": _experiment(chosen, inputs)}
+    write_json(folder / INPUTS, record)
     write_text(folder / "header.txt", "\n".join(header) + "\n")
     write_text(folder / CONFIG, config_text(config))
+
+
+def _experiment(chosen: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    """What runs that differ in nothing but their seed have in common, by which a report groups them: SHA-256.
+
+    What lies in a folder ``seed-N`` and the images that a limit picked differ with the seed; the names of what they are
+    from stand for them.
+    """
+    settings = {name: value for name, value in chosen.items() if name not in ANYWHERE | NAMED | {"seed"}}
+    known = {name: dict(value) if isinstance(value, Mapping) else value for name, value in inputs.items()}
+    named = {name: re.sub(r"seed-\d+", "seed-*", str(chosen.get(name))) for name in NAMED}
+    if "seed-*" in named["init"] + named["weights"]:
+        known["student"]["first weights"] = [named["init"], named["weights"]]
+    if "seed-*" in named["teacher"] + named["teacher_weights"]:
+        known["teachers"] = [named["teacher"], named["teacher_weights"]]
+    if "limit" in chosen:
+        known["images"] = {"count": known["images"]["count"], "of": named["data"]}
+    return hashlib.sha256(json.dumps([settings, known], sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

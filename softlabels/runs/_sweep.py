@@ -63,7 +63,7 @@ def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, 
             journal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
-    table = processes.agreed(report(root, root / "report") if processes.first else pd.DataFrame())
+    table = processes.agreed(report(root, root / "report", journal) if processes.first else pd.DataFrame())
     for line in markdown(table).splitlines():
         journal.say(line)
     journal.say(f"table and plots in {root / 'report'}")
