@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from softlabels.config import essence
 from softlabels.errors import StoreError
 from softlabels.store._inside import Damaged, Place
 
@@ -49,27 +50,8 @@ def document(model: BaseModel) -> str:
 
 
 def complete(model: M) -> M:
-    """`model` with every default given, at every depth: as it is written for the first time."""
-    return type(model).model_validate(model.model_dump(mode="json"))
-
-
-def essence(value: Any) -> Any:
-    """JSON values of a model or of what holds models, to take a digest of.
-
-    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came
-    later changes no digest of what was written before it, and with it at its default the digest is the old one, too.
-    """
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        first: frozenset[str] = getattr(type(value), "FIRST", frozenset())
-        given = {name: getattr(value, name) for name in fields}
-        counts = (name for name in fields if name in first or given[name] != fields[name].get_default())
-        return {name: essence(given[name]) for name in counts}
-    if isinstance(value, Mapping):
-        return {name: essence(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [essence(inner) for inner in value]
-    return value
+    """`model` as it is written for the first time: with its defaults, but without later fields that it does not use."""
+    return type(model).model_validate(essence(model))
 
 
 def read_document(place: Place, model: type[M]) -> M:

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from softlabels.config import essence
 from softlabels.errors import StoreError
-from softlabels.store._documents import differences, digest, essence
+from softlabels.store._documents import differences, digest
 
 DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
@@ -71,9 +72,9 @@ class TeacherCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     FIRST: ClassVar = frozenset(
-        ["spec", "weights_sha256", "preprocessing", "codec", "layout", "classes", "format", "compression"]
-    )
-    """Fields that have always been in the digest; a later one is only where it differs from its default."""
+        ["spec", "weights_sha256", "licence", "preprocessing", "codec", "layout", "classes", "format", "compression"]
+    ) | {"versions"}
+    """The fields of the first version; a later one is written, and in the digest, where it is not at its default."""
 
     spec: dict[str, Any]
     weights_sha256: str
