@@ -248,3 +248,21 @@ def pictures(photos: Path) -> dict[tuple[str, int], torch.Tensor]:
     shown = softlabels.SoftLabelDataset(softlabels.open_labels("shards"), images, size=16)
     keys = images.keys.to_pylist()
     return {(key, view): shown[row * shown.views + view][0] for row, key in enumerate(keys) for view in range(2)}
+
+
+@pytest.mark.usefixtures("photos")
+def test_one_replaced_picture_of_many_is_noticed_where_they_are_quickly_read(
+    softlabels_command: Callable, tmp_path: Path
+) -> None:
+    many = write_pictures(tmp_path / "many", each=60)
+    options = ("--teacher", "cnn_tiny", "--weights", "random", "--data", many, "--views", 1, "--device", "cpu")
+    assert softlabels_command("dump", *options).exit_code == 0
+    for number in (0, 31, 59):
+        path = many / f"class-1/{number:03d}.jpg"
+        before = path.read_bytes()
+        write_jpeg(picture(999), str(path))
+        again = softlabels_command("dump", *options)
+        assert again.exit_code == 1
+        assert f"'class-1/{number:03d}.jpg' has content" in again.output
+        path.write_bytes(before)
+    assert softlabels_command("dump", *options).exit_code == 0

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels._philox import permutation
@@ -20,6 +21,9 @@ from softlabels.errors import DataError
 
 CONTENT_BYTES = 64 << 20
 """Bytes of images that are read to tell a data set from another one."""
+
+FEW, SOME = 64, 4096
+"""Images that are read at least, where there are as many, and at most to see whether a store is of these images."""
 
 
 def content_checksums(
@@ -60,14 +64,28 @@ def known_by(images: Images) -> dict[str, Any]:
         sha.update(np.ascontiguousarray(whole.checksums()[rows], "<u8").tobytes())
         by = "checksums"
     else:
-        sizes = _sizes(images, whole.root) if isinstance(whole, FileImages) else None
+        sizes = _sizes(images.keys, whole.root) if isinstance(whole, FileImages) else None
         contents, count = _some_contents(images, sizes)
         sha.update(contents if sizes is None else sizes.astype("<i8").tobytes() + contents)
         by = f"contents of {count:,}" + ("" if sizes is None else " and the size of each")
     return {"count": len(images), "table": fingerprint(images), "contents": sha.hexdigest(), "by": by}
 
 
-def _sizes(images: Images, root: str) -> NDArray[np.int64]:
+def some_rows(images: Images) -> NDArray[np.int64]:
+    """Images picked over the data set that are quickly read: `SOME` at most, of `CONTENT_BYTES`: int64 (m,)."""
+    whole, picked = images, permutation(len(images))[:SOME]
+    while isinstance(whole, SomeImages):
+        whole = whole.images
+    if images.pixels is not None:
+        sizes = np.full(len(picked), images.pixels[0].numel() * images.pixels.element_size())
+    elif isinstance(whole, FileImages):
+        sizes = _sizes(images.keys.take(pa.array(picked)), whole.root)
+    else:
+        return picked[:FEW]
+    return picked[: max(FEW, int(np.searchsorted(np.cumsum(sizes), CONTENT_BYTES, side="right")))]
+
+
+def _sizes(keys: pa.ChunkedArray, root: str) -> NDArray[np.int64]:
     """The size of each file below `root`, -1 where there is none: int64 (n,)."""
 
     def size(path: str) -> int:
@@ -77,11 +95,11 @@ def _sizes(images: Images, root: str) -> NDArray[np.int64]:
             return -1
 
     def sizes(rows: range) -> list[int]:
-        keys = images.keys.slice(rows.start, len(rows)).to_pylist()
-        return [size(os.path.join(root, key)) for key in keys]  # noqa: PTH118
+        some = keys.slice(rows.start, len(rows)).to_pylist()
+        return [size(os.path.join(root, key)) for key in some]  # noqa: PTH118
 
     with ThreadPoolExecutor(thread_count()) as pool:
-        found = [np.array(each, np.int64) for each in pool.map(sizes, stretches(len(images), 4096))]
+        found = [np.array(each, np.int64) for each in pool.map(sizes, stretches(len(keys), 4096))]
     return np.concatenate([np.empty(0, np.int64), *found])
 
 

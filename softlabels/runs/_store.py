@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from softlabels._philox import permutation
-from softlabels.datasets import Images, content_checksums, subset
+from softlabels.datasets import Images, content_checksums, some_rows, subset
 from softlabels.errors import SoftlabelsError, StoreError
 from softlabels.provenance import versions
 from softlabels.runs._parts import matched
@@ -31,9 +30,6 @@ from softlabels.store import (
     open_store,
 )
 from softlabels.views import RECIPES, Recipe
-
-CONTENT_CHECKS = 64
-"""Images whose content is compared with the store's checksums when a dump goes on."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +107,14 @@ class Arrangement:
     def _table(self) -> pa.Table:
         """Keys and labels of the known images; and their content checksums where a store of their keys is there.
 
-        The store's stand for the contents but for a few that are compared, since reading every image again would make
+        The store's stand for the contents but for some that are compared, since reading every image again would make
         "nothing to do" take hours; `verify` compares them all.
         """
         images = self._known
         table = pa.table({"key": images.keys, "label": images.labels})
         if self.there is None or self.there.keys != images.keys:
             return table
-        few = permutation(len(images))[:CONTENT_CHECKS]
+        few = some_rows(images)
         checksums = self.there.checksums.copy()
         checksums[few] = content_checksums(images, few)
         return table.append_column("checksum", pa.array(checksums, pa.uint64()))
