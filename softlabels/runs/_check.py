@@ -67,7 +67,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     for each in findings.agreements:
         journal.say(
             f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
-            f"on {each.labels} views"
+            f"on {plural(each.labels, 'view')}"
         )
     return findings
 

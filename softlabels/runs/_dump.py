@@ -22,7 +22,7 @@ from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, open_teacher, teacher_specs
 from softlabels.runs._store import Arrangement, arrange, as_written
-from softlabels.store import Shard, TeacherCard, TeacherLabels, holds_store, open_store
+from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
 

@@ -10,7 +10,7 @@ from softlabels import importing
 from softlabels.datasets import Images, open_images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
-from softlabels.journal import Journal, duration, size
+from softlabels.journal import Journal, duration, plural, size
 from softlabels.pictures import Pictures
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import ImportConfig, share_of
@@ -165,8 +165,8 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
         return
     journal.say(
-        f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in {duration(report.seconds)}; "
-        f"{size(labels.nbytes)}, {labels.views} views complete in {config.out}; they are honest at temperature "
+        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
+        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.views, 'view')} complete in {config.out}; they are honest at temperature "
         f"{source.codec.temperature:g} alone"
     )
     if source.recipe.foreign is not None:

@@ -62,5 +62,7 @@ def _checked(config: PackConfig, journal: Journal) -> PackReport:
     if problems:
         more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; remove the damaged files and run the same `softlabels pack` again")
-    journal.say(f"{images.name}: {len(images):,} images in {images.manifest.shards:,} shards, all checksums match")
+    journal.say(
+        f"{images.name}: {plural(len(images), 'image')} in {plural(images.manifest.shards, 'shard')}, all checksums match"
+    )
     return PackReport(0, 0, 0, 0.0)

@@ -146,7 +146,7 @@ def _trained(
     check_trackers(config.track)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
-        f"of {preprocessing.size} px; {len(images):,} images, effective batch {settings.effective_batch}",
+        f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
         *settings.describe(),
         *notes,
         *lesson.describe(),
