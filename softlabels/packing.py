@@ -55,8 +55,9 @@ class PackPlan:
         side = f"longer side at most {self.packing.max_side}" if self.packing.max_side else "as large as they are"
         kept = "raw" if self.packing.quality == "raw" else f"JPEG of quality {self.packing.quality}"
         return [
-            f"{plural(self.images, 'image')}, {side}, {kept}: {size(self.bytes_per_image)} per image, about {size(self.bytes)} "
-            f"in {plural(self.shards, 'shard')} of up to {size(self.largest_shard)} (each is held in memory while it is made)",
+            f"{plural(self.images, 'image')}, {side}, {kept}: {size(self.bytes_per_image)} per image, about "
+            f"{size(self.bytes)} in {plural(self.shards, 'shard')} of up to {size(self.largest_shard)} (each is held "
+            f"in memory while it is made)",
             f"  at {rate(self.images_per_second)} images/s about {duration(self.images / self.images_per_second)}",
         ]
 

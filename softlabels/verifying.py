@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from softlabels.datasets import Images, content_checksums
-from softlabels.journal import plural
 from softlabels.labels import Labels
 from softlabels.pictures import DIGEST_FRAME, Pictures, frame, key_hashes
 from softlabels.provenance import CPU, changed_versions, mixture, renderers, untagged
@@ -55,10 +54,7 @@ class Findings:
     def enter(self, agreement: Agreement, largest_kl: float) -> None:
         """Enter a teacher's re-run; a mean KL above `largest_kl` nats is a problem."""
         self.agreements.append(agreement)
-        self.check(
-            f"{agreement.teacher}: run again on {plural(agreement.labels, 'view')}",
-            _disagreement(agreement, largest_kl),
-        )
+        self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
 
 
 def check_store(labels: Labels) -> Findings:
@@ -70,7 +66,7 @@ def check_store(labels: Labels) -> Findings:
         findings.check("teachers", [lacking])
     for name in labels.teachers:
         each = labels.of(name)
-        findings.check(f"{name}: checksums of {plural(len(each.shards), 'shard')}", each.verify())
+        findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
         if labels.recipe.records and name != labels.teachers[0]:
             findings.check(f"{name}: recorded views", compare_records(labels, name))
@@ -117,7 +113,7 @@ def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list
 
 def check_images(findings: Findings, labels: Labels, images: Images) -> None:
     """That these are the images that were labelled, and that their views show what the teachers saw."""
-    findings.check(f"fingerprint of {plural(len(images), 'image')}", compare_images(labels, images))
+    findings.check(f"fingerprint of {len(images):,} images", compare_images(labels, images))
     if findings.ok:
         compared, differing = compare_digests(labels, images)
         findings.check(f"digests of {compared:,} rendered views", differing)

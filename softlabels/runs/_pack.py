@@ -63,6 +63,7 @@ def _checked(config: PackConfig, journal: Journal) -> PackReport:
         more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; remove the damaged files and run the same `softlabels pack` again")
     journal.say(
-        f"{images.name}: {plural(len(images), 'image')} in {plural(images.manifest.shards, 'shard')}, all checksums match"
+        f"{images.name}: {plural(len(images), 'image')} in {plural(images.manifest.shards, 'shard')}, all checksums "
+        f"match"
     )
     return PackReport(0, 0, 0, 0.0)
