@@ -53,5 +53,8 @@ if __name__ == "__main__":
     except softlabels.SoftlabelsError as problem:
         sys.exit(f"softlabels: {problem}")
     except KeyboardInterrupt as stop:
-        print(f"softlabels: {stop or 'interrupted'}; what is done is passed over when this runs again", file=sys.stderr)
+        print(
+            f"softlabels: {str(stop) or 'interrupted'}; what is done is passed over when this runs again",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -37,7 +37,7 @@ class Commands(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             goes_on = "; the same command goes on where this one stopped" if ctx.invoked_subcommand in RESUMED else ""
-            click.echo(f"softlabels: {stop or f'interrupted{goes_on}'}", err=True)
+            click.echo(f"softlabels: {str(stop) or f'interrupted{goes_on}'}", err=True)
             ctx.exit(1)
         except BrokenPipeError:
             # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.

@@ -267,3 +267,21 @@ def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
     assert said <= 1.1 * limit  # the decoder can do no more
     assert said >= limit / 10  # on a busy machine
     assert said > 250 or views == 1
+
+
+def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clock = [1000.0]
+    monkeypatch.setattr("softlabels.journal.time.monotonic", lambda: clock[0])
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Journal(stream).progress("train", 1000, "steps", done=900) as advance:
+        for _ in range(5):
+            clock[0] += 4
+            advance(1, "epoch 9/10")
+        time.sleep(0.3)
+    assert "0.2 steps/s, 6 min 20 s left epoch 9/10" in stream.getvalue().replace("\x1b[39m", "")

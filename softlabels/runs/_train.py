@@ -69,6 +69,10 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 
 
 def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+    if config.labels and config.teacher:
+        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
+    if config.shuffle_window is not None and not config.labels:
+        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
     before = processes.led(lambda: _before(folder, config))
     if before is not None and before.result is not None:
@@ -240,10 +244,6 @@ def _lesson(
     config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
 ) -> tuple[Lesson, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
-    if config.labels and config.teacher:
-        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
-    if config.shuffle_window is not None and not config.labels:
-        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     if config.labels:
         return _stored_lesson(config, preprocessing, processes, inputs)
     images = inputs.images
