@@ -52,3 +52,9 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     except softlabels.SoftlabelsError as problem:
         sys.exit(f"softlabels: {problem}")
+    except KeyboardInterrupt as stop:
+        print(
+            f"softlabels: {str(stop) or 'interrupted'}; what is done is passed over when this runs again",
+            file=sys.stderr,
+        )
+        sys.exit(130)

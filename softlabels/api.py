@@ -153,6 +153,7 @@ class LabelWriter:
             format=format,
             images=self._images,
             recipe=self._recipe,
+            there=self.store.teacher(teacher).card if teacher in self.store.teachers else None,
         )
         labels = self.store.prepare(teacher, card)
         with labels.writing():

@@ -33,6 +33,12 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return path
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint under `folder`; None when there is none."""
+    steps = _steps(folder)
+    return int(steps[-1].name.removeprefix("step-")) if steps else None
+
+
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """The newest checkpoint under `folder` as (step, state), tensors on the CPU; None when there is none.
 

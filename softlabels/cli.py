@@ -17,6 +17,10 @@ from softlabels.errors import ConfigError, SoftlabelsError
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
+RESUMED = frozenset({"pack", "dump", "train", "sweep", "convert", "import", "merge", "repair"})
+"""Commands that leave what they did for the same command to go on with."""
+
+
 class Commands(click.Group):
     """Turns a user's error into one line and an exit code: 1 for failures, 2 for usage."""
 
@@ -31,8 +35,9 @@ class Commands(click.Group):
                 raise
             click.echo(f"softlabels: {problem.args[0]}", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("softlabels: interrupted; the same command goes on where this one stopped", err=True)
+        except KeyboardInterrupt as stop:
+            goes_on = "; the same command goes on where this one stopped" if ctx.invoked_subcommand in RESUMED else ""
+            click.echo(f"softlabels: {str(stop) or f'interrupted{goes_on}'}", err=True)
             ctx.exit(1)
         except BrokenPipeError:
             # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
@@ -235,7 +240,7 @@ def info(labels: str, as_json: bool) -> None:
 @click.argument("root", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the report  [default: ROOT/report]")
 def report(root: Path, out: Path | None) -> None:
-    """Write table and plots of all finished runs under ROOT; runs in folders seed-N are averaged."""
+    """Write table and plots of all finished runs under ROOT; runs that differ in their seed alone are averaged."""
     from softlabels.reporting import markdown
     from softlabels.reporting import report as write_report
 

@@ -182,6 +182,25 @@ def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
         raise ConfigError(f"{where}: {field + ': ' if field else ''}{message} (got {first['input']!r})") from problem
 
 
+def essence(value: Any) -> Any:
+    """JSON values of a model or of what holds models, to take a digest of.
+
+    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came
+    later changes no digest of what was written before it, and with it at its default the digest is the old one, too.
+    """
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        first: frozenset[str] = getattr(type(value), "FIRST", frozenset())
+        given = {name: getattr(value, name) for name in fields}
+        counts = (name for name in fields if name in first or given[name] != fields[name].get_default())
+        return {name: essence(given[name]) for name in counts}
+    if isinstance(value, Mapping):
+        return {name: essence(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [essence(inner) for inner in value]
+    return value
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file at `path`; an empty file is an empty mapping.
 

@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from softlabels._philox import Words
-from softlabels.codecs import Codec, Dense, Field, SparseCodec, spelled
+from softlabels.codecs import CODECS, Codec, Dense, Field, SparseCodec, spelled
 from softlabels.dumping import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.journal import Journal
+from softlabels.networks import Preprocessing
 from softlabels.pictures import encoding_words
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
+from softlabels.views import RECIPES
 
 Arrays = Mapping[str, NDArray[Any]]
 Change = Callable[[Shard, ShardContent], Arrays]
@@ -184,7 +186,9 @@ def _check_equal(view: int, some: tuple[TeacherLabels, Shard], others: tuple[Tea
 
 
 def _check_cards(first: TeacherLabels, other: TeacherLabels) -> None:
-    clauses = differences(_teaching(first.card), _teaching(other.card))
+    unknown = {"precision"} if None in (first.card.precision, other.card.precision) else set()
+    here, there = ({k: v for k, v in _teaching(each.card).items() if k not in unknown} for each in (first, other))
+    clauses = differences(here, there)
     if clauses:
         raise StoreError(
             f"{first.location} and {other.location} (there and here) hold labels of different teachers under the name "
@@ -201,14 +205,19 @@ def _check_runs(first: TeacherLabels, other: TeacherLabels) -> None:
 
 
 def _identity(store: Store) -> dict[str, Any]:
-    names = ("classes", "class_names", "recipe", "seed", "rows_per_shard")
+    names = ("classes", "class_names", "seed", "rows_per_shard")
     additions = tuple(file.rows for file in store.manifest.images)  # they are cut into shards one by one
-    return {name: getattr(store.manifest, name) for name in names} | {"additions": additions}
+    # As it is read, since a step may have got a setting with a default between the two.
+    recipe = RECIPES.make(store.manifest.recipe).model_dump(mode="json")
+    return {name: getattr(store.manifest, name) for name in names} | {"recipe": recipe, "additions": additions}
 
 
 def _teaching(card: TeacherCard) -> dict[str, Any]:
     """What makes labels those of one teacher in one codec: neither their format nor where the weights lay."""
     identity = card.model_dump(mode="json", exclude={"versions", "format", "compression"})
+    # As they are read: a setting with a default may have come between the two.
+    identity["preprocessing"] = {**Preprocessing().model_dump(mode="json"), **card.preprocessing}
+    identity["codec"] = CODECS.make(card.codec).model_dump(mode="json")
     return {**identity, "spec": {name: value for name, value in card.spec.items() if name not in _PLACES}}
 
 

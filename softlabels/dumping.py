@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,17 +18,21 @@ from softlabels._philox import Words
 from softlabels.codecs import Codec, Field
 from softlabels.devices import SideStream, is_out_of_memory
 from softlabels.errors import ModelError, StoreError
-from softlabels.journal import Journal
-from softlabels.labels import layout_beside
+from softlabels.journal import Journal, plural, size
+from softlabels.labels import layout_beside, machine_memory
 from softlabels.pictures import Pictures
 from softlabels.provenance import CPU, tagged
 from softlabels.rendering import Renderer, check_alike
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
 from softlabels.teachers import BatchSize, Teacher, teacher_passes
+from softlabels.views import Recipe
 
 _WAITING = 4
 """Batches that a GPU may be ahead of their encoding."""
+
+_COPIES = {"hdf5": 2, "zarr": 3}
+"""How often a shard is in memory while it is written, by format."""
 
 DIGESTS_PER_SHARD = 8
 """Images of each shard whose rendered views are digested, evenly spread over its rows."""
@@ -153,6 +157,25 @@ def shard_batches(shard: Shard, views: int, batch_size: int) -> Iterator[NDArray
     numbers = (rows[:, None] * views + np.arange(shard.first_view, shard.stop_view)).reshape(-1)
     for start in range(0, len(numbers), batch_size):
         yield numbers[start : start + batch_size]
+
+
+def check_memory(codec: Codec, classes: int, recipe: Recipe, shards: Iterable[Shard], format: str) -> tuple[int, int]:
+    """Bytes that the largest of these shards takes in memory while it is made, and while it is written.
+
+    Raises:
+        StoreError: that is more than the machine has.
+    """
+    record = sum(each.nbytes for each in (codec.layout(classes) | layout_beside(recipe)).values())
+    largest = max(shards, key=count, default=None)
+    made = 0 if largest is None else count(largest) * record
+    written = made * _COPIES[format]
+    if largest is not None and written > machine_memory():
+        raise StoreError(
+            f"a shard of {plural(largest.rows, 'image')} and {plural(largest.views, 'view')} takes {size(written)} of "
+            f"memory, and there are {size(machine_memory())}; make a new store with fewer --rows-per-shard, or dump "
+            f"fewer --views at a time"
+        )
+    return made, written
 
 
 class Filling:

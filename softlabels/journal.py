@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from softlabels._files import write_text
+from softlabels.errors import RunError
 
 PLAIN_SECONDS = 10.0
 """How often a run without a terminal tells how far it is."""
@@ -40,44 +41,70 @@ class Journal:
             print(line, file=self._stream, flush=True)
 
     @contextmanager
-    def progress(self, what: str, total: int, unit: str) -> Iterator[Advance]:
-        """Count up to `total` units, telling the rate and the time left."""
+    def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Count from `done` up to `total` units, telling the rate and the time left.
+
+        Both are of what is done now: neither what an earlier call did counts, nor the first report, which holds what
+        is slow only once.
+        """
         if self._quiet:
             yield _silence
         elif self._stream.isatty():
-            yield from self._bar(what, total, unit)
+            yield from self._bar(what, unit, _Pace(total, done))
         else:
-            yield from self._lines(what, total, unit)
+            yield from self._lines(what, unit, _Pace(total, done))
 
-    def _bar(self, what: str, total: int, unit: str) -> Iterator[Advance]:
+    def _bar(self, what: str, unit: str, pace: _Pace) -> Iterator[Advance]:
         columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, TimeRemainingColumn(), console=Console(file=self._stream), transient=True) as bar:
-            task = bar.add_task(what, total=total, note="")
-            began, done = time.monotonic(), 0
+        with Progress(*columns, console=Console(file=self._stream), transient=True) as bar:
+            task = bar.add_task(what, total=pace.total, completed=pace.done, note="")
 
             def advance(count: int, note: str = "") -> None:
-                nonlocal done
-                done += count
-                rate = done / max(time.monotonic() - began, 1e-9)
-                bar.update(task, advance=count, note=f"{rate:,.0f} {unit}/s {note}".rstrip())
+                pace.advance(count)
+                said = f"{rate(pace.rate)} {unit}/s, {duration(pace.left)} left {note}"
+                bar.update(task, completed=pace.done, note=said.rstrip())
 
             yield advance
 
-    def _lines(self, what: str, total: int, unit: str) -> Iterator[Advance]:
-        began = said = time.monotonic()
-        done = 0
+    def _lines(self, what: str, unit: str, pace: _Pace) -> Iterator[Advance]:
+        said = time.monotonic()
 
         def advance(count: int, note: str = "") -> None:
-            nonlocal said, done
-            done += count
+            nonlocal said
+            pace.advance(count)
             now = time.monotonic()
             if now - said >= PLAIN_SECONDS:
-                rate = done / (now - began)
-                left = (total - done) / rate if rate else float("inf")
-                self.say(f"{what}: {done:,}/{total:,} {unit}, {rate:,.0f}/s, {duration(left)} left {note}".rstrip())
+                counted = f"{pace.done:,}/{pace.total:,} {unit}"
+                self.say(f"{what}: {counted}, {rate(pace.rate)}/s, {duration(pace.left)} left {note}".rstrip())
                 said = now
 
         yield advance
+
+
+class _Pace:
+    """How far something is, and how fast it goes."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done = total, done
+        self._from, self._since = done, time.monotonic()
+        self._noted, self._reports = self._since, 0
+
+    def advance(self, count: int) -> None:
+        """Note that `count` more are done."""
+        if self._reports == 1:
+            self._from, self._since = self.done, self._noted
+        self.done, self._noted = self.done + count, time.monotonic()
+        self._reports += 1
+
+    @property
+    def rate(self) -> float:
+        """Done per second, from the first report on."""
+        return (self.done - self._from) / max(self._noted - self._since, 1e-9)
+
+    @property
+    def left(self) -> float:
+        """Seconds until all is done."""
+        return (self.total - self.done) / self.rate if self.rate else float("inf")
 
 
 def _silence(count: int, note: str = "") -> None:
@@ -110,10 +137,41 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; none when there is no such file."""
+    """The records of a ``metrics.jsonl``; none when there is no such file.
+
+    Raises:
+        RunError: a line is no record; the file and the line are named.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as problem:
+        raise RunError(f"{path} cannot be read: {problem.strerror or problem}") from problem
+    return [_record(line, f"{path}, line {number},") for number, line in enumerate(lines, 1) if line]
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    numbers = [record.get(name) for name in ("epoch", "step", "loss")] if isinstance(record, dict) else [None]
+    if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers):
+        raise RunError(f"{where} is damaged; remove that line, or the file, to go on without its records")
+    return cast("dict[str, Any]", record)
+
+
+def rate(per_second: float) -> str:
+    """`per_second` as a person says it, without the unit: ``1,200``, ``8.4``, ``0.3``, ``0.04``."""
+    if per_second < 0.95:
+        return f"{per_second:.1g}"
+    return f"{per_second:,.1f}" if per_second < 9.95 else f"{per_second:,.0f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 shard``, ``1,024 shards``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def duration(seconds: float) -> str:

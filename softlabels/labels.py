@@ -157,7 +157,7 @@ class Labels:
         packed = [each for each in self._by_teacher.values() if each.card.compression != "none"]
         for each in self._by_teacher.values():
             if memory is not None or not self._shared:
-                each.share((memory or _quarter()) // max(len(packed), 1))
+                each.share((memory or machine_memory() // 4) // max(len(packed), 1))
         self._shared = True
 
     def offered(self) -> dict[str, tuple[str, str]]:
@@ -273,13 +273,13 @@ class Labels:
         return where, numbers
 
 
-def _quarter() -> int:
-    """A quarter of the machine's memory, or of what a container may have of it, in bytes."""
+def machine_memory() -> int:
+    """The machine's memory, or what a container may have of it, in bytes."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):
             found.append(int(Path("/sys/fs/cgroup", limit).read_text()))  # "max" where there is none
-    return min(found) // 4
+    return min(found)
 
 
 def open_labels(

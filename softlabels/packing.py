@@ -17,7 +17,7 @@ import torch
 from softlabels._philox import permutation
 from softlabels.datasets import Images, Packed, PackedImages, Packing, PackWriter, SomeImages
 from softlabels.errors import DataError, StoreError
-from softlabels.journal import Journal, duration, size
+from softlabels.journal import Journal, duration, plural, rate, size
 
 SAMPLE = 64
 """Images that are packed for an estimate."""
@@ -55,9 +55,10 @@ class PackPlan:
         side = f"longer side at most {self.packing.max_side}" if self.packing.max_side else "as large as they are"
         kept = "raw" if self.packing.quality == "raw" else f"JPEG of quality {self.packing.quality}"
         return [
-            f"{self.images:,} images, {side}, {kept}: {size(self.bytes_per_image)} per image, about {size(self.bytes)} "
-            f"in {self.shards:,} shards of up to {size(self.largest_shard)} (each is held in memory while it is made)",
-            f"  at {self.images_per_second:,.0f} images/s about {duration(self.images / self.images_per_second)}",
+            f"{plural(self.images, 'image')}, {side}, {kept}: {size(self.bytes_per_image)} per image, about "
+            f"{size(self.bytes)} in {plural(self.shards, 'shard')} of up to {size(self.largest_shard)} (each is held "
+            f"in memory while it is made)",
+            f"  at {rate(self.images_per_second)} images/s about {duration(self.images / self.images_per_second)}",
         ]
 
 

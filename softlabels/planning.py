@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +16,25 @@ from softlabels import journal
 from softlabels._philox import Words
 from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
 from softlabels.devices import CPU, Passes
+from softlabels.dumping import check_memory, count
 from softlabels.errors import ConfigError, ModelError
+from softlabels.journal import plural, rate
 from softlabels.labels import layout_beside
 from softlabels.orders import spread
 from softlabels.pictures import Pictures, Rows
 from softlabels.rendering import Renderer
-from softlabels.samples import Batch, LabelledPictures, Workers, batches
+from softlabels.samples import Batch, LabelledPictures, Workers, batches, prefetched
+from softlabels.store import Runs, Shard
 from softlabels.teachers import BatchSize, Teacher, teacher_passes
 
-SAMPLE_BATCHES = 3
-"""Real batches that are timed, after one that is not."""
+LEAST_BATCHES, LEAST_SECONDS = 3, 1.0
+"""Real batches, and seconds of them, that are timed."""
+
+DRAIN_SECONDS = 10.0
+"""How long at most batches are passed over that were made while the first one warmed up."""
+
+_IMAGES = 1 << 16
+"""Images, picked over the data set, that are labelled for an estimate, over again if need be."""
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 """At which a codec report compares what is stored with what the teacher said."""
@@ -56,7 +67,9 @@ class CodecReport:
 class Plan:
     """Counts, bytes and an estimate in seconds of one teacher's dump; `lines` says it to a person.
 
-    `codecs` are compared on `sampled` real labels, where that was asked for.
+    What is missing is that of this `part`, (I, N). `shard_bytes` is what the largest of its shards takes in memory
+    while it is made, and `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, where
+    that was asked for.
     """
 
     teacher: str
@@ -68,6 +81,10 @@ class Plan:
     bytes_per_label: float
     codec: str
     pictures_per_second: float
+    part: tuple[int, int] = (0, 1)
+    shard_labels: int = 0
+    shard_bytes: int = 0
+    written_bytes: int = 0
     codecs: tuple[CodecReport, ...] = ()
     sampled: int = 0
 
@@ -83,14 +100,25 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
+        index, count = self.part
+        part = f" of part {index}/{count}" if count > 1 else ""
         return [
-            f"teacher {self.teacher}: {self.images:,} images x {self.views} views = "
-            f"{self.images * self.views:,} labels in {self.shards:,} shards",
+            f"teacher {self.teacher}: {plural(self.images, 'image')} x {plural(self.views, 'view')} = "
+            f"{plural(self.images * self.views, 'label')} in {plural(self.shards, 'shard')}",
             f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {journal.size(self.bytes)} in all",
-            f"  still missing: {self.missing_shards:,} shards, {self.missing_labels:,} labels; at "
-            f"{self.pictures_per_second:,.0f} pictures/s about {journal.duration(self.seconds)}",
+            f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
+            f"at {rate(self.pictures_per_second)} pictures/s about {journal.duration(self.seconds)}",
+            *self._shard_lines(),
             *self._codec_lines(),
         ]
+
+    def _shard_lines(self) -> Iterator[str]:
+        if self.missing_shards:
+            lost = journal.duration(self.shard_labels / self.pictures_per_second)
+            yield (
+                f"  a shard takes up to {journal.size(self.shard_bytes)} of memory while it is made, "
+                f"{journal.size(self.written_bytes)} while it is written; a crash costs up to one, {lost} of work"
+            )
 
     def _codec_lines(self) -> Iterator[str]:
         if not self.codecs:
@@ -103,22 +131,48 @@ class Plan:
 
 
 def measure_speed(
-    pictures: Pictures, teacher: Passes, *, device: torch.device, workers: Workers, renderer: Renderer | None = None
+    pictures: Pictures,
+    teacher: Passes,
+    *,
+    device: torch.device,
+    workers: Workers,
+    renderer: Renderer | None = None,
+    views: range | None = None,
 ) -> float:
-    """Pictures per second of decoding, rendering and the teacher together, over a few real batches."""
+    """Pictures per second of decoding, rendering and the teacher together, as a dump of these `views` (None: all) goes.
+
+    Batches are those of a dump: image by image, each decoded once for all of its views. What was made ahead while the
+    first batch warmed up is passed over, so that neither waiting for workers nor what they had ready counts.
+    """
     batch_size = teacher.size
-    rows, views = spread(len(pictures.images), pictures.views, batch_size * (SAMPLE_BATCHES + 1))
-    source = _batches(pictures, rows, views, batch_size, workers, renderer, device)
-    teacher(next(source).pictures).cpu()
-    began, seen = time.monotonic(), 0
-    for batch in source:
+    shown = range(pictures.views) if views is None else views
+    rows, _ = spread(len(pictures.images), 1, _IMAGES)
+    some = (rows[first : first + batch_size] for first in itertools.cycle(range(0, len(rows), batch_size)))
+    source = _made(pictures, _whole(some, pictures.views, shown, batch_size), workers, renderer, device)
+
+    def answer() -> int:
+        batch = next(source)
         teacher(batch.pictures).cpu()
-        seen += len(batch)
-    if not seen:  # the data set fits in the batch that warms up
-        batch = next(_batches(pictures, rows, views, batch_size, 0, renderer, device))
-        teacher(batch.pictures).cpu()
-        seen = len(batch)
+        return len(batch)
+
+    answer()
+    began = time.monotonic()
+    for _ in range(prefetched(workers)):
+        if time.monotonic() - began > DRAIN_SECONDS:
+            break
+        answer()
+    began, seen, made = time.monotonic(), 0, 0
+    while made < LEAST_BATCHES or time.monotonic() - began < LEAST_SECONDS:
+        seen, made = seen + answer(), made + 1
     return seen / max(time.monotonic() - began, 1e-9)
+
+
+def _whole(rows: Iterable[Rows], views: int, shown: range, batch_size: int) -> Iterator[Rows]:
+    """Sample numbers of all `shown` views of these images, in batches of `batch_size` at most."""
+    for each in rows:
+        numbers = (each[:, None] * views + np.arange(shown.start, shown.stop)).reshape(-1)
+        for first in range(0, len(numbers), batch_size):
+            yield numbers[first : first + batch_size]
 
 
 def _batches(
@@ -132,6 +186,16 @@ def _batches(
 ) -> Iterator[Batch]:
     numbers = rows * pictures.views + views
     todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+    return _made(pictures, todo, workers, renderer, device)
+
+
+def _made(
+    pictures: Pictures,
+    todo: Iterable[Rows],
+    workers: Workers,
+    renderer: Renderer | None = None,
+    device: torch.device = CPU,
+) -> Iterator[Batch]:
     return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers, device=device)
 
 
@@ -210,8 +274,10 @@ def plan(
     pictures: Pictures,
     codec: Codec,
     *,
-    rows_per_shard: int,
-    missing: tuple[int, int] | None,
+    runs: Runs,
+    missing: Sequence[Shard],
+    part: tuple[int, int] = (0, 1),
+    format: str = "hdf5",
     batch_size: BatchSize,
     compile: bool = False,
     workers: Workers = 0,
@@ -222,30 +288,38 @@ def plan(
 ) -> Plan:
     """What a dump of these pictures will hold and cost.
 
-    `missing` is (shards, labels) that an existing store still lacks; None when there is no store yet. `codecs` are
+    `runs` are the rows of all its shards, `missing` the shards of this `part` that it still has to make. `codecs` are
     compared on `sample` of the teacher's labels. `say` is told what size of batches was found, and by which trials.
+
+    Raises:
+        StoreError: one of the shards needs more memory than this machine has.
     """
     images, views = len(pictures.images), pictures.views
-    most = min(rows_per_shard, images) * views
+    needed, written = check_memory(codec, teacher.classes, pictures.recipe, missing, format)
+    ranges = Counter(range(shard.first_view, shard.stop_view) for shard in missing)
+    shown = ranges.most_common(1)[0][0] if ranges else None
+    most = max((count(shard) for shard in missing), default=images * views)
     passes = teacher_passes(teacher, batch_size, most=most, compile=compile, say=say)
-    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, renderer=renderer)
+    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, renderer=renderer, views=shown)
     compared: tuple[CodecReport, ...] = ()
     if codecs:
         logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
         sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
-    shards = int(np.ceil(images / rows_per_shard))
-    missing_shards, missing_labels = missing if missing is not None else (shards, images * views)
     beside = sum(each.nbytes for each in layout_beside(pictures.recipe).values())
     return Plan(
         teacher=teacher.name,
         images=images,
         views=views,
-        shards=shards,
-        missing_shards=missing_shards,
-        missing_labels=missing_labels,
+        shards=len(runs),
+        missing_shards=len(missing),
+        missing_labels=sum(count(shard) for shard in missing),
         bytes_per_label=codec.bytes_per_label(teacher.classes) + beside,
         codec=codec.kind,
         pictures_per_second=speed,
+        part=part,
+        shard_labels=max((count(shard) for shard in missing), default=0),
+        shard_bytes=needed,
+        written_bytes=written,
         codecs=compared,
         sampled=sample if compared else 0,
     )

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from softlabels.errors import SoftlabelsError
 
 T = TypeVar("T")
 
@@ -81,6 +83,19 @@ class Processes:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    def led(self, work: Callable[[], T]) -> T:
+        """What the first process makes of `work`, in all of them; an error that a user can cause is raised in all."""
+        value, problem = None, None
+        if self.first:
+            try:
+                value = work()
+            except SoftlabelsError as raised:
+                problem = raised
+        value, problem = self.agreed((value, problem))
+        if problem is not None:
+            raise problem
+        return cast("T", value)
 
     def machine_agreed(self, value: T) -> T:
         """What the first process of this machine holds: the first of those that see each other in ``/proc``."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from softlabels._files import whole, write_text
+import yaml
+
+from softlabels._files import read_json, whole, write_text
 from softlabels._installed import required
 from softlabels.errors import RunError
-from softlabels.journal import read_metrics, size
+from softlabels.journal import Journal, plural, read_metrics, size
 from softlabels.store import open_store
 
 if TYPE_CHECKING:
@@ -27,22 +29,92 @@ class Run:
     result: dict[str, Any]
     records: list[dict[str, Any]]
 
+    @property
+    def home(self) -> Path:
+        """The folder of its arm: its own, or the one that holds it beside the runs of other seeds."""
+        return self.folder.parent if self.folder.name.startswith("seed-") else self.folder
 
-def find_runs(root: Path) -> list[Run]:
-    """Every finished run under `root`; a folder named ``seed-N`` is one run of the arm that its parent names.
+
+_COUNTS = ("parameters", "images", "steps", "seconds", "label_bytes")
+"""Numbers that a result has at least."""
+
+
+def find_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """Every finished run under `root` that can be read, and a line for each that cannot.
+
+    Runs of one arm differ in their seed alone: in their settings and in what went into them they are equal, whatever
+    their folders are called. An arm is called after its folder, the parent of folders ``seed-N``; by its path below
+    `root` where another arm has that name.
 
     Raises:
         RunError: there is none.
     """
-    runs = []
+    found: list[Run] = []
+    problems: list[str] = []
+    groups: dict[tuple[Any, ...], list[Run]] = {}
     for path in sorted(root.rglob("result.json")):
-        folder = path.parent
-        arm = folder.parent.name if folder.name.startswith("seed-") else folder.name
-        result = json.loads(path.read_text(encoding="utf-8"))
-        runs.append(Run(arm, folder, result, read_metrics(folder / "metrics.jsonl")))
-    if not runs:
-        raise RunError(f"no finished run under {root}; `softlabels train` leaves one, with a result.json")
-    return runs
+        try:
+            run, experiment, seed = _read(path)
+        except RunError as problem:
+            problems.append(f"left out: {problem}")
+            continue
+        found.append(run)
+        groups.setdefault((experiment, seed), []).append(run)
+    if not found:
+        reason = f"; {problems[0]}" if problems else "; `softlabels train` leaves one, with a result.json"
+        raise RunError(f"no finished run under {root}{reason}")
+    # What is there twice with one seed was not meant to be averaged: then folders tell the arms.
+    twice = {experiment for (experiment, _), runs in groups.items() if len(runs) > 1}
+    arms: dict[tuple[Any, ...], list[Run]] = {}
+    for (experiment, _), runs in groups.items():
+        for run in runs:
+            arms.setdefault((experiment, run.home if experiment in twice else None), []).append(run)
+    names = [_names(run.home.name for run in runs) for runs in arms.values()]
+    for place, runs in enumerate(arms.values()):
+        paths = _names(str(run.home.relative_to(root)) for run in runs)
+        name = names[place] if names.count(names[place]) == 1 else paths
+        for run in runs:
+            found[found.index(run)] = replace(run, arm=name)
+    return found, problems
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _read(path: Path) -> tuple[Run, str, Any]:
+    """A run, what it has in common with the other runs of its arm, and its seed. Raises RunError."""
+    folder = path.parent
+    result = read_json(path, error=RunError)
+    last = result.get("last", 0) if isinstance(result, dict) else 0
+    if not (last is None or (isinstance(last, dict) and _is_number(last.get("top1")))) or not all(
+        _is_number(result.get(name)) for name in _COUNTS
+    ):
+        raise RunError(f"{path} holds no result of a run; it is damaged or of another program")
+    run = Run(folder.name, folder, result, read_metrics(folder / "metrics.jsonl"))
+    config = _object(folder / "config.yaml", yaml.safe_load)
+    inputs = _object(folder / "inputs.json", json.loads)
+    settings = {name: value for name, value in config.items() if name not in ("seed", "out")}
+    # Of a run that does not say what went into it, the settings tell as much as there is to be known.
+    experiment = inputs.get("experiment") or json.dumps(settings or str(run.home), sort_keys=True, default=str)
+    return run, str(experiment), config.get("seed", str(folder))
+
+
+def _object(path: Path, read: Callable[[str], Any]) -> dict[str, Any]:
+    """The mapping in a file of a run; nothing where there is no file. Raises RunError when it is damaged."""
+    if not path.exists():
+        return {}
+    try:
+        value = read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
+        raise RunError(f"{path} is damaged ({' '.join(str(problem).split())[:80]})") from problem
+    if not isinstance(value, dict):
+        raise RunError(f"{path} is damaged (it holds no settings)")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def summary(runs: Iterable[Run]) -> pd.DataFrame:
@@ -84,14 +156,14 @@ def _row(run: Run) -> dict[str, Any]:
         "teacher_accuracy": float("nan") if teacher is None else 100 * teacher,
         "agreement": 100 * closeness.get("agreement", float("nan")),
         "logit_difference": closeness.get("logit_difference", float("nan")),
-        **{name: result[name] for name in ("parameters", "images", "steps", "seconds", "label_bytes")},
+        **{name: result[name] for name in _COUNTS},
     }
 
 
 def markdown(table: pd.DataFrame) -> str:
     """The summary as a Markdown table; what no arm has is left out."""
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("student learns from", lambda row: str(row["arm"])),
+        ("run", lambda row: str(row["arm"])),
         ("accuracy % (last epoch)", lambda row: _spread(row, "accuracy", ".2f")),
         ("runs", lambda row: str(row["runs"])),
         ("loss", lambda row: _spread(row, "loss", ".4f")),
@@ -127,9 +199,17 @@ def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if value == value else "-"
 
 
-def report(root: Path, out: Path) -> pd.DataFrame:
-    """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`."""
-    runs = find_runs(root)
+def report(root: Path, out: Path, journal: Journal | None = None) -> pd.DataFrame:
+    """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`.
+
+    The `journal` (None: standard error) is told which runs are damaged and left out.
+
+    Raises:
+        RunError: there is no run.
+    """
+    runs, problems = find_runs(root)
+    for problem in problems:
+        (journal or Journal()).say(problem)
     check_plots()
     table = summary(runs)
     write_text(out / "table.md", markdown(table))
@@ -244,16 +324,17 @@ def describe_store(location: str) -> dict[str, Any]:
 
 def _lines(store: dict[str, Any]) -> list[str]:
     lines = [
-        f"{store['location']}: {store['images']:,} images of {json.dumps(store['data'])}, {store['classes']} classes",
+        f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, "
+        f"{store['classes']} classes",
         f"recipe {json.dumps(store['recipe'])}, seed {store['seed']}",
     ]
     for name, each in store["teachers"].items():
         lines.append(
-            f"{name}: {each['views']} views complete in {each['shards']} {each['format']} shards, "
+            f"{name}: {plural(each['views'], 'view')} complete in {plural(each['shards'], each['format'] + ' shard')}, "
             f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
         )
         if each["unlabelled"]:
-            lines.append(f"  {each['unlabelled']:,} images are unlabelled; they could not be read, or had no label")
+            lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
     return lines

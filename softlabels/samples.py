@@ -29,6 +29,9 @@ from softlabels.views import Frame
 _AHEAD = 2
 """Batches that wait, beside those that threads are making."""
 
+_PREFETCH = 4
+"""Batches that each worker process makes ahead."""
+
 
 @dataclass
 class Batch:
@@ -169,6 +172,11 @@ Workers = int | Threads
 """Who makes batches ahead of their use: a number of processes (0: none, made when asked for), or threads."""
 
 
+def prefetched(workers: Workers) -> int:
+    """How many batches at most are made, or being made, before they are asked for."""
+    return workers.count + _AHEAD if isinstance(workers, Threads) else workers * _PREFETCH
+
+
 def batches(
     samples: LabelledPictures,
     numbers: Iterable[NDArray[np.int64]],
@@ -203,7 +211,7 @@ def _made(
         collate_fn=_as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4,
+        prefetch_factor=_PREFETCH,
     )
     return map(samples.labelled, loader)
 

@@ -29,6 +29,9 @@ from softlabels.samples import Batch, LabelledPictures, batches
 from softlabels.settings import Settings
 from softlabels.targets import Lesson
 
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints, in its own."""
+
 _REST_SECONDS = 15.0
 """Least time between checkpoints at the ends of epochs, so that short epochs are not spent on writing."""
 
@@ -131,7 +134,7 @@ def train(
     steps = per_epoch * settings.epochs
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
     learner = Learner(network, preprocessing, settings, steps, warmup, place)
-    progress = _resume(learner, lesson, folder / "checkpoints", journal, steps, place)
+    progress = _resume(learner, lesson, folder / CHECKPOINTS, journal, steps, place)
     metrics = Metrics(folder, keep_until=progress.step)
     began, seen = time.monotonic(), 0
     saved = began
@@ -142,6 +145,7 @@ def train(
         if processes.first:
             metrics.write()
         _save(learner, progress, folder, processes)
+        progress.kept = progress.step
         saved = time.monotonic()
 
     def learn(passes: list[Batch], pictures: int) -> Tensor | None:
@@ -156,8 +160,7 @@ def train(
 
         return learner.learn(passes, progress.step, loss)
 
-    with journal.progress("train", steps, "steps") as advance:
-        advance(progress.step)
+    with journal.progress("train", steps, "steps", done=progress.step) as advance:
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
             for passes, pictures in _passes(lesson, order.epoch(epoch, within), place):
@@ -216,7 +219,7 @@ def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
 class _Progress:
     """Where a run stands: steps made, sums over this epoch's pictures (loss, parts, count), scores so far.
 
-    `recent` are this process's sums on its device that are not yet in `sums`.
+    `recent` are this process's sums on its device that are not yet in `sums`; `kept` is the newest checkpoint's step.
     """
 
     step: int
@@ -225,6 +228,7 @@ class _Progress:
     best: Score | None = None
     last: Score | None = None
     since_best: int = 0
+    kept: int | None = None
 
     def add(self, sums: Tensor | None) -> None:
         self.step += 1
@@ -238,7 +242,12 @@ class _Progress:
         if not math.isfinite(float(self.sums[0])):
             raise RunError(
                 f"the loss is no longer finite at step {self.step}; lower --lr, clip gradients (--clip-grad 1) or "
-                f"train without --amp fp16; the last checkpoint is kept"
+                f"train without --amp fp16; "
+                + (
+                    "no checkpoint was written yet"
+                    if self.kept is None
+                    else f"the checkpoint of step {self.kept:,} is kept"
+                )
             )
 
     def means(self, names: tuple[str, ...]) -> dict[str, float]:
@@ -278,7 +287,7 @@ def _save(learner: Learner, progress: _Progress, folder: Path, processes: Proces
         name: vars(score) if score else None for name, score in (("best", progress.best), ("last", progress.last))
     }
     state = {**learner.state(), "sums": progress.sums, "since_best": progress.since_best, **scores}
-    save_checkpoint(folder / "checkpoints", progress.step, state)
+    save_checkpoint(folder / CHECKPOINTS, progress.step, state)
 
 
 def _resume(learner: Learner, lesson: Lesson, folder: Path, journal: Journal, steps: int, place: Place) -> _Progress:
@@ -293,4 +302,4 @@ def _resume(learner: Learner, lesson: Lesson, folder: Path, journal: Journal, st
     learner.load(state)
     journal.say(f"going on from step {step:,} of {steps:,}")
     best, last = (Score(**state[name]) if state[name] else None for name in ("best", "last"))
-    return _Progress(step, state["sums"], recent, best, last, state["since_best"])
+    return _Progress(step, state["sums"], recent, best, last, state["since_best"], kept=step)

@@ -40,7 +40,7 @@ def test_more_images_leave_finished_shards_untouched(
     add(photos)
     grown = softlabels_command(*DUMP, "--grow", "--format", format)
     assert grown.exit_code == 0, grown.output
-    assert "wrote 1 shards, 4 labels" in grown.output
+    assert "wrote 1 shard, 4 labels" in grown.output
     after = shard_bytes(Path("shards"))
     assert {name: after[name] for name in before} == before
     fresh, labels = softlabels.open_labels(dump(tmp_path / "fresh", photos)), softlabels.open_labels("shards")
@@ -127,8 +127,8 @@ def test_a_larger_limit_grows_a_store_that_opens_all_its_images(softlabels_comma
 def test_a_plan_counts_the_new_images(softlabels_command: Callable, photos: Path) -> None:
     dump(Path("shards"), photos)
     add(photos)
-    planned = softlabels_command("plan", *DUMP[1:])
-    assert "still missing: 1 shards, 4 labels" in planned.output
+    planned = softlabels_command("plan", *DUMP[1:], "--grow")
+    assert "still missing: 1 shard, 4 labels" in planned.output
     assert len(open_store("shards")) == 18
 
 
@@ -176,7 +176,7 @@ def test_a_store_of_mixed_views_grows_by_images_and_by_views(
     assert "with --grow" in refused.output
     grown = softlabels_command(*command, "--grow")
     assert grown.exit_code == 0, grown.output
-    assert "wrote 1 shards, 4 labels" in grown.output
+    assert "wrote 1 shard, 4 labels" in grown.output
     assert softlabels_command(*command, "--views", 4).exit_code == 0
     assert {name: shard_bytes(Path("shards"))[name] for name in before} == before
     after = mixtures(Path("shards"))
@@ -218,7 +218,7 @@ def test_a_killed_growth_of_mixed_views_is_gone_on_with(softlabels_command: Call
     whole = shard_bytes(Path("shards"))
     last = sorted(Path("shards/cnn_tiny").glob("00004-*"))[0]
     last.unlink()
-    assert "wrote 1 shards, 4 labels" in softlabels_command(*DUMP, *MIXED, "--grow").output
+    assert "wrote 1 shard, 4 labels" in softlabels_command(*DUMP, *MIXED, "--grow").output
     assert shard_bytes(Path("shards")) == whole
 
 
@@ -248,3 +248,21 @@ def pictures(photos: Path) -> dict[tuple[str, int], torch.Tensor]:
     shown = softlabels.SoftLabelDataset(softlabels.open_labels("shards"), images, size=16)
     keys = images.keys.to_pylist()
     return {(key, view): shown[row * shown.views + view][0] for row, key in enumerate(keys) for view in range(2)}
+
+
+@pytest.mark.usefixtures("photos")
+def test_one_replaced_picture_of_many_is_noticed_where_they_are_quickly_read(
+    softlabels_command: Callable, tmp_path: Path
+) -> None:
+    many = write_pictures(tmp_path / "many", each=60)
+    options = ("--teacher", "cnn_tiny", "--weights", "random", "--data", many, "--views", 1, "--device", "cpu")
+    assert softlabels_command("dump", *options).exit_code == 0
+    for number in (0, 31, 59):
+        path = many / f"class-1/{number:03d}.jpg"
+        before = path.read_bytes()
+        write_jpeg(picture(999), str(path))
+        again = softlabels_command("dump", *options)
+        assert again.exit_code == 1
+        assert f"'class-1/{number:03d}.jpg' has content" in again.output
+        path.write_bytes(before)
+    assert softlabels_command("dump", *options).exit_code == 0

@@ -65,7 +65,7 @@ def test_the_command_that_is_told_dumps_what_was_removed(
     flip(shard("shards", 2))
     done = softlabels_command("repair")
     assert done.exit_code == 0
-    assert "removed 1 damaged shards: 00002-v0-2" in done.output
+    assert "removed 1 damaged shard: 00002-v0-2" in done.output
     assert len(list(Path("shards/cnn_tiny").glob("0*"))) == 3
     told = re.search(r"softlabels (dump .*)", done.output)
     assert told is not None

@@ -148,11 +148,11 @@ def test_images_that_could_not_be_read_are_left_out_and_counted(softlabels_comma
     root = write_pictures(tmp_path / "photos")
     (root / "class-1" / "003.jpg").write_bytes(b"")
     dump = ("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", root, "--views", 2, "--out", "shards")
-    assert "wrote 1 shards, 34 labels" in softlabels_command(*dump, "--on-bad-image", "skip").output
+    assert "wrote 1 shard, 34 labels" in softlabels_command(*dump, "--on-bad-image", "skip").output
     verified = softlabels_command("verify", "--labels", "shards")
     assert verified.exit_code == 0, verified.output
     assert "run again on 17 views: ok" in verified.output
-    assert "1 images are unlabelled" in softlabels_command("info", "shards").output
+    assert "1 image without labels" in softlabels_command("info", "shards").output
 
 
 def test_a_teacher_that_the_store_lacks_is_not_passed_over(store: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, get_args
 
 from softlabels import tables
 from softlabels.config import Part, Table, validated
-from softlabels.datasets._checks import content_checksums, fingerprint
+from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
 from softlabels.datasets._decode import Encoded
@@ -55,7 +55,9 @@ __all__ = [
     "create_pack",
     "encoded",
     "fingerprint",
+    "known_by",
     "open_images",
+    "some_rows",
     "subset",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from softlabels.config import essence
 from softlabels.datasets._arrays import ArrayFile, ArrayFormat, contents, encoded
 from softlabels.datasets._arrays_hdf5 import Hdf5Arrays
 from softlabels.datasets._arrays_zarr import ZarrArrays
@@ -49,6 +50,9 @@ class Packing(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    FIRST: ClassVar = frozenset({"max_side", "quality"})
+    """Fields that are always in a pack's id; a later one is only where it differs from its default."""
 
     max_side: Annotated[int, Field(ge=1)] | None = 320
     quality: Annotated[int, Field(ge=1, le=100)] | Literal["raw"] = 90
@@ -113,7 +117,10 @@ def _check_size(height: int, width: int, packed: Packed, where: str) -> None:
 
 
 class PackManifest(BaseModel):
-    """What ``pack.json`` says. `id` is of all that makes the images of two packs alike; each shard carries it."""
+    """What ``pack.json`` says. `id` is of all that makes the images of two packs alike; each shard carries it.
+
+    `inputs` are the images that were packed, as `known_by` tells them from others; empty in packs of earlier versions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -129,11 +136,14 @@ class PackManifest(BaseModel):
     rows: Annotated[int, Field(ge=1, le=1 << 32)]
     rows_per_shard: Annotated[int, Field(ge=1, le=1 << 24)]
     fingerprint: str
+    inputs: dict[str, Any] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal, with the format, for a pack to be gone on with."""
-        return self.model_dump(mode="json", include={"packing", "rows", "rows_per_shard", "fingerprint", "classes"})
+        names = ("packing", "rows", "rows_per_shard", "fingerprint", "classes")
+        known = {"contents": self.inputs["contents"]} if "contents" in self.inputs else {}
+        return {name: essence(getattr(self, name)) for name in names} | known
 
     @property
     def arrays(self) -> ArrayFormat:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from softlabels._files import TEMPORARY, whole, write_json
 from softlabels.datasets._arrays import Arrays
-from softlabels.datasets._checks import fingerprint
+from softlabels.datasets._checks import fingerprint, known_by
 from softlabels.datasets._images import Images
 from softlabels.datasets._pack_format import (
     MANIFEST,
@@ -98,12 +98,19 @@ def create_pack(
         rows=len(images),
         rows_per_shard=rows_per_shard,
         fingerprint=fingerprint(images),
+        inputs=known_by(images),
     )
     manifest = manifest.model_copy(update={"id": digest(manifest.identity)})
     if (root / MANIFEST).exists():
         there = read_manifest(root)
         old, new = ({"format": each.format, **each.identity} for each in (there, manifest))
-        differing = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in old if old[name] != new[name]]
+        differing = [name for name in old if old[name] != new[name]]
+        if differing == ["contents"]:
+            raise DataError(
+                f"{root} was packed from other pictures under the same names (told by their {manifest.inputs['by']}); "
+                f"remove it to pack these, or choose another --out"
+            )
+        differing = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in differing]
         if differing:
             raise DataError(
                 f"{root} holds another pack: {'; '.join(differing)[:500]}; use the same settings or another --out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from softlabels import verifying
 from softlabels.datasets import Images, open_images
 from softlabels.errors import DataError
 from softlabels.evaluating import Score, evaluate
-from softlabels.journal import Journal
+from softlabels.journal import Journal, plural
 from softlabels.labels import Labels, open_labels
+from softlabels.networks import weights_file
 from softlabels.orders import spread
 from softlabels.pictures import Pictures, frame
 from softlabels.records import IMPORTED
@@ -36,10 +38,19 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
     journal.say(
-        f"{network.name} on {score.images:,} images: top-1 {score.top1:.2%}, top-5 {score.top5:.2%}, "
-        f"cross-entropy {score.cross_entropy:.4f}"
+        f"{network.name}, {_scored_weights(spec)}, on {plural(score.images, 'image')}: top-1 {score.top1:.2%}, top-5 "
+        f"{score.top5:.2%}, cross-entropy {score.cross_entropy:.4f}"
     )
     return score
+
+
+def _scored_weights(spec: Any) -> str:
+    """Which weights of a network are scored; a run's folder means those of its best epoch."""
+    if spec.kind == "file":
+        file = weights_file(spec.path)
+        last = file.with_name("last.safetensors")
+        return f"weights {file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
+    return f"weights {spec.weights or ('its own' if spec.kind == 'function' else 'default')}"
 
 
 def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
@@ -56,7 +67,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     for each in findings.agreements:
         journal.say(
             f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
-            f"on {each.labels} views"
+            f"on {plural(each.labels, 'view')}"
         )
     return findings
 

@@ -87,6 +87,11 @@ class Machine(BaseModel):
 
         return {"fp16": torch.float16, "bf16": torch.bfloat16, None: None}[self.amp]
 
+    @property
+    def precision(self) -> Literal["fp32", "fp16", "bf16"]:
+        """What a network computes in."""
+        return self.amp or "fp32"
+
     def helpers(self, images: Images) -> Workers:
         """Who makes the batches of this data set."""
         from softlabels.samples import Threads

@@ -9,7 +9,7 @@ from softlabels import converting
 from softlabels.codecs import CODECS, Codec
 from softlabels.converting import CopyReport, Recode
 from softlabels.errors import ConfigError, StoreError
-from softlabels.journal import Journal, duration, size
+from softlabels.journal import Journal, duration, plural, size
 from softlabels.labels import Labels, open_labels
 from softlabels.pictures import key_hashes
 from softlabels.runs._configs import ConvertConfig, MergeConfig
@@ -91,12 +91,13 @@ def _place(location: str) -> str:
 def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journal: Journal) -> None:
     if report.shards:
         journal.say(
-            f"{report.teacher}: copied {report.shards:,} shards, {report.labels:,} labels from {source.location} in "
-            f"{duration(report.seconds)}; {size(target.nbytes)}, {target.views} views complete in {target.location}"
+            f"{report.teacher}: copied {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} from "
+            f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, {plural(target.views, 'view')} "
+            f"complete in {target.location}"
         )
     else:
         journal.say(
             f"{report.teacher}: all labels of {source.location} are in {target.location} already; nothing to do"
         )
     if report.lacking:
-        journal.say(f"{report.teacher}: {source.location} lacks {report.lacking:,} shards of its views itself")
+        journal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from softlabels import dumping, packing, planning
 from softlabels.codecs import CODECS, Codec
 from softlabels.datasets import Images, open_images
 from softlabels.dumping import DumpReport
 from softlabels.errors import ConfigError
-from softlabels.journal import Journal, duration
+from softlabels.journal import Journal, duration, plural, rate
 from softlabels.labels import layout_beside
+from softlabels.networks import Preprocessing
 from softlabels.pictures import Pictures, frame
 from softlabels.planning import Plan
 from softlabels.provenance import CPU, mixture, renderers, versions
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
-from softlabels.runs._parts import alias, limited, matched, open_teacher, teacher_specs
-from softlabels.runs._store import make_store
-from softlabels.store import Store, TeacherCard, TeacherLabels, holds_store, open_store
+from softlabels.runs._parts import alias, limited, open_teacher, teacher_specs
+from softlabels.runs._store import Arrangement, arrange, as_written
+from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
 
@@ -47,18 +49,9 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
     recipe = _recipe(config)
     reports = []
     for teacher in _teachers(config, images, journal):
-        store, arranged = make_store(
-            config.out,
-            images,
-            recipe,
-            seed=config.seed,
-            classes=teacher.classes,
-            rows_per_shard=config.rows_per_shard,
-            limit=config.limit,
-            grow=config.grow,
-            cache=config.cache,
-        )
-        labels = store.prepare(teacher.name, _card(config, images, teacher, codec))
+        job = _job(config, images, recipe, teacher, codec, journal)
+        store, arranged = job.store.made(), job.store.images
+        labels = store.prepare(teacher.name, job.card)
         for line in _seen_otherwise(store, recipe, teacher):
             journal.say(line)
         renderer = config.renderer
@@ -109,17 +102,26 @@ def card(
     images: Images,
     recipe: Recipe,
     compression: str | None = None,
+    precision: str | None = None,
+    there: TeacherCard | None = None,
 ) -> TeacherCard:
-    """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told."""
+    """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told.
+
+    `there` is the card that the store has of it, if there is one: what means the same is written as it is there.
+    """
     stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe))
+    if compression is not None:
+        stored["compression"] = compression
+    stored["codec"] = as_written(there.codec if there else None, stored["codec"], CODECS.make)
     return TeacherCard(
         spec=dict(spec),
         weights_sha256=weights_sha256,
         licence=licence,
-        preprocessing=dict(preprocessing),
+        preprocessing=as_written(there.preprocessing if there else None, preprocessing, Preprocessing.model_validate),
         classes=classes,
         format=format,
-        **(stored if compression is None else {**stored, "compression": compression}),
+        **stored,
+        precision=precision,
         versions=versions(images),
     )
 
@@ -171,7 +173,48 @@ def _stored_classes(config: DumpConfig) -> int | None:
     return open_store(config.out, config.cache).manifest.classes if holds_store(config.out, config.cache) else None
 
 
-def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) -> TeacherCard:
+@dataclass(frozen=True)
+class _Job:
+    """What a dump of one teacher does: to which store it writes, under which card, and which shards."""
+
+    store: Arrangement
+    card: TeacherCard
+    missing: list[Shard]
+
+
+def _job(config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, journal: Journal) -> _Job:
+    """What a dump does, and a plan tells; nothing is written.
+
+    Raises:
+        StoreError: for all that keeps a dump from labelling the first picture, so that it and the plan agree.
+    """
+    store = arrange(
+        config.out,
+        images,
+        recipe,
+        seed=config.seed,
+        classes=teacher.classes,
+        rows_per_shard=config.rows_per_shard,
+        limit=config.limit,
+        grow=config.grow,
+        cache=config.cache,
+    )
+    there = store.card(teacher.name)
+    made = _card(config, images, recipe, teacher, codec, there)
+    store.check(teacher.name, made)
+    if there is not None and there.precision is None:
+        journal.say(
+            f"{teacher.name}: the labels in {config.out} do not say what the teacher computed in; it goes on in "
+            f"{config.precision}"
+        )
+    missing = store.missing(teacher.name, config.views, config.share)
+    dumping.check_memory(codec, teacher.classes, recipe, missing, config.format)
+    return _Job(store, made, missing)
+
+
+def _card(
+    config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, there: TeacherCard | None
+) -> TeacherCard:
     return card(
         spec=teacher.spec,
         weights_sha256=teacher.weights_sha256,
@@ -181,22 +224,27 @@ def _card(config: DumpConfig, images: Images, teacher: Teacher, codec: Codec) ->
         classes=teacher.classes,
         format=config.format,
         images=images,
-        recipe=_recipe(config),
+        recipe=recipe,
         compression=config.compression,
+        precision=config.precision,
+        there=there,
     )
 
 
 def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, journal: Journal) -> Plan:
-    store = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
     recipe, seen = _recipe(config), frame(teacher.preprocessing)
+    job = _job(config, images, recipe, teacher, codec, journal)
+    there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,
-        Pictures.of_store(store, images, config.views, seen)
-        if store and recipe.records
-        else Pictures(images, recipe, config.seed, config.views, seen),
+        Pictures.of_store(there, arranged, config.views, seen)
+        if there and recipe.records
+        else Pictures(arranged, recipe, config.seed, config.views, seen),
         codec,
-        rows_per_shard=store.manifest.rows_per_shard if store else config.rows_per_shard,
-        missing=_missing(config, store, images, teacher) if store else None,
+        runs=job.store.runs,
+        missing=job.missing,
+        part=config.share,
+        format=config.format,
         batch_size=config.batch_size,
         compile=config.compile,
         workers=config.helpers(images),
@@ -213,26 +261,18 @@ def _compared(codec: Codec, classes: int) -> list[Codec]:
     return usual if codec in usual else [*usual, codec]
 
 
-def _missing(config: DumpConfig, store: Store, images: Images, teacher: Teacher) -> tuple[int, int] | None:
-    """(shards, labels) that the store lacks; None when there is no such teacher yet."""
-    if teacher.name not in store.teachers:
-        return None
-    shards = store.teacher(teacher.name).missing(config.views, config.share)
-    _, new = matched(store, images)
-    runs = -(-len(new) // store.manifest.rows_per_shard)
-    return len(shards) + runs, sum(dumping.count(shard) for shard in shards) + len(new) * config.views
-
-
 def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal: Journal) -> None:
     for key, reason in list(report.skipped.items())[:10]:
         journal.say(f"skipped {key}: {reason}")
     if len(report.skipped) > 10:
-        journal.say(f"and {len(report.skipped) - 10:,} more images skipped")
+        journal.say(f"and {plural(len(report.skipped) - 10, 'more image')} skipped")
     if report.shards == 0:
-        journal.say(f"{report.teacher}: all shards of {config.views} views are in {config.out} already; nothing to do")
+        journal.say(
+            f"{report.teacher}: all shards of {plural(config.views, 'view')} are in {config.out} already; nothing to do"
+        )
         return
-    rate = report.pictures / max(report.seconds, 1e-9)
+    speed = rate(report.pictures / max(report.seconds, 1e-9))
     journal.say(
-        f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in "
-        f"{duration(report.seconds)} ({rate:,.0f} pictures/s); {labels.views} views complete in {config.out}"
+        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
+        f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.views, 'view')} complete in {config.out}"
     )

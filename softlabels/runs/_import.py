@@ -10,7 +10,7 @@ from softlabels import importing
 from softlabels.datasets import Images, open_images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
-from softlabels.journal import Journal, duration, size
+from softlabels.journal import Journal, duration, plural, size
 from softlabels.pictures import Pictures
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import ImportConfig, share_of
@@ -48,7 +48,7 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
         cache=config.cache,
     )
     name = config.name or config.from_
-    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged))
+    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
     places, _ = matched(store, listing.images)
     shards, written = importing.import_labels(
         source,
@@ -130,8 +130,9 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
         )
 
 
-def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images) -> TeacherCard:
+def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images, store: Store) -> TeacherCard:
     seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
+    name = config.name or config.from_
     made = card(
         spec={
             "kind": IMPORTED,
@@ -147,6 +148,7 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
         images=images,
         recipe=source.recipe,
         compression=config.compression,
+        there=store.teacher(name).card if name in store.teachers else None,
     )
     return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
 
@@ -163,8 +165,9 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
         return
     journal.say(
-        f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in {duration(report.seconds)}; "
-        f"{size(labels.nbytes)}, {labels.views} views complete in {config.out}; they are honest at temperature "
+        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
+        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.views, 'view')} complete in "
+        f"{config.out}; they are honest at temperature "
         f"{source.codec.temperature:g} alone"
     )
     if source.recipe.foreign is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from softlabels import packing
 from softlabels.datasets import Pack, create_pack, open_images
 from softlabels.errors import DataError
-from softlabels.journal import Journal, duration, size
+from softlabels.journal import Journal, duration, plural, rate, size
 from softlabels.packing import PackReport
 from softlabels.provenance import versions
 from softlabels.runs._configs import PackConfig, share_of
@@ -25,6 +25,8 @@ def run_pack(config: PackConfig, journal: Journal) -> PackReport:
         return PackReport(0, 0, 0, 0.0)
     out, made = Path(config.out), versions(images)
     target = create_pack(out, images, config.packing, config.rows_per_shard, made, config.format)
+    if not target.manifest.inputs:
+        journal.say(f"{out} does not say which pictures it was made of; they are not compared")
     report = packing.pack(
         images,
         target,
@@ -43,13 +45,12 @@ def _say(report: PackReport, missing: list[int], config: PackConfig, journal: Jo
     if not report.shards:
         journal.say(f"all shards of this part are in {config.out} already; nothing to do")
     else:
-        rate = report.images / max(report.seconds, 1e-9)
         journal.say(
-            f"wrote {report.shards:,} shards, {report.images:,} images, {size(report.bytes)} in "
-            f"{duration(report.seconds)} ({rate:,.0f} images/s)"
+            f"wrote {plural(report.shards, 'shard')}, {plural(report.images, 'image')}, {size(report.bytes)} in "
+            f"{duration(report.seconds)} ({rate(report.images / max(report.seconds, 1e-9))} images/s)"
         )
     journal.say(
-        f"{len(missing):,} shards of other parts are still missing"
+        f"{plural(len(missing), 'shard')} of other parts still missing"
         if missing
         else f"use it as --data pack:{config.out}"
     )
@@ -61,5 +62,8 @@ def _checked(config: PackConfig, journal: Journal) -> PackReport:
     if problems:
         more = f"; and {len(problems) - 1:,} more" if len(problems) > 1 else ""
         raise DataError(f"{problems[0]}{more}; remove the damaged files and run the same `softlabels pack` again")
-    journal.say(f"{images.name}: {len(images):,} images in {images.manifest.shards:,} shards, all checksums match")
+    journal.say(
+        f"{images.name}: {plural(len(images), 'image')} in {plural(images.manifest.shards, 'shard')}, all checksums "
+        f"match"
+    )
     return PackReport(0, 0, 0, 0.0)

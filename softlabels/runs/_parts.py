@@ -129,7 +129,12 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
         if name not in named and kind == "function":
             # A store may come from a stranger, so only a user may have code imported.
             raise ConfigError(f"{name} was made by {card.spec.get('function')!r}; name it yourself with --teacher")
-        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), config, images, labels.classes)
+        # In what the labels were made in, so that what is compared, or made again, is of one kind.
+        amp = None if card.precision in (None, "fp32") else card.precision
+        if card.precision is not None and config.amp not in (None, amp):
+            raise ConfigError(f"labels of {name} were made in {card.precision}; leave --amp {config.amp} out")
+        machine = config if card.precision is None else config.model_copy(update={"amp": amp})
+        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), machine, images, labels.classes)
         if opened.weights_sha256 != card.weights_sha256:
             raise StoreError(
                 f"{name} has other weights ({opened.weights_sha256[:12]}) than those that made the labels "

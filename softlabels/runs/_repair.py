@@ -10,7 +10,7 @@ from softlabels import repairing
 from softlabels.datasets import Images, subset
 from softlabels.dumping import dump_shards
 from softlabels.errors import DataError
-from softlabels.journal import Journal
+from softlabels.journal import Journal, plural
 from softlabels.labels import Labels, open_labels
 from softlabels.pictures import Pictures, frame
 from softlabels.provenance import CPU, mixture, renderers
@@ -82,12 +82,12 @@ class _Workshop:
 
 def _lines(report: RepairReport, damaged: list[Shard], labels: Labels) -> list[str]:
     if not damaged:
-        return [f"{report.teacher}: {len(labels.of(report.teacher).shards):,} shards, no damage"]
+        return [f"{report.teacher}: {plural(len(labels.of(report.teacher).shards), 'shard')}, no damage"]
     named = ", ".join(report.damaged[:10]) + (f" and {len(damaged) - 10:,} more" if len(damaged) > 10 else "")
     if report.redumped:
-        return [f"{report.teacher}: dumped {len(damaged):,} damaged shards again: {named}"]
+        return [f"{report.teacher}: dumped {plural(len(damaged), 'damaged shard')} again: {named}"]
     return [
-        f"{report.teacher}: removed {len(damaged):,} damaged shards: {named}",
+        f"{report.teacher}: removed {plural(len(damaged), 'damaged shard')}: {named}",
         f"  {_dump_command(report.teacher, damaged, labels)}",
     ]
 

@@ -1,27 +1,126 @@
-"""The store that a dump writes to: made, opened, or grown."""
+"""The store that a dump writes to: what it has to be, and how it is made, opened, or grown."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
-from softlabels._philox import permutation
-from softlabels.datasets import Images, content_checksums, subset
-from softlabels.errors import StoreError
+from softlabels.datasets import Images, content_checksums, some_rows, subset
+from softlabels.errors import SoftlabelsError, StoreError
 from softlabels.provenance import versions
 from softlabels.runs._parts import matched
-from softlabels.store import Cache, Store, create, holds_store, open_store
-from softlabels.views import Recipe
+from softlabels.store import (
+    Cache,
+    Runs,
+    Shard,
+    Store,
+    TeacherCard,
+    check_chunks,
+    check_new,
+    check_same,
+    create,
+    holds_store,
+    open_store,
+)
+from softlabels.views import RECIPES, Recipe
 
-CONTENT_CHECKS = 64
-"""Images whose content is compared with the store's checksums when a dump goes on."""
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The store of some images and views as it has to be; nothing is written yet. Made by `arrange`.
+
+    `images` are in the order of its rows, the `new` last ones of them not stored yet. `there` is what there is now.
+    """
+
+    root: str | os.PathLike[str]
+    cache: Cache | None
+    there: Store | None
+    images: Images
+    new: int
+    what: Mapping[str, Any]
+    rows_per_shard: int
+
+    @property
+    def runs(self) -> Runs:
+        """How its rows are cut into shards."""
+        if self.there is None:
+            return Runs((len(self.images),), self.rows_per_shard)
+        held = self.there.manifest
+        added = (self.new,) if self.new else ()
+        return Runs((*(file.rows for file in held.images), *added), held.rows_per_shard)
+
+    def card(self, name: str) -> TeacherCard | None:
+        """The card of the teacher of this name, where there is one."""
+        return None if self.there is None or name not in self.there.teachers else self.there.teacher(name).card
+
+    def check(self, name: str, card: TeacherCard) -> None:
+        """Raise StoreError for all that keeps the labels of this card from being written here."""
+        if self.there is not None:
+            self.there.check_teacher(name, card)
+        check_chunks(card.layout, self.runs.longest)
+
+    def missing(self, name: str, views: int, part: tuple[int, int]) -> list[Shard]:
+        """The shards of this part that a teacher's first `views` views will lack, as `TeacherLabels.missing`."""
+        runs, held, found = self.runs, 0, []
+        if self.card(name) is not None and self.there is not None:
+            held, found = len(self.there.manifest.runs), self.there.teacher(name).missing(views, part)
+        index, count = part
+        return [*found, *(runs.shard(run, 0, views) for run in range(held, len(runs)) if run % count == index)]
+
+    def made(self) -> Store:
+        """The store, made, opened or grown.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        known, table = self._known, self._table
+        store = create(
+            self.root,
+            images=table,
+            checksums=None if "checksum" in table.column_names else lambda: content_checksums(known),
+            versions=versions(self.images),
+            rows_per_shard=self.rows_per_shard,
+            cache=self.cache,
+            **self.what,
+        )
+        return _grown(store, self.images, self.what["data"], self.cache) if self.new else store
+
+    def refuse_differences(self) -> None:
+        """Raise StoreError when there is another store, or none can be made."""
+        if self.there is None:
+            check_new(self.root)
+            return
+        check_same(self.there, images=self._table, **self.what)
+
+    @cached_property
+    def _known(self) -> Images:
+        return subset(self.images, np.arange(len(self.images) - self.new)) if self.new else self.images
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        """Keys and labels of the known images; and their content checksums where a store of their keys is there.
+
+        The store's stand for the contents but for some that are compared, since reading every image again would make
+        "nothing to do" take hours; `verify` compares them all.
+        """
+        images = self._known
+        table = pa.table({"key": images.keys, "label": images.labels})
+        if self.there is None or self.there.keys != images.keys:
+            return table
+        few = some_rows(images)
+        checksums = self.there.checksums.copy()
+        checksums[few] = content_checksums(images, few)
+        return table.append_column("checksum", pa.array(checksums, pa.uint64()))
 
 
-def make_store(
+def arrange(
     root: str | os.PathLike[str],
     images: Images,
     recipe: Recipe,
@@ -32,14 +131,14 @@ def make_store(
     limit: int | None = None,
     grow: bool = False,
     cache: Cache | None = None,
-) -> tuple[Store, Images]:
-    """The store of these images and views at `root`, made or opened, and the images in the order of its rows.
+) -> Arrangement:
+    """The store of these images and views at `root` as it has to be; what cannot be is refused, nothing is written.
 
     Images that it lacks are added after those it has when it may `grow`; finished shards stay as they are.
 
     Raises:
         StoreError: another store is there (the difference is shown), some images are new to it and it may not grow, or
-            it cannot be written.
+            none can be made at this place.
     """
     there = open_store(root, cache) if holds_store(root, cache) else None
     arranged, new = in_store_order(there, images)
@@ -49,23 +148,39 @@ def make_store(
             f"{root} holds {len(arranged) - new:,} of these {len(arranged):,} images; add the {new:,} new ones (the "
             f"first is {first!r}) with --grow, or choose another --out"
         )
-    known = subset(arranged, np.arange(len(arranged) - new)) if new else arranged
-    columns, stored = {"key": known.keys, "label": known.labels}, _stored_checksums(there, known)
-    data = dict(images.spec) | ({"limit": limit} if limit is not None else {})
-    store = create(
-        root,
-        data=data,
-        images=pa.table(columns if stored is None else {**columns, "checksum": stored}),
-        checksums=(lambda: content_checksums(known)) if stored is None else None,
-        class_names=images.classes,
-        classes=classes,
-        recipe=recipe.model_dump(mode="json"),
-        seed=seed,
-        versions=versions(images),
-        rows_per_shard=rows_per_shard,
-        cache=cache,
-    )
-    return (_grown(store, arranged, data, cache) if new else store), arranged
+    what = {
+        "data": dict(images.spec) | ({"limit": limit} if limit is not None else {}),
+        "class_names": images.classes,
+        "classes": classes,
+        "recipe": as_written(there.manifest.recipe if there else None, recipe.model_dump(mode="json"), RECIPES.make),
+        "seed": seed,
+    }
+    found = Arrangement(root, cache, there, arranged, new, what, rows_per_shard)
+    found.refuse_differences()
+    return found
+
+
+def make_store(root: str | os.PathLike[str], images: Images, recipe: Recipe, **settings: Any) -> tuple[Store, Images]:
+    """The store of these images and views at `root`, made, opened or grown, and the images in the order of its rows.
+
+    `settings` and errors are those of `arrange`; StoreError also when it cannot be written.
+    """
+    arranged = arrange(root, images, recipe, **settings)
+    return arranged.made(), arranged.images
+
+
+def as_written(
+    there: Mapping[str, Any] | None, now: Mapping[str, Any], meaning: Callable[[Mapping[str, Any]], Any]
+) -> dict[str, Any]:
+    """`now`, or what is written `there` where it has the same meaning.
+
+    A part may have got a setting with a default since it was written; that makes it no other one.
+    """
+    try:
+        same = there is not None and meaning(there) == meaning(now)
+    except (SoftlabelsError, ValidationError):
+        same = False
+    return dict(there if there is not None and same else now)
 
 
 def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
@@ -86,20 +201,6 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
             f"{store.keys[lost[0]].as_py()!r}); bring them back, mind --limit and --split, or choose another --out"
         )
     return subset(images, np.concatenate([known, new])), len(new)
-
-
-def _stored_checksums(store: Store | None, images: Images) -> pa.Array | None:
-    """Content checksums of the images where a store of their keys is there; None where there is none.
-
-    The store's stand for the contents but for a few that are compared, since reading every image again would make
-    "nothing to do" take hours; `verify` compares them all.
-    """
-    if store is None or store.keys != images.keys:
-        return None
-    few = permutation(len(images))[:CONTENT_CHECKS]
-    checksums = store.checksums.copy()
-    checksums[few] = content_checksums(images, few)
-    return pa.array(checksums, pa.uint64())
 
 
 def _grown(store: Store, images: Images, data: Mapping[str, Any], cache: Cache | None) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from softlabels.journal import Journal
 from softlabels.processes import Processes, joined
 from softlabels.reporting import check_plots, markdown, report
 from softlabels.runs._configs import SWEEP_OWN, SweepConfig, TrainConfig
+from softlabels.runs._folder import held
 from softlabels.runs._train import run_train
 
 
@@ -43,6 +45,12 @@ def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> Sweep
     root = Path(config.out or "runs/sweep")
     runs = _runs(config, root)
     check_plots()  # hours before they are drawn
+    with ExitStack() as stack:
+        processes.led(lambda: stack.enter_context(held(root)))
+        return _trained(runs, root, journal, processes)
+
+
+def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, processes: Processes) -> SweepReport:
     problems = []
     for done, (name, run) in enumerate(runs):
         journal.say(f"{done + 1}/{len(runs)}: {name}")
@@ -55,7 +63,7 @@ def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> Sweep
             journal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
-    table = processes.agreed(report(root, root / "report") if processes.first else pd.DataFrame())
+    table = processes.agreed(report(root, root / "report", journal) if processes.first else pd.DataFrame())
     for line in markdown(table).splitlines():
         journal.say(line)
     journal.say(f"table and plots in {root / 'report'}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from torch import nn
 
 from softlabels import verifying
 from softlabels._files import write_json
+from softlabels.checkpoints import newest_step
 from softlabels.codecs import SparseCodec
 from softlabels.comparing import compare
 from softlabels.config import validated
 from softlabels.datasets import Images, open_images, subset
-from softlabels.errors import ConfigError, DataError, StoreError
+from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate
-from softlabels.journal import Journal, duration
-from softlabels.labels import Labels, open_labels
+from softlabels.journal import Journal, duration, plural, rate
+from softlabels.labels import Labels
 from softlabels.learning import Place, parameter_groups
 from softlabels.losses import BLENDS, Objective
 from softlabels.networks import Preprocessing, parameter_count, read_description, read_weights, write_weights
@@ -28,14 +30,15 @@ from softlabels.pictures import Pictures, frame
 from softlabels.processes import Processes, joined
 from softlabels.provenance import CPU, mixture, renderers
 from softlabels.runs._configs import TrainConfig
-from softlabels.runs._folder import begin, finished
-from softlabels.runs._parts import alias, check_classes, label_images, limited, open_teacher, teacher_specs
+from softlabels.runs._folder import RESULT, Record, begin, held, recorded
+from softlabels.runs._inputs import Inputs
+from softlabels.runs._parts import alias, check_classes
 from softlabels.samples import LabelledPictures
 from softlabels.settings import Settings
 from softlabels.students import StudentPart, student_spec
 from softlabels.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
 from softlabels.tracking import check_trackers, tracked
-from softlabels.training import TrainReport, train
+from softlabels.training import CHECKPOINTS, TrainReport, train
 from softlabels.views import RECIPES
 
 PIXEL_CHECKS = 4
@@ -66,14 +69,69 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 
 
 def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+    if config.labels and config.teacher:
+        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
+    if config.shuffle_window is not None and not config.labels:
+        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
+    folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
+    before = processes.led(lambda: _before(folder, config))
+    if before is not None and before.result is not None:
+        processes.led(lambda: _say_done(before, config, journal))
+        return before.result
     spec = _student(config)
-    folder = Path(config.out or f"runs/{spec.slug}{'-tuned' if config.init else ''}")
-    done = processes.agreed(finished(folder, config))
-    if done is not None:
-        journal.say(f"{folder} is done already; nothing to do")
-        return done
+    inputs = Inputs(config, spec)
+    known = processes.led(lambda: _known(inputs, before, config, journal))
+    inputs.views = None if before is None or before.inputs is None else before.inputs.get("views")
+    with ExitStack() as stack:
+        return _trained(config, spec, folder, inputs, known, stack, journal, processes)
+
+
+def _before(folder: Path, config: TrainConfig) -> Record | None:
+    """What lies in the folder of this run. Raises RunError when that is a run of other settings, or damaged."""
+    found = recorded(folder)
+    if found is not None:
+        found.check_settings(config)
+    return found
+
+
+def _known(inputs: Inputs, before: Record | None, config: TrainConfig, journal: Journal) -> dict[str, Any]:
+    """What goes into the run. Raises RunError when something else went into the one `before`."""
+    known = inputs.known(_held_out(config, inputs.images, Journal(quiet=True)))
+    if before is not None:
+        before.check_inputs(known)
+        if before.inputs is None:
+            journal.say(f"{before.folder} does not say what went into the run so far; that is not compared")
+    return known
+
+
+def _say_done(done: Record, config: TrainConfig, journal: Journal) -> None:
+    """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
+    try:
+        now = Inputs(config, _student(config))
+        done.check_inputs(now.known(_held_out(config, now.images, Journal(quiet=True))))
+    except RunError:
+        raise
+    except (SoftlabelsError, KeyError) as problem:
+        reason = problem.args[0] if problem.args else problem
+        journal.say(f"{done.folder} is done already; what went into it is not there to be compared: {reason}")
+        return
+    unknown = "; what went into it was not recorded and is not compared" if done.inputs is None else ""
+    journal.say(f"{done.folder} is done already; nothing to do{unknown}")
+
+
+def _trained(
+    config: TrainConfig,
+    spec: StudentPart,
+    folder: Path,
+    inputs: Inputs,
+    known: Mapping[str, Any],
+    stack: ExitStack,
+    journal: Journal,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Make the steps that are left. The folder is held for this process within `stack`."""
     preprocessing = spec.preprocessing
-    lesson, classes, notes = _lesson(config, preprocessing, processes)
+    lesson, classes, notes = _lesson(config, preprocessing, processes, inputs)
     images = lesson.samples.pictures.images
     place = Place(
         config.torch_device(),
@@ -92,14 +150,24 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
     check_trackers(config.track)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
-        f"of {preprocessing.size} px; {len(images):,} images, effective batch {settings.effective_batch}",
+        f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
         *settings.describe(),
         *notes,
         *lesson.describe(),
     ]
     score = _scoring(config, preprocessing, images, classes, names, place, journal)
-    if processes.first:
-        begin(folder, config, header)
+
+    def hold() -> dict[str, Any] | None:
+        stack.enter_context(held(folder))
+        found = recorded(folder)
+        if found is None or found.result is None:
+            begin(folder, config, {**known, "views": lesson.samples.pictures.views}, header)
+        return None if found is None else found.result
+
+    done = processes.led(hold)
+    if done is not None:  # by another process, since this one looked
+        journal.say(f"{folder} is done already; nothing to do")
+        return done
     for line in header:
         journal.say(line)
 
@@ -109,7 +177,10 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
             write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
 
     shown = config.model_dump(mode="json", exclude={"track"})
-    with tracked(config.track if processes.first else (), folder, shown, journal) as trackers:
+    with (
+        tracked(config.track if processes.first else (), folder, shown, journal) as trackers,
+        _told_when_interrupted(folder / CHECKPOINTS),
+    ):
         report = train(
             network,
             preprocessing,
@@ -126,9 +197,22 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
     if config.compare and not isinstance(lesson.targets, NoTargets):
         result |= _compared(network, preprocessing, lesson, config, place, folder)
     if processes.first:
-        write_json(folder / "result.json", result)
+        write_json(folder / RESULT, result)
     _say(result, folder, journal)
     return result
+
+
+@contextmanager
+def _told_when_interrupted(checkpoints: Path) -> Iterator[None]:
+    """Say in an interrupt what the same command does next."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        step = newest_step(checkpoints)
+        said = "it begins anew: there is no checkpoint yet (--checkpoint-every)"
+        if step is not None:
+            said = f"the same command goes on from the checkpoint of step {step:,}"
+        raise KeyboardInterrupt(f"interrupted; {said}") from stop
 
 
 def _student(config: TrainConfig) -> StudentPart:
@@ -156,21 +240,19 @@ def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
     return settings.model_copy(update={"train_only": layers})
 
 
-def _lesson(config: TrainConfig, preprocessing: Preprocessing, processes: Processes) -> tuple[Lesson, int, list[str]]:
+def _lesson(
+    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
+) -> tuple[Lesson, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
-    if config.labels and config.teacher:
-        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
-    if config.shuffle_window is not None and not config.labels:
-        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     if config.labels:
-        return _stored_lesson(config, preprocessing, processes)
-    images = limited(open_images(config.data or "digits", data_dir=config.data_dir), config.limit, config.seed)
+        return _stored_lesson(config, preprocessing, processes, inputs)
+    images = inputs.images
     recipe = RECIPES.make(config.recipe or DEFAULT_RECIPE)
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
     pictures = Pictures(images, recipe, config.seed, views, frame(preprocessing))
     note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
     if config.teacher:
-        targets = _live_targets(config, pictures)
+        targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
         names = ", ".join(teacher.name for teacher in targets.teachers)
         lesson, more = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets)
@@ -207,19 +289,19 @@ def _check_untaught(config: TrainConfig) -> None:
             raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
 
 
-def _live_targets(config: TrainConfig, pictures: Pictures) -> LiveTargets:
-    specs = teacher_specs(config.teacher, config.teacher_weights)
-    teachers = [open_teacher(spec, config, pictures.images) for spec in specs]
+def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
+    teachers = inputs.teachers
     seen = [pictures.at(frame(teacher.preprocessing)) for teacher in teachers]
     return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
 
 
 def _stored_lesson(
-    config: TrainConfig, preprocessing: Preprocessing, processes: Processes
+    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
 ) -> tuple[Lesson, int, list[str]]:
     if config.recipe is not None:
         raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
-    labels = open_labels(config.labels or "", cache_dir=config.cache_dir, cache_size=config.cache_size)
+    labels = inputs.labels
+    assert labels is not None
     labels.share(config.label_memory)
     labels.adopt(processes.machine_agreed(labels.offered()))
     teachers = labels.select(config.teachers)
@@ -229,17 +311,18 @@ def _stored_lesson(
         _check_complete(labels, name, config.incomplete)
         _check_temperatures(labels, name, _objective(config, 0.0))
         labels.of(name).check(budget_bytes=CHECKED_BYTES)
-    images = limited(label_images(labels, config.data, config.data_dir), config.limit, config.seed)
+    images, views = inputs.images, _views(labels, inputs)
     joined = join(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
     notes = [
-        f"labels {labels.store.location}: {labels.views} views of {len(labels):,} images by {', '.join(teachers)}, "
+        f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
+        f"{', '.join(teachers)}, "
         f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
     ]
     if joined.without:
         notes.append(f"{joined.without:,} images have no labels and are left out")
         images = subset(images, joined.rows)
     _check_pixels(labels, images)
-    pictures = Pictures.of_store(labels.store, images, labels.views, frame(preprocessing))
+    pictures = Pictures.of_store(labels.store, images, views, frame(preprocessing))
     renderer = config.renderer
     samples = LabelledPictures(pictures, labels, joined.label_rows, teachers, renderer=renderer)
     for name in teachers:
@@ -251,6 +334,22 @@ def _stored_lesson(
     if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return lesson, labels.classes, notes + more
+
+
+def _views(labels: Labels, inputs: Inputs) -> int:
+    """How many views are learnt from: as many as when the run was begun, whatever has been added since.
+
+    Raises:
+        StoreError: some of them are not there any more.
+    """
+    if inputs.views is None:
+        return labels.views
+    if inputs.views > labels.views:
+        raise StoreError(
+            f"the run was begun with {plural(inputs.views, 'view')} of {labels.store.location}, which has "
+            f"{labels.views} now; dump the others again, or choose another --out"
+        )
+    return inputs.views
 
 
 def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
@@ -387,6 +486,6 @@ def _say(result: Mapping[str, Any], folder: Path, journal: Journal) -> None:
     best, last = result["best"], result["last"]
     scores = f"top-1 {last['top1']:.2%} at the end, {best['top1']:.2%} at best; " if best and last else ""
     journal.say(
-        f"{scores}{result['pictures_per_second']:,.0f} pictures/s, {duration(result['seconds'])}; student in "
+        f"{scores}{rate(result['pictures_per_second'])} pictures/s, {duration(result['seconds'])}; student in "
         f"{folder / 'best.safetensors'}"
     )

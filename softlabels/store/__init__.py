@@ -22,29 +22,36 @@ from softlabels.store._copying import copy_images
 from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
-from softlabels.store._layout import ArrayLayout, TeacherCard
+from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks
+from softlabels.store._lock import BusyError, exclusive
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._remote import is_url
-from softlabels.store._shard import MOST_VIEWS, Shard, ShardFormat
-from softlabels.store._store import Store, create, holds_store, open_store
+from softlabels.store._shard import MOST_VIEWS, Runs, Shard, ShardFormat
+from softlabels.store._store import Store, check_new, check_same, create, holds_store, open_store
 
 __all__ = [
     "FORMAT",
     "FORMATS",
     "MOST_VIEWS",
     "ArrayLayout",
+    "BusyError",
     "Cache",
     "ImageFile",
     "Manifest",
+    "Runs",
     "Shard",
     "ShardContent",
     "ShardFormat",
     "Store",
     "TeacherCard",
     "TeacherLabels",
+    "check_chunks",
+    "check_new",
+    "check_same",
     "copy_images",
     "create",
     "differences",
+    "exclusive",
     "holds_store",
     "is_url",
     "joined",

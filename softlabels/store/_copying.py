@@ -72,8 +72,12 @@ def _make(source: Store, folder: Path) -> None:
 
 
 def _refuse_other(source: Store, target: Store) -> None:
-    names = {"versions", "data"}  # where images lie makes no difference
-    clauses = differences(target.manifest.model_dump(exclude=names), source.manifest.model_dump(exclude=names))
+    # Neither where images lie makes a difference, nor which version of this package added them.
+    target_is, source_is = (
+        store.manifest.model_dump(exclude={"versions": True, "data": True, "images": {"__all__": {"id"}}})
+        for store in (target, source)
+    )
+    clauses = differences(target_is, source_is)
     if clauses:
         raise StoreError(
             f"{target.location} and {source.location} (there and here) are not of the same: {joined(clauses)}"

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from softlabels.config import essence
 from softlabels.errors import StoreError
 from softlabels.store._inside import Damaged, Place
 
@@ -32,8 +33,12 @@ def digest(value: Any) -> str:
 
 
 def document(model: BaseModel) -> str:
-    """The text of a file that holds `model`, its format version and its checksum."""
-    body = {"format_version": FORMAT, **model.model_dump(mode="json")}
+    """The text of a file that holds `model`, its format version and its checksum.
+
+    Only what `model` was given is written, so that a model that was read gives the text that it was read from, also
+    when its class has got another field with a default since then. A new one is written `complete`.
+    """
+    body = {"format_version": FORMAT, **model.model_dump(mode="json", exclude_unset=True)}
     text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
     try:
         text.encode()
@@ -42,6 +47,11 @@ def document(model: BaseModel) -> str:
             f"{problem.object[problem.start - 20 : problem.end]!r} is no valid Unicode; rename it"
         ) from problem
     return text
+
+
+def complete(model: M) -> M:
+    """`model` as it is written for the first time: with its defaults, but without later fields that it does not use."""
+    return type(model).model_validate(essence(model))
 
 
 def read_document(place: Place, model: type[M]) -> M:

@@ -51,7 +51,7 @@ class TeacherLabels:
         self.root = root
         self.name = name
         self.card = card
-        owner = Owner(manifest.id, name, card.digest, card.layout, card.compression)
+        owner = Owner(manifest.ids, name, card.digest, card.layout, card.compression)
         local = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
         self._mirror = mirror
         self._shelf = None if mirror is None else Shelf(mirror, name, local)

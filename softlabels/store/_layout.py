@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from softlabels.config import essence
 from softlabels.errors import StoreError
-from softlabels.store._documents import digest
+from softlabels.store._documents import differences, digest
 
 DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
@@ -32,6 +33,7 @@ class ArrayLayout(BaseModel):
     """One array of one label: its dtype by numpy's name and its shape."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    FIRST: ClassVar = frozenset({"dtype", "shape"})
 
     dtype: str
     shape: Annotated[tuple[Length, ...], Field(max_length=8)] = ()
@@ -63,10 +65,16 @@ class ArrayLayout(BaseModel):
 class TeacherCard(BaseModel):
     """Who the teacher is and how its labels are stored: what its folder's ``teacher.json`` holds.
 
-    A second dump under the same name must bring a card of equal `identity`.
+    A second dump under the same name must bring a card that does not differ. `precision` is what the teacher computed
+    in: ``fp32``, or the ``fp16`` or ``bf16`` of autocast; None where that is not known, as in own loops, imports, and
+    cards of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    FIRST: ClassVar = frozenset(
+        ["spec", "weights_sha256", "licence", "preprocessing", "codec", "layout", "classes", "format", "compression"]
+    ) | {"versions"}
+    """The fields of the first version; a later one is written, and in the digest, where it is not at its default."""
 
     spec: dict[str, Any]
     weights_sha256: str
@@ -77,21 +85,38 @@ class TeacherCard(BaseModel):
     classes: Length
     format: Literal["hdf5", "zarr"]
     compression: Literal["none", "zstd"] = "none"
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
     versions: dict[str, str] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for labels to be of one kind.
+        """What labels of one kind have in common.
 
         Weights that have a hash are known by it, by whatever path they were found. Library versions may differ.
         """
-        known = {"spec"} if self.weights_sha256 else set()
-        return self.model_dump(mode="json", exclude={"versions", "licence", *known})
+        left_out = {"versions", "licence", *(["spec"] if self.weights_sha256 else [])}
+        return {name: value for name, value in essence(self).items() if name not in left_out}
 
     @property
     def digest(self) -> str:
         """SHA-256 of the identity; each shard carries it."""
         return digest(self.identity)
+
+    def differs(self, other: TeacherCard) -> list[str]:
+        """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees."""
+        unknown = {"precision"} if None in (self.precision, other.precision) else set()
+        here, there = ({k: v for k, v in each.identity.items() if k not in unknown} for each in (self, other))
+        return differences(here, there)
+
+
+def check_chunks(layout: Mapping[str, ArrayLayout], rows: int) -> None:
+    """Raise StoreError when one view of a shard of `rows` rows is larger than a reader takes."""
+    for name, each in layout.items():
+        if rows * each.record > LARGEST_CHUNK:
+            raise StoreError(
+                f"one view of {rows:,} rows of array {name!r} has {rows * each.record:,} bytes, more than "
+                f"{LARGEST_CHUNK:,}; make the store with {LARGEST_CHUNK // each.record:,} rows per shard or fewer"
+            )
 
 
 def check_arrays(
@@ -107,9 +132,5 @@ def check_arrays(
                 f"array {name!r} must be {each.dtype} {wanted} (views, rows, ...), "
                 f"this is {arrays[name].dtype} {arrays[name].shape}"
             )
-        if extent[1] * each.record > LARGEST_CHUNK:
-            raise StoreError(
-                f"one view of {extent[1]:,} rows of array {name!r} has {extent[1] * each.record:,} bytes, more than "
-                f"{LARGEST_CHUNK:,}; make the store with fewer rows per shard"
-            )
+    check_chunks(layout, extent[1])
     return {name: np.ascontiguousarray(arrays[name], each.numpy) for name, each in layout.items()}

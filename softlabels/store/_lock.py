@@ -51,6 +51,18 @@ def waiting(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`, which goes with the process that holds it.
+
+    Raises:
+        BusyError: another process, or this one, holds it.
+        StoreError: the folder cannot be written.
+    """
+    with _locked(path, wait=False):
+        yield
+
+
 def _meet(part: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether some run is in both parts (Chinese remainder theorem)."""
     common = math.gcd(part[1], other[1])
@@ -114,16 +126,26 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _busy(path: Path) -> StoreError:
+class BusyError(StoreError):
+    """A lock is held by another process, whose id is `holder`, or ""."""
+
+    def __init__(self, message: str, holder: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+def _busy(path: Path) -> BusyError:
     try:
         holder = path.read_text()[:20].strip()
     except (OSError, ValueError):
         holder = ""
     match = _PART.fullmatch(path.name)
     part = f"part {match[1]}/{match[2]} of " if match else ""
-    return StoreError(
-        f"another process{f' ({holder})' if holder.isdigit() else ''} is writing {part}{path.parent} already; "
-        f"wait for it, stop it, or give each process a --part of its own"
+    holder = holder if holder.isdigit() else ""
+    return BusyError(
+        f"another process{f' ({holder})' if holder else ''} is writing {part}{path.parent} already; "
+        f"wait for it, stop it, or give each process a --part of its own",
+        holder,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Annotated, Any, cast
 
@@ -15,7 +16,11 @@ NAME = "manifest.json"
 
 
 class ImageFile(BaseModel):
-    """One addition of images: its Parquet file's size and SHA-256, and those of keys and labels, and of contents."""
+    """One addition of images: its Parquet file's size and SHA-256, and those of keys and labels, and of contents.
+
+    `id` is that of the store with these images, which shards of them carry; None for the first ones, and where an
+    earlier version of this package added them: then it is the manifest's.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +29,7 @@ class ImageFile(BaseModel):
     sha256: Digits
     fingerprint: Digits
     contents: Digits
+    id: Digits | None = None
 
 
 class Manifest(BaseModel):
@@ -50,6 +56,12 @@ class Manifest(BaseModel):
         return sum(file.rows for file in self.images)
 
     @property
+    def ids(self) -> tuple[tuple[int, str], ...]:
+        """For each addition, the row behind its last one and the id that shards of its rows carry."""
+        stops = itertools.accumulate(file.rows for file in self.images)
+        return tuple((stop, file.id or self.id) for stop, file in zip(stops, self.images, strict=True))
+
+    @property
     def runs(self) -> Runs:
         """How the rows are cut into shards."""
         return Runs(tuple(file.rows for file in self.images), self.rows_per_shard)
@@ -64,6 +76,11 @@ def identity(classes: int, class_names: tuple[str, ...], recipe: dict[str, Any],
 def store_id(what: dict[str, Any], file: ImageFile) -> str:
     """The name of a store that its shards carry: equal for stores made of the same images in the same way."""
     return digest({**what, "fingerprint": file.fingerprint, "contents": file.contents})
+
+
+def grown_id(before: str, file: ImageFile) -> str:
+    """The id of the store of id `before` when the images of `file` have been added to it."""
+    return digest({"store": before, "fingerprint": file.fingerprint, "contents": file.contents})
 
 
 def images_name(addition: int) -> str:

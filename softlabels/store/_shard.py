@@ -140,8 +140,8 @@ class Header(BaseModel):
     digests: dict[int, tuple[str, ...]] = {}
 
     def body(self) -> dict[str, Any]:
-        """The header as JSON values."""
-        return self.model_dump(mode="json")
+        """The header as JSON values: of one that was read, those that it was read from."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class ShardFormat(Protocol):
@@ -188,9 +188,12 @@ class ShardFormat(Protocol):
 
 @dataclass(frozen=True)
 class Owner:
-    """What every shard of one teacher's labels must agree with."""
+    """What every shard of one teacher's labels must agree with.
 
-    store: str
+    `stores` are (row, id): shards of rows below it, and not below an earlier one, carry this id of their store.
+    """
+
+    stores: tuple[tuple[int, str], ...]
     teacher: str
     card: str
     layout: Mapping[str, ArrayLayout]
@@ -199,7 +202,7 @@ class Owner:
     def header(self, shard: Shard, skipped: Mapping[int, str], digests: Mapping[int, Any]) -> Header:
         """The header of a new shard, without the places of its arrays."""
         return Header(
-            store=self.store,
+            store=self.store(shard),
             teacher=self.teacher,
             card=self.card,
             name=shard.name,
@@ -210,10 +213,14 @@ class Owner:
             digests={row: tuple(texts) for row, texts in digests.items()},
         )
 
+    def store(self, shard: Shard) -> str:
+        """The id of the store that `shard` carries."""
+        return next(name for stop, name in self.stores if shard.first_row < stop)
+
     def check(self, header: Header, shard: Shard, where: str) -> None:
         """Raise StoreError when `header` is of other labels, Damaged when it contradicts itself."""
         said = (header.store, header.teacher, header.card, header.name, header.first_row, header.stop_row)
-        wanted = (self.store, self.teacher, self.card, shard.name, shard.first_row, shard.stop_row)
+        wanted = (self.store(shard), self.teacher, self.card, shard.name, shard.first_row, shard.stop_row)
         if said != wanted:
             names = ("data set and recipe", "teacher", "teacher's card", "shard", "first row", "last row")
             other = next(name for name, a, b in zip(names, said, wanted, strict=True) if a != b)

@@ -19,6 +19,7 @@ from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images, _lock
 from softlabels.store._cache import Cache
 from softlabels.store._documents import (
+    complete,
     differences,
     document,
     document_problems,
@@ -29,8 +30,8 @@ from softlabels.store._folder import CARD
 from softlabels.store._formats import FORMATS
 from softlabels.store._inside import Place
 from softlabels.store._labels import TeacherLabels
-from softlabels.store._layout import TeacherCard
-from softlabels.store._manifest import NAME, ImageFile, Manifest, identity, images_name, store_id
+from softlabels.store._layout import TeacherCard, check_chunks
+from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id
 from softlabels.store._mirror import Mirror
 from softlabels.store._remote import is_url
 
@@ -126,6 +127,25 @@ class Store:
         Raises:
             StoreError: the name cannot be a folder's, or the labels there are of another teacher, codec or format.
         """
+        self.check_teacher(name, card)
+        place = Place(self.root, (name, CARD))
+        fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
+        if fresh or not place.path.exists():
+            with _lock.alone(self.root):
+                if fresh or not place.path.exists():
+                    write_text(place.path, document(complete(card)))
+        if self._mirror is not None:
+            self._mirror.publish(f"{name}/{CARD}")
+        self.check_teacher(name, card)  # once more: another process may have been first
+        return self._labels(name)
+
+    def check_teacher(self, name: str, card: TeacherCard) -> None:
+        """Refuse what `prepare` refuses; nothing is written.
+
+        Raises:
+            StoreError: the name cannot be a folder's, the labels there are of another teacher, codec or format, or a
+                shard of these labels would be larger than a reader takes.
+        """
         if not _TEACHER.fullmatch(name):
             raise StoreError(f"a teacher's name is a folder's: letters, digits and ._+=@- (at most 100), not {name!r}")
         if card.classes != self.manifest.classes:
@@ -134,22 +154,13 @@ class Store:
                 f"{card.classes}; choose another folder for them"
             )
         FORMATS[card.format].check_compression(card.compression)
-        place = Place(self.root, (name, CARD))
-        fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
-        if fresh or not place.path.exists():
-            with _lock.alone(self.root):
-                if fresh or not place.path.exists():
-                    write_text(place.path, document(card))
-        if self._mirror is not None:
-            self._mirror.publish(f"{name}/{CARD}")
-        labels = self._labels(name)
-        differing = differences(labels.card.identity, card.identity)
+        differing = self._labels(name).card.differs(card) if name in self.teachers else []
         if differing:
             raise StoreError(
                 f"{self.location} holds other labels under the name {name}: {joined(differing)}; "
                 f"use the same settings, another name or another folder"
             )
-        return labels
+        check_chunks(card.layout, self.manifest.runs.longest)
 
     def append_images(self, images: pa.Table, data: Mapping[str, Any] | None = None) -> Store:
         """The store with these images added after those it has; finished shards stay as they are.
@@ -168,6 +179,7 @@ class Store:
             current = open_folder(self.root)
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
+            file = file.model_copy(update={"id": grown_id(current.manifest.ids[-1][1], file)})
             changes = {"images": (*current.manifest.images, file), **({} if data is None else {"data": dict(data)})}
             manifest = current.manifest.model_copy(update=changes)
             write_text(self.root / NAME, document(manifest))
@@ -268,6 +280,32 @@ def create(
     return store
 
 
+def check_new(root: str | os.PathLike[str]) -> None:
+    """Raise StoreError when no store can be made at `root`, where there is none; nothing is written."""
+    if is_url(root):
+        return
+    folder = Path(root).absolute()
+    refuse_inside(folder)
+    if folder.is_dir():
+        refuse_orphans(folder)
+
+
+def check_same(
+    store: Store,
+    *,
+    data: Mapping[str, Any],
+    images: pa.Table,
+    class_names: Sequence[str] = (),
+    classes: int,
+    recipe: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Refuse what `create` refuses of a store that is there; arguments and error are those of `create`."""
+    known = [name for name in _images.SCHEMA.names if name in images.column_names]
+    what = identity(classes, tuple(class_names), dict(recipe), seed)
+    _refuse_differences(store, dict(data), what, _images.normalised(images, known))
+
+
 def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
     """The store at `root`, a folder or a URL; of a remote one, shards are copied to the cache when they are read.
 
@@ -328,7 +366,12 @@ def open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
         raise StoreError(f"{folder} has no {NAME}: it is no label store, or was not copied whole")
     manifest = read_document(place / NAME, Manifest)
     if manifest.id != store_id(_identity(manifest), manifest.images[0]):
-        raise StoreError(f"{place / NAME} has an id that its other values do not give; copy it again from its source")
+        raise _wrong_id(place)
+    before = manifest.id
+    for number, file in enumerate(manifest.images):
+        if file.id is not None and (number == 0 or file.id != grown_id(before, file)):
+            raise _wrong_id(place)
+        before = file.id or manifest.id
     for number, file in enumerate(manifest.images):
         name = images_name(number)
         found = (place / name).size()
@@ -339,6 +382,10 @@ def open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
         if file.rows * _images.SMALLEST_ROW > file.size:
             raise StoreError(f"{place / NAME} claims {file.rows:,} images, more than {name} has room for")
     return Store(folder, manifest, mirror)
+
+
+def _wrong_id(place: Place) -> StoreError:
+    return StoreError(f"{place / NAME} has an id that its other values do not give; copy it again from its source")
 
 
 def reopened(

@@ -464,3 +464,55 @@ def test_killed_packs_lose_nothing_and_end_bit_identical(tmp_path: Path, format:
     assert killed
     assert not list((tmp_path / "killed").glob(".partial-0*"))
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def test_a_replaced_picture_is_noticed_by_the_same_command(tmp_path: Path) -> None:
+    """Also when the manifest was removed so that the shards are kept, and in a half that is packed later."""
+    photos = write_pictures(tmp_path / "photos")
+    settings = {"data": str(photos), "out": str(tmp_path / "p"), **SMALL}
+    softlabels.pack(part="0/2", **settings)
+    shutil.copy(photos / "class-0/003.jpg", tmp_path / "kept.jpg")
+    shutil.copy(photos / "class-2/005.jpg", photos / "class-0/003.jpg")
+    for part in ("0/2", "1/2"):
+        with pytest.raises(softlabels.DataError, match="packed from other pictures under the same names"):
+            softlabels.pack(part=part, **settings)
+    shutil.copy(tmp_path / "kept.jpg", photos / "class-0/003.jpg")
+    softlabels.pack(**settings)
+    before = opened(tmp_path / "p").content(3)
+    shutil.copy(photos / "class-2/005.jpg", photos / "class-0/003.jpg")
+    (tmp_path / "p" / "pack.json").unlink()
+    softlabels.pack(**settings)
+    assert opened(tmp_path / "p").content(3) != before
+    shutil.copytree(photos, tmp_path / "elsewhere")
+    assert softlabels.pack(**{**settings, "data": str(tmp_path / "elsewhere")}).shards == 0
+
+
+def test_a_pack_of_an_earlier_version_is_gone_on_with_and_says_what_it_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = write_pictures(tmp_path / "photos")
+    settings = {"data": str(photos), "out": str(tmp_path / "p"), **SMALL}
+    with monkeypatch.context() as earlier:
+        earlier.setattr("softlabels.datasets._pack_writing.known_by", lambda _: {})
+        softlabels.pack(**settings)
+    assert softlabels.pack(**{**settings, "quiet": False}).shards == 0
+    assert "does not say which pictures it was made of" in capsys.readouterr().err
+
+
+def test_a_setting_of_packing_that_comes_later_makes_no_pack_another_one(
+    pack: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softlabels.datasets import _pack_format
+
+    made = kind(pack)
+
+    class Later(_pack_format.Packing):
+        sharpen: bool = False
+
+    class LaterManifest(_pack_format.PackManifest):
+        packing: Later
+
+    monkeypatch.setattr(_pack_format, "PackManifest", LaterManifest)
+    assert isinstance(opened(pack).manifest, LaterManifest)
+    assert not opened(pack).problems()
+    assert softlabels.pack(data=str(photos), out=str(pack), **made, **SMALL).shards == 0

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from store.stores import LAYOUT, card, files, fill, filled, make, table
+from store.stores import LAYOUT, assert_holds, card, files, fill, filled, make, table
 
 from softlabels.errors import StoreError
-from softlabels.store import create, open_store
+from softlabels.store import ArrayLayout, ImageFile, Manifest, TeacherCard, TeacherLabels, create, open_store
+from softlabels.store._shard import Header
 
 
 @pytest.mark.parametrize(
@@ -237,3 +241,135 @@ def test_a_store_is_of_the_same_name_on_every_machine(tmp_path: Path) -> None:
         rows_per_shard=20,
     ).manifest.id
     assert here == there
+
+
+class LaterLayout(ArrayLayout):
+    order: str = "rows"
+
+
+class LaterCard(TeacherCard):
+    output: str = "logits"
+    layout: dict[str, LaterLayout]  # type: ignore[assignment]
+
+
+class LaterFile(ImageFile):
+    source: str | None = None
+
+
+class LaterManifest(Manifest):
+    purpose: str = "training"
+    images: tuple[LaterFile, ...]
+
+
+class LaterHeader(Header):
+    host: str = ""
+
+
+@pytest.mark.parametrize("form", ["hdf5", "zarr"])
+def test_fields_that_come_later_make_no_store_another_one(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for reading it, nor for checking its bytes, nor for going on with it."""
+    digest = filled(tmp_path / "s", form).card.digest
+    monkeypatch.setattr("softlabels.store._store.TeacherCard", LaterCard)
+    monkeypatch.setattr("softlabels.store._store.Manifest", LaterManifest)
+    monkeypatch.setattr(f"softlabels.store._{form}.Header", LaterHeader)
+    store = open_store(tmp_path / "s")
+    labels = store.teacher("cnn")
+    assert isinstance(labels.card, LaterCard)
+    assert (labels.card.digest, labels.views) == (digest, 3)
+    assert store.verify() == labels.verify() == []
+    again = store.prepare("cnn", LaterCard.model_validate(card(form).model_dump()))
+    fill(again, 4)
+    assert_holds(again, 4)
+    assert again.verify() == []
+    grown = store.append_images(table(5, first=50))
+    assert grown.verify() == []
+    with pytest.raises(StoreError, match="output is absent there and 'feature' here"):
+        grown.prepare("cnn", LaterCard.model_validate({**card(form).model_dump(), "output": "feature"}))
+
+
+def test_a_later_version_writes_the_same_shards_where_it_uses_nothing_new(tmp_path: Path) -> None:
+    """And an earlier one takes them for its own."""
+    old, new = card(), LaterCard.model_validate(card().model_dump())
+    assert old.digest == new.digest
+    assert new.model_copy(update={"output": "feature"}).digest != old.digest
+    assert make(tmp_path / "s").prepare("cnn", new).card.digest == old.digest
+
+
+def test_what_a_teacher_computed_in_is_part_of_who_it_is(tmp_path: Path) -> None:
+    store = make(tmp_path / "s")
+    store.prepare("cnn", card(precision="fp32"))
+    with pytest.raises(StoreError, match="precision is 'fp32' there and 'bf16' here"):
+        store.prepare("cnn", card(precision="bf16"))
+    assert card(precision="fp32").digest != card(precision="bf16").digest
+    store.prepare("cnn", card())  # not known here
+    store.prepare("earlier", card())
+    store.prepare("earlier", card(precision="bf16"))  # not recorded there
+
+
+def grown(root: Path, first: int) -> TeacherLabels:
+    """A store of 50 images that got 10 others, from `first` on, and labels of all of them."""
+    filled(root)
+    store = open_store(root).append_images(table(10, first=first))
+    labels = store.teacher("cnn")
+    fill(labels, 3)
+    return labels
+
+
+def test_shards_of_a_store_that_grew_fit_no_store_that_grew_otherwise(tmp_path: Path) -> None:
+    one, other = grown(tmp_path / "a", 50), grown(tmp_path / "b", 60)
+    assert [shard.name for shard in one.shards] == [shard.name for shard in other.shards]
+    place = "cnn/00000-v0-3.h5"
+    shutil.copy(tmp_path / "a" / place, tmp_path / "b" / place)
+    assert open_store(tmp_path / "b").teacher("cnn").verify() == []  # of images that both have
+    place = "cnn/00003-v0-3.h5"
+    shutil.copy(tmp_path / "a" / place, tmp_path / "b" / place)
+    with pytest.raises(StoreError, match=r"00003-v0-3\.h5 is of another data set and recipe than this store"):
+        open_store(tmp_path / "b").teacher("cnn").missing(3)
+    assert grown(tmp_path / "c", 50).verify() == []
+    shutil.copy(tmp_path / "a" / place, tmp_path / "c" / place)
+    assert open_store(tmp_path / "c").teacher("cnn").verify() == []
+
+
+def test_stores_that_an_earlier_version_grew_stay_readable_and_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("softlabels.store._store.grown_id", lambda *_: None)
+        labels = grown(tmp_path / "s", 50)
+        rows, views = np.tile(np.arange(60), 3), np.repeat(np.arange(3), 60)
+        told = labels.take(rows, views)
+    manifest = json.loads((tmp_path / "s/manifest.json").read_text())
+    del manifest["images"][1]["id"], manifest["sha256"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "s/manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    store = open_store(tmp_path / "s")
+    assert store.verify() == store.teacher("cnn").verify() == []
+    labels = store.append_images(table(5, first=60)).teacher("cnn")
+    fill(labels, 3)
+    assert open_store(tmp_path / "s").verify() == open_store(tmp_path / "s").teacher("cnn").verify() == []
+    assert labels.views == 3
+    for name, array in labels.take(rows, views).items():
+        np.testing.assert_array_equal(array, told[name])
+
+
+def test_an_id_that_does_not_follow_from_the_images_is_refused(tmp_path: Path) -> None:
+    grown(tmp_path / "s", 50)
+    path = tmp_path / "s/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["images"][1]["id"] = "ab" * 32
+    del manifest["sha256"]
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps({**manifest, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    with pytest.raises(StoreError, match="has an id that its other values do not give"):
+        open_store(tmp_path / "s")
+
+
+def test_shards_too_large_to_be_read_are_refused_before_there_are_any(tmp_path: Path) -> None:
+    store = make(tmp_path / "s", rows=50, rows_per_shard=40)
+    wide = {"values": {"dtype": "float64", "shape": ((1 << 25) - 1,)}}
+    with pytest.raises(StoreError, match=r"one view of 40 rows of array 'values' .* with 4 rows per shard or fewer"):
+        store.prepare("wide", card(layout=wide))
+    assert store.teachers == ()
