@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from softlabels._philox import philox
+from softlabels.checkpoints import after_checkpoint
 from softlabels.errors import ConfigError
-from softlabels.networks import Preprocessing
+from softlabels.networks import Preprocessing, logits_of
 from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.samples import Batch, Workers
 from softlabels.settings import Settings
@@ -108,8 +111,82 @@ def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-    except (TypeError, ValueError, ImportError) as problem:
-        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {problem}; choose another") from problem
+    except Exception as problem:  # optimizers check their packages, devices and numbers in any way
+        reason = " ".join(str(problem).split())[:160] or f"{type(problem).__name__}; it may need CUDA or a package"
+        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {reason}; choose another") from problem
+
+
+def check_optimizer(settings: Settings) -> None:
+    """Let the optimizer step, be saved, loaded and step again, on a network of a few numbers.
+
+    Raises:
+        ConfigError: it cannot be made or does not step here, or a resumed run would differ from a whole one.
+    """
+    _check_optimizer(settings.optimizer, settings.peak_lr, settings.weight_decay, settings.momentum)
+
+
+@functools.cache
+def _check_optimizer(name: str, lr: float, weight_decay: float, momentum: float) -> None:
+    small = Settings(batch_size=2, optimizer=name, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    try:
+        # Some compile their steps, which may take minutes.
+        with torch.compiler.set_stance("force_eager"):
+            whole_run = _stepped(small, _Stand(), 0, 4)
+            state = after_checkpoint(_stepped(small, _Stand(), 0, 2).state())
+            resumed = _stepped(small, _Stand(), 2, 4, state)
+    except ConfigError:
+        raise
+    except Exception as problem:  # of the optimizer's own code
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise ConfigError(
+            f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint "
+            f"({reason}); choose another"
+        ) from problem
+    pairs = zip(whole_run.network.parameters(), resumed.network.parameters(), strict=True)
+    if not all(torch.equal(one, other) for one, other in pairs):
+        raise ConfigError(
+            f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted "
+            f"run would; choose another"
+        )
+
+
+class _Stand(nn.Module):
+    """A few numbers in the shapes that networks have: a convolution, a norm and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(0)
+            self.layers = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
+            )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pictures (n, 3, 4, 4) to (n, 3)."""
+        return self.layers(pictures)
+
+
+def _stepped(
+    settings: Settings, network: nn.Module, start: int, stop: int, state: Mapping[str, Any] | None = None
+) -> Learner:
+    """A learner of `network` after the steps from `start` to `stop`; torch's generator is left as it was."""
+    learner = Learner(network, Preprocessing(size=4), settings, 4, 0, Place(torch.device("cpu")))
+    if state is not None:
+        learner.load(state)
+    pictures = torch.arange(2 * 3 * 16).reshape(2, 3, 4, 4).to(torch.uint8)
+
+    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+        value = nn.functional.cross_entropy(learner.logits(batch), batch.hard)
+        return value, value.detach()[None]
+
+    batch = Batch(
+        pictures=pictures, rows=torch.arange(2), views=torch.zeros(2, dtype=torch.int64), hard=torch.arange(2)
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for step in range(start, stop):
+            learner.learn([batch], step, loss)
+    return learner
 
 
 class Learner:
@@ -130,16 +207,26 @@ class Learner:
         learning = _learning_parts(network, settings.lr_scale, settings.train_only)
         self._still = [module for name, module in network.named_modules() if name not in learning]
         self._optimizer = _optimizer(network, settings)
+        # Step i of the warmup has rate (i + 1) / warmup of the peak: the first moves, and the last is at the peak, from
+        # which the cosine begins.
+        rising = max(warmup - 1, 0)
         self._schedule = CosineLRScheduler(
             self._optimizer,
-            t_initial=max(steps - warmup, 2),
+            t_initial=max(steps - rising, 2),
             lr_min=settings.min_lr,
-            warmup_t=warmup,
+            warmup_t=rising,
+            warmup_lr_init=settings.peak_lr / max(warmup, 1),
             warmup_prefix=True,
             t_in_epochs=False,
         )
         self._average = ModelEmaV3(network, decay=settings.ema) if settings.ema else None
         self._scaler = torch.amp.GradScaler(at.device.type, enabled=at.amp is torch.float16)
+        self._second_order = bool(getattr(self._optimizer, "is_second_order", False))
+        if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
+            raise ConfigError(
+                f"--optimizer {settings.optimizer} takes second derivatives, in one process and without --amp fp16; "
+                f"choose another"
+            )
 
     @property
     def lr(self) -> float:
@@ -167,7 +254,7 @@ class Learner:
             norms, forward = lone_batch_norm(), self.network
         with norms, torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             try:
-                return forward(pictures)
+                return logits_of(forward(pictures), "the student")
             except ValueError as problem:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
@@ -189,13 +276,16 @@ class Learner:
         # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
         words = philox((self._settings.seed, _DROPOUT), (step, processes.rank, 0, 0))
         torch.manual_seed(int(words[0] >> np.uint64(1)))
+        own = getattr(self._optimizer, "generator", None)
+        if isinstance(own, torch.Generator):
+            own.manual_seed(int(words[1] >> np.uint64(1)))
         self.network.train()
         for module in self._still:
             module.training = False
         sums: list[Tensor] = []
         for batch in passes:
             value, terms = loss(batch)
-            self._scaler.scale(value).backward()
+            self._scaler.scale(value).backward(create_graph=self._second_order)
             if len(batch):
                 sums.append(terms.detach())
         processes.add_gradients(self.network.parameters())

@@ -41,7 +41,7 @@ from softlabels.networks._loading import (
     trained,
     trained_file,
 )
-from softlabels.networks._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from softlabels.networks._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.networks._settings import ArchitectureSettings, NetworkSettings, named, slug, slug_of_file
 from softlabels.networks._source import Architecture, DefaultWeights, Source
 from softlabels.networks._weights import (
@@ -90,6 +90,7 @@ __all__ = [
     "named",
     "parameter_count",
     "preprocessing",
+    "preprocessing_of",
     "published_weights",
     "random_seed",
     "read_description",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from softlabels.errors import ModelError, SoftlabelsError
+from softlabels.networks._checkpoints import extra_metadata
 from softlabels.networks._preprocessing import Preprocessing
 
 
@@ -110,6 +111,10 @@ def try_learning(
     Raises:
         ModelError: it does not run, its answer is no (2, classes), or no gradient reaches its weights.
     """
+    try:
+        extra_metadata(network.state_dict())
+    except ModelError as problem:
+        raise ModelError(f"{whose}: {problem}") from problem
     held = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
     pictures = _grey(2, preprocessing, device)
     try:

@@ -27,6 +27,10 @@ State = dict[str, Tensor]
 EXTRA = "_extra_state"
 """How torch ends the name of what a module's `get_extra_state` returns."""
 
+_PLAIN = frozenset(
+    f"builtins.{name}"
+    for name in ("bool", "bytearray", "complex", "dict", "float", "int", "list", "object", "set", "str", "tuple")
+)
 _EXTRA_METADATA = "extra_states"
 _SAVE = "save the weights alone, with torch.save(network.state_dict(), FILE) or as safetensors"
 _WEIGHTS = frozenset({"zip", "torch", "pickle", "safetensors"})
@@ -203,7 +207,7 @@ def _stand_ins(path: Path) -> list[Any]:
             *(f"numpy{core}.multiarray.scalar" for core in (".core", "._core")),
             "numpy.dtype",
         ]
-    beside = [name for name in names if name.partition(".")[0] in _BESIDE]
+    beside = [name for name in names if name.partition(".")[0] in _BESIDE or name in _PLAIN]
     made = []
     for name in beside:
         kind = _MappingStandIn if re.search(r"[dD]ict$", name) else _StandIn

@@ -103,8 +103,8 @@ def trained_file(path: str | Path) -> Trained:
         # A file of weights must never choose code that is then run.
         function = told.architecture.removeprefix("function:")
         raise ModelError(
-            f"{where} belongs to a network that {function} makes, which a file may not choose; name the function "
-            f"yourself, such as {function} with --weights {where}"
+            f"{where} belongs to a network of your own, and a file of weights may not choose code; name the function "
+            f"yourself: {function} with --weights {where}"
         )
     return _from_file(resolve(told.architecture), file, told, told.preprocessing)
 
@@ -142,7 +142,7 @@ def fitted(network: nn.Module, weights: str, what: str) -> tuple[str, Descriptio
     file = read_weights(weights)
     found = file.fitting(network.state_dict(), what)
     where = file.at(found)
-    note_beside(found, where)
+    _say_beside(file, found)
     fit(network, found.state, where, what)
     return with_key(weights, found.key), Description.from_metadata(file.metadata, file.path)
 
@@ -190,7 +190,7 @@ def _from_file(known: Architecture, file: Weights, told: Description | None, wan
     if found.missing and told is None:
         found = _converted(known, file, found)
     where = file.at(found)
-    note_beside(found, where)
+    _say_beside(file, found)
     return Trained(
         architecture=known,
         state=found.state,
@@ -203,12 +203,11 @@ def _from_file(known: Architecture, file: Weights, told: Description | None, wan
     )
 
 
-def note_beside(found: Candidate, where: str) -> None:
-    """Say in the log which tensors of a file are passed over."""
-    if found.beside:
-        _log.warning(
-            "%s: taken without %d other tensors of the file, such as %s", where, len(found.beside), found.beside[0]
-        )
+def _say_beside(file: Weights, found: Candidate) -> None:
+    """Say in the log which tensors are passed over in a file of which nobody named a part."""
+    if found.beside and file.key is None:
+        count, first = len(found.beside), found.beside[0]
+        _log.warning("%s: taken without %d other tensors of the file, such as %s", file.at(found), count, first)
 
 
 def _built(weights: Trained, classes: int, seed: int, size: int | None, leave: Collection[str]) -> nn.Module:

@@ -90,6 +90,9 @@ class Weights:
         """
         names = [name for name in unwrapped(wanted) if not name.endswith(_UNCOUNTED)]
         found = [each for key, state in self.held.items() for each in _candidates(key, state, names, heads)]
+        if all(each.missing for each in found):  # wrappers around some of the layers alone
+            held = {key: _plain(state) for key, state in self.held.items()}
+            found += [each for key, state in held.items() for each in _candidates(key, state, names, heads)]
         complete = self._chosen([each for each in found if not each.missing])
         if len(complete) > 1:
             raise self._ambiguous(complete)
@@ -101,7 +104,7 @@ class Weights:
         if self.key is not None and found:
             raise ModelError(
                 f"{self.path} has no weights of {what} at {self.key!r}; "
-                f"{did_you_mean(self.key, [each.key for each in found])}"
+                f"{did_you_mean(self.key, [each.key or '.' for each in found if not each.missing] or self.held)}"
             )
         return Candidate("", self.state, ())
 
@@ -346,40 +349,52 @@ def _has_extent(value: Any) -> bool:
 
 
 def _candidates(key: str, state: State, names: list[str], heads: Collection[str]) -> Iterable[Candidate]:
-    """What stands in `state` below each prefix under which any of the wanted `names` do."""
-    plain, wanted = _plain(state), set(names)
-    counts: Counter[str] = Counter()
-    for name in plain:
+    """What stands in `state` below each prefix under which any of the wanted `names` do.
+
+    Wrappers at the beginning of a name are part of the prefix, so that what lies beside the wrapped network is beside.
+    """
+    wanted, places = set(names), Counter[str]()
+    for name in state:
         parts = name.split(".")
-        counts.update(".".join((*parts[:cut], "")) for cut in range(len(parts)) if ".".join(parts[cut:]) in wanted)
-    for prefix in counts or {"": 0}:
-        inside = {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
-        moved = _head_elsewhere(plain, inside, heads)
-        inside |= {name: plain[other] for name, other in moved.items()}
-        missing = sum(name not in inside for name in names)
+        for cut in range(len(parts)):
+            if parts[cut] not in _WRAPPERS and _without_wrappers(parts[cut:]) in wanted:
+                places[".".join((*parts[:cut], ""))] += 1
+    for prefix in places or {"": 0}:
         # Another whole network below this one, such as a teacher beside its student, is a candidate of its own.
         others = tuple(
-            other
-            for other, count in counts.items()
-            if count == len(names) and other != prefix and other.startswith(prefix)
+            each for each, count in places.items() if count == len(names) and each != prefix and each.startswith(prefix)
         )
-        inside = {name: value for name, value in inside.items() if not (prefix + name).startswith(others)}
-        taken = {prefix + name for name in inside} | set(moved.values())
-        beside = tuple(name for name in plain if name not in taken)
-        yield Candidate(".".join(part for part in (key, prefix.rstrip(".")) if part), inside, beside, missing)
+        below = [name for name in state if name.startswith(prefix) and not name.startswith(others)]
+        raw = {_without_wrappers(name.removeprefix(prefix).split(".")): name for name in below}
+        raw |= _head_elsewhere(state, raw, heads)
+        taken = set(raw.values())
+        yield Candidate(
+            key=_label(key, prefix),
+            state={name: state[other] for name, other in raw.items() if not name.endswith("n_averaged")},
+            beside=tuple(name for name in state if name not in taken and not name.endswith("n_averaged")),
+            missing=sum(name not in raw for name in names),
+        )
 
 
-def _head_elsewhere(plain: State, inside: State, heads: Collection[str]) -> dict[str, str]:
+def _without_wrappers(parts: Iterable[str]) -> str:
+    return ".".join(part for part in parts if part not in _WRAPPERS)
+
+
+def _label(key: str, prefix: str) -> str:
+    """The path of a candidate's key and prefix; of wrappers alone nothing is left."""
+    path = ".".join(part for part in (key, prefix.rstrip(".")) if part)
+    return path if _without_wrappers(path.split(".")) else ""
+
+
+def _head_elsewhere(state: State, raw: Mapping[str, str], heads: Collection[str]) -> dict[str, str]:
     """Where the head's tensors stand when they are not beside the others, as when one module holds each."""
-    lost = [name for name in heads if name not in inside]
-    if not lost or not inside:
+    lost = [name for name in heads if name not in raw]
+    if not lost or not raw:
         return {}
-    places = [
-        {name: f"{prefix}{name}" for name in lost}
-        for prefix in dict.fromkeys(other.removesuffix(lost[0]) for other in plain if other.endswith(f".{lost[0]}"))
-    ]
-    whole_heads = [place for place in places if all(other in plain for other in place.values())]
-    return whole_heads[0] if len(whole_heads) == 1 else {}
+    prefixes = [name.removesuffix(lost[0]) for name in state if name.endswith(f".{lost[0]}")]
+    places = [{name: f"{prefix}{name}" for name in lost} for prefix in prefixes]
+    complete = [place for place in places if all(other in state for other in place.values())]
+    return complete[0] if len(complete) == 1 else {}
 
 
 def _file_and_key(path: str | Path) -> tuple[Path, str | None]:

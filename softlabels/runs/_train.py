@@ -20,9 +20,17 @@ from softlabels.errors import ConfigError, DataError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate
 from softlabels.journal import Journal, duration
 from softlabels.labels import Labels, open_labels
-from softlabels.learning import Place, parameter_groups
+from softlabels.learning import Place, check_optimizer, parameter_groups
 from softlabels.losses import BLENDS, Objective
-from softlabels.networks import Preprocessing, parameter_count, read_description, read_weights, write_weights
+from softlabels.networks import (
+    Preprocessing,
+    fit,
+    parameter_count,
+    read_description,
+    read_weights,
+    try_learning,
+    write_weights,
+)
 from softlabels.orders import spread, window_notes
 from softlabels.pictures import Pictures, frame
 from softlabels.processes import Processes, joined
@@ -83,12 +91,14 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
         config.channels_last,
         processes,
     )
-    network = spec.build(classes, seed=config.seed)
+    network = spec.build(classes, seed=config.seed).to(place.device)
     names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
     metadata = spec.metadata(classes, names or images.classes)
     settings = _settings(config, spec)
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    check_optimizer(settings)
+    try_learning(network, preprocessing, classes, place.device, f"student {spec.slug}", place.amp)
     check_trackers(config.track)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
@@ -371,7 +381,7 @@ def _compared(
 ) -> dict[str, Any]:
     """How near the student that was kept last has come to its teacher."""
     state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
-    network.load_state_dict(place.processes.agreed(state))
+    fit(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
     classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
     closeness = compare(
         classify,
