@@ -189,6 +189,24 @@ def _stepped(
     return learner
 
 
+class _Average(ModelEmaV3):
+    """timm's average, of networks with extra states too, which are taken over as they are."""
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """One step of the average: a * decay + b * (1 - decay) of each floating tensor, the newest of all others."""
+        theirs = model.state_dict()
+        extras = {name: value for name, value in theirs.items() if not isinstance(value, Tensor)}
+        if not extras:
+            super().apply_update_(model, decay)
+            return
+        for name, mine in self.module.state_dict().items():
+            if isinstance(mine, Tensor) and mine.is_floating_point():
+                mine.lerp_(theirs[name].to(mine.device), 1 - decay)
+            elif isinstance(mine, Tensor):
+                mine.copy_(theirs[name])
+        self.module.load_state_dict(extras, strict=False)
+
+
 class Learner:
     """A network with its optimizer, schedule, average and loss scale: all that a step changes."""
 
@@ -219,7 +237,7 @@ class Learner:
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        self._average = ModelEmaV3(network, decay=settings.ema) if settings.ema else None
+        self._average = _Average(network, decay=settings.ema) if settings.ema else None
         self._scaler = torch.amp.GradScaler(at.device.type, enabled=at.amp is torch.float16)
         self._second_order = bool(getattr(self._optimizer, "is_second_order", False))
         if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
