@@ -127,66 +127,59 @@ def check_optimizer(settings: Settings) -> None:
 
 @functools.cache
 def _check_optimizer(name: str, lr: float, weight_decay: float, momentum: float) -> None:
-    small = Settings(batch_size=2, optimizer=name, lr=lr, weight_decay=weight_decay, momentum=momentum)
+    settings = Settings(optimizer=name, lr=lr, weight_decay=weight_decay, momentum=momentum)
     try:
         # Some compile their steps, which may take minutes.
-        with torch.compiler.set_stance("force_eager"):
-            whole_run = _stepped(small, _Stand(), 0, 4)
-            state = after_checkpoint(_stepped(small, _Stand(), 0, 2).state())
-            resumed = _stepped(small, _Stand(), 2, 4, state)
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            at_once = _stepped(settings, 0, 4)
+            resumed = _stepped(settings, 2, 4, after_checkpoint(_stepped(settings, 0, 2)))
     except ConfigError:
         raise
     except Exception as problem:  # of the optimizer's own code
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise ConfigError(
-            f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint "
-            f"({reason}); choose another"
+            f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint ({reason}); "
+            f"choose another"
         ) from problem
-    pairs = zip(whole_run.network.parameters(), resumed.network.parameters(), strict=True)
-    if not all(torch.equal(one, other) for one, other in pairs):
+    if not all(torch.equal(tensor, resumed["network"][key]) for key, tensor in at_once["network"].items()):
         raise ConfigError(
-            f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted "
-            f"run would; choose another"
+            f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted run would; "
+            f"choose another"
         )
 
 
-class _Stand(nn.Module):
-    """A few numbers in the shapes that networks have: a convolution, a norm and a linear layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(0)
-            self.layers = nn.Sequential(
-                nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
-            )
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Pictures (n, 3, 4, 4) to (n, 3)."""
-        return self.layers(pictures)
-
-
-def _stepped(
-    settings: Settings, network: nn.Module, start: int, stop: int, state: Mapping[str, Any] | None = None
-) -> Learner:
-    """A learner of `network` after the steps from `start` to `stop`; torch's generator is left as it was."""
-    learner = Learner(network, Preprocessing(size=4), settings, 4, 0, Place(torch.device("cpu")))
-    if state is not None:
-        learner.load(state)
-    pictures = torch.arange(2 * 3 * 16).reshape(2, 3, 4, 4).to(torch.uint8)
-
-    def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-        value = nn.functional.cross_entropy(learner.logits(batch), batch.hard)
-        return value, value.detach()[None]
-
-    batch = Batch(
-        pictures=pictures, rows=torch.arange(2), views=torch.zeros(2, dtype=torch.int64), hard=torch.arange(2)
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _stepped(settings: Settings, start: int, stop: int, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """State dicts of a small network and its optimizer after the steps from `start`, where `state` was, to `stop`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        # The kinds of layers that networks have: of four, two and one dimensions.
+        layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
+        network = nn.Sequential(*layers)
+        optimizer = _optimizer(network, settings)
+        if state is not None:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+        pictures = torch.linspace(-1, 1, 96).reshape(2, 3, 4, 4)
         for step in range(start, stop):
-            learner.learn([batch], step, loss)
-    return learner
+            _seed(optimizer, step, step)
+            loss = nn.functional.cross_entropy(network(pictures), torch.tensor([0, 1]))
+            loss.backward(create_graph=_is_second_order(optimizer))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def _seed(optimizer: torch.optim.Optimizer, seed: int, own_seed: int) -> None:
+    """Seed torch's generator, and that of an optimizer that has one."""
+    torch.manual_seed(seed)
+    generator = getattr(optimizer, "generator", None)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(own_seed)
+
+
+def _is_second_order(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(getattr(optimizer, "is_second_order", False))
 
 
 class _Average(ModelEmaV3):
@@ -239,7 +232,7 @@ class Learner:
         )
         self._average = _Average(network, decay=settings.ema) if settings.ema else None
         self._scaler = torch.amp.GradScaler(at.device.type, enabled=at.amp is torch.float16)
-        self._second_order = bool(getattr(self._optimizer, "is_second_order", False))
+        self._second_order = _is_second_order(self._optimizer)
         if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
             raise ConfigError(
                 f"--optimizer {settings.optimizer} takes second derivatives, in one process and without --amp fp16; "
@@ -293,10 +286,7 @@ class Learner:
         processes = self._place.processes
         # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
         words = philox((self._settings.seed, _DROPOUT), (step, processes.rank, 0, 0))
-        torch.manual_seed(int(words[0] >> np.uint64(1)))
-        own = getattr(self._optimizer, "generator", None)
-        if isinstance(own, torch.Generator):
-            own.manual_seed(int(words[1] >> np.uint64(1)))
+        _seed(self._optimizer, *(int(word >> np.uint64(1)) for word in words[:2]))
         self.network.train()
         for module in self._still:
             module.training = False

@@ -93,7 +93,7 @@ WORK = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with the module `own_networks`."""
     monkeypatch.chdir(tmp_path)
@@ -137,7 +137,7 @@ def test_a_student_of_any_make_is_scored_exported_and_trained_on_from_what_it_wr
 
 
 @pytest.mark.parametrize("kind", ["parallel", "compiled"])
-def test_what_a_wrapped_student_wrote_is_read_without_the_wrapper(kind: str, here: Path) -> None:
+def test_what_a_wrapped_student_wrote_is_read_without_the_wrapper(kind: str) -> None:
     learn(kind, "run")
     wrapped, bare = (
         softlabels.evaluate(student=f"own_networks:{name}", weights="run", data="digits", device="cpu", quiet=True)
@@ -148,7 +148,7 @@ def test_what_a_wrapped_student_wrote_is_read_without_the_wrapper(kind: str, her
 
 
 @pytest.mark.parametrize("kind", ["returns_dict", "parallel", "script", "lazy", "extra"])
-def test_the_same_networks_teach_and_are_compared(kind: str, here: Path) -> None:
+def test_the_same_networks_teach_and_are_compared(kind: str) -> None:
     common = {"data": "digits", "limit": 60, "device": "cpu", "quiet": True}
     softlabels.dump(teacher=[f"own_networks:{kind}"], recipe="pad", views=1, out="labels", **common)
     # A network without weights of its own is drawn from one seed, so that the same teacher is found again.
@@ -179,9 +179,8 @@ def test_a_student_that_cannot_be_trained_is_refused_before_its_folder_is_made(
 
 @pytest.mark.parametrize(("kind", "works"), [("half", True), ("program", True), ("script", True), ("silent", False)])
 def test_a_teacher_of_any_make_answers_or_is_refused_in_a_line(
-    kind: str, works: bool, here: Path, softlabels_command: Callable
+    kind: str, works: bool, softlabels_command: Callable
 ) -> None:
-    softlabels_command  # noqa: B018 - its folder is the current one
     done = softlabels_command(
         "dump", "--teacher", f"own_networks:{kind}", "--data", "digits", "--limit", 20, "--recipe", "pad", "--views", 1,
         "--out", "labels", "--device", "cpu",
@@ -189,7 +188,7 @@ def test_a_teacher_of_any_make_answers_or_is_refused_in_a_line(
     assert done.exit_code == (0 if works else 1), done.output
 
 
-def test_the_trial_changes_neither_statistics_nor_gradients_nor_chance(here: Path) -> None:
+def test_the_trial_changes_neither_statistics_nor_gradients_nor_chance() -> None:
     from softlabels import networks
 
     network, wanted = networks.from_function("own_networks:normed", 10)
@@ -207,7 +206,7 @@ def test_a_score_speaks_of_a_student_and_not_of_a_teacher(here: Path, softlabels
     assert done.exit_code == 1 and "student own_networks-narrow" in done.output and "teacher" not in done.output
 
 
-def test_extra_states_come_back_from_the_file(here: Path) -> None:
+def test_extra_states_come_back_from_the_file() -> None:
     from softlabels import networks
 
     learn("extra", "run")
