@@ -122,12 +122,12 @@ def check_optimizer(settings: Settings) -> None:
     Raises:
         ConfigError: it cannot be made or does not step here, or a resumed run would differ from a whole one.
     """
-    _check_optimizer(settings.optimizer, settings.peak_lr, settings.weight_decay, settings.momentum)
+    _check_optimizer(settings.optimizer, settings.weight_decay, settings.momentum)
 
 
 @functools.cache
-def _check_optimizer(name: str, lr: float, weight_decay: float, momentum: float) -> None:
-    settings = Settings(optimizer=name, lr=lr, weight_decay=weight_decay, momentum=momentum)
+def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
+    settings = Settings(optimizer=name, weight_decay=weight_decay, momentum=momentum)
     try:
         # Some compile their steps, which may take minutes.
         with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
@@ -142,7 +142,8 @@ def _check_optimizer(name: str, lr: float, weight_decay: float, momentum: float)
             f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint ({reason}); "
             f"choose another"
         ) from problem
-    if not all(torch.equal(tensor, resumed["network"][key]) for key, tensor in at_once["network"].items()):
+    pairs = ((tensor, resumed["network"][key]) for key, tensor in at_once["network"].items())
+    if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):
         raise ConfigError(
             f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted run would; "
             f"choose another"

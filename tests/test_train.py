@@ -346,7 +346,7 @@ def test_an_optimizer_that_cannot_be_used_is_refused_before_the_folder_is_made(
 
     monkeypatch.setattr(learning, "create_optimizer_v2", lambda groups, lr, **_: Forgetful(groups, lr=lr))
     with pytest.raises(softlabels.ConfigError, match="does not go on as an uninterrupted run would"):
-        softlabels.train(optimizer="sgd", lr=0.0123, out=str(tmp_path / "run"), **settings)
+        softlabels.train(optimizer="sgd", weight_decay=0.0123, out=str(tmp_path / "run"), **settings)
     assert not (tmp_path / "run").exists()
 
 
