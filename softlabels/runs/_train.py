@@ -219,7 +219,8 @@ def _check_untaught(config: TrainConfig) -> None:
 
 def _live_targets(config: TrainConfig, pictures: Pictures) -> LiveTargets:
     specs = teacher_specs(config.teacher, config.teacher_weights)
-    teachers = [open_teacher(spec, config, pictures.images) for spec in specs]
+    clean = pictures.recipe.clean
+    teachers = [open_teacher(spec, config, pictures.images, clean=clean) for spec in specs]
     seen = [pictures.at(frame(teacher.preprocessing)) for teacher in teachers]
     return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
 
