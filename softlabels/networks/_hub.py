@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import sys
@@ -43,6 +44,12 @@ def fetch(url: str, what: str) -> Path:
     except (OSError, RuntimeError, ValueError) as problem:
         raise out_of_reach(what, url, file, problem) from problem
     return file
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of the file's bytes, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def out_of_reach(what: str, url: str, file: Path | None, problem: Exception) -> ModelError:

@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,9 @@ def trained(architecture: str | Architecture, weights: str | None, *, training: 
     """The published weights of the architecture (`weights` None, ``default`` or a name of torchvision's, such as
     ``IMAGENET1K_V1``), or those in the file `weights`, ``FILE`` or ``FILE:KEY``.
 
-    A file with our metadata brings its preprocessing; another one has that of the architecture's published weights, as
-    they were trained if `training`, else as they are evaluated.
+    A file with our metadata brings its preprocessing, and so does a copy of published weights that its library can tell
+    by content; another one has that of the architecture's default weights, as they were trained if `training`, else as
+    they are evaluated.
 
     Raises:
         ModelError: there are none, they cannot be read, or the file is of another architecture.
@@ -85,7 +86,13 @@ def trained(architecture: str | Architecture, weights: str | None, *, training: 
     told = Description.from_metadata(file.metadata, file.path)
     if told is not None and told.architecture != str(known):
         raise ModelError(f"{file.path} holds the weights of {told.architecture}, not of {known}; name that one instead")
-    return _from_file(known, file, told, told.preprocessing if told else preprocessing(known, training=training))
+    if told is not None:
+        return _from_file(known, file, told, told.preprocessing)
+    copied = SOURCES[known.source].recognised(known.name, file.path)
+    if copied is None:
+        return _from_file(known, file, None, preprocessing(known, training=training))
+    of_file = _from_file(known, file, None, copied.preprocessing)
+    return replace(of_file, class_names=copied.class_names, licence=copied.licence)
 
 
 def trained_file(path: str | Path) -> Trained:

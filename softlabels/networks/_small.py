@@ -129,6 +129,10 @@ class Small:
         """None."""
         return None
 
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:  # noqa: ARG002
+        """None."""
+        return None
+
     def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:  # noqa: ARG002
         """None."""
         return None

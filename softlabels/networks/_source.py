@@ -73,6 +73,9 @@ class Source(Protocol):
     def published_weights(self, network: str, name: str) -> DefaultWeights | None:
         """The published weights of that name, not loaded; None when there are none."""
 
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:
+        """The published weights that `file` is a copy of, by its content; None when it is none or nobody can tell."""
+
     def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:
         """The state dict in a published file whose names the library changes when it loads it; None when it cannot.
 

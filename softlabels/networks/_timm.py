@@ -115,6 +115,10 @@ class Timm:
         """None: see `named_weights`."""
         return None
 
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:  # noqa: ARG002
+        """None: timm does not state what its files hash to."""
+        return None
+
     def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:
         """As timm itself loads the file, with its renaming of old names."""
         return _loaded(network, file)

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softlabels._installed import torchvision_networks
-from softlabels.networks._hub import cached_file, fetch
+from softlabels.networks._hub import cached_file, fetch, file_sha256
 from softlabels.networks._preprocessing import Preprocessing
 from softlabels.networks._source import DefaultWeights, SourceName
 from softlabels.networks._weights import read_weights
@@ -85,6 +86,15 @@ class Torchvision:
             preprocessing=_preprocessing(network, weights.name),
             load=load,
         )
+
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:
+        """The weights whose URL ends in the first digits of the file's SHA-256, as torchvision's URLs do."""
+        stated = {name: torch.hub.HASH_REGEX.search(each.url) for name, each in _enum(network).__members__.items()}
+        digits = file_sha256(file) if any(stated.values()) else ""
+        for name, match in stated.items():
+            if match is not None and digits.startswith(match[1]):
+                return self.published_weights(network, name)
+        return None
 
     def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:
         """The published DenseNets under the names of today."""

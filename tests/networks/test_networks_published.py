@@ -71,6 +71,15 @@ def test_torchvisions_weights_are_taken_by_their_names_with_their_own_preprocess
         networks.trained("resnet50", "IMAGENET1K_V9")
 
 
+def test_a_copy_of_published_weights_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "mine.pth")
+    assert networks.trained("resnet50", str(tmp_path / "mine.pth")).preprocessing.resize == 232
+    # The digits of the file that torchvision publishes as the first weights.
+    monkeypatch.setattr("softlabels.networks._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
+    weights = networks.trained("resnet50", str(tmp_path / "mine.pth"))
+    assert weights.preprocessing.resize == 256 and weights.class_names[0] == "tench"
+
+
 @pytest.mark.usefixtures("torch_home")
 def test_published_densenets_are_read_under_their_old_names() -> None:
     network = torchvision.models.densenet121()
