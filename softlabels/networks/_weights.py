@@ -336,7 +336,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
     Names stay as they are where two would become one.
     """
     raw = list(names)
-    plain = {".".join(part for part in name.split(".") if part not in _WRAPPERS): name for name in raw}
+    plain = {_without(_WRAPPERS, name.split(".")): name for name in raw}
     return plain if len(plain) == len(raw) and "" not in plain else {name: name for name in raw}
 
 
@@ -354,10 +354,12 @@ def _candidates(key: str, state: State, names: list[str], heads: Collection[str]
     Wrappers at the beginning of a name are part of the prefix, so that what lies beside the wrapped network is beside.
     """
     wanted, places = set(names), Counter[str]()
+    # A network may have a part of such a name itself.
+    wrappers = frozenset[str]() if any(part in _WRAPPERS for name in names for part in name.split(".")) else _WRAPPERS
     for name in state:
         parts = name.split(".")
         for cut in range(len(parts)):
-            if parts[cut] not in _WRAPPERS and _without_wrappers(parts[cut:]) in wanted:
+            if parts[cut] not in wrappers and _without(wrappers, parts[cut:]) in wanted:
                 places[".".join((*parts[:cut], ""))] += 1
     for prefix in places or {"": 0}:
         # Another whole network below this one, such as a teacher beside its student, is a candidate of its own.
@@ -365,7 +367,7 @@ def _candidates(key: str, state: State, names: list[str], heads: Collection[str]
             each for each, count in places.items() if count == len(names) and each != prefix and each.startswith(prefix)
         )
         below = [name for name in state if name.startswith(prefix) and not name.startswith(others)]
-        raw = {_without_wrappers(name.removeprefix(prefix).split(".")): name for name in below}
+        raw = {_without(wrappers, name.removeprefix(prefix).split(".")): name for name in below}
         raw |= _head_elsewhere(state, raw, heads)
         taken = set(raw.values())
         yield Candidate(
@@ -376,14 +378,14 @@ def _candidates(key: str, state: State, names: list[str], heads: Collection[str]
         )
 
 
-def _without_wrappers(parts: Iterable[str]) -> str:
-    return ".".join(part for part in parts if part not in _WRAPPERS)
+def _without(wrappers: frozenset[str], parts: Iterable[str]) -> str:
+    return ".".join(part for part in parts if part not in wrappers)
 
 
 def _label(key: str, prefix: str) -> str:
     """The path of a candidate's key and prefix; of wrappers alone nothing is left."""
     path = ".".join(part for part in (key, prefix.rstrip(".")) if part)
-    return path if _without_wrappers(path.split(".")) else ""
+    return path if _without(_WRAPPERS, path.split(".")) else ""
 
 
 def _head_elsewhere(state: State, raw: Mapping[str, str], heads: Collection[str]) -> dict[str, str]:

@@ -150,7 +150,8 @@ def _student(config: TrainConfig) -> StudentPart:
     told = read_description(config.init)
     if config.student is None and (told is None or told.architecture.startswith("function:")):
         # A file of weights must never choose code that is then run.
-        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student")
+        own = told.architecture.removeprefix("function:") if told else "NAME"
+        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student {own}")
     student = config.student or (told.architecture if told else "")
     return student_spec(student, weights=config.init, size=config.size)
 

@@ -120,6 +120,18 @@ def test_a_teacher_says_which_weights_it_took_and_is_found_again_by_it() -> None
     assert teacher_spec("cnn_tiny", "d.pth:model").open().spec["weights"] == "d.pth:model"
 
 
+def test_a_network_with_parts_called_as_wrappers_are_is_loaded_by_its_own_names() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.module = nn.Linear(2, 2), nn.ModuleDict({"layer": nn.Linear(2, 2)})
+
+    one, other = Odd(), Odd()
+    torch.save({"state_dict": {f"net.{name}": tensor for name, tensor in one.state_dict().items()}}, "odd.pth")
+    networks.fitted(other, "odd.pth", "odd")
+    assert networks.digest(other.state_dict()) == networks.digest(one.state_dict())
+
+
 def test_a_head_that_stands_in_a_module_of_its_own_is_found() -> None:
     state = networks.build("resnet18", 10).state_dict()
     body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
