@@ -106,6 +106,14 @@ def timm_networks() -> frozenset[str]:
     return found or frozenset(import_module("timm").list_models())
 
 
+@functools.cache
+def timm_weights() -> frozenset[str]:
+    """Names of the networks of the installed timm with the tags of their weights, such as ``resnet18.a1_in1k``."""
+    pattern = re.compile(r"['\"](\w+\.\w+)['\"]\s*:")
+    names = (name for (name,) in _matches(_sources("timm", "models", "*.py"), pattern))
+    return frozenset(name for name in names if name.partition(".")[0] in timm_networks())
+
+
 def timm_mentions(name: str) -> bool:
     """Whether the installed timm's models mention `name` in quotes, as former names and tags of weights are."""
     pattern = re.compile(rf"['\"]{re.escape(name)}['\"]")

@@ -1,4 +1,4 @@
-"""Files that a stranger may have made: reached without links, and mapped into memory without a descriptor each."""
+"""Files that a stranger may have made: told by their first bytes, reached without links, and mapped into memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import mmap
 import os
 import sys
 import weakref
+import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,120 @@ def _libc() -> Any:
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_longlong]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     return libc
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file is by its first bytes: `name` such as ``png`` or ``lfs``, `text` for a message ("a PNG image").
+
+    `advice` is the next thing to do where it is the same whatever the file was wanted for.
+    """
+
+    name: str
+    text: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.advice}" if self.advice else self.text
+
+
+FIRST_BYTES = 512
+"""Bytes of a file that `kind_of_file` looks at."""
+
+_AGAIN = "download it again"
+_MAGICS: tuple[tuple[int, bytes, FileKind], ...] = tuple(
+    (offset, magic, FileKind(name, text, advice))
+    for offset, magic, name, text, advice in (
+        (0, b"version https://git-lfs", "lfs", "a Git LFS pointer", "run `git lfs pull` to get the file itself"),
+        (0, b"\x89PNG\r\n\x1a\n", "png", "a PNG image", ""),
+        (0, b"\xff\xd8\xff", "jpeg", "a JPEG image", ""),
+        (0, b"GIF8", "gif", "a GIF image", ""),
+        (8, b"WEBP", "webp", "a WebP image", ""),
+        (0, b"BM", "bmp", "a BMP image", ""),
+        (0, b"II*\0", "tiff", "a TIFF image", ""),
+        (0, b"MM\0*", "tiff", "a TIFF image", ""),
+        (0, b"II+\0", "tiff", "a BigTIFF image", ""),
+        (0, b"MM\0+", "tiff", "a BigTIFF image", ""),
+        (0, b"\0\0\0\x0cjP  \r\n\x87\n", "jp2", "a JPEG 2000 image", ""),
+        (0, b"\xffO\xffQ", "jp2", "a JPEG 2000 image", ""),
+        (4, b"ftypavif", "avif", "an AVIF image", ""),
+        (4, b"ftypavis", "avif", "an AVIF image", ""),
+        *((4, b"ftyp" + brand, "heic", "a HEIC image", "") for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")),
+        (0, b"\xff\x0a", "jxl", "a JPEG XL image", ""),
+        (0, b"\0\0\0\x0cJXL ", "jxl", "a JPEG XL image", ""),
+        (0, b"8BPS", "psd", "a Photoshop file", ""),
+        (0, b"%PDF", "pdf", "a PDF document", ""),
+        (0, b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file", ""),
+        (0, b"\x93NUMPY", "npy", "a NumPy array", ""),
+        (0, b"PK\x03\x04", "zip", "a zip archive", ""),
+        (0, b"\x1f\x8b", "gzip", "a gzip archive", ""),
+        (0, b"BZh", "bzip2", "a bzip2 archive", ""),
+        (0, b"\xfd7zXZ", "xz", "an xz archive", ""),
+        (0, b"7z\xbc\xaf", "7z", "a 7z archive", ""),
+        (0, b"Rar!", "rar", "a RAR archive", ""),
+        (257, b"ustar", "tar", "a tar archive", ""),
+        (0, b"\x7fELF", "elf", "a program", ""),
+    )
+)
+_PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
+_PICKLE_PROTOCOLS = range(2, 6)
+
+
+def kind_of_file(first: bytes) -> FileKind | None:
+    """What a file is of which these are the first `FIRST_BYTES` (all, where it has fewer); None where they do not tell.
+
+    Images, archives, pickles, files of weights, and what stands in their place when a download went wrong.
+    """
+    if not first:
+        return FileKind("empty", "empty (0 bytes)", _AGAIN)
+    if not first.strip(b"\0"):
+        return FileKind("zeros", "nothing but zero bytes", f"its copy was cut off; {_AGAIN}")
+    for offset, magic, kind in _MAGICS:
+        if first.startswith(magic, offset):
+            return kind
+    if first[:2] in _PNM and first[2:3].isspace():
+        return FileKind("pnm", "a PPM, PGM or PBM image")
+    if first[0] == 0x80 and len(first) > 1 and first[1] in _PICKLE_PROTOCOLS:
+        return FileKind("pickle", "a Python pickle")
+    if first[8:9] == b"{" and int.from_bytes(first[:8], "little") < 1 << 32:
+        return FileKind("safetensors", "a safetensors file")
+    text = first.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(_HTML):
+        return FileKind("html", "an HTML page", f"the server sent an error or a login page; {_AGAIN}")
+    if text.startswith(b"<svg") or (text.startswith(b"<?xml") and b"<svg" in text):
+        return FileKind("svg", "an SVG drawing")
+    if text.startswith(b"<?xml"):
+        return FileKind("xml", "an XML document", f"the server sent an error; {_AGAIN}")
+    if text.startswith((b'{"', b"{\n", b"{ ", b"[")):
+        return FileKind("json", "a JSON text")
+    return FileKind("text", "a text") if _is_text(first) else None
+
+
+def kind_at(path: str | os.PathLike[str]) -> FileKind | None:
+    """As `kind_of_file`, of the file at `path`; of zip archives also whether they are torch's files or TorchScript.
+
+    None as well where it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a path may be text)
+            kind = kind_of_file(file.read(FIRST_BYTES))
+            if kind is None or kind.name != "zip":
+                return kind
+            with zipfile.ZipFile(file) as archive:
+                inner = {name.partition("/")[2] for name in archive.namelist()}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return None
+    if "constants.pkl" in inner:
+        return FileKind("torchscript", "a TorchScript file")
+    return FileKind("torch", "a file of torch.save") if "data.pkl" in inner else kind
+
+
+def _is_text(first: bytes) -> bool:
+    try:
+        text = first.decode()
+    except UnicodeDecodeError as problem:
+        if problem.start < len(first) - 3:  # else it is a letter that the last byte cut in two
+            return False
+        text = first[: problem.start].decode()
+    return all(each.isprintable() or each.isspace() for each in text)

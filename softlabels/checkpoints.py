@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from softlabels._files import read_json, whole
 from softlabels.errors import RunError
 
-_TENSOR = "$tensor"
+_TENSOR, _TUPLE, _DTYPE = "$tensor", "$tuple", "$dtype"
+_DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
@@ -57,6 +59,17 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
         raise RunError(f"checkpoint {newest} is damaged ({problem}); remove it to start this run anew") from problem
 
 
+def after_checkpoint(state: Mapping[str, Any]) -> Any:
+    """`state` as `load_checkpoint` gives it back, without a disk.
+
+    Raises:
+        TypeError: it holds what a checkpoint cannot.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.loads(json.dumps(_part(state, "", tensors)))
+    return _joined(skeleton, load(save(tensors)))
+
+
 def _steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
@@ -73,7 +86,10 @@ def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
             "values": [_part(inner, f"{path}/{key}", tensors) for key, inner in value.items()],
         }
     if isinstance(value, list | tuple):
-        return [_part(inner, f"{path}/{i}", tensors) for i, inner in enumerate(value)]
+        parts = [_part(inner, f"{path}/{i}", tensors) for i, inner in enumerate(value)]
+        return {_TUPLE: parts} if isinstance(value, tuple) else parts
+    if isinstance(value, torch.dtype):
+        return {_DTYPE: str(value).removeprefix("torch.")}
     return value
 
 
@@ -82,6 +98,10 @@ def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return [_joined(inner, tensors) for inner in value]
     if isinstance(value, dict) and _TENSOR in value:
         return tensors[value[_TENSOR]]
+    if isinstance(value, dict) and _TUPLE in value:
+        return tuple(_joined(inner, tensors) for inner in value[_TUPLE])
+    if isinstance(value, dict) and _DTYPE in value:
+        return _DTYPES[value[_DTYPE]]
     if isinstance(value, dict):
         # JSON has no integer keys, an optimizer's state has nothing else.
         keys = [int(text) if kind == "int" else text for kind, text in value["keys"]]

@@ -262,6 +262,7 @@ def report(root: Path, out: Path | None) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]"
 )
+@click.option("--function", help="module:function that makes the student's network, where it is your own")
 @click.option("--data", help="data set on which student and file are compared")
 @click.option("--data-dir", help="where the data set lies")
 @click.option(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.devices import Passes
-from softlabels.networks import Preprocessing
+from softlabels.networks import Preprocessing, logits_of
 from softlabels.pictures import Pictures
 from softlabels.processes import ALONE, Processes
 from softlabels.samples import LabelledPictures, Workers, batches
@@ -28,6 +28,10 @@ class Score:
     cross_entropy: float
     images: int
 
+    def better_than(self, other: Score) -> bool:
+        """Whether more is right at first guess, or as much at a lower cross-entropy."""
+        return (self.top1, -self.cross_entropy) > (other.top1, -other.cross_entropy)
+
 
 def classifier(
     network: nn.Module, preprocessing: Preprocessing, device: torch.device, amp: torch.dtype | None = None
@@ -39,7 +43,7 @@ def classifier(
         was_training = network.training
         network.eval()
         with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
-            logits = network(preprocessing.normalise(pictures.to(device).contiguous()))
+            logits = logits_of(network(preprocessing.normalise(pictures.to(device).contiguous())), "the student")
         network.train(was_training)
         return logits
 

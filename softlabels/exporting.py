@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +53,43 @@ class Agreement:
     exported_top1: float | None
 
 
-def export(source: Path, form: Form, out: Path | None = None) -> Exported:
+@dataclass(frozen=True)
+class Student:
+    """A trained network in evaluation mode that returns logits alone, and what its file says of it."""
+
+    network: nn.Module
+    preprocessing: networks.Preprocessing
+    architecture: str
+    class_names: tuple[str, ...]
+
+
+def open_student(source: Path, function: str | None = None) -> Student:
+    """The student in a run's folder or file of weights; one that a function made needs that ``module:function``.
+
+    Raises:
+        ModelError: it cannot be read, does not fit the function's network, or `function` is not the one it is of.
+    """
+    if function is None:
+        weights = networks.trained_file(source)
+        network = networks.built(weights, size=weights.preprocessing.size)
+        told = Student(network, weights.preprocessing, str(weights.architecture), weights.class_names)
+    else:
+        described = networks.read_description(source)
+        name = f"function:{function}"
+        if described is None or described.architecture != name:
+            whose = f"of {described.architecture}" if described else "of a network that they do not name"
+            raise ModelError(f"the weights at {source} are {whose}, not of {name}; name that one, or leave it out")
+        network, _ = networks.from_function(function, described.classes, over=lambda _: described.preprocessing)
+        networks.fitted(network, str(source), name)
+        told = Student(network, described.preprocessing, name, described.class_names)
+    networks.set_mode(network, False)
+    return replace(told, network=networks.Logits(network).eval())
+
+
+def export(source: Path, form: Form, out: Path | None = None, function: str | None = None) -> Exported:
     """Write a student that describes itself (a run's folder or its weights) as `form`.
+
+    A student that a function made needs that `function`, ``module:function``, beside its weights.
 
     It takes normalised pictures, float32 (batch, 3, size, size), any batch, and gives logits (batch, classes).
     Preprocessing and class names stand in a JSON file beside it. `int8` is an ONNX file whose convolutions and linear
@@ -65,10 +100,10 @@ def export(source: Path, form: Form, out: Path | None = None) -> Exported:
         ConfigError: the packages for `form` are not installed.
     """
     _check_installed(form)
-    weights = networks.trained_file(source)
-    network = networks.built(weights, size=weights.preprocessing.size).eval()
+    student = open_student(source, function)
+    network, wanted = student.network, student.preprocessing
     path = out or _folder(source) / f"student{SUFFIX[form]}"
-    size = weights.preprocessing.size
+    size = wanted.size
     pictures = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_TRACED, _TRIED)]
     with whole(path) as partial:
         try:
@@ -78,15 +113,15 @@ def export(source: Path, form: Form, out: Path | None = None) -> Exported:
                 _write_onnx(network, pictures[0], partial)
             if form == "int8":
                 _quantise(partial)
-        except (RuntimeError, TypeError, ValueError) as problem:
+        except Exception as problem:  # tracing runs the network's own code
             raise ModelError(
                 f"{source} cannot be exported as {form}: {' '.join(str(problem).split())[:200]}"
             ) from problem
         difference = _difference(network, pictures[1], partial, form)
         if not difference <= _LARGEST[form]:
             raise ModelError(f"{source} as {form} answers differently, by {difference:.1e} of its largest logit")
-    described = {"preprocessing": weights.preprocessing.model_dump(mode="json"), "classes": list(weights.class_names)}
-    write_json(path.with_name(f"{path.name}.json"), {"architecture": str(weights.architecture), **described})
+    described = {"preprocessing": wanted.model_dump(mode="json"), "classes": list(student.class_names)}
+    write_json(path.with_name(f"{path.name}.json"), {"architecture": student.architecture, **described})
     return Exported(path, difference)
 
 
@@ -139,11 +174,12 @@ def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
     return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
 
 
-def compare(source: Path, exported: Exported, form: Form, images: Images | None = None) -> Agreement:
+def compare(
+    source: Path, exported: Exported, form: Form, images: Images | None = None, function: str | None = None
+) -> Agreement:
     """Let student and file name the class of each image's clean view; without images, of pictures of noise."""
-    weights = networks.trained_file(source)
-    wanted = weights.preprocessing
-    network = networks.built(weights, size=wanted.size).eval()
+    student = open_student(source, function)
+    network, wanted = student.network, student.preprocessing
     other = answers(exported.path, form)
     sums = torch.zeros(4, dtype=torch.int64)
     for pictures, labels in _shown(wanted, images):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,8 +17,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from softlabels._philox import philox
+from softlabels.checkpoints import after_checkpoint
 from softlabels.errors import ConfigError
-from softlabels.networks import Preprocessing
+from softlabels.networks import Preprocessing, logits_of
 from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.samples import Batch, Workers
 from softlabels.settings import Settings
@@ -108,8 +111,94 @@ def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
-    except (TypeError, ValueError, ImportError) as problem:
-        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {problem}; choose another") from problem
+    except Exception as problem:  # optimizers check their packages, devices and numbers in any way
+        reason = " ".join(str(problem).split())[:160] or f"{type(problem).__name__}; it may need CUDA or a package"
+        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {reason}; choose another") from problem
+
+
+def check_optimizer(settings: Settings) -> None:
+    """Let the optimizer step, be saved, loaded and step again, on a network of a few numbers.
+
+    Raises:
+        ConfigError: it cannot be made or does not step here, or a resumed run would differ from a whole one.
+    """
+    _check_optimizer(settings.optimizer, settings.weight_decay, settings.momentum)
+
+
+@functools.cache
+def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
+    settings = Settings(optimizer=name, weight_decay=weight_decay, momentum=momentum)
+    try:
+        # Some compile their steps, which may take minutes.
+        with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            at_once = _stepped(settings, 0, 4)
+            resumed = _stepped(settings, 2, 4, after_checkpoint(_stepped(settings, 0, 2)))
+    except ConfigError:
+        raise
+    except Exception as problem:  # of the optimizer's own code
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        raise ConfigError(
+            f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint ({reason}); "
+            f"choose another"
+        ) from problem
+    pairs = ((tensor, resumed["network"][key]) for key, tensor in at_once["network"].items())
+    if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):
+        raise ConfigError(
+            f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted run would; "
+            f"choose another"
+        )
+
+
+def _stepped(settings: Settings, start: int, stop: int, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """State dicts of a small network and its optimizer after the steps from `start`, where `state` was, to `stop`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        # The kinds of layers that networks have: of four, two and one dimensions.
+        layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
+        network = nn.Sequential(*layers)
+        optimizer = _optimizer(network, settings)
+        if state is not None:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+        pictures = torch.linspace(-1, 1, 96).reshape(2, 3, 4, 4)
+        for step in range(start, stop):
+            _seed(optimizer, step, step)
+            loss = nn.functional.cross_entropy(network(pictures), torch.tensor([0, 1]))
+            loss.backward(create_graph=_is_second_order(optimizer))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return {"network": network.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def _seed(optimizer: torch.optim.Optimizer, seed: int, own_seed: int) -> None:
+    """Seed torch's generator, and that of an optimizer that has one."""
+    torch.manual_seed(seed)
+    generator = getattr(optimizer, "generator", None)
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(own_seed)
+
+
+def _is_second_order(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(getattr(optimizer, "is_second_order", False))
+
+
+class _Average(ModelEmaV3):
+    """timm's average, of networks with extra states too, which are taken over as they are."""
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """One step of the average: a * decay + b * (1 - decay) of each floating tensor, the newest of all others."""
+        theirs = model.state_dict()
+        extras = {name: value for name, value in theirs.items() if not isinstance(value, Tensor)}
+        if not extras:
+            super().apply_update_(model, decay)
+            return
+        for name, mine in self.module.state_dict().items():
+            if isinstance(mine, Tensor) and mine.is_floating_point():
+                mine.lerp_(theirs[name].to(mine.device), 1 - decay)
+            elif isinstance(mine, Tensor):
+                mine.copy_(theirs[name])
+        self.module.load_state_dict(extras, strict=False)
 
 
 class Learner:
@@ -130,16 +219,26 @@ class Learner:
         learning = _learning_parts(network, settings.lr_scale, settings.train_only)
         self._still = [module for name, module in network.named_modules() if name not in learning]
         self._optimizer = _optimizer(network, settings)
+        # Step i of the warmup has rate (i + 1) / warmup of the peak: the first moves, and the last is at the peak, from
+        # which the cosine begins.
+        rising = max(warmup - 1, 0)
         self._schedule = CosineLRScheduler(
             self._optimizer,
-            t_initial=max(steps - warmup, 2),
+            t_initial=max(steps - rising, 2),
             lr_min=settings.min_lr,
-            warmup_t=warmup,
+            warmup_t=rising,
+            warmup_lr_init=settings.peak_lr / max(warmup, 1),
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        self._average = ModelEmaV3(network, decay=settings.ema) if settings.ema else None
+        self._average = _Average(network, decay=settings.ema) if settings.ema else None
         self._scaler = torch.amp.GradScaler(at.device.type, enabled=at.amp is torch.float16)
+        self._second_order = _is_second_order(self._optimizer)
+        if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
+            raise ConfigError(
+                f"--optimizer {settings.optimizer} takes second derivatives, in one process and without --amp fp16; "
+                f"choose another"
+            )
 
     @property
     def lr(self) -> float:
@@ -167,7 +266,7 @@ class Learner:
             norms, forward = lone_batch_norm(), self.network
         with norms, torch.autocast(device.type, dtype=amp, enabled=amp is not None):
             try:
-                return forward(pictures)
+                return logits_of(forward(pictures), "the student")
             except ValueError as problem:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
@@ -188,14 +287,14 @@ class Learner:
         processes = self._place.processes
         # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
         words = philox((self._settings.seed, _DROPOUT), (step, processes.rank, 0, 0))
-        torch.manual_seed(int(words[0] >> np.uint64(1)))
+        _seed(self._optimizer, *(int(word >> np.uint64(1)) for word in words[:2]))
         self.network.train()
         for module in self._still:
             module.training = False
         sums: list[Tensor] = []
         for batch in passes:
             value, terms = loss(batch)
-            self._scaler.scale(value).backward()
+            self._scaler.scale(value).backward(create_graph=self._second_order)
             if len(batch):
                 sums.append(terms.detach())
         processes.add_gradients(self.network.parameters())

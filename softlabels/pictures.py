@@ -43,7 +43,7 @@ DIGEST_FRAME = Frame(size=32)
 
 def frame(preprocessing: Preprocessing) -> Frame:
     """What a model with this preprocessing sees."""
-    return Frame(preprocessing.size, preprocessing.interpolation, preprocessing.resize)
+    return Frame(preprocessing.size, preprocessing.interpolation, preprocessing.resize, preprocessing.crop)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softlabels._installed import timm_mentions, timm_networks, torchvision_networks
+from softlabels._installed import timm_mentions, timm_networks, timm_weights, torchvision_networks
 from softlabels.config import Table
 from softlabels.errors import ConfigError, ModelError, did_you_mean
 
@@ -107,6 +107,9 @@ STUDENTS: Table[Any] = Table(
 SMALL_NETWORKS = ("cnn_tiny", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
 """Our own networks for pictures of 8x8 to 32x32."""
 
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""Ends of names of files of weights."""
+
 NETWORK_ALIASES: Mapping[str, str] = {"resnext101": "resnext101_32x8d", "mobilenetv3": "mobilenet_v3_large"}
 """Short names and the torchvision networks they stand for."""
 
@@ -126,9 +129,13 @@ def network_names(source: str | None = None) -> tuple[str, ...]:
 def unknown_network(name: str, source: str | None = None) -> ModelError:
     """The error for a network that is not there; `source` is the prefix that was written before its `name`."""
     if source is not None:
-        return ModelError(f"unknown network {f'{source}:{name}'!r}; {did_you_mean(name, network_names(source))}")
+        tagged = timm_weights() if source == "timm" and "." in name else ()
+        known = did_you_mean(name, (*network_names(source), *tagged))
+        return ModelError(f"unknown network {f'{source}:{name}'!r}; {known}")
     if Path(name).exists():
         return ModelError(f"unknown network {name!r}; to load the file or run at that path, write file:{name}")
+    if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
+        return ModelError(f"there is no file or folder at {name}; check the path, or name a network such as resnet18")
     if name in timm_networks():
         return ModelError(f"unknown network {name!r}; timm has one of that name: timm:{name}")
     return ModelError(f"unknown network {name!r}; {did_you_mean(name, network_names())}")
@@ -136,7 +143,11 @@ def unknown_network(name: str, source: str | None = None) -> ModelError:
 
 def unknown_source(text: str, table: Table[Any]) -> ModelError:
     """The error for ``KIND:VALUE`` that is neither of a kind in `table` nor ``module:function``."""
-    known = did_you_mean(text.partition(":")[0], table.names)
+    kind, _, rest = text.partition(":")
+    if kind in ("hf-hub", "hf_hub"):
+        name = rest.removeprefix("timm/")
+        return ModelError(f"{text} is a network of timm on the hub; write timm:{name if '/' not in name else text}")
+    known = did_you_mean(kind, table.names)
     return ModelError(f"unknown {table.what} {text!r}: neither module:function nor of a known source; {known}")
 
 

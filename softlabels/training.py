@@ -257,7 +257,9 @@ class _Progress:
     def scored(self, score: Score, network: nn.Module, keep: Callable[..., None]) -> dict[str, float]:
         self.last, self.since_best = score, self.since_best + 1
         if self.best is None or score.top1 > self.best.top1:
-            self.best, self.since_best = score, 0
+            self.since_best = 0
+        if self.best is None or score.better_than(self.best):
+            self.best = score
             keep("best", network, score)
         return {"top1": score.top1, "top5": score.top5, "cross_entropy": score.cross_entropy}
 

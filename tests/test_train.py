@@ -12,9 +12,15 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.optim import list_optimizers
 from worlds import TINY, write_pictures
 
 import softlabels
+from softlabels import learning, networks
+from softlabels.checkpoints import load_checkpoint, save_checkpoint
+from softlabels.evaluating import Score
+from softlabels.samples import Batch
+from softlabels.settings import Settings
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -259,3 +265,111 @@ def test_the_command_line_trains_from_labels_with_nothing_typed_twice(
     scored = softlabels_command("eval", "--student", "runs/cnn_tiny", "--data", photos)
     assert scored.exit_code == 0, scored.output
     assert "18 images" in scored.output
+
+
+# --- optimizers, warmup, the best weights -------------------------------------------------------------------------
+
+BATCHES = 6
+
+
+def learner(optimizer: str = "sgd", warmup: int = 0, **settings: Any) -> learning.Learner:
+    chosen = Settings(epochs=1, batch_size=8, optimizer=optimizer, **{"lr": 1e-3, **settings})
+    network = networks.build("cnn_tiny", 10, seed=0)
+    return learning.Learner(
+        network, networks.preprocessing("cnn_tiny"), chosen, BATCHES, warmup, learning.Place(torch.device("cpu"))
+    )
+
+
+def steps(of: learning.Learner, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        words = torch.Generator().manual_seed(step)
+        pictures = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8, generator=words)
+        batch = Batch(
+            pictures=pictures,
+            rows=torch.arange(8),
+            views=torch.zeros(8),
+            hard=torch.randint(0, 10, (8,), generator=words),
+        )
+
+        def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            value = torch.nn.functional.cross_entropy(of.logits(batch), batch.hard)
+            return value, value.detach()[None]
+
+        of.learn([batch], step, loss)
+
+
+OPTIMIZERS = ("adafactorbv", "adahessian", "adamw", "adopt", "lamb", "lion", "muon", "sgd")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_resumed_run_equals_a_whole_one_whatever_the_optimizer(name: str, tmp_path: Path) -> None:
+    learning.check_optimizer(Settings(optimizer=name))
+    whole, cut = learner(name, ema=0.9), learner(name, ema=0.9)
+    steps(whole, 0, 5)
+    steps(cut, 0, 3)
+    save_checkpoint(tmp_path, 3, cut.state())
+    resumed = learner(name, ema=0.9)
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    resumed.load(found[1])
+    steps(resumed, 3, 5)
+    for one, other in ((whole.network, resumed.network), (whole.best_network, resumed.best_network)):
+        assert same(one.state_dict(), other.state_dict())
+
+
+@pytest.mark.slow
+def test_every_listed_optimizer_can_be_used_or_says_what_it_lacks() -> None:
+    refused = {}
+    for name in list_optimizers():
+        try:
+            learning.check_optimizer(Settings(optimizer=name))
+        except softlabels.ConfigError as problem:
+            refused[name] = str(problem)
+    assert all("CUDA" in reason and "\n" not in reason for reason in refused.values()), refused
+    assert len(refused) < 20
+
+
+def test_an_optimizer_that_cannot_be_used_is_refused_before_the_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"data": "digits", "limit": 20, "recipe": "pad", **TINY, "epochs": 1}
+    if not torch.cuda.is_available():
+        with pytest.raises(softlabels.ConfigError, match=r"--optimizer fusedadam cannot be made.*CUDA"):
+            softlabels.train(optimizer="fusedadam", out=str(tmp_path / "run"), **settings)
+
+    class Forgetful(torch.optim.SGD):
+        """Goes another way after a checkpoint."""
+
+        def load_state_dict(self, state: Any) -> None:
+            super().load_state_dict(state)
+            self.param_groups[0]["weight_decay"] = 10.0
+
+    monkeypatch.setattr(learning, "create_optimizer_v2", lambda groups, lr, **_: Forgetful(groups, lr=lr))
+    with pytest.raises(softlabels.ConfigError, match="does not go on as an uninterrupted run would"):
+        softlabels.train(optimizer="sgd", weight_decay=0.0123, out=str(tmp_path / "run"), **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_step_of_the_warmup_is_one_share_of_the_peak_higher_and_the_first_moves() -> None:
+    of = learner("momentum", warmup=4, lr=0.1, weight_decay=0.0)
+    before = {name: tensor.clone() for name, tensor in of.network.named_parameters()}
+    rates = []
+    for step in range(BATCHES):
+        steps(of, step, step + 1)
+        rates.append(of.lr)
+        if step == 0:
+            assert any(not torch.equal(before[name], tensor) for name, tensor in of.network.named_parameters())
+    assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates[4] < rates[3] and 0 < rates[5] < rates[4]
+
+
+def test_of_equal_accuracies_the_lower_cross_entropy_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(Score(0.5, 1.0, loss, 10) for loss in (3.0, 2.0, 2.5))
+    monkeypatch.setattr("softlabels.runs._train.evaluate", lambda *_, **__: next(scores))
+    result = softlabels.train(
+        data="digits", limit=20, recipe="pad", out=str(tmp_path / "run"), checkpoint_every=1, **TINY
+    )
+    assert result["best"]["cross_entropy"] == 2.0 and result["last"]["cross_entropy"] == 2.5
+    assert not same(weights(tmp_path / "run", "best"), weights(tmp_path / "run", "last"))

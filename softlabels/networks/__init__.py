@@ -5,6 +5,17 @@ name is ``source:name``. Weights are published ones, a file, or drawn from a see
 and those that are written here describe themselves, so that a path is all that is needed to use them again.
 """
 
+from softlabels.networks._answers import (
+    Logits,
+    answer,
+    freeze,
+    is_program,
+    logits_of,
+    set_mode,
+    try_answer,
+    try_learning,
+    weight_dtype,
+)
 from softlabels.networks._architectures import (
     SOURCES,
     build,
@@ -13,14 +24,25 @@ from softlabels.networks._architectures import (
     head_classes,
     head_tensors,
     is_convolutional,
+    layout,
     parameter_count,
     preprocessing,
+    published_weights,
     random_seed,
     resolve,
     seeded,
 )
-from softlabels.networks._loading import Trained, built, from_function, started, trained, trained_file
-from softlabels.networks._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from softlabels.networks._loading import (
+    Trained,
+    built,
+    fitted,
+    from_function,
+    is_published,
+    started,
+    trained,
+    trained_file,
+)
+from softlabels.networks._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.networks._settings import ArchitectureSettings, NetworkSettings, named, slug, slug_of_file
 from softlabels.networks._source import Architecture, DefaultWeights, Source
 from softlabels.networks._weights import (
@@ -30,7 +52,9 @@ from softlabels.networks._weights import (
     fit,
     read_description,
     read_weights,
+    unwrapped,
     weights_file,
+    with_key,
     write_weights,
 )
 
@@ -42,34 +66,50 @@ __all__ = [
     "ArchitectureSettings",
     "DefaultWeights",
     "Description",
+    "Logits",
     "NetworkSettings",
     "Preprocessing",
     "Source",
     "Trained",
     "Weights",
+    "answer",
     "build",
     "built",
     "default_classes",
     "default_weights",
     "digest",
     "fit",
+    "fitted",
+    "freeze",
     "from_function",
     "head_classes",
     "head_tensors",
     "is_convolutional",
+    "is_program",
+    "is_published",
+    "layout",
+    "logits_of",
     "named",
     "parameter_count",
     "preprocessing",
+    "preprocessing_of",
+    "published_weights",
     "random_seed",
     "read_description",
     "read_weights",
     "resolve",
     "seeded",
+    "set_mode",
     "slug",
     "slug_of_file",
     "started",
     "trained",
     "trained_file",
+    "try_answer",
+    "try_learning",
+    "unwrapped",
+    "weight_dtype",
     "weights_file",
+    "with_key",
     "write_weights",
 ]

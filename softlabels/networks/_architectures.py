@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,6 +20,8 @@ from softlabels.networks._source import Architecture, DefaultWeights, Source
 from softlabels.networks._timm import Timm
 from softlabels.networks._torchvision import Torchvision
 from softlabels.tables import NETWORK_ALIASES, unknown_network
+
+_log = logging.getLogger(__name__)
 
 SOURCES: Mapping[str, Source] = {source.name: source for source in (Small(), Torchvision(), Timm())}
 
@@ -39,8 +42,10 @@ def resolve(name: str | Architecture) -> Architecture:
         raise ModelError(f"unknown source {prefix!r} of networks in {name!r}; {did_you_mean(prefix, SOURCES)}")
     wanted = rest if colon else name
     for source in (prefix,) if colon else _PLAIN:
-        known = NETWORK_ALIASES.get(wanted, wanted) if source == "torchvision" else wanted
+        known = NETWORK_ALIASES.get(wanted, wanted) if source == "torchvision" else SOURCES[source].current(wanted)
         if SOURCES[source].knows(known):
+            if source == "timm" and known != wanted:
+                _say_renamed(wanted, known)
             return Architecture(known, SOURCES[source].name)
     raise unknown_network(wanted, prefix if colon else None)
 
@@ -60,16 +65,26 @@ def build(architecture: str | Architecture, classes: int, *, seed: int = 0, size
         return _made(known, classes, size)
 
 
-def preprocessing(architecture: str | Architecture) -> Preprocessing:
-    """How the architecture's default pretrained weights want their pictures; small networks say it themselves."""
+def preprocessing(architecture: str | Architecture, *, training: bool = False) -> Preprocessing:
+    """How the architecture's default pretrained weights want their pictures; small networks say it themselves.
+
+    As their published accuracy was measured, or, for `training` and random crops, as they were trained: many networks
+    of timm are evaluated on larger pictures than they were trained on.
+    """
     known = resolve(architecture)
-    return SOURCES[known.source].preprocessing(known.name)
+    return SOURCES[known.source].preprocessing(known.name, training=training)
 
 
 def default_weights(architecture: str | Architecture) -> DefaultWeights | None:
     """The published weights of the architecture (not loaded), None when there are none."""
+    return published_weights(architecture, "default")
+
+
+def published_weights(architecture: str | Architecture, name: str) -> DefaultWeights | None:
+    """Published weights by name, such as ``default`` or torchvision's ``IMAGENET1K_V1``; None when there are none."""
     known = resolve(architecture)
-    return SOURCES[known.source].default_weights(known.name)
+    source = SOURCES[known.source]
+    return source.default_weights(known.name) if name == "default" else source.published_weights(known.name, name)
 
 
 def default_classes(architecture: str | Architecture) -> int:
@@ -134,6 +149,12 @@ def random_seed(weights: str | None) -> int | None:
     return int(text)
 
 
+@functools.cache
+def _say_renamed(former: str, current: str) -> None:
+    """Say once that a former name was given."""
+    _log.warning("timm:%s is called timm:%s now, which is taken", former, current)
+
+
 def _made(known: Architecture, classes: int, size: int) -> nn.Module:
     try:
         return SOURCES[known.source].build(known.name, classes, size)
@@ -143,10 +164,9 @@ def _made(known: Architecture, classes: int, size: int) -> nn.Module:
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Parameters are made without memory, so that even the largest network is laid out in a moment.
+    """Parameters are made without memory, all else with it.
 
-    Only torch.empty is diverted (that is what layers allocate with): constructors that compute small tables with
-    other functions still need the values.
+    Only torch.empty is diverted, which is what layers allocate with: a few constructors compute with small tables.
     """
 
     def __torch_function__(
@@ -161,7 +181,7 @@ class _WithoutMemory(TorchFunctionMode):
 @functools.cache
 def _head_tensors(known: Architecture, size: int) -> tuple[tuple[str, int], ...]:
     # What differs between a network of 3 and one of 5 classes is the head, whatever the architecture calls it.
-    few, more = ({name: tuple(t.shape) for name, t in _layout(known, n, size).items()} for n in (3, 5))
+    few, more = ({name: tuple(t.shape) for name, t in layout(known, n, size).items()} for n in (3, 5))
     return tuple(
         (name, dimension)
         for name, shape in few.items()
@@ -170,10 +190,23 @@ def _head_tensors(known: Architecture, size: int) -> tuple[tuple[str, int], ...]
     )
 
 
-def _layout(known: Architecture, classes: int, size: int) -> dict[str, Tensor]:
-    try:
-        with seeded(0), _WithoutMemory():
-            return SOURCES[known.source].build(known.name, classes, size).state_dict()
-    except (RuntimeError, NotImplementedError):
-        # A few constructors look at the values of their parameters.
-        return build(known, classes, size=size).state_dict()
+def tensor_names(architecture: str | Architecture) -> tuple[str, ...]:
+    """The names of all tensors of the architecture."""
+    known = resolve(architecture)
+    return tuple(layout(known, 3, preprocessing(known).size))
+
+
+@functools.lru_cache(maxsize=16)
+def layout(known: Architecture, classes: int, size: int) -> Mapping[str, Tensor]:
+    """The state dict of a network, of tensors without memory, so that even the largest is laid out in a moment.
+
+    Raises:
+        ModelError: it cannot be made for that size.
+    """
+    for without in (lambda: torch.device("meta"), _WithoutMemory):
+        try:
+            with seeded(0), without():
+                return _made(known, classes, size).state_dict()
+        except (RuntimeError, NotImplementedError):
+            continue  # a few constructors look at the values of their parameters
+    return build(known, classes, size=size).state_dict()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import sys
@@ -45,12 +46,19 @@ def fetch(url: str, what: str) -> Path:
     return file
 
 
-def out_of_reach(what: str, url: str, file: Path, problem: Exception) -> ModelError:
-    """The one line for weights that are neither here nor can be fetched."""
+def file_sha256(file: Path) -> str:
+    """SHA-256 of the file's bytes, in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def out_of_reach(what: str, url: str, file: Path | None, problem: Exception) -> ModelError:
+    """The one line for weights that are neither here nor can be fetched; `file` is where a copy would be found."""
     reason = " ".join(str(getattr(problem, "reason", problem)).split()) or type(problem).__name__
+    there = f"put the file from {url} at {file}, or give it as" if file else f"download {url} elsewhere and give it as"
     return ModelError(
-        f"pretrained weights {what} are not on this machine and could not be downloaded ({reason}); "
-        f"put the file from {url} at {file}, or give --weights FILE"
+        f"pretrained weights {what} are not on this machine and could not be downloaded ({reason}); {there} "
+        f"--weights FILE"
     )
 
 

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
 from softlabels.config import validated
 from softlabels.errors import ModelError
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
+Crop = Literal["centre", "squash", "padded"]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = tuple[float, float, float]
 Deviations = tuple[
@@ -31,7 +32,8 @@ class Preprocessing(BaseModel):
     """The pictures a network was made for; every field has the value usual for ImageNet.
 
     `size` is the side of the square picture. `resize` is the shorter side before the centre crop of the clean view;
-    None leaves it to the view. `mean` and `std` are per channel, of values between 0 and 1.
+    None leaves it to the view. `mean` and `std` are per channel, of values between 0 and 1. `crop` is how the clean
+    view is cut: ``squash`` resizes both sides, ``padded`` lets `resize` be smaller than `size` and pads with black.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,10 +43,19 @@ class Preprocessing(BaseModel):
     mean: Channels = IMAGENET_MEAN
     std: Deviations = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
+    crop: Crop = "centre"
+
+    @model_serializer(mode="wrap")
+    def _without_usual_crop(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Cards and files of weights from before there were others do not name it, and must stay equal to new ones.
+        fields: dict[str, Any] = handler(self)
+        if fields.get("crop") == "centre":
+            del fields["crop"]
+        return fields
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Preprocessing:
-        if self.resize is not None and self.resize < self.size:
+        if self.resize is not None and self.resize < self.size and self.crop != "padded":
             raise ValueError(f"resize {self.resize} is smaller than size {self.size}, so no crop of that size fits")
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -104,16 +105,36 @@ class Small:
         """Whether `network` is of this file."""
         return network in _NETWORKS
 
+    def current(self, network: str) -> str:
+        """As it is: no name has changed."""
+        return network
+
     def build(self, network: str, classes: int, size: int) -> nn.Module:  # noqa: ARG002 - they run at any size
         """`network` with a head of `classes`."""
         return _NETWORKS[network][0](classes)
 
-    def preprocessing(self, network: str) -> Preprocessing:
+    def preprocessing(self, network: str, *, training: bool = False) -> Preprocessing:  # noqa: ARG002
         """What `network` is meant for."""
         return _NETWORKS[network][1]
 
     def default_weights(self, network: str) -> DefaultWeights | None:  # noqa: ARG002
         """None: nobody has published weights of these networks."""
+        return None
+
+    def named_weights(self, network: str) -> tuple[str, ...]:  # noqa: ARG002
+        """None."""
+        return ()
+
+    def published_weights(self, network: str, name: str) -> DefaultWeights | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:  # noqa: ARG002
+        """None."""
+        return None
+
+    def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:  # noqa: ARG002
+        """None."""
         return None
 
     def training_only(self, network: str) -> tuple[str, ...]:  # noqa: ARG002

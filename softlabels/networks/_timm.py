@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from softlabels._installed import timm_networks
 from softlabels.errors import ModelError
 from softlabels.networks._hub import cached_file, fetch, out_of_reach, reachable
-from softlabels.networks._preprocessing import Preprocessing
+from softlabels.networks._preprocessing import Crop, Preprocessing
 from softlabels.networks._source import DefaultWeights, SourceName
 
 
@@ -31,30 +33,51 @@ class Timm:
 
         return timm.is_model(network) and (network in self.names() or network in timm.list_pretrained())
 
+    def current(self, network: str) -> str:
+        """The name that timm gives today to a network it has renamed, or to one of its own repositories on the hub."""
+        repository = re.fullmatch(r"hf[-_]hub:(timm/)?(.+)", network)
+        if repository is not None:
+            if repository[1] is None:
+                raise ModelError(
+                    f"{network} is a repository of the hub, and networks are loaded from those of timm alone; download "
+                    f"its weights and give timm:NAME --weights FILE, or a module:function that calls timm.create_model"
+                )
+            return repository[2]
+        return _former().get(network) or network
+
     def build(self, network: str, classes: int, size: int) -> nn.Module:
         """`network` without weights; one that is tied to a picture size is made for `size`."""
         import timm
 
         return timm.create_model(network, num_classes=classes, **_size_settings(network, size))
 
-    def preprocessing(self, network: str) -> Preprocessing:
-        """What timm's evaluation of the pretrained weights does.
+    def preprocessing(self, network: str, *, training: bool = False) -> Preprocessing:
+        """What timm's validation of the pretrained weights does; for `training`, at the size that they were trained at.
+
+        How the clean view is cut does not matter to random crops, and is the usual way then.
 
         Raises:
-            ModelError: it wants an interpolation that pictures are not rendered with here.
+            ModelError: it wants an interpolation or crop that pictures are not rendered with here.
         """
         import timm.data
 
-        wanted = timm.data.resolve_model_data_config(None, pretrained_cfg=_configuration(network))
+        configuration = _configuration(network)
+        wanted = timm.data.resolve_model_data_config(None, pretrained_cfg=configuration, use_test_size=not training)
+        size, resize = wanted["input_size"][-1], math.floor(wanted["input_size"][-1] / wanted["crop_pct"])
         if wanted["interpolation"] not in ("bilinear", "bicubic", "nearest"):
             raise ModelError(f"timm:{network} wants {wanted['interpolation']} interpolation, which is not offered here")
-        size = wanted["input_size"][-1]
+        crop: Crop = "centre" if training or resize >= size else "padded"
+        if wanted["crop_mode"] != "center" and not training:
+            if wanted["crop_mode"] != "squash" or resize < size:
+                raise ModelError(f"timm:{network} wants its pictures cut in a way not offered ({wanted['crop_mode']})")
+            crop = "squash"
         return Preprocessing(
             size=size,
-            resize=max(size, math.floor(size / wanted["crop_pct"])),
+            resize=max(size, resize) if training else resize,
             mean=wanted["mean"],
             std=wanted["std"],
             interpolation=wanted["interpolation"],
+            crop=crop,
         )
 
     def default_weights(self, network: str) -> DefaultWeights | None:
@@ -77,8 +100,28 @@ class Timm:
             classes=configuration["num_classes"],
             class_names=(),
             licence=configuration.get("license"),
+            preprocessing=self.preprocessing(network),
             load=load,
         )
+
+    def named_weights(self, network: str) -> tuple[str, ...]:
+        """The names with their tags: timm's weights are part of the network's name."""
+        import timm
+
+        stem = network.partition(".")[0]
+        return tuple(f"timm:{name}" for name in timm.list_pretrained() if name.partition(".")[0] == stem)
+
+    def published_weights(self, network: str, name: str) -> DefaultWeights | None:  # noqa: ARG002
+        """None: see `named_weights`."""
+        return None
+
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:  # noqa: ARG002
+        """None: timm does not state what its files hash to."""
+        return None
+
+    def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:
+        """As timm itself loads the file, with its renaming of old names."""
+        return _loaded(network, file)
 
     def training_only(self, network: str) -> tuple[str, ...]:  # noqa: ARG002
         """timm leaves out what it does not need by itself."""
@@ -86,6 +129,16 @@ class Timm:
 
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@functools.cache
+def _former() -> dict[str, str]:
+    """Names that timm has given up, with those of today."""
+    from timm.models import _registry
+
+    # The listing has its own function in late versions only, the table is older.
+    table: dict[str, str | None] = dict(_registry._deprecated_models)
+    return {old: new for old, new in table.items() if new}
 
 
 def _configuration(network: str) -> dict[str, Any]:
@@ -134,7 +187,7 @@ def _hub_file(repository: str, name: str) -> Path:
                 return Path(huggingface_hub.hf_hub_download(repository, file))
         raise OSError(f"{repository} holds no {' or '.join(_HUB_FILES)}")
     except (OSError, ValueError) as problem:
-        raise out_of_reach(name, url, _hub_folder(), problem) from problem
+        raise out_of_reach(name, url, None, problem) from problem
 
 
 def _hub_endpoint() -> str:

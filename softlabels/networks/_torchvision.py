@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softlabels._installed import torchvision_networks
-from softlabels.networks._hub import cached_file, fetch
+from softlabels.networks._hub import cached_file, fetch, file_sha256
 from softlabels.networks._preprocessing import Preprocessing
 from softlabels.networks._source import DefaultWeights, SourceName
 from softlabels.networks._weights import read_weights
@@ -33,6 +35,10 @@ class Torchvision:
         """Whether the installed torchvision has `network`."""
         return network in torchvision_networks()
 
+    def current(self, network: str) -> str:
+        """As it is: no name has changed."""
+        return network
+
     def build(self, network: str, classes: int, size: int) -> nn.Module:
         """`network` as torchvision makes it without weights; auxiliary classifiers are left out."""
         from torchvision import models
@@ -46,36 +52,70 @@ class Torchvision:
             settings["input_size"] = (size, size)
         return models.get_model(network, weights=None, **settings)
 
-    def preprocessing(self, network: str) -> Preprocessing:
-        """What the default weights' own transforms say."""
-        return _preprocessing(network)
+    def preprocessing(self, network: str, *, training: bool = False) -> Preprocessing:  # noqa: ARG002
+        """What the default weights' own transforms say; torchvision does not state the size of training."""
+        return _preprocessing(network, _enum(network).DEFAULT.name)
 
     def default_weights(self, network: str) -> DefaultWeights | None:
         """torchvision's DEFAULT weights of `network`."""
-        weights = _default(network)
+        return self.published_weights(network, _enum(network).DEFAULT.name)
+
+    def named_weights(self, network: str) -> tuple[str, ...]:
+        """Such as ``IMAGENET1K_V1``."""
+        return tuple(_enum(network).__members__)
+
+    def published_weights(self, network: str, name: str) -> DefaultWeights | None:
+        """The weights that torchvision calls so, with or without the name of their enumeration."""
+        enum = _enum(network)
+        name = name.removeprefix(f"{enum.__name__}.")
+        if name not in enum.__members__:
+            return None
+        weights = enum[name]
         categories = tuple(weights.meta["categories"])
-        name = str(weights)
 
         def load() -> dict[str, Tensor]:
-            return _renamed(network, read_weights(fetch(weights.url, name)).state)
+            return _renamed(network, read_weights(fetch(weights.url, str(weights))).state)
 
-        file, licence = cached_file(weights.url), weights.meta.get("license")
-        return DefaultWeights(name, weights.url, file, len(categories), categories, licence, load)
+        return DefaultWeights(
+            name=str(weights),
+            url=weights.url,
+            file=cached_file(weights.url),
+            classes=len(categories),
+            class_names=categories,
+            licence=weights.meta.get("license"),
+            preprocessing=_preprocessing(network, weights.name),
+            load=load,
+        )
+
+    def recognised(self, network: str, file: Path) -> DefaultWeights | None:
+        """The weights whose URL ends in the first digits of the file's SHA-256, as torchvision's URLs do."""
+        stated = {name: torch.hub.HASH_REGEX.search(each.url) for name, each in _enum(network).__members__.items()}
+        digits = file_sha256(file) if any(stated.values()) else ""
+        for name, match in stated.items():
+            if match is not None and digits.startswith(match[1]):
+                return self.published_weights(network, name)
+        return None
+
+    def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:
+        """The published DenseNets under the names of today."""
+        if not network.startswith("densenet"):
+            return None
+        return _renamed(network, read_weights(file).state)
 
     def training_only(self, network: str) -> tuple[str, ...]:
         """The auxiliary classifiers of the two Inceptions."""
         return _INCEPTIONS.get(network, ())
 
 
-def _default(network: str) -> Any:
+def _enum(network: str) -> Any:
     from torchvision import models
 
-    return models.get_model_weights(network).DEFAULT
+    return models.get_model_weights(network)
 
 
 @functools.cache
-def _preprocessing(network: str) -> Preprocessing:
-    preset = _default(network).transforms()
+def _preprocessing(network: str, weights: str) -> Preprocessing:
+    preset = _enum(network)[weights].transforms()
     return Preprocessing(
         size=preset.crop_size[0],
         resize=preset.resize_size[0],

@@ -34,7 +34,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to score against; give --data with labels")
-    network = open_teacher(spec, config, images)
+    network = open_teacher(spec, config, images, clean=True, role="student")
     pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
     journal.say(

@@ -231,7 +231,9 @@ class DumpConfig(Rendering, Caching):
         (), description="teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable"
     )
     weights: tuple[str, ...] = Field(
-        (), description="file of the teacher's weights, default, or random[:SEED]; one per --teacher"
+        (),
+        description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
+        "or random[:SEED]; one per --teacher",
     )
     data: AnyData = Field(
         "digits",
@@ -303,7 +305,9 @@ class TrainConfig(Settings, Rendering, Caching):
         None, description="run or file of softlabels to go on from, to fine-tune: network, size and weights are read"
     )
     weights: str | None = Field(
-        None, description="weights of a named student to start from: a file, default, or random  [default: random]"
+        None,
+        description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
+        "IMAGENET1K_V1, or random  [default: random]",
     )
     size: int | None = Field(None, ge=1, description="side of the student's pictures  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
@@ -421,7 +425,9 @@ class EvalConfig(Machine):
     """What `softlabels eval` does."""
 
     student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with --weights")
-    weights: str | None = Field(None, description="file of weights, default, or random[:SEED]")
+    weights: str | None = Field(
+        None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
+    )
     size: int | None = Field(None, ge=1, description="side of the pictures  [default: the network's own]")
     data: AnyData = Field("digits", description="data set to evaluate on")
     data_dir: str | None = Field(None, description="where the data set lies")

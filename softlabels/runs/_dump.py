@@ -165,7 +165,7 @@ def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
             journal.say(f"teacher {spec.slug}{alias(spec)}")
-        yield open_teacher(spec, config, images, classes)
+        yield open_teacher(spec, config, images, classes, clean=_recipe(config).clean)
 
 
 def _stored_classes(config: DumpConfig) -> int | None:

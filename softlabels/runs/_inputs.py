@@ -13,8 +13,13 @@ from softlabels.runs._parts import label_images, limited, open_teacher, teacher_
 from softlabels.store import TeacherCard
 from softlabels.students import StudentPart
 from softlabels.teachers import Teacher
+from softlabels.views import RECIPES, Recipe
 
 DEFAULT_DATA = "digits"
+
+
+DEFAULT_RECIPE = "crop-flip"
+"""Views to train on when no store says which."""
 
 
 class Inputs:
@@ -49,7 +54,13 @@ class Inputs:
         if not self._config.teacher:
             return []
         specs = teacher_specs(self._config.teacher, self._config.teacher_weights)
-        return [open_teacher(spec, self._config, self.images) for spec in specs]
+        return [open_teacher(spec, self._config, self.images, clean=self.recipe.clean) for spec in specs]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The views that are trained on without stored labels."""
+        made: Recipe = RECIPES.make(self._config.recipe or DEFAULT_RECIPE)
+        return made
 
     def known(self, held_out: Images | None) -> dict[str, Any]:
         """What they are, as JSON values; `held_out` are the images that the student is scored on.

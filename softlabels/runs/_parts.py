@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from softlabels._philox import permutation
 from softlabels.datasets import Images, open_images, subset
 from softlabels.errors import ConfigError, DataError, ModelError, StoreError, did_you_mean
 from softlabels.labels import Labels
+from softlabels.networks import preprocessing_of
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import Machine, Reopening
 from softlabels.store import Store
 from softlabels.teachers import Teacher, teacher_spec
+from softlabels.views import RECIPES
 
 _LIMIT = 7
 """Stream of chance for which images a limit keeps."""
@@ -62,20 +64,40 @@ def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
     return [teacher_spec(name, file) for name, file in zip(names, files, strict=True)]
 
 
-def open_teacher(spec: Any, machine: Machine, images: Images, classes: int | None = None) -> Teacher:
+def open_teacher(
+    spec: Any,
+    machine: Machine,
+    images: Images,
+    classes: int | None = None,
+    *,
+    clean: bool = False,
+    preprocessing: Mapping[str, Any] | None = None,
+    role: str = "teacher",
+) -> Teacher:
     """The teacher on this machine's device.
 
     Args:
         classes: of the store whose labels are the teacher's; a store may have more than the data set (a teacher of
             1,000 classes on images of 12). Without it those of the data set count.
+        clean: whether its views are clean ones, on which a network may want pictures of another size.
+        preprocessing: that of a store, which stands over the network's own.
+        role: what messages call it.
 
     Raises:
         ModelError: its classes and the store's, or the data set's, differ in number.
         ConfigError: both know the same class by another number.
     """
-    device, wanted = machine.torch_device(), classes or len(images.classes) or None
+    wanted = classes or len(images.classes) or None
+    stored = preprocessing_of(preprocessing, "the store's preprocessing") if preprocessing else None
     try:
-        teacher: Teacher = spec.open(device=device, amp=machine.amp, classes=wanted)
+        teacher: Teacher = spec.open(
+            device=machine.torch_device(),
+            amp=machine.amp,
+            classes=wanted,
+            clean=clean,
+            preprocessing=stored,
+            role=role,
+        )
     except ModelError as problem:
         if classes in (None, len(images.classes)):
             raise
@@ -134,7 +156,13 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
         if card.precision is not None and config.amp not in (None, amp):
             raise ConfigError(f"labels of {name} were made in {card.precision}; leave --amp {config.amp} out")
         machine = config if card.precision is None else config.model_copy(update={"amp": amp})
-        opened = open_teacher(named.get(name) or teacher_spec(dict(card.spec)), machine, images, labels.classes)
+        if name in named:
+            clean = RECIPES.make(labels.store.manifest.recipe).clean
+            opened = open_teacher(named[name], machine, images, labels.classes, clean=clean)
+        else:
+            # As it was: what a network wants by default may have changed since.
+            spec = teacher_spec(dict(card.spec))
+            opened = open_teacher(spec, machine, images, labels.classes, preprocessing=card.preprocessing)
         if opened.weights_sha256 != card.weights_sha256:
             raise StoreError(
                 f"{name} has other weights ({opened.weights_sha256[:12]}) than those that made the labels "

@@ -22,9 +22,17 @@ from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError,
 from softlabels.evaluating import Score, classifier, evaluate
 from softlabels.journal import Journal, duration, plural, rate
 from softlabels.labels import Labels
-from softlabels.learning import Place, parameter_groups
+from softlabels.learning import Place, check_optimizer, parameter_groups
 from softlabels.losses import BLENDS, Objective
-from softlabels.networks import Preprocessing, parameter_count, read_description, read_weights, write_weights
+from softlabels.networks import (
+    Preprocessing,
+    fit,
+    parameter_count,
+    read_description,
+    read_weights,
+    try_learning,
+    write_weights,
+)
 from softlabels.orders import spread, window_notes
 from softlabels.pictures import Pictures, frame
 from softlabels.processes import Processes, joined
@@ -54,9 +62,6 @@ DEFAULT_STUDENT = "mobilenetv3"
 
 CLASSIFIER = "classifier"
 """In --train-only: the layer that tells the classes, whatever the network calls it."""
-
-DEFAULT_RECIPE = "crop-flip"
-"""Views to train on when no store says which."""
 
 
 def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
@@ -141,12 +146,14 @@ def _trained(
         config.channels_last,
         processes,
     )
-    network = spec.build(classes, seed=config.seed)
+    network = spec.build(classes, seed=config.seed).to(place.device)
     names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
     metadata = spec.metadata(classes, names or images.classes)
     settings = _settings(config, spec)
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    check_optimizer(settings)
+    try_learning(network, preprocessing, classes, place.device, f"student {spec.slug}", place.amp)
     check_trackers(config.track)
     header = [
         f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
@@ -224,7 +231,8 @@ def _student(config: TrainConfig) -> StudentPart:
     told = read_description(config.init)
     if config.student is None and (told is None or told.architecture.startswith("function:")):
         # A file of weights must never choose code that is then run.
-        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student")
+        own = told.architecture.removeprefix("function:") if told else "NAME"
+        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student {own}")
     student = config.student or (told.architecture if told else "")
     return student_spec(student, weights=config.init, size=config.size)
 
@@ -247,7 +255,7 @@ def _lesson(
     if config.labels:
         return _stored_lesson(config, preprocessing, processes, inputs)
     images = inputs.images
-    recipe = RECIPES.make(config.recipe or DEFAULT_RECIPE)
+    recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
     pictures = Pictures(images, recipe, config.seed, views, frame(preprocessing))
     note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
@@ -470,7 +478,7 @@ def _compared(
 ) -> dict[str, Any]:
     """How near the student that was kept last has come to its teacher."""
     state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
-    network.load_state_dict(place.processes.agreed(state))
+    fit(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
     classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
     closeness = compare(
         classify,

@@ -25,9 +25,12 @@ class ArchitectureStudent(networks.ArchitectureSettings):
     def preprocessing(self) -> networks.Preprocessing:
         """How the student wants its pictures: as its first weights were trained, or as set here."""
         if self.weights is None or self._starts_anew() or self.weights == "default":
-            return self.over(networks.preprocessing(self.resolved))
+            return self.over(networks.preprocessing(self.resolved, training=True))
+        if networks.is_published(self.resolved, self.weights):
+            published = networks.published_weights(self.resolved, self.weights)
+            return self.over(published.preprocessing if published else networks.preprocessing(self.resolved))
         told = networks.read_description(self.weights)
-        return self.over(told.preprocessing if told else networks.preprocessing(self.resolved))
+        return self.over(told.preprocessing if told else networks.preprocessing(self.resolved, training=True))
 
     @property
     def head(self) -> tuple[str, ...]:
@@ -45,10 +48,12 @@ class ArchitectureStudent(networks.ArchitectureSettings):
         if self._starts_anew():
             drawn = networks.random_seed(self.weights) if self.weights != "random" else None
             return networks.build(self.resolved, classes, seed=seed if drawn is None else drawn, size=self._size())
-        weights = networks.trained(self.resolved, self.weights)
+        weights = networks.trained(self.resolved, self.weights, training=True)
+        if weights.key:
+            _log.warning("student %s starts from %s", self.slug, weights.where)
         if weights.classes != classes:
             _log.warning(
-                "%s has %d classes, student %s %d: its head starts anew",
+                "%s has %d classes, student %s %d: its head starts anew, near zero",
                 weights.where,
                 weights.classes,
                 self.slug,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field, field_validator
 from torch import nn
 
 from softlabels import networks
+from softlabels.errors import ModelError
 from softlabels.students._network import metadata
 
 
@@ -56,10 +59,22 @@ class FunctionStudent(networks.NetworkSettings):
         Raises:
             ModelError: the function is not there or fails, or the file of weights does not fit.
         """
-        network, _ = networks.from_function(self.function, classes, seed=seed)
+        network, _ = networks.from_function(self.function, classes, seed=seed, over=self.over)
+        if networks.is_program(network):
+            raise ModelError(
+                f"student {self.slug} is a program of torch.export, which cannot go between training and evaluation; "
+                f"return the network it was made of"
+            )
+        kind = networks.weight_dtype(network)
+        if kind != torch.float32:
+            raise ModelError(
+                f"student {self.slug} has weights of {str(kind).removeprefix('torch.')}; return float32 ones "
+                f"(network.float()), and compute in half precision with --amp"
+            )
         if self.weights is not None:
-            file = networks.read_weights(self.weights)
-            networks.fit(network, file.state, str(file.path), self.resolved)
+            where, _ = networks.fitted(network, self.weights, self.resolved)
+            if where != self.weights:  # a key was found in the file
+                _log.warning("student %s starts from %s", self.slug, where)
         return network.train()
 
     def metadata(self, classes: int, class_names: Sequence[str] = ()) -> dict[str, str]:
@@ -68,3 +83,4 @@ class FunctionStudent(networks.NetworkSettings):
 
 
 _ANY_COUNT = 2
+_log = logging.getLogger(__name__)

@@ -80,8 +80,21 @@ class TeacherPart(Protocol):
     @property
     def resolved(self) -> str: ...
 
-    def open(self, device: str | torch.device = "cpu", amp: Amp | None = None, classes: int | None = None) -> Teacher:
-        """The teacher on `device`; raises ModelError when it has not `classes` classes (None: not compared)."""
+    def open(
+        self,
+        device: str | torch.device = "cpu",
+        amp: Amp | None = None,
+        classes: int | None = None,
+        *,
+        clean: bool = False,
+        preprocessing: Preprocessing | None = None,
+        role: str = "teacher",
+    ) -> Teacher:
+        """The teacher on `device`; raises ModelError when it has not `classes` classes (None: not compared).
+
+        `clean` says that its pictures are clean views, on which a network may want another size; `preprocessing` stands
+        over its own; `role` is what messages call it.
+        """
 
 
 TEACHERS: Table[TeacherPart] = tables.TEACHERS

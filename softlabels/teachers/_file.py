@@ -42,16 +42,25 @@ class FileTeacher(networks.NetworkSettings):
         return f"file:{self.path}"
 
     def open(
-        self, device: str | torch.device = "cpu", amp: Amp | None = None, classes: int | None = None
+        self,
+        device: str | torch.device = "cpu",
+        amp: Amp | None = None,
+        classes: int | None = None,
+        *,
+        clean: bool = False,  # noqa: ARG002
+        preprocessing: networks.Preprocessing | None = None,
+        role: str = "teacher",
     ) -> NetworkTeacher:
         """The teacher, ready to answer; `classes` is the data set's count (None: not to be compared).
+
+        The file says how it takes its pictures, `clean` or not; `preprocessing`, that of a store, stands over it.
 
         Raises:
             ModelError: the file cannot be read or does not describe itself, the class counts differ, or the device is
                 not there.
         """
         weights = networks.trained_file(self.path)
-        preprocessing = self.over(weights.preprocessing)
+        preprocessing = preprocessing or self.over(weights.preprocessing)
         network = networks.built(weights, size=preprocessing.size)
         names, where = weights.class_names, weights.where
         return teach(
@@ -62,4 +71,5 @@ class FileTeacher(networks.NetworkSettings):
             device=device,
             amp=amp,
             classes=classes,
+            role=role,
         )

@@ -40,22 +40,31 @@ class FunctionTeacher(networks.NetworkSettings):
         return f"function:{self.function}"
 
     def open(
-        self, device: str | torch.device = "cpu", amp: Amp | None = None, classes: int | None = None
+        self,
+        device: str | torch.device = "cpu",
+        amp: Amp | None = None,
+        classes: int | None = None,
+        *,
+        clean: bool = False,  # noqa: ARG002
+        preprocessing: networks.Preprocessing | None = None,
+        role: str = "teacher",
     ) -> NetworkTeacher:
         """The teacher, ready to answer; `classes` is the data set's count (None: not to be compared).
 
-        The function gets `classes` when it takes an argument.
+        The function gets `classes` when it takes an argument. It says how it takes its pictures, `clean` or not;
+        `preprocessing`, that of a store, stands over it.
 
         Raises:
             ModelError: the function is not there or fails, the network does not answer as a classifier does, or the
                 class counts differ.
         """
-        network, own = networks.from_function(self.function, classes)
-        told = None
+        network, own = networks.from_function(
+            self.function, classes, over=lambda wanted: preprocessing or self.over(wanted)
+        )
+        spec, where, told = self.model_dump(mode="json"), self.resolved, None
         if self.weights is not None:
-            file = networks.read_weights(self.weights)
-            told = networks.Description.from_metadata(file.metadata, file.path)
-            networks.fit(network, file.state, str(file.path), self.resolved)
+            where, told = networks.fitted(network, self.weights, self.resolved)
+            spec["weights"] = where
         return teach(
             Origin(
                 network=network,
@@ -63,13 +72,14 @@ class FunctionTeacher(networks.NetworkSettings):
                 classes=None,
                 class_names=told.class_names if told else (),
                 licence=None,
-                where=self.weights or self.resolved,
+                where=where,
                 foreign=True,
             ),
             name=self.slug,
-            spec=self.model_dump(mode="json"),
-            preprocessing=self.over(told.preprocessing if told else own),
+            spec=spec,
+            preprocessing=preprocessing or self.over(told.preprocessing if told else own),
             device=device,
             amp=amp,
             classes=classes,
+            role=role,
         )

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from softlabels.devices import find_device, first_line, is_out_of_memory
 from softlabels.errors import ConfigError, ModelError
-from softlabels.networks import Preprocessing, digest, is_convolutional
+from softlabels.networks import (
+    Preprocessing,
+    answer,
+    digest,
+    freeze,
+    is_convolutional,
+    logits_of,
+    set_mode,
+    try_answer,
+    weight_dtype,
+)
 
 Amp = Literal["fp16", "bf16"]
 
@@ -48,6 +58,7 @@ class NetworkTeacher:
     amp: Amp | None
     network: nn.Module = field(repr=False)
     channels_last: bool
+    role: str = "teacher"
     compiled: Callable[[Tensor], Any] | None = field(default=None, repr=False)
     """What `compile` made: it answers to uint8 pictures."""
 
@@ -57,11 +68,12 @@ class NetworkTeacher:
             torch.tensor(each, device=self.device).view(3, 1, 1)
             for each in (self.preprocessing.mean, self.preprocessing.std)
         )
+        kind = weight_dtype(self.network)
 
-        def answer(pictures: Tensor) -> Any:
-            return self.network((pictures.to(torch.float32) / 255 - mean) / std)
+        def answered(pictures: Tensor) -> Any:
+            return self.network(((pictures.to(torch.float32) / 255 - mean) / std).to(kind))
 
-        return replace(self, compiled=torch.compile(answer, dynamic=False))
+        return replace(self, compiled=torch.compile(answered, dynamic=False))
 
     def logits(self, pictures: Tensor) -> Tensor:
         """What the network says of uint8 pictures (n, 3, S, S) on any device: float32 (n, classes) on the teacher's.
@@ -72,31 +84,32 @@ class NetworkTeacher:
         Raises:
             ModelError: the pictures are of another kind, the network gives another shape, or it cannot be compiled.
         """
-        self.network.eval()
+        set_mode(self.network, False)
         with torch.inference_mode():
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             pictures = pictures.to(self.device, non_blocking=True).contiguous(memory_format=layout)
             normalised = pictures if self.compiled else self.preprocessing.normalise(pictures)
             with torch.autocast(self.device.type, _AMP_TYPES.get(self.amp or ""), enabled=self.amp is not None):
-                answer = logits_of(self._answer(normalised), self.name)
-        if tuple(answer.shape) != (len(pictures), self.classes):
+                logits = self._answer(normalised)
+        if tuple(logits.shape) != (len(pictures), self.classes):
             raise ModelError(
-                f"teacher {self.name} answers {len(pictures)} pictures with shape {tuple(answer.shape)}; "
+                f"{self.role} {self.name} answers {len(pictures)} pictures with shape {tuple(logits.shape)}; "
                 f"logits must be ({len(pictures)}, {self.classes})"
             )
         # A copy made out here is an ordinary tensor, which a loss may keep for its backward pass.
-        return answer.to(torch.float32, copy=True)
+        return logits.to(torch.float32, copy=True)
 
-    def _answer(self, pictures: Tensor) -> Any:
+    def _answer(self, pictures: Tensor) -> Tensor:
+        whose = f"{self.role} {self.name}"
         if self.compiled is None:
-            return self.network(pictures)
+            return answer(self.network, pictures, whose)
         try:
-            return self.compiled(pictures)
+            return logits_of(self.compiled(pictures), whose)
         except RuntimeError as problem:
             if is_out_of_memory(problem) or not _is_of_compiler(problem):
                 raise
             reason = first_line(problem)
-            raise ModelError(f"teacher {self.name} cannot be compiled ({reason}); leave out --compile") from problem
+            raise ModelError(f"{whose} cannot be compiled ({reason}); leave out --compile") from problem
 
 
 def _is_of_compiler(problem: BaseException) -> bool:
@@ -112,10 +125,11 @@ def teach(
     device: str | torch.device,
     amp: Amp | None,
     classes: int | None,
+    role: str = "teacher",
 ) -> NetworkTeacher:
     """The network of `origin` as a teacher on `device`, for pictures as `preprocessing` says.
 
-    `classes` is the count that the data set has (None: not to be compared).
+    `classes` is the count that the data set has (None: not to be compared); `role` is what messages call it.
 
     Raises:
         ModelError: the class counts differ, it normalises over the batch, or does not run.
@@ -123,27 +137,27 @@ def teach(
     """
     if amp is not None and amp not in _AMP_TYPES:
         raise ConfigError(f"mixed precision is fp16 or bf16, not {amp!r}; choose one with --amp or leave it out")
-    network = origin.network
-    _refuse_batch_statistics(network, name)
+    network, whose = origin.network, f"{role} {name}"
+    _refuse_batch_statistics(network, whose)
     fingerprint = digest(network.state_dict())
     place = _moved(network, device)
-    channels_last = is_convolutional(network)
+    # The types of weights that autocast would change anyway, and layouts, are TorchScript's own affair.
+    channels_last = is_convolutional(network) and not isinstance(network, torch.jit.ScriptModule)
     if channels_last:
         network.to(memory_format=torch.channels_last)
-    network.requires_grad_(False)
+    freeze(network)
     # A network that we know runs at the size it was made for; only otherwise is a picture spent on trying.
     trial = origin.foreign or preprocessing.size != origin.preprocessing.size
-    width = _tried(network, preprocessing, place, name) if trial else None
+    width = try_answer(network, preprocessing, place, whose) if trial else None
     count = origin.classes or width or 0
     if width is not None and width != count:
-        raise ModelError(
-            f"teacher {name} ({origin.where}) answers with {width} numbers, its weights have {count} classes"
-        )
+        raise ModelError(f"{whose} ({origin.where}) answers with {width} numbers, its weights have {count} classes")
     if classes is not None and classes != count:
         raise ModelError(
-            f"teacher {name} ({origin.where}) has {count} classes, the data set {classes}; "
+            f"{whose} ({origin.where}) has {count} classes, the data set {classes}; "
             f"choose weights made for these classes, or other --data"
         )
+    set_mode(network, False)
     return NetworkTeacher(
         name=name,
         spec=spec,
@@ -154,55 +168,19 @@ def teach(
         licence=origin.licence,
         device=place,
         amp=amp,
-        network=network.eval(),
+        network=network,
         channels_last=channels_last,
+        role=role,
     )
 
 
-def logits_of(answer: Any, name: str) -> Tensor:
-    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple led by them.
-
-    Raises:
-        ModelError: there are none; the message begins with the teacher's `name`.
-    """
-    found = answer
-    if isinstance(found, dict) and "logits" in found:
-        found = found["logits"]
-    elif isinstance(getattr(found, "logits", None), Tensor):
-        found = found.logits
-    elif isinstance(found, tuple | list) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
-        raise ModelError(f"teacher {name} returns a {type(answer).__name__} without logits; it must return a tensor")
-    return found
-
-
-def _tried(network: nn.Module, preprocessing: Preprocessing, device: torch.device, name: str) -> int:
-    """The width of what the network says of one grey picture."""
-    size = preprocessing.size
-    picture = torch.full((1, 3, size, size), 128, dtype=torch.uint8, device=device)
-    network.eval()
-    try:
-        with torch.inference_mode():
-            answer = logits_of(network(preprocessing.normalise(picture)), name)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as problem:
-        raise ModelError(
-            f"teacher {name} does not run on {size}x{size} pictures ({first_line(problem)}); set another size"
-        ) from problem
-    if answer.ndim != 2 or len(answer) != 1:
-        raise ModelError(
-            f"teacher {name} answers one picture with shape {tuple(answer.shape)}; logits must be (pictures, classes)"
-        )
-    return int(answer.shape[1])
-
-
-def _refuse_batch_statistics(network: nn.Module, name: str) -> None:
+def _refuse_batch_statistics(network: nn.Module, whose: str) -> None:
     """A label must not depend on what else is in the batch."""
     for path, module in network.named_modules():
         # InstanceNorm shares the base class but looks at one picture alone.
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ModelError(
-                f"teacher {name}: its layer {path or 'itself'} has no running statistics and would normalise over each "
+                f"{whose}: its layer {path or 'itself'} has no running statistics and would normalise over each "
                 f"batch, so that labels depended on their neighbours; use a network with track_running_stats=True"
             )
 

@@ -156,6 +156,11 @@ class Recipe(BaseModel):
         self._recorded = any(isinstance(step, Recorded) for step in self.steps)
 
     @property
+    def clean(self) -> bool:
+        """Whether pictures are cut as those on which networks are evaluated, and not at random."""
+        return self._kinds.geometry is None or isinstance(self._kinds.geometry, ResizeCentreCrop)
+
+    @property
     def records(self) -> Spec:
         """Dtype and shape of what is recorded of each view, by name; empty where all of it is drawn."""
         if not self._recorded:

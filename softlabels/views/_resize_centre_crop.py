@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from softlabels._philox import Words
 from softlabels.config import Part
@@ -33,7 +34,13 @@ class ResizeCentreCrop(Part):
         """uint8 (n, 3, H, W) as uint8 (n, 3, size, size), by torchvision's rule for sizes and offsets."""
         height, width = images.shape[-2:]
         short, long = frame.shorter_side, int(frame.shorter_side * max(height, width) / min(height, width))
+        if frame.crop == "squash":
+            long = short
         height, width = (short, long) if height <= width else (long, short)
         shown = resized(images, height, width, frame.interpolation)
+        if min(height, width) < frame.size:
+            across, down = max(frame.size - width, 0), max(frame.size - height, 0)
+            shown = pad(shown, (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2))
+            height, width = shown.shape[-2:]
         top, left = centre(height, frame.size), centre(width, frame.size)
         return shown[:, :, top : top + frame.size, left : left + frame.size].clone()

@@ -16,6 +16,7 @@ Sides = int | NDArray[np.int64]
 """A height or width in pixels: of all images, or (n,) of each."""
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+CROPS = ("centre", "squash", "padded")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,21 +63,27 @@ class Views:
 class Frame:
     """What a model sees: square pictures of `size` pixels a side, made with `interpolation`.
 
-    `resize` matters to the clean view alone: the shorter side is brought to it before the centre is cut out. Left
-    out, it is size / 0.875 (256 for 224), and for pictures of at most 32 pixels the size itself.
+    `resize` and `crop` matter to the clean view alone: the shorter side is brought to `resize` before the centre is cut
+    out. Left out, it is size / 0.875 (256 for 224), and for pictures of at most 32 pixels the size itself. With the
+    crop ``squash`` both sides are brought to it, whatever their ratio; with ``padded`` it may be smaller than the size,
+    and what is missing is black. These are timm's modes; ``centre`` is torchvision's only one.
 
     Raises:
-        ConfigError: the size is not positive, `resize` is smaller than it, or the interpolation is unknown.
+        ConfigError: the size is not positive, `resize` is smaller than it without padding, or interpolation or crop are
+            unknown.
     """
 
     size: int
     interpolation: str = "bilinear"
     resize: int | None = None
+    crop: str = "centre"
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ConfigError(f"a picture has at least 1 pixel a side, not {self.size}; choose a larger size")
-        if self.resize is not None and self.resize < self.size:
+        if self.crop not in CROPS:
+            raise ConfigError(f"unknown crop {self.crop!r}; known: {', '.join(CROPS)}")
+        if self.resize is not None and self.resize < self.size and self.crop != "padded":
             raise ConfigError(
                 f"resize {self.resize} is smaller than the picture of {self.size} that is cut out of it; "
                 f"choose a resize of at least {self.size}, or a smaller size"

@@ -46,6 +46,45 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, hint: str) -> 
     assert hint in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [
+        ("tf_efficientnet_b0_ns", "tf_efficientnet_b0.ns_jft_in1k"),
+        ("vit_tiny_patch16_224_in21k", "vit_tiny_patch16_224.augreg_in21k"),
+        ("hf-hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("hf_hub:timm/resnet18.a1_in1k", "resnet18.a1_in1k"),
+    ],
+)
+def test_former_names_and_names_of_the_hub_mean_the_network_of_today(former: str, current: str) -> None:
+    assert str(networks.resolve(f"timm:{former}")) == f"timm:{current}"
+
+
+def test_a_former_name_is_taken_with_a_line(softlabels_command, caplog: pytest.LogCaptureFixture) -> None:
+    networks._architectures._say_renamed.cache_clear()
+    done = softlabels_command(
+        "plan", "--teacher", "timm:tf_mobilenetv3_small_075", "--weights", "random", "--data", "digits", "--limit", 2
+    )
+    assert done.exit_code == 0, done.output
+    assert "timm:tf_mobilenetv3_small_075 is called" not in caplog.text  # this one is no former name
+    networks.resolve("timm:tf_efficientnet_b0_ns")
+    assert "is called timm:tf_efficientnet_b0.ns_jft_in1k now" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("timm:resnet18.a1_in1", "resnet18.a1_in1k"),
+        ("timm:hf-hub:someone/net", "timm:NAME --weights FILE"),
+        ("runs/nowhere", "no file or folder at runs/nowhere"),
+        ("weights.safetensors", "no file or folder at weights.safetensors"),
+    ],
+)
+def test_what_is_mistyped_is_answered_from_the_right_list(typed: str, hint: str) -> None:
+    with pytest.raises(ModelError) as raised:
+        networks.resolve(typed)
+    assert hint in str(raised.value) and "\n" not in str(raised.value)
+
+
 def test_a_path_given_as_a_name_is_told_how_to_write_it(tmp_path) -> None:
     with pytest.raises(ModelError, match=f"file:{tmp_path}"):
         networks.resolve(str(tmp_path))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import timm
+import timm.data
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+from worlds import picture
 
 from softlabels import networks
 from softlabels.errors import ConfigError, ModelError
 from softlabels.networks import Preprocessing
+from softlabels.pictures import frame
+from softlabels.students import student_spec
+from softlabels.views import RECIPES
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext101", "mobilenetv3", "vit_h_14", "efficientnet_v2_l"])
@@ -28,9 +36,46 @@ def test_the_numbers_of_resnext101_are_those_of_its_second_weights() -> None:
     assert (wanted.size, wanted.resize, wanted.interpolation) == (224, 232, "bilinear")
 
 
-def test_timm_networks_want_what_timm_evaluates_with() -> None:
-    wanted = networks.preprocessing("timm:resnet18.a1_in1k")
-    assert (wanted.size, wanted.resize, wanted.interpolation) == (224, 235, "bicubic")
+TIMM = (
+    "resnet18.a1_in1k",  # tested at 288, trained at 224
+    "resnet50d.ra2_in1k",
+    "fasternet_t0.in1k",  # another crop in tests, of the same size
+    "vit_base_patch16_clip_224.openai_ft_in1k",
+    "eva_large_patch14_196.in22k_ft_in1k",  # squashed
+    "volo_d5_512.sail_in1k",  # padded
+    "tf_efficientnet_b0.ns_jft_in1k",
+)
+
+
+@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (700, 300)])
+def test_clean_views_of_timms_networks_are_those_of_timms_validation(name: str, height: int, width: int) -> None:
+    wanted = networks.preprocessing(f"timm:{name}")
+    configuration = timm.get_pretrained_cfg(name).to_dict()
+    config = timm.data.resolve_data_config(pretrained_cfg=configuration, use_test_size=True)
+    theirs = timm.data.create_transform(**config, is_training=False, normalize=False)
+    image = picture(3, height, width)
+    recipe = RECIPES.make("clean")
+    drawn = recipe.draw(0, np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    ours = recipe.render(image, drawn[0], frame(wanted))
+    expected = theirs(functional.to_pil_image(image))
+    assert ours.shape == expected.shape == (3, wanted.size, wanted.size)
+    # PIL and torch round resized pixels a level or two apart.
+    assert (ours.int() - expected.int()).abs().max() <= 3
+    assert wanted.mean == config["mean"] and wanted.std == config["std"]
+
+
+def test_timms_networks_are_trained_at_the_size_of_their_training() -> None:
+    evaluated, trained = (networks.preprocessing("timm:resnet18.a1_in1k", training=each) for each in (False, True))
+    assert (evaluated.size, evaluated.resize, evaluated.interpolation) == (288, 288, "bicubic")
+    assert (trained.size, trained.resize, trained.interpolation) == (224, 235, "bicubic")
+    assert student_spec("timm:resnet18.a1_in1k").preprocessing == trained
+
+
+def test_the_usual_crop_is_left_out_of_what_is_written_so_that_older_cards_stay_equal() -> None:
+    assert "crop" not in networks.preprocessing("resnet18").model_dump(mode="json")
+    squashed = Preprocessing(crop="squash")
+    assert squashed.model_dump()["crop"] == "squash" and Preprocessing(**squashed.model_dump()) == squashed
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +14,7 @@ import torchvision
 
 from softlabels import networks
 from softlabels.errors import ModelError
+from softlabels.teachers import teacher_spec
 
 
 @pytest.fixture
@@ -50,6 +52,32 @@ def test_cached_published_weights_are_used_with_all_that_is_known_of_them() -> N
     assert weights.where == "MobileNet_V3_Small_Weights.IMAGENET1K_V1"
     assert weights.classes == 1000 and weights.class_names[0] == "tench"
     assert networks.digest(networks.built(weights).state_dict()) == networks.digest(network.state_dict())
+
+
+@pytest.mark.usefixtures("torch_home", "offline")
+@pytest.mark.parametrize("typed", ["IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"])
+def test_torchvisions_weights_are_taken_by_their_names_with_their_own_preprocessing(typed: str) -> None:
+    network = torchvision.models.resnet50()
+    published = networks.published_weights("resnet50", typed)
+    assert published is not None and published.preprocessing.resize == 256
+    published.file.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), published.file)
+    weights = networks.trained("resnet50", typed)
+    assert weights.where == "ResNet50_Weights.IMAGENET1K_V1" and weights.preprocessing.resize == 256
+    assert networks.preprocessing("resnet50").resize == 232  # of the second weights
+    teacher = teacher_spec("resnet50", typed).open()
+    assert teacher.weights_sha256 == networks.digest(network.state_dict()) and teacher.preprocessing.resize == 256
+    with pytest.raises(ModelError, match=r"no file of weights at IMAGENET1K_V9.*IMAGENET1K_V1, IMAGENET1K_V2"):
+        networks.trained("resnet50", "IMAGENET1K_V9")
+
+
+def test_a_copy_of_published_weights_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "mine.pth")
+    assert networks.trained("resnet50", str(tmp_path / "mine.pth")).preprocessing.resize == 232
+    # The digits of the file that torchvision publishes as the first weights.
+    monkeypatch.setattr("softlabels.networks._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
+    weights = networks.trained("resnet50", str(tmp_path / "mine.pth"))
+    assert weights.preprocessing.resize == 256 and weights.class_names[0] == "tench"
 
 
 @pytest.mark.usefixtures("torch_home")
@@ -94,7 +122,7 @@ def test_without_a_network_timm_is_refused_at_once(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     began = time.monotonic()
-    with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*--weights FILE"):
+    with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*download https://.*--weights FILE"):
         networks.trained("timm:resnet18", None)
     assert time.monotonic() - began < 5
 
@@ -112,3 +140,29 @@ def test_a_damaged_cached_file_is_named() -> None:
 def test_small_networks_have_no_published_weights() -> None:
     with pytest.raises(ModelError, match=r"small:cnn_tiny has no published weights.*--weights FILE"):
         networks.trained("cnn_tiny", None)
+
+
+def test_a_file_of_weights_under_their_authors_names_is_read_as_timm_reads_it(tmp_path: Path) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    state = timm.create_model("convnext_atto").state_dict()
+    # The names of ConvNeXt's authors, which timm changes when it loads their files.
+    theirs = [
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+        (r"\.conv_dw\.", ".dwconv."),
+        (r"\.mlp\.fc", ".pwconv"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    ]
+
+    def renamed(name: str) -> str:
+        for pattern, other in theirs:
+            name = re.sub(pattern, other, name)
+        return name
+
+    save_file({renamed(name): tensor.contiguous() for name, tensor in state.items()}, tmp_path / "theirs.safetensors")
+    weights = networks.trained("timm:convnext_atto", str(tmp_path / "theirs.safetensors"))
+    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(state)
