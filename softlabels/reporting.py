@@ -219,8 +219,9 @@ def describe_store(location: str) -> dict[str, Any]:
     for name in store.teachers:
         each = store.teacher(name)
         teachers[name] = {
-            "views": each.views,
+            "views": each.complete,
             "shards": len(each.shards),
+            "damaged": [shard.name for shard in each.broken],
             "unlabelled": len(each.skipped),
             "bytes": each.nbytes,
             "codec": dict(each.card.codec),
@@ -238,6 +239,7 @@ def describe_store(location: str) -> dict[str, Any]:
         "seed": manifest.seed,
         "views": min((each["views"] for each in teachers.values()), default=0),
         "teachers": teachers,
+        "problems": store.orphans,
     }
     return described | {"lines": _lines(described)}
 
@@ -252,8 +254,11 @@ def _lines(store: dict[str, Any]) -> list[str]:
             f"{name}: {each['views']} views complete in {each['shards']} {each['format']} shards, "
             f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
         )
+        if each["damaged"]:
+            more = f" and {len(each['damaged']) - 5:,} more" if len(each["damaged"]) > 5 else ""
+            lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; `softlabels repair` removes or remakes them")
         if each["unlabelled"]:
             lines.append(f"  {each['unlabelled']:,} images are unlabelled; they could not be read, or had no label")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
-    return lines
+    return lines + store["problems"]

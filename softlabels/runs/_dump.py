@@ -231,5 +231,5 @@ def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal:
     rate = report.pictures / max(report.seconds, 1e-9)
     journal.say(
         f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in "
-        f"{duration(report.seconds)} ({rate:,.0f} pictures/s); {labels.views} views complete in {config.out}"
+        f"{duration(report.seconds)} ({rate:,.0f} pictures/s); {labels.complete} views complete in {config.out}"
     )

@@ -164,7 +164,7 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         return
     journal.say(
         f"{report.teacher}: wrote {report.shards:,} shards, {report.labels:,} labels in {duration(report.seconds)}; "
-        f"{size(labels.nbytes)}, {labels.views} views complete in {config.out}; they are honest at temperature "
+        f"{size(labels.nbytes)}, {labels.complete} views complete in {config.out}; they are honest at temperature "
         f"{source.codec.temperature:g} alone"
     )
     if source.recipe.foreign is not None:

@@ -22,7 +22,7 @@ from softlabels.store._copying import copy_images
 from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
-from softlabels.store._layout import ArrayLayout, TeacherCard
+from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks, shard_bytes
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._remote import is_url
 from softlabels.store._shard import MOST_VIEWS, Shard, ShardFormat
@@ -42,6 +42,7 @@ __all__ = [
     "Store",
     "TeacherCard",
     "TeacherLabels",
+    "check_chunks",
     "copy_images",
     "create",
     "differences",
@@ -49,4 +50,5 @@ __all__ = [
     "is_url",
     "joined",
     "open_store",
+    "shard_bytes",
 ]

@@ -107,9 +107,23 @@ def check_arrays(
                 f"array {name!r} must be {each.dtype} {wanted} (views, rows, ...), "
                 f"this is {arrays[name].dtype} {arrays[name].shape}"
             )
-        if extent[1] * each.record > LARGEST_CHUNK:
-            raise StoreError(
-                f"one view of {extent[1]:,} rows of array {name!r} has {extent[1] * each.record:,} bytes, more than "
-                f"{LARGEST_CHUNK:,}; make the store with fewer rows per shard"
-            )
+    check_chunks(layout, extent[1])
     return {name: np.ascontiguousarray(arrays[name], each.numpy) for name, each in layout.items()}
+
+
+def check_chunks(layout: Mapping[str, ArrayLayout], rows: int) -> None:
+    """Raise StoreError when one view of shards of so many rows is more than is read at once."""
+    for name, each in layout.items():
+        if rows * each.record > LARGEST_CHUNK:
+            raise StoreError(
+                f"one view of {rows:,} rows of array {name!r} has {rows * each.record:,} bytes, more than "
+                f"{LARGEST_CHUNK:,}; make the store with at most {LARGEST_CHUNK // each.record:,} --rows-per-shard"
+            )
+
+
+def shard_bytes(layout: Mapping[str, ArrayLayout], rows: int, views: int) -> int:
+    """Bytes of the labels of one shard, which are all in memory while it is made.
+
+    An uncompressed HDF5 shard needs them once more while it is written, a Zarr shard twice.
+    """
+    return rows * views * sum(each.record for each in layout.values())

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from softlabels._files import remove_partial, whole, write_text
+from softlabels._files import remove_leftovers, whole, write_text
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images, _lock
 from softlabels.store._cache import Cache
@@ -29,11 +29,12 @@ from softlabels.store._folder import CARD
 from softlabels.store._formats import FORMATS
 from softlabels.store._inside import Place
 from softlabels.store._labels import TeacherLabels
-from softlabels.store._layout import TeacherCard
+from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, identity, images_name, store_id
 from softlabels.store._mirror import Mirror
 from softlabels.store._remote import is_url
 
+_SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
 _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 
 
@@ -110,6 +111,22 @@ class Store:
         names = self._mirror.teachers() if self._mirror is not None else _folders(self.root)
         return tuple(name for name in names if _TEACHER.fullmatch(name) and _has_card(self.root, name))
 
+    @property
+    def orphans(self) -> list[str]:
+        """Folders that hold shards but no card, one line each: whose labels they are is not known."""
+        if self._mirror is not None:
+            there = self._mirror.objects
+            entries = {(parts[0], parts[1]) for name in there if len(parts := name.split("/")) > 1}
+        else:
+            entries = {(name, each) for name in _folders(self.root) for each in Place(self.root, (name,)).entries()}
+        carded = {folder for folder, name in entries if name == CARD}
+        lost = sorted(folder for folder, name in entries if folder not in carded and _SHARD.fullmatch(name))
+        return [
+            f"{self.location}/{folder} holds {lost.count(folder):,} shards but no {CARD}, so its labels cannot be read; "
+            f"copy that file, too, or remove the folder"
+            for folder in dict.fromkeys(lost)
+        ]
+
     def teacher(self, name: str) -> TeacherLabels:
         """The labels of one teacher.
 
@@ -134,6 +151,7 @@ class Store:
                 f"{card.classes}; choose another folder for them"
             )
         FORMATS[card.format].check_compression(card.compression)
+        check_chunks(card.layout, self.manifest.runs.longest)
         place = Place(self.root, (name, CARD))
         fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
         if fresh or not place.path.exists():
@@ -165,6 +183,7 @@ class Store:
         """
         added = _images.normalised(images)
         with _lock.alone(self.root):
+            remove_leftovers(self.root)
             current = open_folder(self.root)
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
@@ -192,6 +211,7 @@ class Store:
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
+            problems += self.orphans
             images = open_folder(self.root).images
             _images.check_unique(images)
             if not _same_images(self.manifest, images):
@@ -207,7 +227,13 @@ class Store:
         return [name for name in names if name.startswith("images") and name.endswith(".parquet") and name not in known]
 
     def _labels(self, name: str) -> TeacherLabels:
-        card = read_document(Place(self.root, (name, CARD)), TeacherCard)
+        place = Place(self.root, (name, CARD))
+        card = read_document(place, TeacherCard)
+        if card.classes != self.manifest.classes:
+            raise StoreError(
+                f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another store, "
+                f"copy it again from its source"
+            )
         return TeacherLabels(self.root, self.manifest, name, card, self._mirror)
 
 
@@ -261,6 +287,8 @@ def create(
                     table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
                 )
                 _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
+    else:
+        remove_leftovers(folder)
     store = open_folder(folder, mirror)
     _refuse_differences(store, dict(data), what, table)
     if mirror is not None:
@@ -362,7 +390,7 @@ def _make(
 ) -> None:
     refuse_orphans(folder)
     _images.check_unique(table)
-    remove_partial(folder)
+    remove_leftovers(folder)
     file = _write_images(folder, 0, table)
     manifest = Manifest(
         id=store_id(what, file),
