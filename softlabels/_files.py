@@ -90,7 +90,7 @@ def _clean_once(folder: Path, _: int) -> None:
 
 
 def _locked_room(path: Path) -> tuple[Path, int | None]:
-    """A fresh temporary folder beside `path`, and the descriptor that keeps it locked (None: locks do not work here)."""
+    """A fresh temporary folder beside `path`, and the descriptor that keeps it locked; None where locks do not work."""
     while True:
         room = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name[:_LONGEST_PREFIX]}-", dir=path.parent))
         try:

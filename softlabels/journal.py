@@ -15,7 +15,8 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from softlabels._files import write_text
+from softlabels._files import read_json, read_text, write_text
+from softlabels.errors import RunError, printable
 
 PLAIN_SECONDS = 10.0
 """How often a run without a terminal tells how far it is."""
@@ -37,7 +38,7 @@ class Journal:
     def say(self, line: str) -> None:
         """Print one line."""
         if not self._quiet:
-            print(line, file=self._stream, flush=True)
+            print(printable(line), file=self._stream, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str) -> Iterator[Advance]:
@@ -87,12 +88,14 @@ def _silence(count: int, note: str = "") -> None:
 class Metrics:
     """One record per epoch as JSON lines and as a CSV that pandas reads, both whole at every moment once written.
 
-    `keep_until` drops the records of later steps, so that a resumed run's file equals an uninterrupted one's.
+    `keep_until` drops the records of later steps, so that a resumed run's file equals an uninterrupted one's. `records`
+    are those that a checkpoint holds; without them they are read from the file.
     """
 
-    def __init__(self, folder: Path, *, keep_until: int = 0) -> None:
+    def __init__(self, folder: Path, *, keep_until: int = 0, records: list[dict[str, Any]] | None = None) -> None:
         self._jsonl, self._csv = folder / "metrics.jsonl", folder / "metrics.csv"
-        self.records = [record for record in read_metrics(self._jsonl) if record["step"] <= keep_until]
+        known = read_metrics(self._jsonl) if records is None and keep_until else records or []
+        self.records = [record for record in known if record["step"] <= keep_until]
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append `record`; `write` puts it on disk."""
@@ -110,10 +113,45 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; none when there is no such file."""
+    """The records of a ``metrics.jsonl``; none when there is no such file.
+
+    Raises:
+        RunError: a line is damaged; file and line are named.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    records = []
+    try:
+        for line in read_text(path, error=RunError).splitlines():
+            record = json.loads(line) if line else None
+            if record is not None:
+                numbers = [record[name] for name in ("epoch", "step", "loss")]
+                if not all(isinstance(each, int | float) for each in numbers):
+                    raise ValueError("no epoch, step or loss")
+                records.append(record)
+    except OSError as problem:
+        raise RunError(f"{path} cannot be read: {problem.strerror}") from problem
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise RunError(
+            f"{path} is damaged after {len(records)} records; restore it, or remove the run's folder and train again"
+        ) from problem
+    return records
+
+
+RESULT = frozenset({"best", "last", "parameters", "images", "steps", "seconds", "label_bytes"})
+"""What the result of every finished run holds."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What a run's ``result.json`` holds.
+
+    Raises:
+        RunError: it is damaged, or no result of a run; it is named.
+    """
+    result = read_json(path, error=RunError)
+    if not isinstance(result, dict) or not set(result) >= RESULT:
+        raise RunError(f"{path} is no result of a run; remove it, and the same `softlabels train` finishes the run")
+    return result
 
 
 def duration(seconds: float) -> str:

@@ -172,7 +172,7 @@ def _alone(root: Path, part: tuple[int, int]) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as problem:
-        raise StoreError(f"cannot write {path}: {problem.strerror}; choose another --out or free some space") from problem
+        raise StoreError(f"cannot write {path}: {problem.strerror}; choose another --out") from problem
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

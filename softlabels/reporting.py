@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from softlabels._files import whole, write_text
 from softlabels._installed import required
 from softlabels.errors import RunError
-from softlabels.journal import read_metrics, size
+from softlabels.journal import read_metrics, read_result, size
 from softlabels.store import open_store
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def find_runs(root: Path) -> list[Run]:
     for path in sorted(root.rglob("result.json")):
         folder = path.parent
         arm = folder.parent.name if folder.name.startswith("seed-") else folder.name
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(path)
         runs.append(Run(arm, folder, result, read_metrics(folder / "metrics.jsonl")))
     if not runs:
         raise RunError(f"no finished run under {root}; `softlabels train` leaves one, with a result.json")
@@ -256,7 +256,7 @@ def _lines(store: dict[str, Any]) -> list[str]:
         )
         if each["damaged"]:
             more = f" and {len(each['damaged']) - 5:,} more" if len(each["damaged"]) > 5 else ""
-            lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; `softlabels repair` removes or remakes them")
+            lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; see `softlabels repair`")
         if each["unlabelled"]:
             lines.append(f"  {each['unlabelled']:,} images are unlabelled; they could not be read, or had no label")
         weights = each["weights_sha256"][:16] or "unknown"

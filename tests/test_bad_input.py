@@ -213,7 +213,8 @@ def test_a_disk_that_fills_up_in_a_checkpoint_costs_nothing(
     said = complaint(softlabels_command(*command))
     assert "no space left" in said
     assert "run the same command again" in said
-    assert [path.name for path in Path("runs/cnn_tiny/checkpoints").iterdir()] == ["step-000000003"]
+    kept = sorted(path.name for path in Path("runs/cnn_tiny/checkpoints").iterdir())
+    assert kept == ["step-000000002", "step-000000003"]
     monkeypatch.setattr(checkpoints, "save_file", real)
     assert "going on from step 3 of 6" in softlabels_command(*command).output
 

@@ -30,6 +30,7 @@ BEST = "best.safetensors"
 """The file that stands for a run's folder."""
 
 _VERSION = "1"
+_SUM = "softlabels_sha256"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "module", "params", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -102,13 +103,18 @@ def read_weights(path: str | Path) -> Weights:
     A torch file is read with ``weights_only=True``. A state dict nested under a usual key is found, and the prefixes
     that DataParallel and torch.compile put before every name are taken off.
 
+    A file that softlabels wrote carries a checksum of its tensors and metadata, which is compared.
+
     Raises:
         ModelError: the file is missing, damaged, holds no tensors, or would need code to be run.
     """
     path = weights_file(path)
     try:
         if _is_safetensors(path):
-            return Weights(path, _stripped(safetensors.torch.load_file(path)), _header(path))
+            state, metadata = safetensors.torch.load_file(path), _header(path)
+            if _SUM in metadata and metadata[_SUM] != _checksum(state, metadata):
+                raise ValueError("it does not match its checksum")
+            return Weights(path, _stripped(state), metadata)
         # Checkpoints of torchvision's own training scripts carry their arguments in such a namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,7 +147,9 @@ def read_description(path: str | Path) -> Description | None:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `state` as safetensors with `metadata` in its header, whole or not at all.
+    """Write `state` as safetensors with `metadata` and a checksum of both in its header, whole or not at all.
+
+    The same state and metadata make the same bytes.
 
     Raises:
         StoreError: the place cannot be written.
@@ -151,7 +159,26 @@ def write_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
     with whole(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=dict(metadata))
+        safetensors.torch.save_file(tensors, partial, metadata={**metadata, _SUM: _checksum(tensors, metadata)})
+        _sort_metadata(partial)
+
+
+def _checksum(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors' digest and of the metadata, without the checksum itself."""
+    text = json.dumps([digest(state), sorted((name, value) for name, value in metadata.items() if name != _SUM)])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _sort_metadata(path: Path) -> None:
+    """Write the metadata in the header of a safetensors file in the order of its names; the library's is by chance."""
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # it is the same text, in another order
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def weights_file(path: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 from softlabels._files import write_text
 from softlabels.config import read_yaml
 from softlabels.errors import RunError
+from softlabels.journal import read_result
 
 ANYWHERE = frozenset(
     {
@@ -57,4 +57,4 @@ def finished(folder: Path, config: BaseModel) -> dict[str, Any] | None:
         shown = "; ".join(f"{name}: {before.get(name)!r} there, {now[name]!r} now" for name in differing[:5])
         raise RunError(f"{folder} holds another run ({shown}); choose another --out or remove the folder")
     result = folder / "result.json"
-    return json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
+    return read_result(result) if result.exists() else None

@@ -133,7 +133,9 @@ class Folder:
     def unknown(self) -> list[str]:
         """Names in the folder that no shard, card, lock or unfinished file has."""
         known = {f"{shard.name}{self.format.suffix}" for shard in self.named()} | {CARD}
-        return [name for name in self.entries() if name not in known and not name.startswith((TEMPORARY, LOCK, REMOVED))]
+        return [
+            name for name in self.entries() if name not in known and not name.startswith((TEMPORARY, LOCK, REMOVED))
+        ]
 
     def stamp(self, shard: Shard) -> int:
         """A number that changes when a file of a shard does; 0 when some file is not there."""

@@ -353,7 +353,7 @@ class MappedGather:
         _, shard, chunk = job
         mapped = self._opened[shard].maps[chunk.place]
         fetch(np.array([mapped.address + chunk.offset]), chunk.size)
-        return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size])
+        return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)
 
     def _mapped(self, shard: Shard) -> _Opened:
         folder = self._directory.folder

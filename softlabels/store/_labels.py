@@ -57,7 +57,8 @@ class TeacherLabels:
         self._gather: Gather | None = None
         self._memory: int | None = None
         self._shared: tuple[str, str] | None = None
-        self._headers: dict[Shard, tuple[int, Header]] | None = None
+        self._headers: dict[Shard, tuple[int, Header]] = {}
+        self._current = False
         self._broken: tuple[Shard, ...] = ()
         self._part: tuple[int, int] | None = None
         self._named: dict[int, set[Shard]] | None = None
@@ -161,13 +162,13 @@ class TeacherLabels:
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The shards that are there and whole, sorted; headers of files that changed are read again each time."""
-        self._headers = self._read_headers()
+        self._read_headers()
         return tuple(self._headers)
 
     @property
     def broken(self) -> tuple[Shard, ...]:
         """The shards whose names are there, but whose headers are damaged or whose files are cut off; sorted."""
-        self._headers = self._read_headers()
+        self._read_headers()
         return self._broken
 
     @property
@@ -294,7 +295,7 @@ class TeacherLabels:
         if self._shelf is not None:
             self._shelf.publish(shard)
         self._named_in(shard.run).add(shard)
-        self._gather = None
+        self._gather, self._current = None, False
         for each in {shard, *damaged}:
             self._unmark(each)
 
@@ -303,7 +304,7 @@ class TeacherLabels:
         self._check_part(shard)
         self._mark(shard)
         self._take_away(shard)
-        self._gather = None
+        self._gather, self._current = None, False
 
     @property
     def removed(self) -> list[Shard]:
@@ -334,19 +335,19 @@ class TeacherLabels:
         return [shard for shard in self._folder.named() if self._folder.problems(shard)]
 
     def _known(self) -> dict[Shard, Header]:
-        if self._headers is None:
-            self._headers = self._read_headers()
+        if not self._current:
+            self._read_headers()
         return {shard: header for shard, (_, header) in self._headers.items()}
 
-    def _read_headers(self) -> dict[Shard, tuple[int, Header]]:
-        """The sound headers, without the places of their arrays; of files that did not change, those read before."""
-        before, found, broken = self._headers or {}, {}, []
-        named = self._folder.named()
+    def _read_headers(self) -> None:
+        """Know the sound headers, without the places of arrays; of files that did not change none is read again."""
+        found: dict[Shard, tuple[int, Header]] = {}
+        broken, named = [], self._folder.named()
         if self._shelf is not None:
             self._shelf.heads(named)
         for shard in named:
             stamp = self._folder.stamp(shard)
-            held = before.get(shard)
+            held = self._headers.get(shard)
             if held is not None and held[0] == stamp != 0:
                 found[shard] = held
                 continue
@@ -354,8 +355,7 @@ class TeacherLabels:
                 found[shard] = stamp, self._folder.header(shard).model_copy(update={"arrays": {}})
             except Damaged:
                 broken.append(shard)
-        self._broken = tuple(broken)
-        return found
+        self._headers, self._broken, self._current = found, tuple(broken), True
 
     def _check_part(self, shard: Shard) -> None:
         if self._part is None or shard.run % self._part[1] != self._part[0]:

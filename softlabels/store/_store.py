@@ -122,8 +122,8 @@ class Store:
         carded = {folder for folder, name in entries if name == CARD}
         lost = sorted(folder for folder, name in entries if folder not in carded and _SHARD.fullmatch(name))
         return [
-            f"{self.location}/{folder} holds {lost.count(folder):,} shards but no {CARD}, so its labels cannot be read; "
-            f"copy that file, too, or remove the folder"
+            f"{self.location}/{folder} holds {lost.count(folder):,} shards but no {CARD}, so its labels cannot be "
+            f"read; copy that file, too, or remove the folder"
             for folder in dict.fromkeys(lost)
         ]
 
@@ -231,8 +231,8 @@ class Store:
         card = read_document(place, TeacherCard)
         if card.classes != self.manifest.classes:
             raise StoreError(
-                f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another store, "
-                f"copy it again from its source"
+                f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another "
+                f"store, copy it again from its source"
             )
         return TeacherLabels(self.root, self.manifest, name, card, self._mirror)
 
