@@ -135,6 +135,8 @@ def train(
         remove_leftovers(folder / "checkpoints")
     progress, records = _resume(learner, lesson, folder / "checkpoints", journal, steps, place)
     metrics = Metrics(folder, keep_until=progress.step, records=records)
+    if processes.first and progress.step:
+        metrics.write()  # the files are those of the checkpoint from now on
     began, seen = time.monotonic(), 0
     saved = began
 

@@ -19,6 +19,7 @@ from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images, _lock
 from softlabels.store._cache import Cache
 from softlabels.store._documents import (
+    LARGEST,
     differences,
     document,
     document_problems,
@@ -34,6 +35,7 @@ from softlabels.store._manifest import NAME, ImageFile, Manifest, identity, imag
 from softlabels.store._mirror import Mirror
 from softlabels.store._remote import is_url
 
+_SUM = "# sha256 of all above: "
 _SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
 _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 
@@ -185,6 +187,8 @@ class Store:
         with _lock.alone(self.root):
             remove_leftovers(self.root)
             current = open_folder(self.root)
+            if current.manifest.images != self.manifest.images:
+                raise StoreError(f"another process added images to {self.location}; run the same command again")
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
             changes = {"images": (*current.manifest.images, file), **({} if data is None else {"data": dict(data)})}
@@ -196,7 +200,8 @@ class Store:
         return open_folder(self.root, self._mirror)
 
     def keep(self, name: str, text: str) -> None:
-        """Write a small text file beside the labels."""
+        """Write a small text file of YAML beside the labels, with a checksum as its last line."""
+        text += f"{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
         if self._mirror is not None:
             self._mirror.write(name, text)
         else:
@@ -211,7 +216,7 @@ class Store:
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
-            problems += self.orphans
+            problems += [*self.orphans, *self._changed_texts()]
             images = open_folder(self.root).images
             _images.check_unique(images)
             if not _same_images(self.manifest, images):
@@ -225,6 +230,16 @@ class Store:
         known = {images_name(number) for number in range(len(self.manifest.images))}
         names = Place(self.root).entries()
         return [name for name in names if name.startswith("images") and name.endswith(".parquet") and name not in known]
+
+    def _changed_texts(self) -> list[str]:
+        """What `keep` wrote and is not as it was: commands may be run from it."""
+        place, problems = Place(self.root), []
+        for name in place.entries():
+            if name.startswith(("dump-", "import-")) and name.endswith(".yaml"):
+                text, mark, found = (place / name).read(LARGEST).rpartition(_SUM.encode())
+                if mark and found.strip() != hashlib.sha256(text).hexdigest().encode():
+                    problems.append(f"{place / name} does not match its checksum; it was changed or damaged")
+        return problems
 
     def _labels(self, name: str) -> TeacherLabels:
         place = Place(self.root, (name, CARD))
