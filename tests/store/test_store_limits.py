@@ -14,6 +14,7 @@ from softlabels.errors import StoreError
 from softlabels.store import _gather, open_store, shard_bytes
 from softlabels.store._folder import Folder
 from softlabels.store._inside import Place
+from softlabels.store._shard import Header, Shard
 
 WIDE = {"logits": {"dtype": "float16", "shape": (140_000,)}}
 
@@ -52,7 +53,12 @@ def test_a_header_is_read_once_and_again_when_its_file_changes(
     filled(tmp_path / "s", form, compression)
     read: list[str] = []
     once = Folder._header
-    monkeypatch.setattr(Folder, "_header", lambda self, shard, place: read.append(shard.name) or once(self, shard, place))
+
+    def noted(self: Folder, shard: Shard, place: Place) -> Header:
+        read.append(shard.name)
+        return once(self, shard, place)
+
+    monkeypatch.setattr(Folder, "_header", noted)
     labels = open_store(tmp_path / "s").teacher("cnn")
     for _ in range(3):
         _ = labels.shards, labels.views, labels.nbytes, labels.skipped, list(labels.digests()), labels.missing(3)
