@@ -66,7 +66,7 @@ class Mapped:
     @property
     def shrank(self) -> bool:
         """Whether bytes were read that the file has not any more; zeros came in their place."""
-        return self.address in _shrunken
+        return self.address in shrunken
 
     def array(self) -> NDArray[np.uint8]:
         """The bytes, uint8 (size,); the map lives as long as any view of them."""
@@ -85,19 +85,14 @@ class _Interface:
 _live: dict[int, int] = {}
 """Address and size of each map."""
 
-_shrunken: set[int] = set()
-"""Addresses of maps whose files ended before what was read of them."""
-
-
-def any_shrank() -> bool:
-    """Whether a file that is mapped now was found too short while it was read."""
-    return bool(_shrunken)
+shrunken: set[int] = set()
+"""Addresses of maps whose files ended before what was read of them; zeros came in its place."""
 
 
 def _unmap(address: int, size: int) -> None:
     _libc().munmap(address, size)
     _live.pop(address, None)
-    _shrunken.discard(address)
+    shrunken.discard(address)
 
 
 def guard() -> None:
@@ -127,7 +122,7 @@ def _guarded(_: int) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
         page = address // mmap.PAGESIZE * mmap.PAGESIZE
         libc.mmap(page, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
-        _shrunken.add(found)
+        shrunken.add(found)
 
     handler = _HANDLER(handle)
     _handlers.append(handler)

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._reading import any_shrank
+from softlabels._reading import shrunken
 from softlabels.config import Part
 from softlabels.datasets._arrays import ArrayFile
 from softlabels.datasets._decode import Encoded
@@ -112,7 +112,7 @@ class PackedImages:
             if zlib.crc32(data.data) != file.arrays["crc32"][place]:
                 raise DataError(f"image {self._key(row)} in {file.path} does not match its checksum; copy it again")
             checked[place] = True
-            if any_shrank():
+            if shrunken:
                 raise DataError(f"{file.path}, or another file, became shorter while it was read; copy it again")
         return Packed(data, *file.arrays["sizes"][place].tolist())
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._reading import Mapped, any_shrank, guard
+from softlabels._reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
@@ -224,13 +224,14 @@ class MappedGather:
         self._retired: list[_Opened] = []
         # Anonymous shared memory: what a forked process has compared, the others need not.
         self._compared = np.frombuffer(mmap.mmap(-1, max(8, 8 * directory.size)), np.int64)
-        self._began, self._looking = time.perf_counter(), 0.0
+        self._began, self._looking, self._next_look = time.perf_counter(), 0.0, 0.0
         self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
         slots = self._directory.slots(rows, views)
-        self._look(slots)
+        if time.perf_counter() >= self._next_look:
+            self._look(slots)
         try:
             taken = {name: field.take(slots, rows) for name, field in self._fields.items()}
         except IndexError:
@@ -240,7 +241,7 @@ class MappedGather:
                 for field in self._fields.values():
                     field.fetch(slots, rows)
             taken = {name: field.take(slots, rows) for name, field in self._fields.items()}
-        if any_shrank():
+        if shrunken:
             self._refuse_shrunken(slots)
         return taken
 
@@ -277,8 +278,6 @@ class MappedGather:
     def _look(self, slots: Rows) -> None:
         """See whether the mapped files of these labels are what they were; those that are not are opened anew."""
         began = time.perf_counter()
-        if not self._opened or self._looking > _FREE_LOOKS + (began - self._began) * _LOOKS:
-            return
         guard()
         for shard in self._shards(slots):
             opened = self._opened.get(shard)
@@ -287,6 +286,7 @@ class MappedGather:
                     self._retired.append(opened)  # another thread may be reading what is mapped
                     self._forget(shard)
         self._looking += time.perf_counter() - began
+        self._next_look = self._began + (self._looking - _FREE_LOOKS) / _LOOKS
 
     def _changed(self, opened: _Opened) -> bool:
         try:

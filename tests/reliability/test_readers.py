@@ -69,9 +69,9 @@ import os, sys
 import numpy as np
 import softlabels
 from softlabels.store import _gather
-_gather._FREE_LOOKS = -1e9  # as under a load at which no look is due
 labels = softlabels.open_labels(sys.argv[1])
 labels.logits(np.arange(18), 0)
+_gather.time.perf_counter = lambda: -1.0  # as under a load at which no look is due
 for path in sys.argv[2:]:
     os.truncate(path, 0)
 try:
