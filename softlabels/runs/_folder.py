@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from softlabels._files import write_text
+from softlabels._files import remove_leftovers, write_text
 from softlabels.config import read_yaml
 from softlabels.errors import RunError
 from softlabels.journal import read_result
@@ -57,4 +57,7 @@ def finished(folder: Path, config: BaseModel) -> dict[str, Any] | None:
         shown = "; ".join(f"{name}: {before.get(name)!r} there, {now[name]!r} now" for name in differing[:5])
         raise RunError(f"{folder} holds another run ({shown}); choose another --out or remove the folder")
     result = folder / "result.json"
-    return read_result(result) if result.exists() else None
+    if not result.exists():
+        return None
+    remove_leftovers(folder)  # of a process that was killed after its last word
+    return read_result(result)

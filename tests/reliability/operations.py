@@ -38,6 +38,8 @@ class Operation:
 
 
 def _counts(path: Path) -> bool:
+    if any(part.startswith(".partial-") or part == "checkpoints" for part in path.parts):
+        return False  # what the next writer removes
     if any(parent.suffix == ".zarr" for parent in path.parents):
         return True
     return path.suffix in (".h5", ".safetensors", ".parquet")
