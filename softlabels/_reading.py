@@ -6,13 +6,14 @@ import ctypes
 import functools
 import mmap
 import os
+import signal
 import sys
 import weakref
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,14 @@ class Mapped:
             raise OSError(number, os.strerror(number))
         self.address: int = address
         self.size = size
-        weakref.finalize(self, _libc().munmap, address, size).atexit = False
+        guard()
+        _live[address] = size
+        weakref.finalize(self, _unmap, address, size).atexit = False
+
+    @property
+    def shrank(self) -> bool:
+        """Whether bytes were read that the file has not any more; zeros came in their place."""
+        return self.address in shrunken
 
     def array(self) -> NDArray[np.uint8]:
         """The bytes, uint8 (size,); the map lives as long as any view of them."""
@@ -76,12 +84,78 @@ class _Interface:
         self.__array_interface__ = {"data": where, "shape": (mapped.size,), "typestr": "|u1", "version": 3}
 
 
+_live: dict[int, int] = {}
+"""Address and size of each map."""
+
+shrunken: set[int] = set()
+"""Addresses of maps whose files ended before what was read of them; zeros came in its place."""
+
+
+def _unmap(address: int, size: int) -> None:
+    _libc().munmap(address, size)
+    _live.pop(address, None)
+    shrunken.discard(address)
+
+
+def guard() -> None:
+    """Let reads beyond the end of a mapped file that became shorter give zeros, and note the map.
+
+    The system would kill the process (SIGBUS) without a word. Whoever reads asks `Mapped.shrank` afterwards. A SIGBUS
+    anywhere else does what it did before. To be called again in a forked process: torch's workers have handlers of
+    their own.
+    """
+    _guarded(os.getpid())
+
+
+@functools.cache
+def _guarded(_: int) -> None:
+    if sys.platform != "linux" or ctypes.sizeof(ctypes.c_void_p) != 8:
+        return
+    libc, before, action = _libc(), _Action(), _Action()
+
+    def handle(number: int, info: int | None, _: int | None) -> None:
+        address = ctypes.c_void_p.from_address((info or 0) + _SI_ADDR).value or 0
+        found = next((at for at, size in _live.copy().items() if at <= address < at + size), None)
+        if found is None:
+            libc.sigaction(number, ctypes.byref(before), None)
+            signal.raise_signal(signal.SIGBUS)
+            return
+        # An empty page in the place of the one that is gone: the read goes on.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+        page = address // mmap.PAGESIZE * mmap.PAGESIZE
+        libc.mmap(page, mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+        shrunken.add(found)
+
+    handler = _HANDLER(handle)
+    _handlers.append(handler)
+    action.handler, action.flags = ctypes.cast(handler, ctypes.c_void_p), _SA_SIGINFO
+    libc.sigaction(signal.SIGBUS, ctypes.byref(action), ctypes.byref(before))
+
+
+class _Action(ctypes.Structure):
+    """``struct sigaction`` of glibc and musl on 64-bit Linux."""
+
+    _fields_: ClassVar = [
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_ulong * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_void_p),
+    ]
+
+
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_MAP_FIXED, _SA_SIGINFO, _SI_ADDR = 0x10, 4, 16
+_handlers: list[Any] = []
+"""Kept, since the system may call them at any time."""
+
+
 @functools.cache
 def _libc() -> Any:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_longlong]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.sigaction.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     return libc
 
 

@@ -1,8 +1,13 @@
-"""Everything a run needs to go on, as one folder of safetensors and JSON that exists only when it is whole."""
+"""Everything a run needs to go on, as one folder of safetensors and JSON that exists only when it is whole.
+
+``state.json`` holds the state without its tensors, the digest of these, and a checksum of both.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,9 +20,14 @@ from torch import Tensor
 
 from softlabels._files import read_json, whole
 from softlabels.errors import RunError
+from softlabels.networks import digest
+
+KEPT = 2
+"""Checkpoints that are kept: should the newest be damaged, the one before it serves."""
 
 _TENSOR, _TUPLE, _DTYPE = "$tensor", "$tuple", "$dtype"
 _DTYPES = {str(kind).removeprefix("torch."): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+_STEP = re.compile(r"step-(\d{1,18})")
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
@@ -26,11 +36,12 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     skeleton = _part(state, "", tensors)
     path = folder / f"step-{step:09d}"
     if not path.exists():
+        body = {"state": skeleton, "tensors": digest(tensors)}
         with whole(path) as partial:
             partial.mkdir()
             save_file(tensors, partial / "tensors.safetensors")
-            (partial / "state.json").write_text(json.dumps(skeleton), encoding="utf-8")
-    for older in _steps(folder)[:-1]:
+            (partial / "state.json").write_text(json.dumps({**body, "sha256": _sum(body)}), encoding="utf-8")
+    for older in _steps(folder)[:-KEPT]:
         shutil.rmtree(older, ignore_errors=True)
     return path
 
@@ -41,22 +52,51 @@ def newest_step(folder: Path) -> int | None:
     return int(steps[-1].name.removeprefix("step-")) if steps else None
 
 
-def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """The newest checkpoint under `folder` as (step, state), tensors on the CPU; None when there is none.
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any], list[str]] | None:
+    """The newest sound checkpoint under `folder` as (step, state, what is wrong with newer ones); None without any.
+
+    Tensors are on the CPU. Damaged checkpoints that are newer are removed, since their steps are made again.
 
     Raises:
-        RunError: it is damaged; the message names it.
+        RunError: all that are there are damaged; the newest is named.
     """
+    problems: list[str] = []
     steps = _steps(folder)
-    if not steps:
-        return None
-    newest = steps[-1]
+    for path in reversed(steps):
+        try:
+            state = _loaded(path)
+        except RunError as problem:
+            problems.append(str(problem))
+            continue
+        for damaged in steps[steps.index(path) + 1 :]:
+            shutil.rmtree(damaged, ignore_errors=True)
+        return int(path.name.removeprefix("step-")), state, problems
+    if problems:
+        raise RunError(f"{problems[0]}, and no other one is sound; remove {folder} to start this run anew")
+    return None
+
+
+def _loaded(path: Path) -> dict[str, Any]:
     try:
-        tensors = load_file(newest / "tensors.safetensors")
-        skeleton = read_json(newest / "state.json", error=RunError)
-        return int(newest.name.removeprefix("step-")), _joined(skeleton, tensors)
-    except (SafetensorError, KeyError, OSError) as problem:
-        raise RunError(f"checkpoint {newest} is damaged ({problem}); remove it to start this run anew") from problem
+        body = read_json(path / "state.json", error=RunError)
+        tensors = load_file(path / "tensors.safetensors")
+        if set(body) == {"state", "tensors", "sha256"}:
+            found = body.pop("sha256")
+            if found != _sum(body) or body["tensors"] != digest(tensors):
+                raise ValueError("it does not match its checksum")
+            body = body["state"]
+        elif set(body) != {"keys", "values"}:  # as the first versions wrote it
+            raise ValueError("it holds no state")
+        state = _joined(body, tensors)
+        if not isinstance(state, dict):
+            raise ValueError("it holds no state")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise RunError(f"checkpoint {path} is damaged ({' '.join(str(problem).split())[:160]})") from problem
+    return state
+
+
+def _sum(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def after_checkpoint(state: Mapping[str, Any]) -> Any:
@@ -71,7 +111,7 @@ def after_checkpoint(state: Mapping[str, Any]) -> Any:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob("step-*") if _STEP.fullmatch(path.name) and path.is_dir())
 
 
 def _part(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

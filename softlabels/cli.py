@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic_core import PydanticUndefined
 
-from softlabels.errors import ConfigError, SoftlabelsError
+from softlabels.errors import ConfigError, SoftlabelsError, printable
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -28,7 +28,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SoftlabelsError as problem:
-            click.echo(f"softlabels: {problem}", err=True)
+            click.echo(printable(f"softlabels: {problem}"), err=True)
             ctx.exit(2 if isinstance(problem, ConfigError) else 1)
         except KeyError as problem:
             if not (problem.args and isinstance(problem.args[0], str) and " " in problem.args[0]):
@@ -42,6 +42,11 @@ class Commands(click.Group):
         except BrokenPipeError:
             # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except OSError as problem:
+            if problem.filename is None:
+                raise
+            click.echo(printable(f"softlabels: cannot use {problem.filename}: {problem.strerror}"), err=True)
             ctx.exit(1)
 
 
@@ -77,7 +82,7 @@ class Configured(click.Command):
         outcome = getattr(runs, self._run)(settings, Journal(quiet=quiet))
         problems = getattr(outcome, "problems", [])
         for problem in problems:
-            click.echo(f"softlabels: {problem}", err=True)
+            click.echo(printable(f"softlabels: {problem}"), err=True)
         if problems:
             click.get_current_context().exit(1)
 
@@ -233,7 +238,7 @@ def info(labels: str, as_json: bool) -> None:
         click.echo(json.dumps(described, indent=2))
     else:
         for line in described["lines"]:
-            click.echo(line)
+            click.echo(printable(line))
 
 
 @main.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping
 from importlib import import_module, metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from softlabels.errors import ConfigError, did_you_mean
+from softlabels.errors import ConfigError, did_you_mean, odd_value
 
 
 def byte_count(value: Any) -> Any:
@@ -166,6 +167,10 @@ class Table(Generic[P]):
 
 def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
     """`value` as a `model`, or a ConfigError of one line that names `where` and the field."""
+    for name, each in value.items():
+        odd = odd_value(each)
+        if odd is not None:
+            raise ConfigError(f"{where}: {name} {odd}")
     try:
         return model.model_validate(dict(value))
     except ValidationError as problem:
@@ -208,10 +213,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or not a YAML mapping; the message names it.
     """
     try:
+        if stat.S_ISFIFO(path.stat().st_mode) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
+            raise ConfigError(f"config {path} is a pipe, not a file")  # it may never be written to
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise ConfigError(f"config {path} cannot be read: {problem.strerror}") from problem
-    except (yaml.YAMLError, ValueError) as problem:
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
         raise ConfigError(f"config {path} is not valid YAML: {' '.join(str(problem).split())}") from problem
     if value is None:
         return {}

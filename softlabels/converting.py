@@ -113,6 +113,7 @@ def copy(source: TeacherLabels, target: TeacherLabels, change: Change | None = N
     """
     began = time.monotonic()
     _check_runs(source, target)
+    source.check_headers()  # a shard that cannot be told from a missing one would be left out
     with target.writing():
         held = {(shard.run, view) for shard in target.shards for view in _views(shard)}
         todo = [(shard, pieces) for shard in source.shards if (pieces := list(_lacking(shard, held)))]
@@ -156,6 +157,7 @@ def check_agreement(labels: Sequence[TeacherLabels], journal: Journal) -> None:
     for each in labels:
         _check_runs(labels[0], each)
         _check_cards(labels[0], each)
+        each.check_headers()
         for shard in each.shards:
             for view in _views(shard):
                 holder = holders.setdefault((shard.run, view), (each, shard))

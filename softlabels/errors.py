@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_MOST_LEVELS = 64
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class SoftlabelsError(Exception):
@@ -38,3 +43,27 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
     shown = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")
     return f"known: {shown}"
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal: control characters and what is no Unicode are spelled out, as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
+def odd_value(value: Any) -> str | None:
+    """What is wrong with a JSON-like value that others will write, print or open: one clause; None when it is sound."""
+    left = [(value, 0)]
+    while left:
+        each, level = left.pop()
+        if level > _MOST_LEVELS:
+            return f"is nested more than {_MOST_LEVELS} levels deep"
+        if isinstance(each, Mapping):
+            left += [(inner, level + 1) for pair in each.items() for inner in pair]
+        elif isinstance(each, list | tuple):
+            left += [(inner, level + 1) for inner in each]
+        elif isinstance(each, str):
+            if "\0" in each:
+                return f"holds a NUL character in {printable(each)[:80]!r}"
+            if not each.isascii() and any("\ud800" <= letter <= "\udfff" for letter in each):
+                return f"holds text that is no valid Unicode: {printable(each)[:80]!r}"
+    return None

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from softlabels._files import write_text
-from softlabels.errors import RunError
+from softlabels.errors import RunError, printable
 
 PLAIN_SECONDS = 10.0
 """How often a run without a terminal tells how far it is."""
@@ -38,7 +38,7 @@ class Journal:
     def say(self, line: str) -> None:
         """Print one line."""
         if not self._quiet:
-            print(line, file=self._stream, flush=True)
+            print(printable(line), file=self._stream, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
@@ -114,12 +114,14 @@ def _silence(count: int, note: str = "") -> None:
 class Metrics:
     """One record per epoch as JSON lines and as a CSV that pandas reads, both whole at every moment once written.
 
-    `keep_until` drops the records of later steps, so that a resumed run's file equals an uninterrupted one's.
+    `keep_until` drops the records of later steps, so that a resumed run's file equals an uninterrupted one's. `records`
+    are those that a checkpoint holds; without them they are read from the file.
     """
 
-    def __init__(self, folder: Path, *, keep_until: int = 0) -> None:
+    def __init__(self, folder: Path, *, keep_until: int = 0, records: list[dict[str, Any]] | None = None) -> None:
         self._jsonl, self._csv = folder / "metrics.jsonl", folder / "metrics.csv"
-        self.records = [record for record in read_metrics(self._jsonl) if record["step"] <= keep_until]
+        known = read_metrics(self._jsonl) if records is None and keep_until else records or []
+        self.records = [record for record in known if record["step"] <= keep_until]
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Append `record`; `write` puts it on disk."""

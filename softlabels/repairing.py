@@ -14,11 +14,24 @@ from softlabels.store import Shard, Store, TeacherLabels
 
 @dataclass(frozen=True)
 class RepairReport:
-    """The damaged shards of one teacher, by name, and whether they were dumped again or only taken away."""
+    """The damaged shards of one teacher, by name, and whether they were dumped again or only taken away.
+
+    `removed` names those that had been taken away before: dumped again as well, or `missing` still.
+    """
 
     teacher: str
     damaged: tuple[str, ...]
     redumped: bool
+    removed: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+class Repairs(list[RepairReport]):
+    """What a repair did, teacher by teacher, and the `problems` that it leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.problems: list[str] = []
 
 
 def find_damage(labels: TeacherLabels) -> list[Shard]:
@@ -29,6 +42,16 @@ def find_damage(labels: TeacherLabels) -> list[Shard]:
     """
     labels.shards  # noqa: B018  (reading the headers tells foreign shards from damaged ones)
     return labels.damaged()
+
+
+def find_removed(labels: TeacherLabels, damaged: Sequence[Shard]) -> list[Shard]:
+    """The shards that a repair took away, now or before it was killed, and that nobody made again since."""
+    return [shard for shard in labels.removed if not any(_overlap(shard, other) for other in damaged)]
+
+
+def _overlap(shard: Shard, other: Shard) -> bool:
+    views = min(shard.stop_view, other.stop_view) - max(shard.first_view, other.first_view)
+    return shard.run == other.run and views > 0
 
 
 def remove(labels: TeacherLabels, shards: Sequence[Shard]) -> None:

@@ -299,8 +299,9 @@ def describe_store(location: str) -> dict[str, Any]:
     for name in store.teachers:
         each = store.teacher(name)
         teachers[name] = {
-            "views": each.views,
+            "views": each.complete,
             "shards": len(each.shards),
+            "damaged": [shard.name for shard in each.broken],
             "unlabelled": len(each.skipped),
             "bytes": each.nbytes,
             "codec": dict(each.card.codec),
@@ -318,6 +319,7 @@ def describe_store(location: str) -> dict[str, Any]:
         "seed": manifest.seed,
         "views": min((each["views"] for each in teachers.values()), default=0),
         "teachers": teachers,
+        "problems": store.orphans,
     }
     return described | {"lines": _lines(described)}
 
@@ -333,8 +335,11 @@ def _lines(store: dict[str, Any]) -> list[str]:
             f"{name}: {plural(each['views'], 'view')} complete in {plural(each['shards'], each['format'] + ' shard')}, "
             f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
         )
+        if each["damaged"]:
+            more = f" and {len(each['damaged']) - 5:,} more" if len(each["damaged"]) > 5 else ""
+            lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; see `softlabels repair`")
         if each["unlabelled"]:
             lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
-    return lines
+    return lines + store["problems"]

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from softlabels._files import remove_leftovers
 from softlabels.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.devices import first_line, is_out_of_memory
 from softlabels.errors import ConfigError, RunError
@@ -134,8 +135,13 @@ def train(
     steps = per_epoch * settings.epochs
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
     learner = Learner(network, preprocessing, settings, steps, warmup, place)
-    progress = _resume(learner, lesson, folder / CHECKPOINTS, journal, steps, place)
-    metrics = Metrics(folder, keep_until=progress.step)
+    if processes.first:
+        remove_leftovers(folder)
+        remove_leftovers(folder / CHECKPOINTS)
+    progress, records = _resume(learner, lesson, folder / CHECKPOINTS, journal, steps, place)
+    metrics = Metrics(folder, keep_until=progress.step, records=records)
+    if processes.first and progress.step:
+        metrics.write()  # the files are those of the checkpoint from now on
     began, seen = time.monotonic(), 0
     saved = began
 
@@ -144,7 +150,7 @@ def train(
         nonlocal saved
         if processes.first:
             metrics.write()
-        _save(learner, progress, folder, processes)
+        _save(learner, progress, metrics.records, folder, processes)
         progress.kept = progress.step
         saved = time.monotonic()
 
@@ -280,7 +286,9 @@ def _passes(lesson: Lesson, shares: list[Share], place: Place) -> Iterator[tuple
         yield [next(source) for _ in share.passes], share.pictures
 
 
-def _save(learner: Learner, progress: _Progress, folder: Path, processes: Processes) -> None:
+def _save(
+    learner: Learner, progress: _Progress, records: list[dict[str, Any]], folder: Path, processes: Processes
+) -> None:
     progress.settle(processes)
     learner.settle()
     if not processes.first:
@@ -288,20 +296,37 @@ def _save(learner: Learner, progress: _Progress, folder: Path, processes: Proces
     scores = {
         name: vars(score) if score else None for name, score in (("best", progress.best), ("last", progress.last))
     }
-    state = {**learner.state(), "sums": progress.sums, "since_best": progress.since_best, **scores}
+    own = {"sums": progress.sums, "since_best": progress.since_best, "records": records}
+    state = {**learner.state(), **own, **scores}
     save_checkpoint(folder / CHECKPOINTS, progress.step, state)
 
 
-def _resume(learner: Learner, lesson: Lesson, folder: Path, journal: Journal, steps: int, place: Place) -> _Progress:
+def _resume(
+    learner: Learner, lesson: Lesson, folder: Path, journal: Journal, steps: int, place: Place
+) -> tuple[_Progress, list[dict[str, Any]] | None]:
+    """Where the newest sound checkpoint stands, and the records of the epochs until then, where it holds them.
+
+    Raises:
+        RunError: no checkpoint is sound, or the one that is fits another network or optimizer.
+    """
     # Read by the first process alone: the others may have started later, or see the folder from afar.
     found = place.processes.agreed(load_checkpoint(folder) if place.processes.first else None)
     empty = torch.zeros(len(lesson.reported) + 2, dtype=torch.float64)
     recent = torch.zeros_like(empty, device=place.device)
     if found is None:
         learner.load(place.processes.agreed(learner.state() if place.processes.first else {}))
-        return _Progress(0, empty, recent)
-    step, state = found
-    learner.load(state)
+        return _Progress(0, empty, recent), None
+    step, state, problems = found
+    try:
+        learner.load(state)
+        best, last = (Score(**state[name]) if state[name] else None for name in ("best", "last"))
+        progress = _Progress(step, empty + state["sums"], recent, best, last, state["since_best"], kept=step)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as problem:
+        raise RunError(
+            f"checkpoint {step} in {folder} does not fit this run ({' '.join(str(problem).split())[:160]}); remove "
+            f"{folder} to start it anew"
+        ) from problem
+    for each in problems:
+        journal.say(f"{each}; the one before it is used")
     journal.say(f"going on from step {step:,} of {steps:,}")
-    best, last = (Score(**state[name]) if state[name] else None for name in ("best", "last"))
-    return _Progress(step, state["sums"], recent, best, last, state["since_best"], kept=step)
+    return progress, state.get("records")

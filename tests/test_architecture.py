@@ -12,7 +12,7 @@ import softlabels
 ROOT = Path(softlabels.__file__).parent
 GROUND = (
     *("errors", "_installed", "_files", "_reading", "_pickles", "_philox"),
-    *("config", "tables", "journal", "checkpoints", "processes", "devices", "networks"),
+    *("config", "tables", "journal", "processes", "devices", "networks", "checkpoints"),
 )
 PARTS = ("datasets", "views", "teachers", "codecs", "store", "students", "losses")
 ORDER = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import functools
+import json
 import os
 import re
 import shutil
@@ -213,7 +215,8 @@ def test_a_disk_that_fills_up_in_a_checkpoint_costs_nothing(
     said = complaint(softlabels_command(*command))
     assert "no space left" in said
     assert "run the same command again" in said
-    assert [path.name for path in Path("runs/cnn_tiny/checkpoints").iterdir()] == ["step-000000003"]
+    kept = sorted(path.name for path in Path("runs/cnn_tiny/checkpoints").iterdir())
+    assert kept == ["step-000000002", "step-000000003"]
     monkeypatch.setattr(checkpoints, "save_file", real)
     assert "going on from step 3 of 6" in softlabels_command(*command).output
 
@@ -320,3 +323,157 @@ def test_an_interrupt_says_how_to_go_on(
     monkeypatch.setattr(NetworkTeacher, "logits", interrupt)
     said = complaint(softlabels_command("dump", *SMALL, "--data", photos))
     assert "the same command goes on" in said
+
+
+def resigned(path: Path, **changes: object) -> None:
+    """Give a manifest or a card other values, and the checksums and ids that belong to them."""
+    from softlabels.store._documents import digest
+    from softlabels.store._manifest import ImageFile, identity, store_id
+
+    body = json.loads(path.read_text()) | changes
+    del body["sha256"]
+    if "id" in body:
+        what = identity(body["classes"], tuple(body["class_names"]), body["recipe"], body["seed"])
+        body["id"] = store_id(what, ImageFile.model_validate(body["images"][0]))
+    path.write_text(json.dumps(body | {"sha256": digest(body)}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"kind": "csv", "file": "pipe"}}, "pipe is not a regular file"),
+        ({"classes": 1 << 32}, "classes"),
+        ({"classes": 1 << 31}, "classes"),
+        ({"classes": 4}, "classes"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1 << 70}, "seed"),
+        ({"data": {"kind": "folder", "root": "locked"}}, "locked"),
+        ({"data": {"kind": "folder", "root": "a\0b"}}, "NUL"),
+        ({"class_names": ["a", "b\ud800", "c"]}, "no valid Unicode"),
+        ({"recipe": {"steps": functools.reduce(lambda inner, _: [inner], range(500), [])}}, "levels deep"),
+    ],
+)
+def test_a_manifest_that_would_harm_is_refused_in_one_line(
+    softlabels_command: Callable,
+    shards: Path,
+    changes: dict,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(shards, "s")
+    os.mkfifo("pipe")
+    Path("locked").mkdir()
+    scan = os.scandir
+
+    def scandir(folder: str) -> object:
+        if str(folder).endswith("locked"):  # as for anybody but root
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    resigned(Path("s/manifest.json"), **changes)
+    for command in (("train", "--student", "cnn_tiny", "--labels", "s"), ("repair", "--labels", "s", "--redump")):
+        if command[0] == "repair":
+            for path in Path("s").glob("*/00001*"):
+                path.write_bytes(path.read_bytes()[:-1])
+        assert said in complaint(softlabels_command(*command, "--device", "cpu"))
+
+
+def test_control_characters_of_a_stranger_reach_no_terminal(softlabels_command: Callable, shards: Path) -> None:
+    shutil.copytree(shards, "s")
+    resigned(Path("s/cnn_tiny/teacher.json"), licence="\x1b[2J\x07free")
+    shown = softlabels_command("info", "s").output
+    assert "\\x1b[2J\\x07free" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    ("out", "said"), [("x" * 256, "too long"), ("d/" * 2100 + "x", "too long"), ("sh\udcff", "no valid Unicode")]
+)
+def test_odd_places_to_write_to_are_refused_in_one_line(
+    softlabels_command: Callable, photos: Path, out: str, said: str
+) -> None:
+    for command in (("dump", *SMALL, "--data", photos), ("pack", "--data", photos), ("train", "--data", photos)):
+        assert said in complaint(softlabels_command(*command, "--out", out))
+
+
+def test_a_config_that_is_a_pipe_or_nested_without_end_is_refused(softlabels_command: Callable) -> None:
+    os.mkfifo("pipe.yaml")
+    assert "is a pipe" in complaint(softlabels_command("dump", "--config", "pipe.yaml"))
+    for levels in (100, 500, 5000):
+        Path("deep.yaml").write_text(f"recipe: {'[' * levels}{']' * levels}\n")
+        assert "deep.yaml" in complaint(softlabels_command("dump", "--config", "deep.yaml"))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "7", "{", '{"best": null}'])
+def test_a_result_that_is_none_is_no_finished_run(softlabels_command: Callable, photos: Path, content: str) -> None:
+    command = ("train", "--student", "cnn_tiny", "--data", photos, "--epochs", 1, "--device", "cpu", "--workers", 0)
+    assert softlabels_command(*command, "--out", "run").exit_code == 0
+    Path("run/result.json").write_text(content)
+    for again in ((*command, "--out", "run"), ("report", "run")):
+        assert "result.json" in complaint(softlabels_command(*again))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "7", '{"epoch": 1}', '{"epoch": "1", "step": 1, "loss": 1}', "\udcff"])
+def test_damaged_records_are_one_line_for_a_report_and_nothing_to_a_run_that_goes_on(
+    softlabels_command: Callable, photos: Path, line: str
+) -> None:
+    command = ("train", "--student", "cnn_tiny", "--data", photos, "--epochs", 2, "--device", "cpu", "--workers", 0)
+    command += ("--checkpoint-every", 1, "--out", "run")
+    assert softlabels_command(*command).exit_code == 0
+    whole = Path("run/metrics.jsonl").read_text()
+    Path("run/metrics.jsonl").write_bytes((whole + line).encode("utf-8", "surrogateescape"))
+    assert "metrics.jsonl" in complaint(softlabels_command("report", "run"))
+    Path("run/result.json").unlink()
+    assert softlabels_command(*command).exit_code == 0
+    assert len(Path("run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(softlabels_command: Callable, photos: Path) -> None:
+    command = ("train", "--student", "cnn_tiny", "--data", photos, "--epochs", 3, "--device", "cpu", "--workers", 0)
+    command += ("--checkpoint-every", 1, "--out", "run")
+    assert softlabels_command(*command).exit_code == 0
+    before = Path("run/last.safetensors").read_bytes()
+    older, newest = sorted(Path("run/checkpoints").iterdir())
+    for damaged in (newest, older):
+        Path("run/result.json").unlink(missing_ok=True)
+        tensors = bytearray((damaged / "tensors.safetensors").read_bytes())
+        tensors[-1000] ^= 16
+        (damaged / "tensors.safetensors").write_bytes(tensors)
+        if damaged is newest:
+            done = softlabels_command(*command)
+            assert done.exit_code == 0
+            assert f"{newest} is damaged (it does not match its checksum); the one before it is used" in done.output
+            assert Path("run/last.safetensors").read_bytes() == before
+            shutil.copytree(older, "aside")
+            older, newest = sorted(Path("run/checkpoints").iterdir())
+            (newest / "state.json").write_text("[" * 900 + "]" * 900)
+    assert "no other one is sound; remove" in complaint(softlabels_command(*command))
+
+
+def test_a_checkpoint_of_something_else_is_one_line(softlabels_command: Callable, photos: Path) -> None:
+    command = ("train", "--data", photos, "--epochs", 2, "--device", "cpu", "--workers", 0, "--checkpoint-every", 1)
+    for student in ("cnn_tiny", "cnn_small"):
+        assert softlabels_command(*command, "--student", student, "--out", student).exit_code == 0
+    Path("cnn_tiny/result.json").unlink()
+    shutil.rmtree("cnn_tiny/checkpoints")
+    shutil.copytree("cnn_small/checkpoints", "cnn_tiny/checkpoints")
+    Path("cnn_tiny/checkpoints/step-abc").mkdir()
+    said = complaint(softlabels_command(*command, "--student", "cnn_tiny", "--out", "cnn_tiny"))
+    assert "does not fit this run" in said
+
+
+def test_what_killed_trainings_left_is_removed_by_the_next(softlabels_command: Callable, photos: Path) -> None:
+    command = ("train", "--student", "cnn_tiny", "--data", photos, "--epochs", 1, "--device", "cpu", "--workers", 0)
+    for name in ("run/checkpoints/.partial-step-000000007-abc", "run/.partial-best.safetensors-abc"):
+        Path(name).mkdir(parents=True)
+        Path(name, "tensors.safetensors").write_bytes(b"x" * 1000)
+    assert softlabels_command(*command, "--out", "run").exit_code == 0
+    assert not list(Path("run").rglob(".partial-*"))
+
+
+def test_students_are_the_same_bytes_in_two_runs(softlabels_command: Callable, photos: Path) -> None:
+    command = ("train", "--student", "cnn_tiny", "--data", photos, "--epochs", 1, "--device", "cpu", "--workers", 0)
+    for name in ("a", "b", "c"):
+        assert softlabels_command(*command, "--out", name).exit_code == 0
+    assert len({Path(name, "best.safetensors").read_bytes() for name in ("a", "b", "c")}) == 1

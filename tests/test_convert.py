@@ -244,3 +244,24 @@ def test_labels_of_no_teacher_are_never_called_sound_or_used(softlabels_command:
         assert refused.exit_code == 1, command
         assert "dump some first, or copy the store whole" in refused.output.splitlines()[-1]
     assert not Path("z").exists() and not Path("whole").exists()
+
+
+@pytest.mark.parametrize("format", ["hdf5", "zarr"])
+@pytest.mark.parametrize("command", [("convert", "--labels", "a"), ("merge", "--labels", "b", "--labels", "a")])
+@pytest.mark.parametrize("damage", ["header", "cut off"])
+def test_a_store_with_a_damaged_header_is_refused_and_nothing_is_written(
+    softlabels_command: Callable, photos: Path, format: str, command: tuple[str, ...], damage: str
+) -> None:
+    for name in ("a", "b"):
+        dump(Path(name), photos, format=format)
+    (place,) = Path("a/cnn_tiny").glob("00001-*")
+    path = place if place.is_file() else place / "zarr.json"
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1
+    path.write_bytes(content if damage == "header" else content[:-20])
+    refused = softlabels_command(*command, "--out", "out")
+    assert refused.exit_code == 1
+    assert "00001-v0-2" in refused.output
+    assert "softlabels repair" in refused.output
+    assert refused.output.count("\n") == 1
+    assert not Path("out").exists()

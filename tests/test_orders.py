@@ -112,7 +112,7 @@ def test_an_epoch_reads_each_byte_that_it_needs_once_and_no_other(
         assert sum(int(size) for *_, size in pieces) == 200 * sum(each.record for each in labels.card.layout.values())
         seen |= set(pieces)
     # After all epochs every byte of every chunk was read, once.
-    stored = [array for header in labels._folder.whole().values() for array in header.arrays.values()]
+    stored = [array for shard in labels.shards for array in labels._folder.header(shard).arrays.values()]
     assert sum(int(size) for *_, size, _ in seen) == sum(sum(array.sizes) for array in stored)
 
 

@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
     pd.testing.assert_frame_equal(one, other, rtol=1e-4)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["last"]["images"] == 18
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 
 def test_common_batch_statistics_make_two_processes_the_same_as_one(

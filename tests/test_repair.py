@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -163,8 +164,9 @@ def test_a_loop_of_ones_own_cannot_be_run_again_by_us(softlabels_command: Callab
     assert "shards makes them again: dump (with --views 1), convert or merge" in removed.output
 
 
-def test_a_killed_repair_leaves_at_most_a_gap_that_a_dump_fills(photos: Path, tmp_path: Path) -> None:
-    store = dump(tmp_path / "s", photos, rows_per_shard=2)
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_killed_repair_is_finished_by_the_same_command(photos: Path, tmp_path: Path, format: str) -> None:
+    store = dump(tmp_path / "s", photos, rows_per_shard=2, format=format)
     before, kills = shard_bytes(store), 0
     settings = {"labels": str(store), "redump": True, "device": "cpu", "workers": 0, "batch_size": 8, "quiet": True}
     for moment in range(8):
@@ -172,9 +174,86 @@ def test_a_killed_repair_leaves_at_most_a_gap_that_a_dump_fills(photos: Path, tm
             flip(path)
         kills += killed(lambda: softlabels.repair(**settings), lambda: True, 0.01 * moment)
         softlabels.repair(**settings)
-        dump(store, photos, rows_per_shard=2)
         assert shard_bytes(store) == before
     assert kills >= 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_repair_killed_around_the_moment_a_shard_is_replaced_loses_nothing(
+    softlabels_command: Callable, photos: Path, format: str, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dump(Path("shards"), photos, format=format)
+    before = shard_bytes(Path("shards"))
+    flip(shard("shards", 1))
+    flip(shard("shards", 3))
+    rename = Path.rename
+
+    def die(self: Path, target: Path) -> Path:
+        if where == "after":
+            rename(self, target)
+        if Path(target).name.startswith("00001"):
+            os._exit(9)
+        return self if where == "after" else rename(self, target)
+
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(Path, "rename", die)
+        softlabels_command(*REDUMP)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    again = softlabels_command(*REDUMP)
+    assert again.exit_code == 0, again.output
+    assert "00003-v0-2" in again.output
+    assert shard_bytes(Path("shards")) == before
+    assert softlabels_command("verify", "--labels", "shards", "--shards-only").exit_code == 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_a_repair_removed_is_told_until_it_is_there_again_and_dumped_by_redump(
+    softlabels_command: Callable, photos: Path, format: str
+) -> None:
+    dump(Path("shards"), photos, format=format, part="1/2")  # the other part was never dumped
+    before = shard_bytes(Path("shards"))
+    flip(shard("shards", 0))
+    assert softlabels_command("repair").exit_code == 0
+    again = softlabels_command("repair")
+    assert again.exit_code == 1
+    assert "cnn_tiny: 1 shards that a repair removed are still missing: 00001-v0-2" in again.output
+    assert "repair --redump" in again.output
+    filled = softlabels_command(*REDUMP)
+    assert filled.exit_code == 0, filled.output
+    assert "dumped 1 removed shards again: 00001-v0-2" in filled.output
+    assert shard_bytes(Path("shards")) == before
+    assert softlabels_command("repair").exit_code == 0
+
+
+def test_a_dump_that_fills_what_a_repair_removed_ends_its_notes(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    flip(shard("shards", 2))
+    assert softlabels_command("repair").exit_code == 0
+    dump(Path("shards"), photos)
+    assert softlabels_command("repair").exit_code == 0
+    assert not list(Path("shards/cnn_tiny").glob(".*"))
+
+
+def test_a_folder_of_shards_without_a_card_is_told_by_every_look(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    Path("shards/cnn_tiny/teacher.json").unlink()
+    said = "shards/cnn_tiny holds 4 shards but no teacher.json"
+    for command, code in ((("info", "shards"), 0), (("repair",), 1), (("verify",), 1)):
+        done = softlabels_command(*command)
+        assert done.exit_code == code
+        assert said in done.output, done.output
+
+
+def test_info_names_damaged_shards(softlabels_command: Callable, photos: Path) -> None:
+    dump(Path("shards"), photos)
+    break_header(shard("shards", 1))
+    done = softlabels_command("info", "shards")
+    assert done.exit_code == 0
+    assert "0 views complete in 3 hdf5 shards" in done.output
+    assert "damaged: 00001-v0-2" in done.output
 
 
 def test_shards_of_another_store_are_no_damage(softlabels_command: Callable, photos: Path) -> None:

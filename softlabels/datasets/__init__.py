@@ -100,7 +100,11 @@ def open_images(
     changed = {name: given for name, given in settings.items() if given is not None and name in fields}
     if changed and isinstance(part, Part):
         part = validated(type(part), {**part.model_dump(), **changed}, f"data set {part.kind!r}")
-    return part.open()
+    try:
+        return part.open()
+    except OSError as problem:
+        where = problem.filename if problem.filename is not None else value
+        raise DataError(f"{where} cannot be read: {problem.strerror or problem}") from problem
 
 
 def _part(value: Any) -> Any:

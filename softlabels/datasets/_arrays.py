@@ -152,12 +152,31 @@ def contents(root: Path, names: Sequence[str], least: int = _MAPPED) -> NDArray[
             raise DataError(f"{path} is empty or no regular file; copy the pack again, whole")
         if status.st_size < least:
             # A bytearray, so that tensors over it count as writable.
-            return np.frombuffer(bytearray(os.pread(handle, status.st_size, 0)), np.uint8)
+            return np.frombuffer(_whole(handle, status.st_size, path), np.uint8)
         return Mapped(handle, status.st_size, private=True).array()
     except OSError as problem:
         raise DataError(f"{path} cannot be mapped into memory: {problem.strerror}") from problem
     finally:
         os.close(handle)
+
+
+def check_written(file: ArrayFile, arrays: Arrays) -> None:
+    """Compare what was just written with what was meant. Raises OSError, as for any failed write."""
+    for name, array in arrays.items():
+        if not np.array_equal(file.arrays[name].reshape(-1).view(np.uint8), array.reshape(-1).view(np.uint8)):
+            raise OSError(errno.EIO, f"array {name!r} is read back otherwise than written; see the disk")
+
+
+def _whole(handle: int, size: int, path: Path) -> bytearray:
+    """All bytes of an open file. Raises DataError when it ends before."""
+    data, done = bytearray(size), 0
+    while done < size:
+        piece = os.pread(handle, size - done, done)
+        if not piece:
+            raise DataError(f"{path} became shorter while it was read; copy the pack again, whole")
+        data[done : done + len(piece)] = piece
+        done += len(piece)
+    return data
 
 
 def newer(path: Path, version: int) -> DataError:

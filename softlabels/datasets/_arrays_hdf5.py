@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels._files import Deferred
 from softlabels.datasets._arrays import (
     FORMAT,
     HEADER_MOST,
@@ -24,6 +25,7 @@ from softlabels.datasets._arrays import (
     ArrayFile,
     Arrays,
     Summed,
+    check_written,
     contents,
     described,
     encoded,
@@ -52,9 +54,12 @@ class Hdf5Arrays:
         sums = {name: sha256(array) for name, array in given.items()}
         room = _LINE_MOST + len(_header(about, given, dict.fromkeys(given, WIDEST), sums, "0" * 64))
         block = max(512, 1 << (room - 1).bit_length())
-        offsets = _allocated(path, given, block)
+        with path.open("w+b", buffering=0) as raw:
+            deferred = Deferred(raw)
+            offsets = _allocated(deferred, given, block)
+            deferred.finish()
         with path.open("r+b") as file:
-            # HDF5 would crash on a full disk; it lays the file out, and the bytes are written here.
+            # HDF5 lays the file out, and the bytes are written here.
             for name, array in given.items():
                 file.seek(offsets[name])
                 file.write(array.reshape(-1).view(np.uint8).data)
@@ -64,6 +69,7 @@ class Hdf5Arrays:
         line = f"softlabels-arrays {FORMAT} {len(text)} {block} {hashlib.sha256(text).hexdigest()}\n".encode()
         with path.open("r+b") as file:
             file.write((line + text).ljust(block))
+        check_written(self.read(path.parent, path.name), given)
 
     def read(self, root: Path, name: str) -> ArrayFile:
         """See `ArrayFormat.read`."""
@@ -109,12 +115,12 @@ def _between(memory: NDArray[np.uint8], block: int, spans: list[tuple[int, int]]
     return np.concatenate([*pieces, memory[at:]])
 
 
-def _allocated(path: Path, arrays: Arrays, block: int) -> dict[str, int]:
+def _allocated(raw: Deferred, arrays: Arrays, block: int) -> dict[str, int]:
     """An HDF5 file with room for the arrays; where each begins."""
     import h5py
 
     offsets = {}
-    with h5py.File(path, "w", userblock_size=block, alignment_threshold=1, alignment_interval=64) as file:
+    with h5py.File(raw, "w", userblock_size=block, alignment_threshold=1, alignment_interval=64) as file:
         for name, array in arrays.items():
             creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             creation.set_layout(h5py.h5d.CONTIGUOUS)

@@ -22,6 +22,7 @@ from softlabels.datasets._arrays import (
     Arrays,
     Described,
     Summed,
+    check_written,
     contents,
     described,
     encoded,
@@ -53,6 +54,7 @@ class ZarrArrays:
                 files["/".join(member)] = sha256(contents(path, member))
         header = {"about": dict(about), "arrays": stated, "files": files}
         (path / _META).write_bytes(_group(FORMAT, header))
+        check_written(self.read(path.parent, path.name), plain(arrays))
 
     def read(self, root: Path, name: str) -> ArrayFile:
         """See `ArrayFormat.read`."""

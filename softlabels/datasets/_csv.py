@@ -61,6 +61,8 @@ class Csv(Part):
 
 def _read(file: Path) -> pa.Table:
     """Every column as text."""
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file} is not a regular file; a list of pictures is a CSV file")  # a pipe may never end
     try:
         with csv.open_csv(file) as reader:
             names = reader.schema.names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
+from softlabels._reading import shrunken
 from softlabels.config import Part
 from softlabels.datasets._arrays import ArrayFile
 from softlabels.datasets._decode import Encoded
@@ -20,17 +22,33 @@ from softlabels.datasets._images import Split, absolute
 from softlabels.datasets._pack_format import MANIFEST, Packed, PackManifest, open_shard, read_manifest
 from softlabels.errors import DataError
 
+_MOST_OPEN = 1 << 14
+"""Shards that are mapped at once: Linux allows a process 65,530 maps."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A mapped shard, which of its images were compared with their checksums, and its file as it was then."""
+
+    file: ArrayFile
+    checked: NDArray[np.bool_]
+    place: str
+    state: tuple[int, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class PackedImages:
-    """The images of a pack. Shards are mapped at their first use, and each image's checksum is compared then."""
+    """The images of a pack. Shards are mapped at their first use, and each image's checksum is compared then.
+
+    A shard whose file changes is opened anew, so that one that became shorter is a `DataError`.
+    """
 
     root: Path
     spec: Mapping[str, Any]
     manifest: PackManifest
     keys: pa.ChunkedArray
     labels: NDArray[np.int64]
-    _opened: dict[int, tuple[ArrayFile, NDArray[np.bool_]]] = field(default_factory=dict, repr=False)
+    _opened: dict[int, _Opened] = field(default_factory=dict, repr=False)
 
     pixels: None = None
 
@@ -93,12 +111,13 @@ class PackedImages:
     def _filled(self, row: int) -> Packed:
         packed = self._packed(int(row))
         if not packed.data.size:
-            why = self._shard(int(row))[0].about.get("skipped", {}).get(str(int(row)), "no bytes")
+            why = self._shard(int(row)).file.about.get("skipped", {}).get(str(int(row)), "no bytes")
             raise DataError(f"image {self._key(row)} of {self.root} could not be read when it was packed: {why}")
         return packed
 
     def _packed(self, row: int) -> Packed:
-        file, checked = self._shard(row)
+        opened = self._shard(row)
+        file, checked = opened.file, opened.checked
         place = row % self.manifest.rows_per_shard
         ends = file.arrays["ends"]
         data = file.arrays["payload"][(ends[place - 1] if place else 0) : ends[place]]
@@ -106,17 +125,33 @@ class PackedImages:
             if zlib.crc32(data.data) != file.arrays["crc32"][place]:
                 raise DataError(f"image {self._key(row)} in {file.path} does not match its checksum; copy it again")
             checked[place] = True
+            if shrunken:
+                raise DataError(f"{file.path}, or another file, became shorter while it was read; copy it again")
         return Packed(data, *file.arrays["sizes"][place].tolist())
 
-    def _shard(self, row: int) -> tuple[ArrayFile, NDArray[np.bool_]]:
+    def _shard(self, row: int) -> _Opened:
         shard = row // self.manifest.rows_per_shard
-        if shard not in self._opened:
+        opened = self._opened.get(shard)
+        if opened is None or _state(opened.place) != opened.state:
             file = open_shard(self.root, self.manifest, shard)
-            self._opened[shard] = file, np.zeros(len(self.manifest.span(shard)), bool)
-        return self._opened[shard]
+            place = str(file.path / "payload/c/0" if self.manifest.format == "zarr" else file.path)
+            checked = np.zeros(len(self.manifest.span(shard)), bool)
+            while len(self._opened) >= _MOST_OPEN:
+                self._opened.pop(next(iter(self._opened)), None)
+            self._opened[shard] = opened = _Opened(file, checked, place, _state(place))
+        return opened
 
     def _key(self, row: int) -> str:
         return repr(self.keys[int(row)].as_py())
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What changes when a file does; nothing when it is not there, as of a shard whose images are all empty."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_ctime_ns
 
 
 class Pack(Part):

@@ -130,8 +130,6 @@ def _written(root: Path, manifest: PackManifest, name: str, about: Mapping[str, 
         # What is there is damaged, or it would not be written again; and a folder cannot be replaced by renaming.
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
     inner = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in inner if each.is_file())
 

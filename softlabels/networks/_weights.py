@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,9 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 
 _UNCOUNTED = ("num_batches_tracked", "n_averaged", EXTRA)
 """Ends of names that files may lack or have beside a network's own: counters, which play no part in inference."""
+
+_SUM = "softlabels_sha256"
+"""Where the header of a file that is written here has its checksum."""
 
 
 class Candidate(NamedTuple):
@@ -180,6 +184,8 @@ def read_weights(path: str | Path) -> Weights:
     A torch file is read with ``weights_only=True``. ``FILE:KEY`` means the state dict that lies at KEY in a checkpoint,
     such as ``state_dict_ema`` or ``model.state_dict``.
 
+    A file that softlabels wrote carries a checksum of its tensors and metadata, which is compared.
+
     Raises:
         ModelError: the file is missing, damaged, holds no tensors, or would need code to be run.
     """
@@ -187,6 +193,8 @@ def read_weights(path: str | Path) -> Weights:
     held, metadata = read_tensors(file)
     if not held:
         raise ModelError(f"{file} holds no state dict; save one with torch.save(network.state_dict(), FILE)")
+    if _SUM in metadata and metadata[_SUM] != _checksum(held[""], metadata):
+        raise ModelError(f"{file} is damaged: it does not match its checksum; copy it again or train it anew")
     return Weights(file, held, metadata, key)
 
 
@@ -209,7 +217,9 @@ def read_description(path: str | Path) -> Description | None:
 
 
 def write_weights(path: Path, state: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write `state` as safetensors with `metadata` in its header, whole or not at all.
+    """Write `state` as safetensors with `metadata` and a checksum of both in its header, whole or not at all.
+
+    The same state and metadata make the same bytes.
 
     Names are written without the wrappers of DataParallel and the like; plain extra states go into the header.
 
@@ -226,7 +236,27 @@ def write_weights(path: Path, state: Mapping[str, Any], metadata: Mapping[str, s
     }
     text = {**metadata, **extra_metadata(plain)}
     with whole(path) as partial:
-        safetensors.torch.save_file(tensors, partial, metadata=text)
+        safetensors.torch.save_file(tensors, partial, metadata={**text, _SUM: _checksum(tensors, text)})
+        _sort_metadata(partial)
+
+
+def _checksum(state: Mapping[str, Any], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the tensors' digest and of the metadata, without the checksum itself."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    text = json.dumps([digest(tensors), sorted((name, value) for name, value in metadata.items() if name != _SUM)])
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _sort_metadata(path: Path) -> None:
+    """Write the metadata in the header of a safetensors file in the order of its names; the library's is by chance."""
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # it is the same text, in another order
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def weights_file(path: str | Path) -> Path:

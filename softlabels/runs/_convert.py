@@ -24,6 +24,8 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
     names = dict.fromkeys(labels.select(config.teachers))
     _check_any(labels.store.location, names)
     wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
+    for name in names:
+        labels.of(name).check_headers()
     changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}
     target = copy_images(labels.store, config.out, config.cache)
     reports = []
@@ -92,8 +94,8 @@ def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journ
     if report.shards:
         journal.say(
             f"{report.teacher}: copied {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} from "
-            f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, {plural(target.views, 'view')} "
-            f"complete in {target.location}"
+            f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, "
+            f"{plural(target.complete, 'view')} complete in {target.location}"
         )
     else:
         journal.say(
@@ -101,3 +103,8 @@ def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journ
         )
     if report.lacking:
         journal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")
+        removed = source.removed
+        if removed:
+            journal.say(
+                f"  {len(removed):,} of them were damaged and removed; `softlabels repair --redump` makes them again"
+            )

@@ -274,5 +274,5 @@ def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal:
     speed = rate(report.pictures / max(report.seconds, 1e-9))
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
-        f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.views, 'view')} complete in {config.out}"
+        f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.complete, 'view')} complete in {config.out}"
     )

@@ -18,13 +18,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from softlabels._files import read_json, write_json, write_text
+from softlabels._files import read_json, remove_leftovers, write_json, write_text
 from softlabels.config import read_yaml
 from softlabels.errors import RunError
 from softlabels.store import BusyError, exclusive, is_url
 
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 LOCK = ".writer-run"
+
+_IN_RESULT = frozenset({"best", "last", "parameters", "images", "steps", "seconds", "label_bytes"})
+"""What the result of every finished run holds."""
+
 
 ANYWHERE = frozenset(
     {
@@ -107,8 +111,17 @@ def recorded(folder: Path) -> Record | None:
         return None
     config = read_yaml(folder / CONFIG)
     found = read_object(folder / INPUTS) if (folder / INPUTS).exists() else {}
-    result = read_object(folder / RESULT) if (folder / RESULT).exists() else None
+    result = _result(folder / RESULT) if (folder / RESULT).exists() else None
+    if result is not None:
+        remove_leftovers(folder)  # of a process that was killed after its last word
     return Record(folder, config, found.get("chosen"), found.get("inputs"), result)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    result = read_object(path)
+    if not set(result) >= _IN_RESULT:
+        raise RunError(f"{path} is no result of a run; remove it, and the same command finishes the run")
+    return result
 
 
 def read_object(path: Path) -> dict[str, Any]:

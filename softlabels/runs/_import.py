@@ -166,7 +166,7 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         return
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
-        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.views, 'view')} complete in "
+        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "
         f"{config.out}; they are honest at temperature "
         f"{source.codec.temperature:g} alone"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from softlabels.journal import Journal, plural
 from softlabels.labels import Labels, open_labels
 from softlabels.pictures import Pictures, frame
 from softlabels.provenance import CPU, mixture, renderers
-from softlabels.repairing import RepairReport
+from softlabels.repairing import RepairReport, Repairs
 from softlabels.runs._configs import RepairConfig
 from softlabels.runs._dump import saved_config
 from softlabels.runs._import import saved_import
@@ -22,21 +23,32 @@ from softlabels.runs._parts import label_images, matched, reopening
 from softlabels.store import Shard
 
 
-def run_repair(config: RepairConfig, journal: Journal) -> list[RepairReport]:
-    """Find the damaged shards of every teacher; dump them again, or remove them and say what does."""
+def run_repair(config: RepairConfig, journal: Journal) -> Repairs:
+    """Find the damaged shards of every teacher; dump them again, or remove them and say what does.
+
+    What an earlier repair removed is dumped again as well; so the same call finishes what a killed one began.
+    """
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     workshop = _Workshop(config, labels)
-    reports = []
+    reports = Repairs()
     for name in labels.teachers:
-        with labels.of(name).writing():
-            damaged = repairing.find_damage(labels.of(name))
-            if damaged and config.redump:
-                workshop.redump(name, damaged, journal)
+        each = labels.of(name)
+        with each.writing():
+            damaged = repairing.find_damage(each)
+            removed = repairing.find_removed(each, damaged)
+            todo = [*damaged, *removed]
+            if todo and config.redump:
+                workshop.redump(name, todo, journal)
             else:
-                repairing.remove(labels.of(name), damaged)
-        reports.append(RepairReport(name, tuple(shard.name for shard in damaged), bool(damaged) and config.redump))
+                repairing.remove(each, damaged)
+            missing = [shard for shard in repairing.find_removed(each, ()) if config.redump or shard not in damaged]
+        names = (tuple(shard.name for shard in shards) for shards in (damaged, removed, missing))
+        reports.append(RepairReport(name, next(names), bool(todo) and config.redump, *names))
         for line in _lines(reports[-1], damaged, labels):
             journal.say(line)
+        if missing:
+            reports.problems.append(_missing(reports[-1], missing, labels))
+    reports.problems += labels.store.orphans
     return reports
 
 
@@ -58,7 +70,7 @@ class _Workshop:
         return subset(images, rows)
 
     def redump(self, name: str, shards: list[Shard], journal: Journal) -> None:
-        """Dump the damaged shards of a teacher again."""
+        """Dump these shards of a teacher again."""
         config, labels = self._config, self._labels
         repairing.check_contents(labels.store, self.images, shards)
         reopen = reopening(config, labels, self.images, "leave --redump out to only remove the damage")
@@ -66,7 +78,7 @@ class _Workshop:
         views = max(shard.stop_view for shard in shards)
         for line in mixture(name, renderers(labels.of(name)), CPU):
             journal.say(line)
-        # A shard goes when its successor is complete in memory; a kill between the two leaves a gap that a dump fills.
+        # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
         dump_shards(
             Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
             teacher,
@@ -81,15 +93,29 @@ class _Workshop:
 
 
 def _lines(report: RepairReport, damaged: list[Shard], labels: Labels) -> list[str]:
+    lines = []
+    if report.redumped and report.removed:
+        lines.append(f"{report.teacher}: dumped {len(report.removed):,} removed shards again: {_named(report.removed)}")
     if not damaged:
-        return [f"{report.teacher}: {plural(len(labels.of(report.teacher).shards), 'shard')}, no damage"]
-    named = ", ".join(report.damaged[:10]) + (f" and {len(damaged) - 10:,} more" if len(damaged) > 10 else "")
+        return lines or [f"{report.teacher}: {plural(len(labels.of(report.teacher).shards), 'shard')}, no damage"]
+    named = _named(report.damaged)
     if report.redumped:
-        return [f"{report.teacher}: dumped {plural(len(damaged), 'damaged shard')} again: {named}"]
+        return [*lines, f"{report.teacher}: dumped {plural(len(damaged), 'damaged shard')} again: {named}"]
     return [
         f"{report.teacher}: removed {plural(len(damaged), 'damaged shard')}: {named}",
         f"  {_dump_command(report.teacher, damaged, labels)}",
     ]
+
+
+def _missing(report: RepairReport, missing: list[Shard], labels: Labels) -> str:
+    return (
+        f"{report.teacher}: {len(missing):,} shards that a repair removed are still missing: {_named(report.missing)}; "
+        f"`softlabels repair --redump` makes them again, or {_dump_command(report.teacher, missing, labels)}"
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")
 
 
 def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from softlabels._files import remove_partial, write_text
+from softlabels._files import remove_leftovers, write_text
 from softlabels.errors import StoreError
 from softlabels.store import _lock
 from softlabels.store._cache import Cache
@@ -64,7 +64,7 @@ def _forget_others(source: Store, mirror: Mirror) -> None:
 
 def _make(source: Store, folder: Path) -> None:
     refuse_orphans(folder)
-    remove_partial(folder)
+    remove_leftovers(folder)
     for number, file in enumerate(source.manifest.images):
         name = images_name(number)
         write_images_file(folder / name, Place(source.root, (name,)).read(file.size))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from softlabels.config import essence
-from softlabels.errors import StoreError
+from softlabels.errors import StoreError, odd_value
 from softlabels.store._inside import Damaged, Place
 
 FORMAT = 1
@@ -61,6 +61,9 @@ def read_document(place: Place, model: type[M]) -> M:
         StoreError: it is missing, changed, of a newer format, or no such document.
     """
     body = parse(place.read(LARGEST), str(place))
+    odd = odd_value(body)
+    if odd is not None:
+        raise StoreError(f"{place} {odd}; it is of another program")
     found = body.pop("sha256", None)
     check_format(body.get("format_version"), str(place))
     if found != digest(body):

@@ -23,6 +23,9 @@ from softlabels.store._shard import Arrays, Header, Owner, Runs, Shard, ShardFor
 
 CARD = "teacher.json"
 
+REMOVED = ".removed-"
+"""Begins the name of a note that a shard was taken away and is to be made again."""
+
 
 @contextlib.contextmanager
 def advice() -> Iterator[None]:
@@ -46,6 +49,11 @@ class Chunk:
     size: int
     crc32: int
     plain: bool
+
+
+def mismatch(place: Place, chunk: Chunk) -> Damaged:
+    """The error for a chunk whose bytes are not those that were written."""
+    return Damaged(f"{place}: array {chunk.array!r}, view {chunk.view} does not match its checksum")
 
 
 class Away(Protocol):
@@ -125,17 +133,18 @@ class Folder:
     def unknown(self) -> list[str]:
         """Names in the folder that no shard, card, lock or unfinished file has."""
         known = {f"{shard.name}{self.format.suffix}" for shard in self.named()} | {CARD}
-        return [name for name in self.entries() if name not in known and not name.startswith((TEMPORARY, LOCK))]
+        return [
+            name for name in self.entries() if name not in known and not name.startswith((TEMPORARY, LOCK, REMOVED))
+        ]
 
-    def whole(self) -> dict[Shard, Header]:
-        """Shards whose header is sound and whose files have their full size, sorted."""
-        found, named = {}, self.named()
-        if self.away is not None:
-            self.away.heads(named)
-        for shard in named:
-            with contextlib.suppress(Damaged):
-                found[shard] = self.header(shard)
-        return found
+    def stamp(self, shard: Shard) -> int:
+        """A number that changes when a file of a shard does; 0 when some file is not there."""
+        try:
+            place = self.shard_place(shard) if self.away is None else self.away.head(shard)
+            names = (self.format.header_member, *sorted(self.format.members(self.owner.layout)))
+            return stamp_of([os.lstat(_below(place, name).path) for name in dict.fromkeys(names)])
+        except (OSError, Damaged):
+            return 0
 
     def header(self, shard: Shard) -> Header:
         """The header of a shard, checked against the store, the teacher and the sizes of its files.
@@ -182,10 +191,7 @@ class Folder:
             for piece in chunk.place.pieces(handle, chunk.offset, chunk.offset + chunk.size):
                 found = zlib.crc32(piece, found)
         if found != chunk.crc32:
-            raise Damaged(
-                f"{self.shard_place(shard)} is damaged: array {chunk.array!r}, view {chunk.view} does not match its "
-                f"checksum"
-            )
+            raise mismatch(self.shard_place(shard), chunk)
 
     def fill(self, chunk: Chunk, shard: Shard, out: NDArray[Any]) -> None:
         """Read one chunk, check it, and put it into `out` (rows, ...), decompressed. Raises Damaged."""
@@ -193,7 +199,7 @@ class Folder:
             data = chunk.place.read_at(handle, chunk.offset, chunk.size)
         where = f"{self.shard_place(shard)}: array {chunk.array!r}, view {chunk.view}"
         if zlib.crc32(data) != chunk.crc32:
-            raise Damaged(f"{where} does not match its checksum")
+            raise mismatch(self.shard_place(shard), chunk)
         if chunk.plain:
             _bytes(out)[:] = np.frombuffer(data, np.uint8)
         else:
@@ -253,6 +259,11 @@ class Folder:
 
     def _payload(self, array: str) -> str:
         return self.format.payload(array, self.owner.layout[array])
+
+
+def stamp_of(files: Sequence[os.stat_result]) -> int:
+    """A number, never 0, that changes whenever one of these files is written to, or others lie in their places."""
+    return hash(tuple((each.st_dev, each.st_ino, each.st_size, each.st_ctime_ns) for each in files)) >> 2 | 1 << 60
 
 
 def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:

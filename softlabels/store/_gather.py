@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import time
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._reading import Mapped
+from softlabels._reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
-from softlabels.store._folder import Chunk, Folder, advice
+from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
 from softlabels.store._frames import Frames, Lock
+from softlabels.store._inside import Damaged, Place
 from softlabels.store._maps import BEYOND, Buffer, Memory, fetch, mapped
 from softlabels.store._shard import Shard
 
@@ -34,8 +40,26 @@ _FEW = 4096
 _ALIGNED = 64
 """Where arrays begin in decoded memory."""
 
-_MOST_SLOTS = 1 << 24
-"""Runs times views of one teacher that are kept track of; fourteen million images in a thousand views need a tenth."""
+_MOST_MAPS = 1 << 15
+"""Files that are mapped at once: Linux allows a process 65,530 maps."""
+
+MOST_SLOTS = 1 << 28
+"""Runs times views of one teacher that are kept track of, in 12 bytes each and more."""
+
+_LOOKS, _FREE_LOOKS = 0.01, 0.05
+"""Share of the time, and seconds beforehand, that go into looking whether mapped files have changed."""
+
+_WORTH_A_THREAD = 8 << 20
+"""Bytes to compare for which a thread is started."""
+
+
+def check_extent(folder: Folder, views: int, most: int = MOST_SLOTS) -> None:
+    """Raise StoreError when these are more views of the store's runs than readers keep track of."""
+    if views * len(folder.runs) > min(most, MOST_SLOTS):
+        raise StoreError(
+            f"{views:,} views of {len(folder.runs):,} runs of rows in {folder.place} are more than is read; make a "
+            f"store with more --rows-per-shard"
+        )
 
 
 class Directory:
@@ -45,10 +69,8 @@ class Directory:
         self.folder = folder
         self.shards = folder.named()
         self.width = max((shard.stop_view for shard in self.shards), default=0)
-        if self.width * len(folder.runs) > _MOST_SLOTS:
-            raise StoreError(
-                f"{folder.place} claims {self.width:,} views of {len(folder.runs):,} runs of rows, more than is read"
-            )
+        held = sum(shard.views for shard in self.shards)
+        check_extent(folder, self.width, most=max(MOST_SLOTS >> 4, 16 * held))  # a stranger's store must have the files
         self._rows = folder.runs.rows
         self._shard_of = np.full((len(folder.runs), self.width), -1, np.int32)
         for number, shard in reversed(list(enumerate(self.shards))):  # of two that hold a label, the first one counts
@@ -149,7 +171,9 @@ def gather(folder: Folder, memory: int | None = None, shared: tuple[str, str] | 
     if folder.owner.compression != "none":
         return DecodedGather(directory, BUDGET if memory is None else memory, shared)
     mapped = MappedGather(directory)
-    return mapped if folder.away is None or folder.away.limit is None else PassingGather(mapped)
+    most = _MOST_MAPS // len(folder.owner.layout)
+    passing = len(directory.shards) > most if folder.away is None else folder.away.limit is not None
+    return PassingGather(mapped, most) if passing else mapped
 
 
 def frame_layout(folder: Folder) -> tuple[dict[str, int], int]:
@@ -172,30 +196,54 @@ def _fields(directory: Directory) -> dict[str, _Field]:
     }
 
 
+@dataclass(eq=False)
+class _Opened:
+    """The files of a shard as they were when it was mapped."""
+
+    maps: dict[Place, Mapped]
+    paths: list[str]
+    stamp: int
+    chunks: list[Chunk]
+
+
 class MappedGather:
     """Uncompressed shards: every file is mapped at its first use and shared by all processes through the page cache.
 
     Any number of rows from any number of shards is one fancy index per array, without a loop over shards.
+
+    A chunk is compared with its checksum when it is first used, once for this process and all that it forks. A file
+    that becomes shorter, changes or is replaced is found when it is next looked at: at every take, unless looking
+    costs more than a hundredth of the time. Then it is opened anew, and refused when its labels are others.
     """
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._fields = _fields(directory)
-        self._maps: dict[Shard, list[Mapped]] = {}
+        self._opened: dict[Shard, _Opened] = {}
+        self._digests: dict[Shard, tuple[str, ...]] = {}
+        self._retired: list[_Opened] = []
+        # Anonymous shared memory: what a forked process has compared, the others need not.
+        self._compared = np.frombuffer(mmap.mmap(-1, max(8, 8 * directory.size)), np.int64)
+        self._began, self._looking, self._next_look = time.perf_counter(), 0.0, 0.0
         self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
         slots = self._directory.slots(rows, views)
+        if time.perf_counter() >= self._next_look:
+            self._look(slots)
         try:
-            return {name: field.take(slots, rows) for name, field in self._fields.items()}
+            taken = {name: field.take(slots, rows) for name, field in self._fields.items()}
         except IndexError:
             with advice():
                 self._open(slots)
-        if len(rows) <= _FEW:
-            for field in self._fields.values():
-                field.fetch(slots, rows)
-        return {name: field.take(slots, rows) for name, field in self._fields.items()}
+            if len(rows) <= _FEW:
+                for field in self._fields.values():
+                    field.fetch(slots, rows)
+            taken = {name: field.take(slots, rows) for name, field in self._fields.items()}
+        if shrunken:
+            self._refuse_shrunken(slots)
+        return taken
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
@@ -206,27 +254,16 @@ class MappedGather:
         bring, size = (lambda each: away.bring(shards[each], later=True)), (lambda each: away.size(shards[each]))
         return Ahead(numbers, bring, size, away.limit)
 
-    def _open(self, slots: Rows) -> None:
-        with self._lock.get():
-            tables = [field.table for field in self._fields.values()]
-            for slot in self._directory.distinct(slots):
-                if any(table[slot] == _UNOPENED for table in tables):
-                    self._open_shard(self._directory.shard(slot))
-
     def close(self, shards: Iterable[Shard]) -> None:
         """Unmap these shards. Nobody may be reading."""
         for shard in shards:
-            for view in range(shard.first_view, shard.stop_view):
-                slot = self._directory.slot(shard, view)
-                if self._directory.shard(slot) == shard:
-                    for field in self._fields.values():
-                        field.table[slot] = _UNOPENED
-            del self._maps[shard]
+            self._forget(shard)
+        self._retired.clear()
 
     @property
     def open(self) -> list[Shard]:
-        """The shards that are mapped."""
-        return list(self._maps)
+        """The shards that are mapped, those that have been so for longest first."""
+        return list(self._opened)
 
     def is_open(self, rows: Rows, views: Rows) -> bool:
         """Whether all shards of these labels are mapped."""
@@ -238,41 +275,138 @@ class MappedGather:
         """Whose labels these are."""
         return self._directory.folder
 
-    def _open_shard(self, shard: Shard) -> None:
+    def _look(self, slots: Rows) -> None:
+        """See whether the mapped files of these labels are what they were; those that are not are opened anew."""
+        began = time.perf_counter()
+        guard()
+        for shard in self._shards(slots):
+            opened = self._opened.get(shard)
+            if opened is not None and self._changed(opened):
+                with self._lock.get():
+                    self._retired.append(opened)  # another thread may be reading what is mapped
+                    self._forget(shard)
+        self._looking += time.perf_counter() - began
+        self._next_look = self._began + (self._looking - _FREE_LOOKS) / _LOOKS
+
+    def _changed(self, opened: _Opened) -> bool:
+        try:
+            return stamp_of([os.lstat(path) for path in opened.paths]) != opened.stamp
+        except OSError as error:
+            # A copy of a remote shard may make room for others; what is mapped of it is read on.
+            return self.folder.away is None or error.errno != errno.ENOENT
+
+    def _shards(self, slots: Rows) -> list[Shard]:
+        wanted = np.zeros(len(self._directory.shards), bool)
+        wanted[self._directory.numbers(slots)] = True
+        return [self._directory.shards[number] for number in np.flatnonzero(wanted).tolist()]
+
+    def _forget(self, shard: Shard) -> None:
+        for view in range(shard.first_view, shard.stop_view):
+            slot = self._directory.slot(shard, view)
+            if self._directory.shard(slot) == shard:
+                for field in self._fields.values():
+                    field.table[slot] = _UNOPENED
+        self._opened.pop(shard, None)
+
+    def _open(self, slots: Rows) -> None:
+        with self._lock.get():
+            tables = [field.table for field in self._fields.values()]
+            closed = [
+                slot for slot in self._directory.distinct(slots) if any(table[slot] == _UNOPENED for table in tables)
+            ]
+            for slot in closed:
+                shard = self._directory.shard(slot)
+                if shard not in self._opened:
+                    self._opened[shard] = self._mapped(shard)
+            self._compare(closed)
+            for slot in closed:
+                shard = self._directory.shard(slot)
+                opened = self._opened[shard]
+                for chunk in self._chunks(slot):
+                    address = opened.maps[chunk.place].address + chunk.offset
+                    self._fields[chunk.array].enter(slot, address, shard)
+
+    def _chunks(self, slot: int) -> list[Chunk]:
+        shard = self._directory.shard(slot)
+        return [each for each in self._opened[shard].chunks if self._directory.slot(shard, each.view) == slot]
+
+    def _compare(self, slots: Sequence[int]) -> None:
+        """Compare these chunks with their checksums, unless this process or one of its kin has done so."""
+        todo = []
+        for slot in slots:
+            shard = self._directory.shard(slot)
+            if self._compared[slot] != self._opened[shard].stamp:
+                todo += [(slot, shard, chunk) for chunk in self._chunks(slot)]
+        threads = min(len(todo), os.cpu_count() or 1, sum(chunk.size for *_, chunk in todo) // _WORTH_A_THREAD)
+        if threads > 1:
+            with ThreadPoolExecutor(threads, thread_name_prefix="softlabels-compare") as pool:
+                sums = list(pool.map(self._crc32, todo))
+        else:
+            sums = list(map(self._crc32, todo))
+        for (_, shard, chunk), found in zip(todo, sums, strict=True):
+            if found != chunk.crc32:
+                raise mismatch(self.folder.shard_place(shard), chunk)
+        for slot, shard, _ in todo:
+            self._compared[slot] = self._opened[shard].stamp
+
+    def _crc32(self, job: tuple[int, Shard, Chunk]) -> int:
+        _, shard, chunk = job
+        mapped = self._opened[shard].maps[chunk.place]
+        fetch(np.array([mapped.address + chunk.offset]), chunk.size)
+        return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)
+
+    def _mapped(self, shard: Shard) -> _Opened:
         folder = self._directory.folder
-        maps: dict[str, Mapped] = {}
-        held = self._maps.setdefault(shard, [])
+        maps: dict[Place, Mapped] = {}
+        statuses = []
         with folder.local(shard):
-            for chunk in folder.chunks(shard, folder.header(shard)):
-                where = str(chunk.place)
-                if where not in maps:
+            header = folder.header(shard)
+            chunks = list(folder.chunks(shard, header))
+            for chunk in chunks:
+                if chunk.place not in maps:
                     with chunk.place.open() as handle:
-                        maps[where] = mapped(handle, os.fstat(handle).st_size, where)
-                    held.append(maps[where])
-                if maps[where].size < chunk.offset + chunk.size:
-                    raise StoreError(f"{where} shrank while it was opened")
-                slot = self._directory.slot(shard, chunk.view)
-                if self._directory.shard(slot) == shard:
-                    self._fields[chunk.array].enter(slot, maps[where].address + chunk.offset, shard)
+                        status = os.fstat(handle)
+                        maps[chunk.place] = mapped(handle, status.st_size, str(chunk.place))
+                    statuses.append(status)
+                if maps[chunk.place].size < chunk.offset + chunk.size:
+                    raise Damaged(f"{chunk.place} shrank while it was opened")
+        digest = tuple(file.sha256 for _, file in sorted(header.files.items()))
+        if self._digests.setdefault(shard, digest) != digest:
+            raise StoreError(
+                f"{folder.shard_place(shard)} was replaced by other labels while it was read; start again to read those"
+            )
+        return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), chunks)
+
+    def _refuse_shrunken(self, slots: Rows) -> None:
+        for shard in self._shards(slots):
+            opened = self._opened.get(shard)
+            if opened is not None and any(each.shrank for each in opened.maps.values()):
+                with advice():
+                    raise Damaged(f"{self.folder.shard_place(shard)} became shorter while it was read")
 
 
 class PassingGather:
-    """Copies of remote shards in a cache that has not room for all: a map of one that went is given up.
+    """More shards than may be mapped at once: maps are given up for those of others.
 
-    What is mapped keeps its room on the disk even after its file went, so each process looks at its maps whenever it
-    opens another shard.
+    Copies of remote shards in a cache that has not room for all: what is mapped keeps its room on the disk even after
+    its file went, so each process looks at its maps whenever it opens another shard. And stores of more files than a
+    process may map.
     """
 
-    def __init__(self, mapped: MappedGather) -> None:
-        self._mapped = mapped
+    def __init__(self, mapped: MappedGather, most: int) -> None:
+        self._mapped, self._most = mapped, most
         self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
         with self._lock.get():  # while it is read, nothing may be unmapped
             away = self._mapped.folder.away
-            if away is not None and not self._mapped.is_open(rows, views):
-                self._mapped.close([shard for shard in self._mapped.open if not away.is_here(shard)])
+            if not self._mapped.is_open(rows, views):
+                opened = self._mapped.open
+                if away is not None:
+                    self._mapped.close([shard for shard in opened if not away.is_here(shard)])
+                elif len(opened) >= self._most:
+                    self._mapped.close(opened[: len(opened) // 2])
             return self._mapped.take(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:

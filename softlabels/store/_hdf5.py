@@ -13,10 +13,10 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
+from softlabels._files import Deferred
 from softlabels._installed import required
 from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.store._inside import Damaged, Place
@@ -56,7 +56,7 @@ class Hdf5:
         """See `ShardFormat.write`."""
         block = _block_size(_draft(header, arrays))
         with path.open("w+b", buffering=0) as raw:
-            deferred = _Deferred(raw)
+            deferred = Deferred(raw)
             places = _write_arrays(deferred, block, arrays, header.compression)
             deferred.finish()
         with path.open("r+b") as file:
@@ -100,60 +100,7 @@ class Hdf5:
         return []
 
 
-class _Deferred(RawIOBase):
-    """A file for HDF5 to write to that keeps the first error to itself until `finish`.
-
-    A full disk in the middle of its work leaves the HDF5 library in a state in which closing the file crashes the
-    process. So it believes that all went well, and we know better afterwards.
-    """
-
-    def __init__(self, raw: FileIO) -> None:
-        self._raw = raw
-        self._error: OSError | None = None
-
-    def finish(self) -> None:
-        """Raise the error that was met, if there was one."""
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any) -> int:
-        """Write all of it, or nothing any more after an error."""
-        rest = memoryview(data).cast("B")
-        try:
-            while self._error is None and rest:
-                rest = rest[self._raw.write(rest) :]
-        except OSError as error:
-            self._error = error
-        return len(data)
-
-    def readinto(self, buffer: Any) -> int:
-        """Read what is there, and zeros beyond."""
-        view = memoryview(buffer).cast("B")
-        count = self._raw.readinto(view) or 0
-        view[count:] = bytes(len(view) - count)
-        return len(view)
-
-    def seek(self, place: int, whence: int = 0) -> int:
-        """Go to `place`."""
-        return self._raw.seek(place, whence)
-
-    def tell(self) -> int:
-        """The place."""
-        return self._raw.tell()
-
-    def truncate(self, size: int | None = None) -> int:
-        """Make the file as long as `size`."""
-        try:
-            return self._raw.truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return size or 0
-
-    def flush(self) -> None:
-        """Nothing is held back."""
-
-
-def _write_arrays(raw: _Deferred, block: int, arrays: Arrays, compression: str) -> dict[str, list[_Place]]:
+def _write_arrays(raw: Deferred, block: int, arrays: Arrays, compression: str) -> dict[str, list[_Place]]:
     """Write the file with an empty user block; for each array the offset and size of each view's chunk."""
     import h5py  # not needed for reading, and half of what a reader's start would cost
 

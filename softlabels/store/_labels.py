@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softlabels._files import TEMPORARY, whole
-from softlabels._philox import permutation
+from softlabels._files import TEMPORARY, remove_leftovers, whole, write_text
 from softlabels.errors import StoreError
 from softlabels.store import _lock
 from softlabels.store._ahead import Ahead
 from softlabels.store._documents import document_problems
-from softlabels.store._folder import CARD, Folder, advice
+from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._formats import FORMATS
-from softlabels.store._gather import BUDGET, DecodedGather, Gather, frame_layout, gather
+from softlabels.store._gather import BUDGET, DecodedGather, Gather, check_extent, frame_layout, gather
 from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
@@ -59,8 +57,11 @@ class TeacherLabels:
         self._gather: Gather | None = None
         self._memory: int | None = None
         self._shared: tuple[str, str] | None = None
-        self._headers: dict[Shard, Header] | None = None
+        self._headers: dict[Shard, tuple[int, Header]] = {}
+        self._current = False
+        self._broken: tuple[Shard, ...] = ()
         self._part: tuple[int, int] | None = None
+        self._named: dict[int, set[Shard]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         from softlabels.store._store import reopened
@@ -160,15 +161,40 @@ class TeacherLabels:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """The shards that are there and whole, sorted; headers and sizes are read again each time."""
-        self._headers = self._folder.whole()
+        """The shards that are there and whole, sorted; headers of files that changed are read again each time."""
+        self._read_headers()
         return tuple(self._headers)
 
     @property
+    def broken(self) -> tuple[Shard, ...]:
+        """The shards whose names are there, but whose headers are damaged or whose files are cut off; sorted."""
+        self._read_headers()
+        return self._broken
+
+    @property
+    def complete(self) -> int:
+        """How many views, counted from 0, every row has in whole shards."""
+        return _complete(self.shards, len(self._folder.runs))
+
+    @property
     def views(self) -> int:
-        """How many views, counted from 0, every row has."""
-        gaps = _gaps(self.shards, len(self._folder.runs))
-        return min(run_gaps[0][0] for run_gaps in gaps)
+        """How many views, counted from 0, every row has.
+
+        Raises:
+            StoreError: some have fewer because a shard is damaged; it is named.
+        """
+        complete = self.complete
+        if self._broken:
+            named = _complete([*self._known(), *self._broken], len(self._folder.runs))
+            if named > complete:
+                self.check_headers()
+        return complete
+
+    def check_headers(self) -> None:
+        """Raise StoreError, naming it, when a shard that is there has a damaged header or is cut off."""
+        for shard in self.broken:
+            with advice():
+                self._folder.header(shard)
 
     @property
     def nbytes(self) -> int:
@@ -198,6 +224,7 @@ class TeacherLabels:
         index, count = _checked_part(part)
         if not 0 <= views < MOST_VIEWS:
             raise StoreError(f"a store holds fewer than {MOST_VIEWS:,} views per image, asked for were {views:,}")
+        check_extent(self._folder, views)
         gaps = _gaps(self.shards, len(self._folder.runs))
         return [
             self._folder.runs.shard(run, first, min(stop, views))
@@ -226,7 +253,7 @@ class TeacherLabels:
                 self._remove_leftovers()
                 yield
             finally:
-                self._part = None
+                self._part = self._named = None
 
     def write(
         self,
@@ -252,23 +279,46 @@ class TeacherLabels:
             raise StoreError(f"{shard} is no shard of {self._folder.place}; ask `missing` for those to write")
         stored = check_arrays(arrays, self.card.layout, (shard.views, shard.rows))
         header = self._folder.owner.header(shard, skipped or {}, digests or {})
-        self._make_room(shard)
+        damaged = self._damaged_overlaps(shard)
         if self._shelf is not None:
             self._shelf.make_way(shard)  # what a killed writer did not get to send
-        with whole(self._folder.shard_place(shard).path) as partial:
+        path = self._folder.shard_place(shard).path
+        with whole(path) as partial:
             self._folder.format.write(partial, header, stored)
             wrong = replace(self._folder, place=Place(partial.parent), away=None).differs(shard, stored)
             if wrong is not None:
                 raise StoreError(f"array {wrong!r} of {partial.name} is read back otherwise than written; see the disk")
+            for other in damaged:
+                if other != shard or partial.is_dir() or self._shelf is not None:  # a file is replaced when it is named
+                    self._mark(other)
+                    self._take_away(other)
         if self._shelf is not None:
             self._shelf.publish(shard)
-        self._gather = self._headers = None
+        self._named_in(shard.run).add(shard)
+        self._gather, self._current = None, False
+        for each in {shard, *damaged}:
+            self._unmark(each)
 
     def remove(self, shard: Shard) -> None:
-        """Take a shard away, for instance a damaged one: it is `missing` then. To be called within `writing`."""
+        """Take a shard away, for instance a damaged one: it is `missing` and `removed` then. Within `writing`."""
         self._check_part(shard)
+        self._mark(shard)
         self._take_away(shard)
-        self._gather = self._headers = None
+        self._gather, self._current = None, False
+
+    @property
+    def removed(self) -> list[Shard]:
+        """What was taken away by `remove`, or by a `write` that was killed, and is still missing; sorted."""
+        names = [name.removeprefix(REMOVED) for name in self._folder.entries() if name.startswith(REMOVED)]
+        gone = [shard for name in names if (shard := self._folder.runs.parse(name)) is not None]
+        gaps = _gaps(self.shards, len(self._folder.runs)) if gone else []
+        lost = set()
+        for shard in gone:
+            for first, stop in gaps[shard.run]:
+                begin, end = max(first, shard.first_view), min(stop, shard.stop_view)
+                if begin < end:
+                    lost.add(replace(shard, first_view=begin, stop_view=end))
+        return sorted(lost)
 
     def verify(self) -> list[str]:
         """Read every byte of every file of this teacher; what is damaged or does not belong, one line each."""
@@ -284,35 +334,28 @@ class TeacherLabels:
         """The shards with a problem that `verify` would name: what a repair removes and dumps again."""
         return [shard for shard in self._folder.named() if self._folder.problems(shard)]
 
-    def check(self, budget_bytes: int | None = None) -> int:
-        """Compare labels with their checksums; how many bytes were compared.
-
-        Without a budget all are. With one, chunks from all over the store are, until it is spent. Of a store behind a
-        URL none are, since every shard is compared when it is copied. The sums are taken without the interpreter's
-        lock: a thread may do this beside the training.
-
-        Raises:
-            StoreError: a chunk is damaged; its shard is named.
-        """
-        if self._shelf is not None:
-            return 0  # copies are compared when they come
-        with advice():
-            headers = {shard: self._folder.header(shard) for shard in self._folder.named()}
-        chunks = [(shard, chunk) for shard, header in headers.items() for chunk in self._folder.chunks(shard, header)]
-        left = math.inf if budget_bytes is None else budget_bytes
-        done = 0
-        for number in permutation(len(chunks)).tolist():
-            shard, chunk = chunks[number]
-            if chunk.size <= left:
-                with advice():
-                    self._folder.check_chunk(chunk, shard)
-                done, left = done + chunk.size, left - chunk.size
-        return done
-
     def _known(self) -> dict[Shard, Header]:
-        if self._headers is None:
-            self._headers = self._folder.whole()
-        return self._headers
+        if not self._current:
+            self._read_headers()
+        return {shard: header for shard, (_, header) in self._headers.items()}
+
+    def _read_headers(self) -> None:
+        """Know the sound headers, without the places of arrays; of files that did not change none is read again."""
+        found: dict[Shard, tuple[int, Header]] = {}
+        broken, named = [], self._folder.named()
+        if self._shelf is not None:
+            self._shelf.heads(named)
+        for shard in named:
+            stamp = self._folder.stamp(shard)
+            held = self._headers.get(shard)
+            if held is not None and held[0] == stamp != 0:
+                found[shard] = held
+                continue
+            try:
+                found[shard] = stamp, self._folder.header(shard).model_copy(update={"arrays": {}})
+            except Damaged:
+                broken.append(shard)
+        self._headers, self._broken, self._current = found, tuple(broken), True
 
     def _check_part(self, shard: Shard) -> None:
         if self._part is None or shard.run % self._part[1] != self._part[0]:
@@ -321,9 +364,10 @@ class TeacherLabels:
                 f"for the part that holds run {shard.run}"
             )
 
-    def _make_room(self, shard: Shard) -> None:
-        """Remove what is damaged and would overlap `shard`; refuse when something sound does."""
-        for other in self._folder.named(shard.run):
+    def _damaged_overlaps(self, shard: Shard) -> list[Shard]:
+        """What is damaged and overlaps `shard`. Raises StoreError when something sound does."""
+        found = []
+        for other in sorted(self._named_in(shard.run)):
             overlap = min(other.stop_view, shard.stop_view) - max(other.first_view, shard.first_view)
             if overlap > 0:
                 place = self._folder.shard_place(other)
@@ -331,16 +375,45 @@ class TeacherLabels:
                     self._folder.header(other)
                     if not self._folder.problems(other):
                         raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
-                self._take_away(other)
+                found.append(other)
+        return found
+
+    def _named_in(self, run: int) -> set[Shard]:
+        """The shards of a run by their names. The folder is listed once: its one writer knows what it adds."""
+        if self._named is None:
+            self._named = {}
+            for shard in self._folder.named():
+                self._named.setdefault(shard.run, set()).add(shard)
+        return self._named.setdefault(run, set())
 
     def _take_away(self, shard: Shard) -> None:
         _discard(self._folder.shard_place(shard).path)
         if self._shelf is not None:
             self._shelf.withdraw(shard)
+        self._named_in(shard.run).discard(shard)
+
+    def _mark(self, shard: Shard) -> None:
+        """Note that a shard was there: whatever happens now, `removed` tells."""
+        name = f"{self.name}/{REMOVED}{shard.name}"
+        if self._mirror is not None:
+            self._mirror.write(name, "\n")
+        else:
+            write_text(self.root / name, "\n")
+
+    def _unmark(self, shard: Shard) -> None:
+        name = f"{self.name}/{REMOVED}{shard.name}"
+        if self._mirror is not None:
+            self._mirror.withdraw(name)
+            return
+        try:
+            (self.root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot remove {self.root / name}: {error.strerror}") from error
 
     def _remove_leftovers(self) -> None:
         assert self._part is not None
         index, count = self._part
+        remove_leftovers(self._folder.place.path)
         for entry in self._folder.place.path.glob(f"{TEMPORARY}*"):
             if self._is_of_part(entry.name.removeprefix(TEMPORARY), index, count):
                 _discard(entry)
@@ -361,6 +434,11 @@ def _gaps(shards: Iterable[Shard], runs: int) -> list[list[tuple[int, int]]]:
     for shard in shards:
         held[shard.run].append((shard.first_view, shard.stop_view))
     return [list(_between(sorted(ranges))) for ranges in held]
+
+
+def _complete(shards: Iterable[Shard], runs: int) -> int:
+    """Views, counted from 0, that these shards hold of every run."""
+    return min(run_gaps[0][0] for run_gaps in _gaps(shards, runs))
 
 
 def _between(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -387,6 +465,6 @@ def _discard(path: Path) -> None:
         elif path.is_dir():
             aside = Path(tempfile.mkdtemp(prefix=f"{TEMPORARY}{path.name}-", dir=path.parent))
             path.rename(aside / path.name)
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # what is left of it, the next writer removes
     except OSError as error:
         raise StoreError(f"cannot remove {path}: {error.strerror}") from error

@@ -76,13 +76,15 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     try:
         _close_in_children()
         _held.add(handle)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, str(owner).encode(), 0)
+        with contextlib.suppress(OSError):  # the number is for messages only; the lock holds on a full disk, too
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(owner).encode(), 0)
         yield
     finally:
         if os.getpid() == owner:
             _held.discard(handle)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the name may stay: the lock goes with the descriptor
+                path.unlink(missing_ok=True)
             os.close(handle)
 
 

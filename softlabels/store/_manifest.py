@@ -14,6 +14,9 @@ from softlabels.store._shard import Runs
 
 NAME = "manifest.json"
 
+MOST_CLASSES = 1 << 24
+"""Width of logits: readers make a row of it before they have read a label."""
+
 
 class ImageFile(BaseModel):
     """One addition of images: its Parquet file's size and SHA-256, and those of keys and labels, and of contents.
@@ -42,10 +45,10 @@ class Manifest(BaseModel):
 
     id: Digits
     data: dict[str, Any]
-    classes: Length
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
     class_names: tuple[str, ...] = ()
     recipe: dict[str, Any]
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)]
     versions: dict[str, str] = {}
     rows_per_shard: Length
     images: Annotated[tuple[ImageFile, ...], Field(min_length=1, max_length=9999)]

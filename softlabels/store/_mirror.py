@@ -83,6 +83,13 @@ class Mirror:
         write_text(self.folder / name, text)
         self.publish(name)
 
+    def withdraw(self, name: str) -> None:
+        """Remove a small text here and there, if it is there."""
+        (self.folder / name).unlink(missing_ok=True)
+        if name in self.objects:
+            self.remote.remove([name])
+            del self.objects[name]
+
 
 class Shelf:
     """One teacher's shards behind a URL; `local` is the folder of their copies."""

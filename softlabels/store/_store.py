@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from softlabels._files import remove_partial, whole, write_text
+from softlabels._files import remove_leftovers, whole, write_text
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images, _lock
 from softlabels.store._cache import Cache
 from softlabels.store._documents import (
+    LARGEST,
     complete,
     differences,
     document,
@@ -35,6 +36,8 @@ from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, iden
 from softlabels.store._mirror import Mirror
 from softlabels.store._remote import is_url
 
+_SUM = "# sha256 of all above: "
+_SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
 _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 
 
@@ -111,6 +114,22 @@ class Store:
         names = self._mirror.teachers() if self._mirror is not None else _folders(self.root)
         return tuple(name for name in names if _TEACHER.fullmatch(name) and _has_card(self.root, name))
 
+    @property
+    def orphans(self) -> list[str]:
+        """Folders that hold shards but no card, one line each: whose labels they are is not known."""
+        if self._mirror is not None:
+            there = self._mirror.objects
+            entries = {(parts[0], parts[1]) for name in there if len(parts := name.split("/")) > 1}
+        else:
+            entries = {(name, each) for name in _folders(self.root) for each in Place(self.root, (name,)).entries()}
+        carded = {folder for folder, name in entries if name == CARD}
+        lost = sorted(folder for folder, name in entries if folder not in carded and _SHARD.fullmatch(name))
+        return [
+            f"{self.location}/{folder} holds {lost.count(folder):,} shards but no {CARD}, so its labels cannot be "
+            f"read; copy that file, too, or remove the folder"
+            for folder in dict.fromkeys(lost)
+        ]
+
     def teacher(self, name: str) -> TeacherLabels:
         """The labels of one teacher.
 
@@ -176,7 +195,10 @@ class Store:
         """
         added = _images.normalised(images)
         with _lock.alone(self.root):
+            remove_leftovers(self.root)
             current = open_folder(self.root)
+            if current.manifest.images != self.manifest.images:
+                raise StoreError(f"another process added images to {self.location}; run the same command again")
             _images.check_unique(pa.concat_tables([current.images, added]))
             file = _write_images(self.root, len(current.manifest.images), added)
             file = file.model_copy(update={"id": grown_id(current.manifest.ids[-1][1], file)})
@@ -189,7 +211,8 @@ class Store:
         return open_folder(self.root, self._mirror)
 
     def keep(self, name: str, text: str) -> None:
-        """Write a small text file beside the labels."""
+        """Write a small text file of YAML beside the labels, with a checksum as its last line."""
+        text += f"{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
         if self._mirror is not None:
             self._mirror.write(name, text)
         else:
@@ -204,6 +227,7 @@ class Store:
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
+            problems += [*self.orphans, *self._changed_texts()]
             images = open_folder(self.root).images
             _images.check_unique(images)
             if not _same_images(self.manifest, images):
@@ -218,8 +242,24 @@ class Store:
         names = Place(self.root).entries()
         return [name for name in names if name.startswith("images") and name.endswith(".parquet") and name not in known]
 
+    def _changed_texts(self) -> list[str]:
+        """What `keep` wrote and is not as it was: commands may be run from it."""
+        place, problems = Place(self.root), []
+        for name in place.entries():
+            if name.startswith(("dump-", "import-")) and name.endswith(".yaml"):
+                text, mark, found = (place / name).read(LARGEST).rpartition(_SUM.encode())
+                if mark and found.strip() != hashlib.sha256(text).hexdigest().encode():
+                    problems.append(f"{place / name} does not match its checksum; it was changed or damaged")
+        return problems
+
     def _labels(self, name: str) -> TeacherLabels:
-        card = read_document(Place(self.root, (name, CARD)), TeacherCard)
+        place = Place(self.root, (name, CARD))
+        card = read_document(place, TeacherCard)
+        if card.classes != self.manifest.classes:
+            raise StoreError(
+                f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another "
+                f"store, copy it again from its source"
+            )
         return TeacherLabels(self.root, self.manifest, name, card, self._mirror)
 
 
@@ -273,6 +313,8 @@ def create(
                     table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
                 )
                 _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
+    else:
+        remove_leftovers(folder)
     store = open_folder(folder, mirror)
     _refuse_differences(store, dict(data), what, table)
     if mirror is not None:
@@ -409,7 +451,7 @@ def _make(
 ) -> None:
     refuse_orphans(folder)
     _images.check_unique(table)
-    remove_partial(folder)
+    remove_leftovers(folder)
     file = _write_images(folder, 0, table)
     manifest = Manifest(
         id=store_id(what, file),

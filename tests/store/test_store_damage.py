@@ -71,7 +71,7 @@ def test_every_flipped_bit_of_a_shard_is_found(tmp_path: Path, form: str, compre
 
 
 @each_kind
-def test_a_damaged_payload_is_found_by_check_and_repaired_by_dumping_again(
+def test_a_damaged_payload_is_found_when_it_is_read_and_repaired_by_dumping_again(
     tmp_path: Path, form: str, compression: str
 ) -> None:
     labels = filled(tmp_path / "s", form, compression)
@@ -80,7 +80,7 @@ def test_a_damaged_payload_is_found_by_check_and_repaired_by_dumping_again(
     offset = labels._folder.header(shard).arrays["values"].offsets[1]
     flip(place if form == "hdf5" else place / "values/c/0/0/0", 8 * offset + 3)
     with pytest.raises(StoreError, match=rf"{shard.name}.*softlabels verify.*softlabels repair"):
-        labels.check()
+        open_store(tmp_path / "s").teacher("cnn").take([shard.first_row], [1])
     with pytest.raises(StoreError, match=shard.name):
         labels.read_shard(shard)
     assert labels.damaged() == [shard]
@@ -107,11 +107,11 @@ def test_a_truncated_shard_is_missing_and_dumped_again(tmp_path: Path, form: str
             os.truncate(path, size)
             fresh = open_store(tmp_path / "s").teacher("cnn")
             assert [shard.name for shard in fresh.missing(3)] == ["00001-v0-3"]
-            assert fresh.views == 0
+            assert fresh.complete == 0
+            with pytest.raises(StoreError, match="00001-v0-3"):
+                fresh.views  # noqa: B018
             with pytest.raises(StoreError, match="00001-v0-3"):
                 fresh.take([25], [0])
-            with pytest.raises(StoreError, match="00001-v0-3"):
-                fresh.check()
             assert any("00001-v0-3" in problem for problem in fresh.verify())
             fill(labels, 3)
             assert files(tmp_path / "s") == before
@@ -170,18 +170,24 @@ def test_a_shard_of_another_store_is_refused_not_overwritten(tmp_path: Path) -> 
         here.missing(3)
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_what_a_live_one_holds_is_not(tmp_path: Path) -> None:
     labels = make(tmp_path / "s", 90, 10).prepare("cnn", card("zarr"))
     folder = tmp_path / "s" / "cnn"
     for name in (".partial-00000-v0-3.zarr-abc", ".partial-00001-v0-3.zarr-abc", ".partial-teacher.json-x"):
         (folder / name).mkdir()
         (folder / name / "junk").write_text("x")
+    live = "import sys; from pathlib import Path; from softlabels._files import whole\n"
+    live += "with whole(Path(sys.argv[1])) as partial: partial.mkdir(); print('ready', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", live, str(folder / "00002-v0-3.zarr")]
+    writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"ready\n"
     with labels.writing((1, 2)):
-        assert {path.name for path in folder.glob(".partial-*")} == {
-            ".partial-00000-v0-3.zarr-abc",
-            ".partial-teacher.json-x",
-        }
-    with labels.writing():
+        (left,) = folder.glob(".partial-*")
+        assert left.name.startswith(".partial-00002-v0-3.zarr-")
+    writer.kill()
+    writer.communicate()
+    with labels.writing((1, 2)):
         assert list(folder.glob(".partial-*")) == []
 
 

@@ -116,7 +116,6 @@ def use(root: Path) -> None:
         )
         for shard in labels.shards:
             labels.read_shard(shard)
-        labels.check()
         labels.held(rows, views)
     if wrong:
         assert store.verify() or any(store.teacher(name).verify() for name in store.teachers)
