@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Annotated, ClassVar, Literal
 
@@ -26,11 +27,14 @@ class Quantized(Part):
     A row's deepest class has the last step; the scale, log(1 + deepest / 8) / (2**bits - 1), is a half float. Step 0 is
     for the highest class (and its equals) alone, so the first class stays the first: of two classes nearer than half a
     step the lower moves by up to a step. For range r the depths are off by e = (r + 8) * expm1(scale) at most, and
-    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less.
+    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less. Depths beyond 1e38 count
+    as 1e38: farther down a rounded scale would lead beyond all floats.
     """
 
     shorthand: ClassVar[str] = "bits"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
+    deepest: ClassVar[float] = 1e38
 
     kind: Literal["quantized"] = "quantized"
     bits: Annotated[Literal[8, 4], pydantic.BeforeValidator(lambda bits: int(bits))] = 8
@@ -43,15 +47,20 @@ class Quantized(Part):
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
 
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """From 0.25 upward with 8 bits, from 1 with 4."""
+        return _LOWEST_TEMPERATURE[self.bits], math.inf
+
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures that magnify the steps: below 0.25 with 8 bits, below 1 with 4."""
         instead = "dense" if self.bits == 8 else "quantized:8"
-        check_lowest(temperature, _LOWEST_TEMPERATURE[self.bits], f"{self.kind}:{self.bits}", instead)
+        check_lowest(temperature, self.temperatures[0], f"{self.kind}:{self.bits}", instead)
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
-        depths = rows.amax(dim=1, keepdim=True) - rows
+        depths = (rows.amax(dim=1, keepdim=True) - rows).clamp_(max=self.deepest)
         places = (depths / _KNEE).log1p_()
         steps = 2**self.bits - 1
         scale = (places.amax(dim=1, keepdim=True) / steps).half()
@@ -60,7 +69,7 @@ class Quantized(Part):
         numbers = numbers.maximum((depths > 0).float()).byte().numpy()
         return {RECORD: np.concatenate([scale.numpy().view(np.uint8), packed(numbers, self.bits)], axis=1)}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
 
         Raises:
