@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
 
+from softlabels._philox import Words, hash_keys
+from softlabels.codecs import Codec, nearest_temperature
 from softlabels.datasets import Images, content_checksums
-from softlabels.labels import Labels
-from softlabels.pictures import DIGEST_FRAME, Pictures, frame, key_hashes
+from softlabels.errors import ModelError
+from softlabels.labels import Labels, keys_at, layout_beside
+from softlabels.networks import Preprocessing
+from softlabels.pictures import DIGEST_FRAME, Pictures, frame
 from softlabels.provenance import CPU, changed_versions, mixture, renderers, untagged
-from softlabels.samples import Batch
+from softlabels.records import IMPORTED
 from softlabels.store import TeacherLabels
 from softlabels.teachers import Teacher
 
 MOST_NAMED = 10
 """Images that one check names at most; the rest is counted."""
 
+BATCH = 64
+"""Pictures that a teacher is shown at once when it is run again."""
+
+STRETCH_BYTES = 2 << 20
+"""Bytes of stored labels that a check of what is recorded with them takes at once."""
+
+LEAST = 1e-6
+"""Probabilities below it count as this much where two labels are compared: of labels that leave classes out by chance
+one class more or less must not weigh as much as a label of another image."""
+
+ROUNDING = {"fp32": 3e-3, "fp16": 5e-3, "bf16": 3e-2, "device": 3e-2}
+"""How far logits of one network and picture lie apart when they are computed again, in standard deviations of a row:
+in fp32, also on another kind of device (where TF32 has the fraction of fp16); in mixed precision; and of pictures that
+a device rendered. Some three times what was measured; bilinear in the place of bicubic pixels moves logits by 6e-2."""
+
+_TRIES = 4
+"""Perturbed labels for each one that is compared."""
+
+_FARTHER = 4.0
+"""How many times as far logits are moved to see how much a label changes that jumps a level."""
+
+_HALVES = 3.0
+"""How many times `ROUNDING` a logit may change on average when its batch is cut in two."""
+
 
 @dataclass(frozen=True)
 class Agreement:
-    """A teacher's re-run against its stored labels: mean and largest KL(teacher || stored) in nats, equal top-1."""
+    """A teacher's re-run, encoded as its labels are, against what is stored.
+
+    Mean and largest KL(again || stored) in nats at `temperature`, equal top-1; and how much of both the precision of
+    the two computations explains. `neighbours` says how far logits change when their batch is cut in two, in standard
+    deviations of a row, `rounding` how far they may.
+    """
 
     teacher: str
     labels: int
     mean_kl: float
     largest_kl: float
     top1: float
+    temperature: float = 1.0
+    explained_kl: float = 0.0
+    explained_top1: float = 0.0
+    neighbours: float = 0.0
+    rounding: float = 0.0
 
 
 @dataclass
@@ -51,69 +91,127 @@ class Findings:
         self.checks.append(f"{what}: {'ok' if not problems else f'{len(problems)} problem(s)'}")
         self.problems.extend(problems)
 
-    def enter(self, agreement: Agreement, largest_kl: float) -> None:
-        """Enter a teacher's re-run; a mean KL above `largest_kl` nats is a problem."""
+    def enter(self, agreement: Agreement, largest_kl: float | None = None) -> None:
+        """Enter a teacher's re-run; a mean KL above `largest_kl` nats, or above what is explained, is a problem."""
         self.agreements.append(agreement)
         self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
 
 
 def check_store(labels: Labels) -> Findings:
-    """Checksums of every file, and that each teacher's views are there for all images."""
+    """Checksums of every file, that cards agree with the store, and that all views are there for all images."""
     findings = Findings()
     findings.check("manifest and images", labels.store.verify())
     if not labels.teachers:
         lacking = f"{labels.store.location} holds no teacher's labels; dump some first, or copy the store whole"
         findings.check("teachers", [lacking])
     for name in labels.teachers:
-        each = labels.of(name)
+        each, before = labels.of(name), len(findings.problems)
+        findings.check(f"{name}: card", check_card(labels, name))
         findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
-        if labels.recipe.records and name != labels.teachers[0]:
+        sound = len(findings.problems) == before
+        if sound and labels.recipe.records and name != labels.teachers[0]:
             findings.check(f"{name}: recorded views", compare_records(labels, name))
-        if labels.recipe.mixes:
+        if sound and labels.recipe.mixes:
             findings.check(f"{name}: recorded partners", compare_partners(labels, name, np.arange(len(labels))))
+        if each.skipped:
+            findings.notes.append(f"{name}: {len(each.skipped):,} images are unlabelled, and looked at no further")
     return findings
+
+
+def check_card(labels: Labels, name: str) -> list[str]:
+    """Where a teacher's card contradicts the store, or itself."""
+    card, codec, problems = labels.of(name).card, labels.codec(name), []
+    where = f"the card of {name}"
+    if card.classes != labels.classes:
+        problems.append(f"{where} is of {card.classes:,} classes, the store of {labels.classes:,}")
+        return problems
+    wanted = {key: (each.dtype, each.shape) for key, each in codec.layout(labels.classes).items()}
+    wanted |= {key: (each.dtype, each.shape) for key, each in layout_beside(labels.recipe).items()}
+    found = {key: (each.dtype, tuple(each.shape)) for key, each in card.layout.items()}
+    if wanted != found:
+        problems.append(f"{where} lists arrays that its codec {codec.kind!r} does not write: {found}, not {wanted}")
+    if card.spec.get("kind") != IMPORTED:  # what imported labels say of their pictures is another project's
+        try:
+            Preprocessing.model_validate(card.preprocessing)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            field = ".".join(str(step) for step in first["loc"])
+            problems.append(f"{where} has no usable preprocessing: {field} {first['input']!r} ({first['msg']})")
+    return problems
 
 
 def compare_records(labels: Labels, name: str) -> list[str]:
     """Views for which a teacher's labels record something else than those of the first teacher."""
-    rows, first, differing = np.arange(len(labels)), labels.teachers[0], []
-    for view in range(min(labels.of(name).views, labels.of(first).views)):
-        theirs, its = (labels.recorded(rows, view, each) for each in (first, name))
-        same = np.ones(len(rows), bool)
-        for key in labels.recipe.records:
-            same &= (theirs[key] == its[key]).reshape(len(rows), -1).all(axis=1)
-        differing += [
-            f"view {view} of {labels.keys[row].as_py()!r} is recorded otherwise by {name} than by {first}"
-            for row in np.flatnonzero(~same).tolist()
-        ]
-    return differing[:MOST_NAMED]
+    first, other = labels.of(labels.teachers[0]), labels.of(name)
+    differing: list[str] = []
+    for view in range(min(first.views, other.views)):
+        for rows in _stretches(np.arange(len(labels)), first, other):
+            known = rows[labels.labelled(rows, [first.name, name])]
+            numbers = np.full(len(known), view)
+            theirs, its = (labels.beside(each, known, numbers) for each in (first, other))
+            same = np.ones(len(known), bool)
+            for key in labels.recipe.records:
+                same &= (theirs[key] == its[key]).reshape(len(known), -1).all(axis=1)
+            differing += [
+                f"view {view} of {key!r} is recorded otherwise by {name} than by {first.name}"
+                for key in keys_at(labels.keys, known[~same])
+            ]
+            if len(differing) >= MOST_NAMED:
+                return differing[:MOST_NAMED]
+    return differing
 
 
 def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list[str]:
     """Where what a teacher's labels of these rows were mixed with, as recorded, is not what is drawn now."""
-    hashes = key_hashes(labels.keys.take(rows))
-    size = labels.of(name).card.preprocessing["size"]
-    differing = []
-    for view in range(labels.of(name).views):
-        records = labels.recorded(rows, view, name) if labels.recipe.records else None
-        drawn = labels.recipe.draw(labels.seed, hashes, view, records)
-        members = labels.recipe.partners(drawn, labels.store.population(rows))
-        partners, shares = labels.mixtures(rows, view, name)
-        same = (partners == np.where(members >= 0, members, rows)) & np.isclose(
-            shares, labels.recipe.shares(drawn, size)
-        )
-        differing += [
-            f"view {view} of {labels.keys[row].as_py()!r} was mixed by {name} with another image, or in another share, "
-            f"than is drawn now; the labels were made by another version or are damaged"
-            for row in rows[~same].tolist()
-        ]
-    return differing[:MOST_NAMED]
+    teacher = labels.of(name)
+    size = teacher.card.preprocessing["size"]
+    differing: list[str] = []
+    for some in _stretches(rows[labels.labelled(rows, [name])], teacher):
+        hashes, population = hash_keys(keys_at(labels.keys, some)), labels.store.population(some)
+        for view in range(teacher.views):
+            numbers = np.full(len(some), view)
+            records = labels.beside(teacher, some, numbers) if labels.recipe.records else None
+            drawn = labels.recipe.draw(labels.seed, hashes, view, records)
+            members = labels.recipe.partners(drawn, population)
+            partners, shares = labels.recorded_mixtures(teacher, some, numbers)
+            same = (partners == np.where(members >= 0, members, some)) & np.isclose(
+                shares, labels.recipe.shares(drawn, size)
+            )
+            differing += [
+                f"view {view} of {key!r} was mixed by {name} with another image, or in another share, than is drawn "
+                f"now; the labels were made by another version or are damaged"
+                for key in keys_at(labels.keys, some[~same])
+            ]
+            if len(differing) >= MOST_NAMED:
+                return differing[:MOST_NAMED]
+    return differing
 
 
-def check_images(findings: Findings, labels: Labels, images: Images) -> None:
-    """That these are the images that were labelled, and that their views show what the teachers saw."""
+def _stretches(rows: NDArray[np.int64], *teachers: TeacherLabels) -> Iterator[NDArray[np.int64]]:
+    """`rows` in pieces whose labels of one view take `STRETCH_BYTES`."""
+    record = max(sum(each.record for each in teacher.card.layout.values()) for teacher in teachers)
+    step = max(1, STRETCH_BYTES // record)
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def check_images(findings: Findings, labels: Labels, images: Images, *, part: bool = False) -> None:
+    """That these are the images that were labelled, and that their views show what the teachers saw.
+
+    Args:
+        part: `images` may be a part of those that were labelled; the others are counted.
+    """
     findings.check(f"fingerprint of {len(images):,} images", compare_images(labels, images))
+    gone = labels.store.find(images.keys)
+    lost = np.setdiff1d(np.arange(len(labels)), gone)
+    if len(lost):
+        named = ", ".join(repr(key) for key in keys_at(labels.keys, lost[:3])) + (", ..." if len(lost) > 3 else "")
+        said = f"{len(lost):,} of the {len(labels):,} labelled images are not in {images.name} ({named})"
+        if part:
+            findings.notes.append(f"{said}; they are not looked at")
+        else:
+            findings.check("images of the store", [f"{said}; bring them back, or name the part with --data"])
     if findings.ok:
         compared, differing = compare_digests(labels, images)
         findings.check(f"digests of {compared:,} rendered views", differing)
@@ -165,30 +263,157 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
 
 
 def compare_teacher(
-    labels: Labels, images: Images, teacher: Teacher, rows: NDArray[np.int64], views: NDArray[np.int64], name: str
+    labels: Labels,
+    images: Images,
+    teacher: Teacher,
+    rows: NDArray[np.int64],
+    views: NDArray[np.int64],
+    name: str,
+    precision: str = "fp32",
 ) -> Agreement:
-    """Run the teacher again on these samples (rows of `images`) and compare with what is stored under `name`."""
-    pictures = Pictures.of_store(labels.store, images, labels.views, frame(teacher.preprocessing))
-    batch = Batch(
-        pictures=pictures.render(rows, views),
-        rows=torch.from_numpy(rows),
-        views=torch.from_numpy(views),
-        hard=torch.from_numpy(images.labels[rows]),
+    """Run the teacher again on these samples (rows of `images`) and compare with what is stored under `name`.
+
+    Its logits are encoded as the stored ones were, with the same chance, and labels are compared with labels.
+
+    Args:
+        precision: in which it computes, ``fp32``, or ``fp16`` or ``bf16`` of autocast.
+
+    Raises:
+        ModelError: it gives logits that are not finite.
+    """
+    codec, stored = labels.codec(name), labels.of(name)
+    pictures = Pictures.of_store(labels.store, images, stored.views, frame(teacher.preprocessing))
+    rounding = rounding_of(stored, precision)
+    again, apart = [], 0.0
+    for start in range(0, len(rows), BATCH):
+        some = slice(start, start + BATCH)
+        seen = pictures.render(rows[some], views[some])
+        said = teacher.logits(seen).cpu()
+        if not said.isfinite().all():
+            raise ModelError(f"teacher {name} gives NaN or infinite logits; check its weights, or leave out --amp")
+        apart = max(apart, dependence_on_neighbours(teacher, seen, said))
+        again.append(said)
+    fresh, addresses = torch.cat(again), labels.rows(images.keys.take(rows.tolist()))
+    words = pictures.words(rows, views)
+    temperature = nearest_temperature(codec, max(1.0, float(fresh.std(-1, correction=0).median())))
+    there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
+    here = _decoded(codec, fresh, words, temperature)
+    kl, same = divergence(here, there, temperature), here.argmax(-1) == there.argmax(-1)
+    explained_kl, explained_top1 = explained(codec, fresh, words, temperature, rounding)
+    return Agreement(
+        name,
+        len(rows),
+        kl.mean().item(),
+        kl.max().item(),
+        same.double().mean().item(),
+        temperature,
+        explained_kl,
+        explained_top1,
+        apart,
+        rounding,
     )
-    fresh = teacher.logits(batch.pictures).cpu().log_softmax(-1)
-    addresses = labels.rows(images.keys.take(rows.tolist()))
-    stored = labels.logits(addresses, views, name).log_softmax(-1)
-    kl = (fresh.exp() * (fresh - stored)).sum(-1)
-    same = fresh.argmax(-1) == stored.argmax(-1)
-    return Agreement(name, len(rows), kl.mean().item(), kl.max().item(), same.double().mean().item())
 
 
-def _disagreement(agreement: Agreement, largest: float) -> list[str]:
-    if agreement.mean_kl <= largest:
-        return []
+def rounding_of(labels: TeacherLabels, precision: str) -> float:
+    """How far logits may lie from those behind these labels for reasons of precision, in deviations of a row."""
+    causes = {precision, getattr(labels.card, "precision", None) or "fp32"}
+    if renderers(labels) - {CPU}:
+        causes.add("device")
+    return max(ROUNDING[cause] for cause in causes)
+
+
+def spread_of(logits: Tensor) -> Tensor:
+    """In what rounding is measured, per row (n, 1): the deviation over the classes, and a hundredth of the largest."""
+    return logits.std(-1, correction=0, keepdim=True) + 0.01 * logits.abs().amax(-1, keepdim=True)
+
+
+def dependence_on_neighbours(teacher: Teacher, pictures: Tensor, logits: Tensor) -> float:
+    """How far logits (n, classes) of a batch change when it is cut in two, as `spread_of` measures; 0 of one picture.
+
+    The root of the mean square over the rows and classes.
+    """
+    if len(pictures) < 2:
+        return 0.0
+    middle = len(pictures) // 2
+    halves = torch.cat([teacher.logits(half.contiguous()).cpu() for half in (pictures[:middle], pictures[middle:])])
+    change = (halves - logits).double()
+    change = change - change.mean(-1, keepdim=True)
+    return (change / spread_of(logits.double()).clamp_min(1e-30)).square().mean().sqrt().item()
+
+
+def depends_on_neighbours(apart: float, rounding: float) -> bool:
+    """Whether `dependence_on_neighbours` is more than rounding."""
+    return not apart <= _HALVES * rounding
+
+
+def divergence(some: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """KL(some || others) in nats of each pair of labels, given as logits (n, classes): float64 (n,), never below 0.
+
+    Of softmax(logits / temperature), whose probabilities below `LEAST` count as `LEAST`.
+    """
+    p, q = ((each.double() / temperature).softmax(-1).clamp_min(LEAST) for each in (some, others))
+    p, q = (each / each.sum(-1, keepdim=True) for each in (p, q))
+    return (p * (p / q).log()).sum(-1).clamp_min(0)
+
+
+def explained(codec: Codec, logits: Tensor, words: Words, temperature: float, rounding: float) -> tuple[float, float]:
+    """The mean KL that labels may show, and the share of equal top-1 that they must, where rounding alone differs.
+
+    It is tried out, for each codec rounds in its own way: logits are moved by `rounding`, encoded and compared with
+    those that were not. Of codecs that round to few levels most labels stay equal and some jump a level, so two such
+    jumps are allowed, also where none was met: how large they are, logits tell that are moved farther.
+    """
+    chance = torch.Generator().manual_seed(0)
+    here, spread, few = _decoded(codec, logits, words, temperature), rounding * spread_of(logits), len(logits)
+    mean, most, same = 0.0, 0.0, 0.0
+    for _ in range(_TRIES):
+        noise = spread * torch.randn(logits.shape, generator=chance)
+        there = _decoded(codec, logits + noise, words, temperature)
+        mean += divergence(here, there, temperature).mean().item() / _TRIES
+        same += (here.argmax(-1) == there.argmax(-1)).double().mean().item() / _TRIES
+        farther = _decoded(codec, logits + _FARTHER * noise, words, temperature)
+        most = max(most, divergence(here, farther, temperature).max().item())
+    return 2 * mean + 2 * most / few + 1e-9, same - max(0.02, 2 / few)
+
+
+def _decoded(codec: Codec, logits: Tensor, words: Words, temperature: float) -> Tensor:
+    return codec.decode(codec.encode(logits, words), logits.shape[1], temperature=temperature)
+
+
+def _disagreement(agreement: Agreement, largest: float | None) -> list[str]:
+    problems, name = [], agreement.teacher
+    if depends_on_neighbours(agreement.neighbours, agreement.rounding):
+        problems.append(
+            f"{name} answers otherwise when its batch is cut in two (logits move by {agreement.neighbours:.1e} of "
+            f"their spread): its labels depend on their neighbours, or on chance such as dropout"
+        )
+    limit = agreement.explained_kl if largest is None else largest
+    reasons = []
+    if agreement.mean_kl > limit:
+        reasons.append(
+            f"mean KL of {agreement.mean_kl:.2e} nats between the teacher and its stored labels is above {limit:.2e}"
+        )
+    if agreement.top1 < agreement.explained_top1:
+        reasons.append(f"top-1 agree on {agreement.top1:.1%} of the labels only")
+    if reasons:
+        problems.append(
+            f"{name}: {', '.join(reasons)} (at temperature {agreement.temperature:.3g}, labels encoded alike); other "
+            f"weights, other preprocessing or other pixels"
+        )
+    return problems
+
+
+def check_teacher(labels: Labels, teacher: Teacher, name: str) -> list[str]:
+    """Where a teacher that was opened again is not as its card says."""
+    card, now = labels.of(name).card, teacher.preprocessing.model_dump(mode="json")
+    if teacher.classes != card.classes:
+        return [f"teacher {name} has {teacher.classes:,} classes, its card says {card.classes:,}"]
+    then = {key: card.preprocessing.get(key, value) for key, value in now.items()}
     return [
-        f"{agreement.teacher}: mean KL of {agreement.mean_kl:.2e} between the teacher and its stored labels is above "
-        f"{largest:.2e}, top-1 agree {agreement.top1:.1%}; other weights, other preprocessing or other pixels"
+        f"teacher {name} takes pictures of {key} {value}, its card says {then[key]}; name it with the settings that "
+        f"the labels were made with"
+        for key, value in now.items()
+        if then[key] != value
     ]
 
 

@@ -73,7 +73,7 @@ class Codec(Protocol):
 
     @property
     def has_logits(self) -> bool:
-        """Whether a label has a logit for every class: False where classes may have nothing at all (a probability of 0).
+        """Whether a label has a logit for every class: False where classes may have nothing (a probability of 0).
 
         Losses and blends on logits, and `Labels.logits`, need labels that have.
         """

@@ -27,8 +27,8 @@ class Quantized(Part):
     A row's deepest class has the last step; the scale, log(1 + deepest / 8) / (2**bits - 1), is a half float. Step 0 is
     for the highest class (and its equals) alone, so the first class stays the first: of two classes nearer than half a
     step the lower moves by up to a step. For range r the depths are off by e = (r + 8) * expm1(scale) at most, and
-    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less. Depths beyond 1e38 count
-    as 1e38: farther down a rounded scale would lead beyond all floats.
+    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less. Depths beyond 1e38
+    count as 1e38: farther down a rounded scale would lead beyond all floats.
     """
 
     shorthand: ClassVar[str] = "bits"

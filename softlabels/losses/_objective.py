@@ -30,7 +30,7 @@ LossPart = Annotated[Any, PlainValidator(_loss), PlainSerializer(_dumped)]
 
 
 HIGHEST_TEMPERATURE = 10_000.0
-"""Beyond it a softmax is uniform to all the figures that even fp64 has for T^2 times a divergence; `mse` is its limit."""
+"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
 
 
 class Term(BaseModel):
