@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,13 +52,22 @@ _HALVES = 3.0
 """How many times `ROUNDING` a logit may change on average when its batch is cut in two."""
 
 
+class Explained(NamedTuple):
+    """What may differ between two labels of one picture where only rounding does: the mean KL and the share of labels
+    that differ at all, each at most, and the share of equal top-1, at least."""
+
+    kl: float
+    changed: float
+    top1: float
+
+
 @dataclass(frozen=True)
 class Agreement:
     """A teacher's re-run, encoded as its labels are, against what is stored.
 
-    Mean and largest KL(again || stored) in nats at `temperature`, equal top-1; and how much of both the precision of
-    the two computations explains. `neighbours` says how far logits change when their batch is cut in two, in standard
-    deviations of a row, `rounding` how far they may.
+    Mean and largest KL(again || stored) in nats at `temperature`, the shares of labels with equal top-1 and of those
+    that `changed` at all, and what of this the precision of the two computations `explained`. `neighbours` says how far
+    logits change when their batch is cut in two, in standard deviations of a row, `rounding` how far they may.
     """
 
     teacher: str
@@ -66,8 +76,8 @@ class Agreement:
     largest_kl: float
     top1: float
     temperature: float = 1.0
-    explained_kl: float = 0.0
-    explained_top1: float = 0.0
+    changed: float = 0.0
+    explained: Explained = field(default_factory=lambda: Explained(0.0, 1.0, 0.0))
     neighbours: float = 0.0
     rounding: float = 0.0
 
@@ -298,19 +308,18 @@ def compare_teacher(
     temperature = nearest_temperature(codec, max(1.0, float(fresh.std(-1, correction=0).median())))
     there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
     here = _decoded(codec, fresh, words, temperature)
-    kl, same = divergence(here, there, temperature), here.argmax(-1) == there.argmax(-1)
-    explained_kl, explained_top1 = explained(codec, fresh, words, temperature, rounding)
+    kl = divergence(here, there, temperature)
     return Agreement(
         name,
         len(rows),
-        kl.mean().item(),
-        kl.max().item(),
-        same.double().mean().item(),
-        temperature,
-        explained_kl,
-        explained_top1,
-        apart,
-        rounding,
+        mean_kl=kl.mean().item(),
+        largest_kl=kl.max().item(),
+        top1=_same(here, there),
+        temperature=temperature,
+        changed=_changed(kl),
+        explained=explained(codec, fresh, words, temperature, rounding),
+        neighbours=apart,
+        rounding=rounding,
     )
 
 
@@ -356,24 +365,41 @@ def divergence(some: Tensor, others: Tensor, temperature: float) -> Tensor:
     return (p * (p / q).log()).sum(-1).clamp_min(0)
 
 
-def explained(codec: Codec, logits: Tensor, words: Words, temperature: float, rounding: float) -> tuple[float, float]:
-    """The mean KL that labels may show, and the share of equal top-1 that they must, where rounding alone differs.
+def explained(codec: Codec, logits: Tensor, words: Words, temperature: float, rounding: float) -> Explained:
+    """What `rounding` of these logits (n, classes) explains.
 
     It is tried out, for each codec rounds in its own way: logits are moved by `rounding`, encoded and compared with
     those that were not. Of codecs that round to few levels most labels stay equal and some jump a level, so two such
-    jumps are allowed, also where none was met: how large they are, logits tell that are moved farther.
+    jumps are allowed, also where none was met: logits that are moved farther tell how large they are.
     """
     chance = torch.Generator().manual_seed(0)
     here, spread, few = _decoded(codec, logits, words, temperature), rounding * spread_of(logits), len(logits)
-    mean, most, same = 0.0, 0.0, 0.0
+    kls, changed, same = [], [], []
+    most = farthest = 0.0
     for _ in range(_TRIES):
         noise = spread * torch.randn(logits.shape, generator=chance)
         there = _decoded(codec, logits + noise, words, temperature)
-        mean += divergence(here, there, temperature).mean().item() / _TRIES
-        same += (here.argmax(-1) == there.argmax(-1)).double().mean().item() / _TRIES
+        kl = divergence(here, there, temperature)
+        kls.append(kl.mean().item())
+        most = max(most, kl.max().item())
+        changed.append(_changed(kl))
+        same.append(_same(here, there))
         farther = _decoded(codec, logits + _FARTHER * noise, words, temperature)
-        most = max(most, divergence(here, farther, temperature).max().item())
-    return 2 * mean + 2 * most / few + 1e-9, same - max(0.02, 2 / few)
+        farthest = max(farthest, divergence(here, farther, temperature).max().item())
+    share = float(np.mean(changed))
+    return Explained(
+        2 * float(np.mean(kls)) + 2 * (most if share else farthest) / few + 1e-9,
+        share + max(3 * (share * (1 - share) / few) ** 0.5, 3 / few),
+        float(np.mean(same)) - max(0.02, 2 / few),
+    )
+
+
+def _changed(kl: Tensor) -> float:
+    return (kl > 1e-12).double().mean().item()
+
+
+def _same(some: Tensor, others: Tensor) -> float:
+    return (some.argmax(-1) == others.argmax(-1)).double().mean().item()
 
 
 def _decoded(codec: Codec, logits: Tensor, words: Words, temperature: float) -> Tensor:
@@ -387,13 +413,15 @@ def _disagreement(agreement: Agreement, largest: float | None) -> list[str]:
             f"{name} answers otherwise when its batch is cut in two (logits move by {agreement.neighbours:.1e} of "
             f"their spread): its labels depend on their neighbours, or on chance such as dropout"
         )
-    limit = agreement.explained_kl if largest is None else largest
-    reasons = []
+    reasons, may = [], agreement.explained
+    limit = may.kl if largest is None else largest
     if agreement.mean_kl > limit:
         reasons.append(
             f"mean KL of {agreement.mean_kl:.2e} nats between the teacher and its stored labels is above {limit:.2e}"
         )
-    if agreement.top1 < agreement.explained_top1:
+    if largest is None and agreement.changed > may.changed:
+        reasons.append(f"{agreement.changed:.1%} of its labels differ from the stored ones, above {may.changed:.1%}")
+    if agreement.top1 < may.top1:
         reasons.append(f"top-1 agree on {agreement.top1:.1%} of the labels only")
     if reasons:
         problems.append(

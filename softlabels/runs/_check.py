@@ -57,7 +57,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
         journal.say(
             f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
             f"on {each.labels} views at temperature {each.temperature:.3g}; rounding explains a mean KL up to "
-            f"{each.explained_kl:.1e}"
+            f"{each.explained.kl:.1e}"
         )
     return findings
 
