@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import Codec, Field
+from softlabels.codecs import Codec, Field, spelled
 from softlabels.errors import ModelError, StoreError
 from softlabels.journal import Journal
 from softlabels.labels import layout_beside
@@ -21,7 +21,16 @@ from softlabels.provenance import CPU, tagged
 from softlabels.rendering import Renderer, check_alike
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
-from softlabels.teachers import Teacher
+from softlabels.teachers import ROUNDING, Teacher, dependence_on_neighbours, distance, is_rounding, spread_of
+
+OddLogits = Literal["fail", "warn"]
+"""What becomes of a teacher whose logits are none: a refusal, or a line."""
+
+LOOKED_AT = 256
+"""Logits that are looked at for the usual mistakes before a dump takes a teacher at its word."""
+
+FEWEST, FEWEST_FOR_CHANCE = 8, 30
+"""Pictures of which a teacher must say the same, and images of whose labels it must know nothing, to be told of it."""
 
 DIGESTS_PER_SHARD = 8
 """Images of each shard whose rendered views are digested, evenly spread over its rows."""
@@ -29,7 +38,11 @@ DIGESTS_PER_SHARD = 8
 
 @dataclass(frozen=True)
 class DumpReport:
-    """What a dump did: shards written, pictures rendered, seconds, labels kept, images that could not be read."""
+    """What a dump did: shards written, pictures rendered, seconds, labels kept, images that could not be read.
+
+    `agreement` is the share of labelled views of which the teacher names the hard label, None where there are none;
+    `notes` are lines about what it said.
+    """
 
     teacher: str
     shards: int
@@ -37,6 +50,8 @@ class DumpReport:
     seconds: float
     labels: int
     skipped: dict[str, str] = field(default_factory=dict)
+    agreement: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def dump(
@@ -50,6 +65,7 @@ def dump(
     part: tuple[int, int] = (0, 1),
     skip_bad_images: bool = False,
     renderer: Renderer | None = None,
+    odd_logits: OddLogits = "fail",
     journal: Journal,
 ) -> DumpReport:
     """Write every shard of this part that is not there yet.
@@ -61,9 +77,11 @@ def dump(
 
     Raises:
         DataError: an image cannot be decoded (unless `skip_bad_images`).
-        ModelError: the teacher gave logits that are not finite.
+        ModelError: the teacher gave logits that are not finite, or (unless `odd_logits` is "warn") that are none, as
+            `Look` tells.
         StoreError: a shard cannot be written, or another process dumps the same part.
     """
+    look = Look(teacher.name, codec, odd_logits, journal.say)
     with labels.writing(part):
         return dump_shards(
             pictures,
@@ -75,6 +93,7 @@ def dump(
             workers=workers,
             skip_bad_images=skip_bad_images,
             renderer=renderer,
+            look=look,
             journal=journal,
         )
 
@@ -90,6 +109,7 @@ def dump_shards(
     workers: Workers,
     skip_bad_images: bool,
     renderer: Renderer | None = None,
+    look: Look | None = None,
     journal: Journal,
 ) -> DumpReport:
     """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`."""
@@ -110,12 +130,152 @@ def dump_shards(
                     rows, views = batch.rows.numpy(), batch.views.numpy()
                     journal.say(check_alike(pictures, rows, views, batch.pictures, rendered_on))
                     compared = True
-                filling.enter(batch, teacher.logits(batch.pictures).cpu())
+                logits = teacher.logits(batch.pictures).cpu()
+                if look is not None:
+                    look.enter(batch, logits, teacher)
+                filling.enter(batch, logits)
                 advance(len(batch), f"({len(shards) - done} shards waiting)")
             filling.write(labels, rendered_on)
             unlabelled += len(filling.failed) * (shard.stop_view - shard.first_view)
             skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
-    return DumpReport(teacher.name, len(shards), total, time.monotonic() - began, total - unlabelled, skipped)
+    seconds, kept = time.monotonic() - began, total - unlabelled
+    agreement, notes = (None, ()) if look is None else (look.agreement, tuple(look.lines()))
+    return DumpReport(teacher.name, len(shards), total, seconds, kept, skipped, agreement, notes)
+
+
+class Look:
+    """A look at what a teacher says: for the usual mistakes at the first batches, for its accuracy at all of them.
+
+    Refused are probabilities in the place of logits (rows between 0 and 1 that sum to 1, or a sigmoid's), whose softmax
+    would be next to uniform, and logits that change with the rest of the batch. A warning is due where a teacher says
+    the same of different pictures, or gives all classes the same logit.
+
+    Args:
+        codec: how the logits will be stored; what it cuts off is counted.
+        odd: "fail", or "warn" to have a line in the place of each refusal.
+        say: what prints a warning.
+    """
+
+    def __init__(self, teacher: str, codec: Codec, odd: OddLogits, say: Callable[[str], None]) -> None:
+        self._teacher, self._codec, self._odd, self._say = teacher, codec, odd, say
+        self._first: list[Tensor] = []
+        self._pictures: list[Tensor] = []
+        self._looked = self._asked_again = False
+        self._right = self._labelled = self._images = self._cut = 0
+        self._named: dict[str, NDArray[np.int64]] = {}
+
+    def enter(self, batch: Batch, logits: Tensor, teacher: Teacher | None = None) -> None:
+        """Look at the finite logits (n, classes) of a batch; a `teacher` is asked again of the first one.
+
+        Raises:
+            ModelError: they are no logits, or depend on the batch.
+        """
+        good = torch.ones(len(batch), dtype=torch.bool)
+        if batch.failed:
+            good &= ~torch.isin(batch.rows, torch.tensor(list(batch.failed)))
+        said = logits.detach()[good]
+        if not len(said) or not said.isfinite().all():
+            return  # `check_finite` names the image
+        if teacher is not None and not self._asked_again and len(said) > 1:
+            self._asked_again = True
+            self._ask_again(batch.pictures, logits, teacher)
+        if not self._looked:
+            self._first.append(said)
+            self._pictures.append(batch.pictures[good])
+            if sum(map(len, self._first)) >= LOOKED_AT or len(self._first) == 1:
+                self._look(torch.cat(self._first), torch.cat([each.cpu() for each in self._pictures]))
+            self._looked = sum(map(len, self._first)) >= LOOKED_AT
+            if self._looked:
+                self._first, self._pictures = [], []
+        self._cut += int((said.amax(-1) - said.amin(-1) > self._codec.deepest).sum())
+        self._count(batch, good, said)
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of labelled views of which the teacher names the hard label; None where there are none."""
+        return self._right / self._labelled if self._labelled else None
+
+    def lines(self) -> list[str]:
+        """What there is to tell in the end: agreement with the labels, a warning at chance level, logits cut off."""
+        lines = []
+        if self.agreement is not None:
+            lines.append(
+                f"{self._teacher}: agrees with the labels on {self.agreement:.1%} of {self._labelled:,} labelled views"
+            )
+            named, true = (self._named[key] / self._labelled for key in ("named", "true"))
+            chance = float((named * true).sum())
+            doubt = 3 * (chance * (1 - chance) / max(self._images, 1)) ** 0.5
+            if self._images >= FEWEST_FOR_CHANCE and self.agreement <= chance + doubt:
+                lines.append(
+                    f"warning: that is no better than chance ({chance:.1%}): are the classes in another order, the "
+                    f"weights not trained for them, or the pictures normalised otherwise?"
+                )
+        if self._cut:
+            lines.append(
+                f"warning: {self._cut:,} labels have logits more than {self._codec.deepest:,.6g} below their highest, "
+                f"where {spelled(self._codec)} cuts them off; losses on logits want dense:fp32"
+            )
+        return lines
+
+    def _look(self, logits: Tensor, pictures: Tensor) -> None:
+        """Look at the logits (n, classes) of some pictures."""
+        classes, low, high = logits.shape[1], float(logits.amin()), float(logits.amax())
+        if classes < 2:
+            return
+        within = low >= 0 and high <= 1 + 1e-3
+        if within and float((logits.double().sum(-1) - 1).abs().max()) < 5e-3:
+            self._refuse(
+                "says numbers between 0 and 1 that sum to 1: these are probabilities, of a softmax already; have it "
+                "return the logits, or the logarithm of its probabilities"
+            )
+        elif within and len(logits) >= FEWEST and (classes >= 10 or (high > 0.9 and low < 0.1)):
+            self._refuse(
+                "says numbers between 0 and 1 alone, as a sigmoid does; have it return what goes into the sigmoid"
+            )
+        elif float(logits.std(-1, correction=0).max()) < 1e-3:
+            self._say(
+                f"warning: teacher {self._teacher} gives all classes next to the same logit (they lie within "
+                f"{float((logits.amax(-1) - logits.amin(-1)).max()):.1e}): its labels are uniform"
+            )
+        elif (
+            len(logits) >= FEWEST
+            and float((logits - logits[0]).abs().max()) < 1e-6 * float(spread_of(logits).max())
+            and not (pictures == pictures[0]).all()
+        ):
+            self._say(f"warning: teacher {self._teacher} says the same of {len(logits)} different pictures")
+
+    def _ask_again(self, pictures: Tensor, logits: Tensor, teacher: Teacher) -> None:
+        rounding = ROUNDING[getattr(teacher, "amp", None) or "fp32"]
+        apart = dependence_on_neighbours(teacher.logits, pictures, logits)
+        if is_rounding(apart, rounding):
+            return
+        if is_rounding(distance(logits, teacher.logits(pictures).cpu()), rounding):
+            self._refuse(
+                f"says something else of a picture in another batch (logits move by {apart:.1e} of their spread): its "
+                f"labels would depend on their neighbours, as under batch norms without running statistics"
+            )
+        else:
+            self._refuse("does not say the same of a picture twice, as with a dropout that eval() does not switch off")
+
+    def _refuse(self, what: str) -> None:
+        if self._odd == "fail":
+            raise ModelError(f"teacher {self._teacher} {what} (--on-odd-logits warn goes on nevertheless)")
+        self._say(f"warning: teacher {self._teacher} {what}")
+
+    def _count(self, batch: Batch, good: Tensor, said: Tensor) -> None:
+        hard, rows = batch.hard[good], batch.rows[good]
+        known = (hard >= 0) & (hard < said.shape[1])
+        if batch.shares is not None:
+            known &= batch.shares[good] == 1  # a picture of two images has no one class
+        if not known.any():
+            return
+        hard, named = hard[known].cpu(), said[known].argmax(-1).cpu()
+        self._right += int((hard == named).sum())
+        self._labelled += len(hard)
+        self._images += len(rows[known].unique())
+        for key, classes in (("named", named), ("true", hard)):
+            counts = np.bincount(classes.numpy(), minlength=said.shape[1])
+            self._named[key] = self._named[key] + counts if key in self._named else counts
 
 
 def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:

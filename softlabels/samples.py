@@ -229,10 +229,10 @@ def _by_threads(samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]],
 class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     """Pictures with the teachers' probabilities, for anybody's training loop.
 
-    Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is (uint8 picture (3, size, size), hard
-    label or -1, probabilities float32 (classes,)). A picture that is mixed of two images has no hard label. Works with
-    `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give the loader a `OneViewEach` sampler
-    to see one view of each image per epoch. Images are joined to labels by key.
+    Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is
+    (uint8 picture (3, size, size), hard label or -1, probabilities float32 (classes,)). A picture that is mixed of two
+    images has no hard label. Works with `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give
+    the loader a `OneViewEach` sampler to see one view of each image per epoch. Images are joined to labels by key.
 
     Args:
         labels: what `open_labels` gives.
@@ -248,8 +248,8 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
     Raises:
         KeyError: images that are not in the store; the first are named.
-        ConfigError: fewer than one thread, a temperature or blend that these labels do not support, or teachers that saw
-            pictures of different interpolations and none is chosen.
+        ConfigError: fewer than one thread, a temperature or blend that these labels do not support, or teachers that
+            saw pictures of different interpolations and none is chosen.
         StoreError: a teacher of `teachers` is not there or has no complete view, or could not read some images.
     """
 

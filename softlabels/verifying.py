@@ -22,7 +22,7 @@ from softlabels.pictures import DIGEST_FRAME, Pictures, frame
 from softlabels.provenance import CPU, changed_versions, mixture, renderers, untagged
 from softlabels.records import IMPORTED
 from softlabels.store import TeacherLabels
-from softlabels.teachers import Teacher
+from softlabels.teachers import ROUNDING, Teacher, dependence_on_neighbours, is_rounding, spread_of
 
 MOST_NAMED = 10
 """Images that one check names at most; the rest is counted."""
@@ -37,19 +37,11 @@ LEAST = 1e-6
 """Probabilities below it count as this much where two labels are compared: of labels that leave classes out by chance
 one class more or less must not weigh as much as a label of another image."""
 
-ROUNDING = {"fp32": 3e-3, "fp16": 5e-3, "bf16": 3e-2, "device": 3e-2}
-"""How far logits of one network and picture lie apart when they are computed again, in standard deviations of a row:
-in fp32, also on another kind of device (where TF32 has the fraction of fp16); in mixed precision; and of pictures that
-a device rendered. Some three times what was measured; bilinear in the place of bicubic pixels moves logits by 6e-2."""
-
 _TRIES = 4
 """Perturbed labels for each one that is compared."""
 
 _FARTHER = 4.0
 """How many times as far logits are moved to see how much a label changes that jumps a level."""
-
-_HALVES = 3.0
-"""How many times `ROUNDING` a logit may change on average when its batch is cut in two."""
 
 
 class Explained(NamedTuple):
@@ -301,7 +293,7 @@ def compare_teacher(
         said = teacher.logits(seen).cpu()
         if not said.isfinite().all():
             raise ModelError(f"teacher {name} gives NaN or infinite logits; check its weights, or leave out --amp")
-        apart = max(apart, dependence_on_neighbours(teacher, seen, said))
+        apart = max(apart, dependence_on_neighbours(teacher.logits, seen, said))
         again.append(said)
     fresh, addresses = torch.cat(again), labels.rows(images.keys.take(rows.tolist()))
     words = pictures.words(rows, views)
@@ -329,30 +321,6 @@ def rounding_of(labels: TeacherLabels, precision: str) -> float:
     if renderers(labels) - {CPU}:
         causes.add("device")
     return max(ROUNDING[cause] for cause in causes)
-
-
-def spread_of(logits: Tensor) -> Tensor:
-    """In what rounding is measured, per row (n, 1): the deviation over the classes, and a hundredth of the largest."""
-    return logits.std(-1, correction=0, keepdim=True) + 0.01 * logits.abs().amax(-1, keepdim=True)
-
-
-def dependence_on_neighbours(teacher: Teacher, pictures: Tensor, logits: Tensor) -> float:
-    """How far logits (n, classes) of a batch change when it is cut in two, as `spread_of` measures; 0 of one picture.
-
-    The root of the mean square over the rows and classes.
-    """
-    if len(pictures) < 2:
-        return 0.0
-    middle = len(pictures) // 2
-    halves = torch.cat([teacher.logits(half.contiguous()).cpu() for half in (pictures[:middle], pictures[middle:])])
-    change = (halves - logits).double()
-    change = change - change.mean(-1, keepdim=True)
-    return (change / spread_of(logits.double()).clamp_min(1e-30)).square().mean().sqrt().item()
-
-
-def depends_on_neighbours(apart: float, rounding: float) -> bool:
-    """Whether `dependence_on_neighbours` is more than rounding."""
-    return not apart <= _HALVES * rounding
 
 
 def divergence(some: Tensor, others: Tensor, temperature: float) -> Tensor:
@@ -408,7 +376,7 @@ def _decoded(codec: Codec, logits: Tensor, words: Words, temperature: float) -> 
 
 def _disagreement(agreement: Agreement, largest: float | None) -> list[str]:
     problems, name = [], agreement.teacher
-    if depends_on_neighbours(agreement.neighbours, agreement.rounding):
+    if not is_rounding(agreement.neighbours, agreement.rounding):
         problems.append(
             f"{name} answers otherwise when its batch is cut in two (logits move by {agreement.neighbours:.1e} of "
             f"their spread): its labels depend on their neighbours, or on chance such as dropout"

@@ -262,6 +262,11 @@ class DumpConfig(Rendering, Caching):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="stop at an image that cannot be read, or record it as unlabelled"
     )
+    on_odd_logits: Literal["fail", "warn"] = Field(
+        "fail",
+        description="refuse a teacher that gives probabilities instead of logits, or whose logits depend on the rest "
+        "of the batch, or only say so",
+    )
 
     @field_validator("part")
     @classmethod

@@ -74,11 +74,14 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             part=config.share,
             skip_bad_images=config.on_bad_image == "skip",
             renderer=renderer,
+            odd_logits=config.on_odd_logits,
             journal=journal,
         )
         if report.shards:
             store.keep(saved_config(teacher.name), config_text(config))
         _say(report, labels, config, journal)
+        for line in report.notes:
+            journal.say(line)
         reports.append(report)
     return reports
 

@@ -16,12 +16,14 @@ from softlabels import tables
 from softlabels.config import Table
 from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
+from softlabels.teachers._answers import ROUNDING, dependence_on_neighbours, distance, is_rounding, spread_of
 from softlabels.teachers._architecture import SmallTeacher, TimmTeacher, TorchvisionTeacher
 from softlabels.teachers._file import FileTeacher
 from softlabels.teachers._function import FunctionTeacher
 from softlabels.teachers._network import Amp, NetworkTeacher
 
 __all__ = [
+    "ROUNDING",
     "TEACHERS",
     "Amp",
     "FileTeacher",
@@ -32,6 +34,10 @@ __all__ = [
     "TeacherPart",
     "TimmTeacher",
     "TorchvisionTeacher",
+    "dependence_on_neighbours",
+    "distance",
+    "is_rounding",
+    "spread_of",
     "teacher_spec",
 ]
 
