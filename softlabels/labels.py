@@ -364,12 +364,12 @@ class Labels:
         return where, np.ascontiguousarray(np.broadcast_to(numbers, where.shape))
 
     def _rows_of(self, rows: Any) -> NDArray[np.int64]:
-        mask = np.asarray(rows) if hasattr(rows, "__len__") and not isinstance(rows, str | bytes) else None
-        if mask is not None and mask.dtype == bool and mask.ndim:
-            if mask.shape != (len(self),):
-                raise IndexError(f"a mask of rows has one value for each of {len(self):,} images, not {mask.shape}")
-            return np.flatnonzero(mask)
-        where = np.atleast_1d(_whole_numbers(rows, "rows"))
+        array = _array(rows, "rows")
+        if array.dtype == bool and array.ndim:
+            if array.shape != (len(self),):
+                raise IndexError(f"a mask of rows has one value for each of {len(self):,} images, not {array.shape}")
+            return np.flatnonzero(array)
+        where = np.atleast_1d(_whole_numbers(array, "rows"))
         if where.ndim != 1:
             raise ValueError(f"rows are one list of numbers; these have the shape {where.shape}")
         beyond = where[(where < 0) | (where >= len(self))]
@@ -432,6 +432,19 @@ def _codec(labels: TeacherLabels) -> Codec:
         raise StoreError(f"the card of {labels.name} in {labels.location} is not usable: {problem}") from problem
 
 
+_WANTED = {"rows": "rows: give whole numbers, or a boolean mask of all images", "view": "view: give whole numbers"}
+
+
+def _array(value: Any, what: str) -> NDArray[Any]:
+    """`value` as an array. Raises TypeError where it is none."""
+    if value is None or isinstance(value, slice | str | bytes):
+        raise TypeError(f"{_WANTED[what]}, not {value!r}")
+    try:
+        return np.asarray(value)
+    except ValueError as problem:
+        raise TypeError(f"{_WANTED[what]}, not lists of several lengths") from problem
+
+
 def _whole_numbers(value: Any, what: str) -> NDArray[np.int64]:
     """`value` as int64 of any shape.
 
@@ -439,19 +452,13 @@ def _whole_numbers(value: Any, what: str) -> NDArray[np.int64]:
         TypeError: it holds anything but whole numbers.
         IndexError: a number is beyond all rows and views.
     """
-    wanted = f"{what}: give whole numbers{', or a boolean mask of all images' if what == 'rows' else ''}"
-    if value is None or isinstance(value, slice | str | bytes):
-        raise TypeError(f"{wanted}, not {value!r}")
-    try:
-        array = np.asarray(value)
-    except ValueError as problem:
-        raise TypeError(f"{wanted}, not lists of several lengths") from problem
+    array = _array(value, what)
     if not array.size:
         return array.astype(np.int64)
     if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.trunc(array)).all():
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{wanted}, not {array.dtype} such as {array.reshape(-1)[0].item()!r}")
+        raise TypeError(f"{_WANTED[what]}, not {array.dtype} such as {array.reshape(-1)[0]}")
     if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
         raise IndexError(f"{what}: {array.max()} is beyond all rows and views")
     return array.astype(np.int64)
