@@ -158,7 +158,7 @@ def test_labels_without_logits_are_refused_where_logits_are_asked_for(photos: Pa
 
 
 @pytest.mark.parametrize("codec", ONE_TEMPERATURE, ids=str)
-def test_a_label_of_one_temperature_is_decoded_at_that_one_unless_told_otherwise(photos: Path, codec: Any) -> None:
+def test_a_label_of_one_temperature_is_decoded_at_that_one_unless_told_otherwise(codec: Any) -> None:
     from softlabels.codecs import CODECS
 
     part = CODECS.make(codec)

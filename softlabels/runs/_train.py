@@ -386,7 +386,8 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
             journal.say(f"no evaluation: {problem}; name images with --eval-data")
             return None
         known = trained_on(tested, images)
-        if len(known) == len(tested):
+        # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
+        if len(known) in (len(tested), len(images)):
             journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
             return None
     if not len(known):
