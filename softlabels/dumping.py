@@ -13,15 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import Codec, Field, spelled
-from softlabels.errors import ModelError, StoreError
+from softlabels.datasets import Images
+from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.journal import Journal
 from softlabels.labels import layout_beside
-from softlabels.pictures import Pictures
+from softlabels.pictures import OF_PARTNER, Pictures
 from softlabels.provenance import CPU, tagged
 from softlabels.rendering import Renderer, check_alike
 from softlabels.samples import Batch, LabelledPictures, Workers, batches
 from softlabels.store import Shard, TeacherLabels
 from softlabels.teachers import ROUNDING, Teacher, dependence_on_neighbours, distance, is_rounding, spread_of
+from softlabels.views import Recipe
 
 OddLogits = Literal["fail", "warn"]
 """What becomes of a teacher whose logits are none: a refusal, or a line."""
@@ -63,12 +65,17 @@ def dump(
     batch_size: int,
     workers: Workers = 0,
     part: tuple[int, int] = (0, 1),
+    views: int | None = None,
+    again: Sequence[Shard] = (),
     skip_bad_images: bool = False,
     renderer: Renderer | None = None,
     odd_logits: OddLogits = "fail",
     journal: Journal,
 ) -> DumpReport:
     """Write every shard of this part that is not there yet.
+
+    `views` are wanted of each image (None: those of `pictures`). The shards `again` are there, but are dumped once more
+    in their places, as those of which an image can be read now (`readable_again`).
 
     Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
 
@@ -83,12 +90,15 @@ def dump(
     """
     look = Look(teacher.name, codec, odd_logits, journal.say)
     with labels.writing(part):
+        replaced = [shard for shard in again if shard.run % part[1] == part[0]]
+        missing = labels.missing(pictures.views if views is None else views, part)
         return dump_shards(
             pictures,
             teacher,
             codec,
             labels,
-            labels.missing(pictures.views, part),
+            [*replaced, *missing],
+            replaced=replaced,
             batch_size=batch_size,
             workers=workers,
             skip_bad_images=skip_bad_images,
@@ -110,9 +120,13 @@ def dump_shards(
     skip_bad_images: bool,
     renderer: Renderer | None = None,
     look: Look | None = None,
+    replaced: Container[Shard] = (),
     journal: Journal,
 ) -> DumpReport:
-    """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`."""
+    """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`.
+
+    Those of `replaced` are whole; one goes when its successor is complete in memory.
+    """
     began = time.monotonic()
     skipped: dict[str, str] = {}
     unlabelled = 0
@@ -135,12 +149,35 @@ def dump_shards(
                     look.enter(batch, logits, teacher)
                 filling.enter(batch, logits)
                 advance(len(batch), f"({len(shards) - done} shards waiting)")
+            if shard in replaced:
+                labels.remove(shard)
             filling.write(labels, rendered_on)
             unlabelled += len(filling.failed) * (shard.stop_view - shard.first_view)
             skipped |= {pictures.images.keys[row].as_py(): reason for row, reason in filling.failed.items()}
     seconds, kept = time.monotonic() - began, total - unlabelled
     agreement, notes = (None, ()) if look is None else (look.agreement, tuple(look.lines()))
     return DumpReport(teacher.name, len(shards), total, seconds, kept, skipped, agreement, notes)
+
+
+def readable_again(labels: TeacherLabels, images: Images, recipe: Recipe) -> tuple[list[Shard], list[int]]:
+    """The shards with images that were skipped and can be read now, and the rows of these images.
+
+    `images` are in the order of the store's rows. Where views are mixed, an image that can be read again may be what
+    others lacked as a partner, so all shards with skipped images are named then.
+    """
+    skips = list(labels.skips())
+    reasons = {row: reason for _, rows in skips for row, reason in rows.items()}
+    readable = [row for row, reason in reasons.items() if not reason.startswith(OF_PARTNER) and _decodes(images, row)]
+    found = [shard for shard, rows in skips if rows.keys() & set(readable) or (readable and recipe.mixes)]
+    return found, sorted(readable)
+
+
+def _decodes(images: Images, row: int) -> bool:
+    try:
+        images.decode(row)
+    except DataError:
+        return False
+    return True
 
 
 class Look:

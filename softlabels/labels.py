@@ -277,6 +277,11 @@ class Labels:
             kept &= self._by_teacher[name].labelled(rows)
         return kept
 
+    def labelled_by_any(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows some teacher labelled, bool (n,); all where there is no teacher."""
+        each = [self._by_teacher[name].labelled(rows) for name in self.teachers]
+        return np.any(each, axis=0) if each else np.ones(len(rows), bool)
+
     def decode(self, arrays: Mapping[str, Arrays], temperature: float | None = None) -> Tensor:
         """Logits float32 (teachers, n, classes), each row up to a constant, honest at `temperature`.
 

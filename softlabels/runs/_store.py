@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from softlabels._philox import permutation
 from softlabels.datasets import Images, content_checksums, subset
@@ -96,10 +97,37 @@ def _stored_checksums(store: Store | None, images: Images) -> pa.Array | None:
     """
     if store is None or store.keys != images.keys:
         return None
-    few = permutation(len(images))[:CONTENT_CHECKS]
-    checksums = store.checksums.copy()
-    checksums[few] = content_checksums(images, few)
+    few = np.setdiff1d(permutation(len(images))[:CONTENT_CHECKS], unread_rows(store))
+    checksums = store.images["checksum"].to_numpy().copy()
+    now = content_checksums(images, few)
+    checksums[few] = np.where(now == store.checksums[few], checksums[few], now)
     return pa.array(checksums, pa.uint64())
+
+
+def unread_rows(store: Store) -> NDArray[np.int64]:
+    """The rows of which a teacher made an attempt and none has a label, int64 (n,): what lies there may be mended."""
+    skipped = [set(labels.skipped) for labels in map(store.teacher, store.teachers) if labels.shards]
+    return np.array(sorted(set.intersection(*skipped)) if skipped else [], np.int64)
+
+
+def mend(store: Store, images: Images, rows: Sequence[int]) -> None:
+    """Have the store know the content of images that can be read again; `images` are in the order of its rows.
+
+    Raises:
+        StoreError: some teacher labelled an image when it had other content.
+    """
+    if not len(rows):
+        return
+    now = content_checksums(images, np.array(rows, np.int64))
+    changed = {row: int(checksum) for row, checksum in zip(rows, now, strict=True) if checksum != store.checksums[row]}
+    labelled = sorted(changed.keys() - set(unread_rows(store).tolist()))
+    if labelled:
+        raise StoreError(
+            f"image {images.keys[labelled[0]].as_py()!r} can be read again, but is not the one that other teachers of "
+            f"{store.location} labelled; restore that one, or make a new store"
+        )
+    if changed:
+        store.mend(changed)
 
 
 def _grown(store: Store, images: Images, data: Mapping[str, Any], cache: Cache | None) -> Store:
