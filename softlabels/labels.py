@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from softlabels._philox import Words, hash_keys, philox
-from softlabels.codecs import CODECS, Codec, Field, spelled
+from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
 from softlabels.errors import ConfigError, StoreError, did_you_mean
 from softlabels.losses import BLENDS, Blend
 from softlabels.store import Cache, Store, TeacherLabels, open_store
@@ -294,21 +294,26 @@ class Labels:
     def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
         """What a teacher said of one view of these rows: float32 (n, classes), up to a constant per row.
 
+        Of labels of one temperature T alone (`sampled`, `probabilities`) it is T times the logarithm of their
+        probabilities, -inf for classes that have none: losses on logits have no use for these.
+
         Args:
             rows: row numbers, or a mask; `rows(keys)` finds them.
             view: one number for all rows, or one for each.
             teacher: may be left out when the store has one.
 
         Raises:
-            ConfigError: labels of this codec have no logits, only probabilities at one temperature.
             StoreError: a label is not there, or its image could not be read; it is named.
             TypeError, IndexError, ValueError: rows or views are no whole numbers, not of this store, or too many.
         """
         name = self.of(teacher).name
-        self.check_logits([name], "labels.logits", "use labels.probabilities at the temperature that they are of")
         where, numbers = self._addresses(rows, view)
         self._refuse_unlabelled(where, numbers, [name])
-        return self.decode(self.take(where, numbers, [name]))[0]
+        logits, codec = self.decode(self.take(where, numbers, [name]))[0], self._codecs[name]
+        if codec.has_logits:
+            return logits
+        # What stands for the logarithm of 0 where sums are to stay finite is no logit of anybody's.
+        return logits.masked_fill_(logits < LEAST_LOGARITHM * codec.temperatures[0], -torch.inf)
 
     def probabilities(
         self,

@@ -35,6 +35,7 @@ from softlabels.config import Table
 
 __all__ = [
     "CODECS",
+    "LEAST_LOGARITHM",
     "Codec",
     "Dense",
     "Field",
@@ -48,6 +49,11 @@ __all__ = [
     "nearest_temperature",
     "spelled",
 ]
+
+
+LEAST_LOGARITHM = -900.0
+"""What codecs without logits decode for a class of probability 0 lies below it, times the temperature; all logarithms
+of probabilities that they keep lie above."""
 
 
 @runtime_checkable
