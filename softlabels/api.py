@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from softlabels import runs
@@ -16,7 +19,7 @@ from softlabels.codecs import CODECS, Codec
 from softlabels.config import read_yaml, validated
 from softlabels.converting import CopyReport
 from softlabels.datasets import Images
-from softlabels.dumping import DumpReport, Filling, shard_batches
+from softlabels.dumping import DumpReport, Filling, Look, OddLogits, shard_batches
 from softlabels.errors import ConfigError
 from softlabels.evaluating import Score
 from softlabels.importing import ImportReport
@@ -130,13 +133,18 @@ class LabelWriter:
         licence: str | None = None,
         batch_size: int = 64,
         workers: Workers = 0,
+        on_odd_logits: OddLogits = "fail",
     ) -> Iterator[Batch]:
         """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
 
         A shard is written as soon as the last of its batches is put; what was written is not asked for again.
 
+        What is put is looked at as `softlabels dump` looks at a teacher's logits: with `on_odd_logits` "warn"
+        probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.
+
         Raises:
             ConfigError: the logits of the last batch were not put, or not one row for each picture.
+            ModelError: probabilities were put instead of logits, or logits that are not finite.
             StoreError: the store holds another teacher of this name, or cannot be written.
         """
         coding: Codec = CODECS.make(codec)
@@ -156,6 +164,7 @@ class LabelWriter:
             there=self.store.teacher(teacher).card if teacher in self.store.teachers else None,
         )
         labels = self.store.prepare(teacher, card)
+        look = Look(teacher, coding, on_odd_logits, _warn)
         with labels.writing():
             for shard in labels.missing(self._views):
                 filling = Filling(shard, pictures, coding, classes)
@@ -169,19 +178,29 @@ class LabelWriter:
                         raise ConfigError(
                             f"a batch of {len(batch)} pictures got {len(self._said)} rows of logits; put one for each"
                         )
+                    if not look.done:
+                        look.begin(batch, self._said)
                     filling.enter(batch, self._said)
+                    look.count(batch, self._said)
                 filling.write(labels)
+        for line in look.lines():
+            if line.startswith("warning: "):
+                _warn(line)
 
-    def put(self, logits: Tensor) -> None:
-        """Give the logits (n, classes) of the batch that `missing` gave last.
+    def put(self, logits: Tensor | ArrayLike) -> None:
+        """Give the logits (n, classes) of the batch that `missing` gave last: a tensor, an array or a list of rows.
 
         Raises:
-            ConfigError: they are of another width than the store's.
+            ConfigError: they are no numbers, or of another width than the store's.
         """
+        wanted = f"put takes logits (pictures, {self.store.manifest.classes}), one row for each picture"
+        if not isinstance(logits, Tensor):
+            try:
+                logits = torch.from_numpy(np.array(logits, np.float32))
+            except (TypeError, ValueError) as problem:
+                raise ConfigError(f"{wanted}; got {type(logits).__name__} ({problem})") from problem
         if logits.ndim != 2 or logits.shape[1] != self.store.manifest.classes:
-            raise ConfigError(
-                f"the store holds {self.store.manifest.classes} classes, got logits {tuple(logits.shape)}"
-            )
+            raise ConfigError(f"{wanted}; got {tuple(logits.shape)}")
         self._said = logits.detach().to(torch.float32)
 
 
@@ -217,6 +236,10 @@ def create_labels(
         location, images, made, seed=seed, classes=classes, rows_per_shard=rows_per_shard, grow=grow
     )
     yield LabelWriter(store, arranged, made, views)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line.removeprefix("warning: "), stacklevel=3)
 
 
 def _config(model: type[Any], file: Source, settings: Mapping[str, Any]) -> Any:

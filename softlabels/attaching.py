@@ -175,10 +175,11 @@ def attach(
         KeyError: images without labels; the first are named.
         StoreError: images that a teacher could not read.
     """
-    _check_views(labels, view, seeded)
+    _check_views(labels, view, seeded, labels.complete_views(teachers))
     found = list(keys) if keys is not None else _keys(dataset)
     if len(found) != len(dataset):
         raise ConfigError(f"attach: {len(found):,} keys for {len(dataset):,} items; give one key for each item")
+    labels.probabilities([], view, temperature, teachers=teachers, blend=blend)  # refuses now what items would
     rows = labels.rows(found)
     unread = np.flatnonzero(~labels.labelled(rows, teachers))
     if len(unread):
@@ -189,7 +190,7 @@ def attach(
     return AttachedLabels(dataset, labels, rows, teachers, temperature, blend, view, seeded)
 
 
-def _check_views(labels: Labels, view: int, seeded: Any) -> None:
+def _check_views(labels: Labels, view: int, seeded: Any, views: int) -> None:
     foreign = labels.recipe.foreign
     if foreign is not None and foreign.seeded and foreign.mixed is None:
         raise ConfigError(
@@ -199,9 +200,9 @@ def _check_views(labels: Labels, view: int, seeded: Any) -> None:
     if foreign is None:
         if view or seeded is not None:
             raise ConfigError("attach: view= and seeded= are for imported labels that softlabels cannot make views of")
-        _check_clean(labels)
-    elif not 0 <= view < labels.views:
-        raise ConfigError(f"attach: {labels.store.root} holds views 0 to {labels.views - 1}, not {view}")
+        _check_clean(labels, views)
+    elif not 0 <= view < views:
+        raise ConfigError(f"attach: {labels.store.root} holds views 0 to {views - 1}, not {view}")
     elif foreign.seeded != (seeded is not None):
         wanted = "needs seeded=, which makes the data set draw from a recorded seed"
         raise ConfigError(
@@ -209,12 +210,12 @@ def _check_views(labels: Labels, view: int, seeded: Any) -> None:
         )
 
 
-def _check_clean(labels: Labels) -> None:
+def _check_clean(labels: Labels, views: int) -> None:
     clean = {step.kind for step in RECIPES.make("clean").steps}
     kinds = [step.kind for step in labels.recipe.steps]
-    if labels.views != 1 or not set(kinds) <= clean:
+    if views != 1 or not set(kinds) <= clean:
         raise ConfigError(
-            f"{labels.store.root} holds {labels.views} views of {' + '.join(kinds)}: such labels belong to the crops "
+            f"{labels.store.root} holds {views} views of {' + '.join(kinds)}: such labels belong to the crops "
             f"that the teacher saw; use SoftLabelDataset, or dump labels with --recipe clean --views 1"
         )
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from softlabels.datasets import Images, SomeImages, content_checksums
 from softlabels.devices import Passes
 from softlabels.networks import Preprocessing, logits_of
 from softlabels.pictures import Pictures
@@ -66,6 +70,28 @@ def evaluate(
         sums += _count(passes(batch.pictures).float().cpu(), batch.hard)
     top1, top5, loss = (processes.total(sums) / max(len(rows), 1)).tolist()
     return Score(top1, top5, loss, len(rows))
+
+
+def trained_on(tested: Images, trained: Images) -> NDArray[np.int64]:
+    """The rows of `tested` that are images of `trained`: of equal key and equal content, int64 (n,) rising.
+
+    Contents are read where equal keys do not tell: where two folders hold files of the same names.
+    """
+    number = pc.index_in(tested.keys, value_set=trained.keys)
+    theirs = number.fill_null(-1).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(theirs >= 0)
+    if not len(rows) or _source(tested) == _source(trained) is not None:
+        return rows
+    same = content_checksums(tested, rows) == content_checksums(trained, theirs[rows])
+    return rows[same]
+
+
+def _source(images: Images) -> tuple[str, Path] | None:
+    """Within which a key names one image: the kind of a data set and its folder; None where there is no folder."""
+    while isinstance(images, SomeImages):
+        images = images.images
+    root = getattr(images, "root", None)
+    return None if root is None else (type(images).__name__, Path(root).resolve())
 
 
 def _count(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,9 +28,13 @@ class OneViewEach(Sampler[int]):
     After `views` epochs every image was seen in each of its views once. With ``views_per_image=m`` each image comes m
     times in a row with m different views, so that one decode feeds m rows of a batch. The order depends on (seed,
     epoch) alone; make one sampler per epoch, or call `set_epoch` before each.
+
+    Raises:
+        ConfigError: an image has fewer views than are to come in a row.
     """
 
     def __init__(self, pictures: SoftLabelDataset | Pictures, epoch: int = 0, seed: int = 0, views_per_image: int = 1):
+        check_views(pictures.views, views_per_image)
         self._images, self._views = len(pictures) // pictures.views, pictures.views
         self._seed, self._views_per_image = seed, views_per_image
         self._epoch = epoch
@@ -54,6 +58,15 @@ class OneViewEach(Sampler[int]):
         return (rows[:, None] * self._views + views).reshape(-1)
 
 
+def check_views(views: int, views_per_image: int) -> None:
+    """Raises ConfigError where `views_per_image` different views cannot be taken of `views`."""
+    if not 1 <= views_per_image <= views:
+        raise ConfigError(
+            f"views_per_image is from 1 to the {views} views that each image has, not {views_per_image}; dump more "
+            f"views, or choose fewer"
+        )
+
+
 class ShuffledShards(Sampler[int]):
     """Sample numbers of one epoch: each image once, each time in its next view, from a few shards at a time.
 
@@ -71,7 +84,8 @@ class ShuffledShards(Sampler[int]):
             memory, such as ``"512MB"``.
 
     Raises:
-        ConfigError: not even one shard's labels fit into so many bytes.
+        ConfigError: not even one shard's labels fit into so many bytes, or an image has fewer views than are to come in
+            a row.
     """
 
     def __init__(
@@ -82,6 +96,7 @@ class ShuffledShards(Sampler[int]):
         seed: int = 0,
         views_per_image: int = 1,
     ) -> None:
+        check_views(pictures.views, views_per_image)
         self._runs = pictures.runs()
         self._views, self._window = pictures.views, shards_of_window(pictures, window, views_per_image)
         self._seed, self._views_per_image = seed, views_per_image

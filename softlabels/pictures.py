@@ -34,6 +34,9 @@ T = TypeVar("T")
 _ENCODING = 3
 """Stream of chance beside the views': a codec's own draws."""
 
+OF_PARTNER = "the partner of view "
+"""How the reason begins for which an image failed that can be read, but not what its view is mixed with."""
+
 _AT_ONCE = 16
 """Images that are looked at together."""
 
@@ -292,7 +295,7 @@ class Pictures(Dataset[Tensor]):
         made = self.recipe.mix(pictures, partners, drawn)
         for place, source in zip(mixed.tolist(), sources.tolist(), strict=True):
             if lost and failed is not None and source in lost:
-                failed.setdefault(int(rows[place]), f"the partner of view {drawn.numbers[place]}: {lost[source]}")
+                failed.setdefault(int(rows[place]), f"{OF_PARTNER}{drawn.numbers[place]}: {lost[source]}")
         if failed:
             made[torch.from_numpy(np.isin(rows, list(failed)))] = 0
         return made

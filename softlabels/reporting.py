@@ -148,14 +148,14 @@ def summary(runs: Iterable[Run]) -> pd.DataFrame:
 
 def _row(run: Run) -> dict[str, Any]:
     result, closeness = run.result, run.result.get("closeness") or {}
-    teacher = closeness.get("teacher_top1")
+    teacher, difference = closeness.get("teacher_top1"), closeness.get("logit_difference")
     return {
         "arm": run.arm,
         "accuracy": 100 * result["last"]["top1"] if result["last"] else float("nan"),
         "loss": run.records[-1]["loss"] if run.records else float("nan"),
         "teacher_accuracy": float("nan") if teacher is None else 100 * teacher,
         "agreement": 100 * closeness.get("agreement", float("nan")),
-        "logit_difference": closeness.get("logit_difference", float("nan")),
+        "logit_difference": float("nan") if difference is None else difference,
         **{name: result[name] for name in _COUNTS},
     }
 
@@ -168,12 +168,13 @@ def markdown(table: pd.DataFrame) -> str:
         ("runs", lambda row: str(row["runs"])),
         ("loss", lambda row: _spread(row, "loss", ".4f")),
     ]
-    if table["logit_difference_mean"].notna().any():
+    if table["agreement_mean"].notna().any():
         columns += [
             ("teacher %", lambda row: _spread(row, "teacher_accuracy", ".2f")),
             ("agree %", lambda row: _spread(row, "agreement", ".2f")),
-            ("logit difference", lambda row: _spread(row, "logit_difference", ".3f")),
         ]
+    if table["logit_difference_mean"].notna().any():  # labels by chance and probabilities have no logits to compare
+        columns.append(("logit difference", lambda row: _spread(row, "logit_difference", ".3f")))
     columns += [
         ("images", lambda row: f"{row['images']:,}"),
         ("parameters", lambda row: f"{row['parameters']:,}"),

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softlabels.datasets import Images
+from softlabels.datasets import Images, subset
 from softlabels.devices import CPU, SideStream
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, StoreError
 from softlabels.labels import Labels
 from softlabels.pictures import Crew, Pictures, Rows, checked
 from softlabels.rendering import Renderer, Undone
@@ -252,10 +252,10 @@ def _by_threads(
 class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     """Pictures with the teachers' probabilities, for anybody's training loop.
 
-    Map-style, ``len(images) * labels.views`` items; item ``row * views + view`` is (uint8 picture (3, size, size), hard
-    label or -1, probabilities float32 (classes,)). A picture that is mixed of two images has no hard label. Works with
-    `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give the loader a `OneViewEach` sampler
-    to see one view of each image per epoch. Images are joined to labels by key.
+    Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is
+    (uint8 picture (3, size, size), hard label or -1, probabilities float32 (classes,)). A picture that is mixed of two
+    images has no hard label. Works with `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give
+    the loader a `OneViewEach` sampler to see one view of each image per epoch. Images are joined to labels by key.
 
     Args:
         labels: what `open_labels` gives.
@@ -263,13 +263,17 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         size: side of the pictures in pixels; any size shows the views that the teacher saw.
         teachers: names to blend; None for all.
         temperature: softens the probabilities.
+        interpolation: how pictures are resized; None: as the teachers saw them, which their cards say.
+        unlabelled: what becomes of images without a label, since they are not in the store or a teacher could not read
+            them: "refuse", or "leave-out"; then `pictures.images` are the others.
         threads: how many threads of this process share the images of a batch; 1 for none beside the caller. They take
             the place of a `DataLoader`'s worker processes: a batch is made where it is used, and never sent.
 
     Raises:
-        KeyError: images without labels; the first are named.
-        ConfigError: fewer than one thread, or a temperature or blend that is not to be had of these labels.
-        StoreError: a teacher of `teachers` is not there.
+        KeyError: images that are not in the store; the first are named.
+        ConfigError: fewer than one thread, a temperature or blend that these labels do not support, or teachers that
+            saw pictures of different interpolations and none is chosen.
+        StoreError: a teacher of `teachers` is not there or has no complete view, or could not read some images.
     """
 
     def __init__(
@@ -281,7 +285,8 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         temperature: float = 1.0,
         *,
         blend: Any = "mean-probabilities",
-        interpolation: str = "bilinear",
+        interpolation: str | None = None,
+        unlabelled: Literal["refuse", "leave-out"] = "refuse",
         threads: int = 1,
     ) -> None:
         if threads < 1:
@@ -289,9 +294,26 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         self._crew = Crew(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
         labels.probabilities([], 0, temperature, teachers=teachers, blend=blend)  # refuses now what items would
+        views, names = labels.complete_views(teachers), labels.select(teachers)
+        if unlabelled not in ("refuse", "leave-out"):
+            raise ConfigError(f"unlabelled is 'refuse' or 'leave-out', not {unlabelled!r}")
+        if unlabelled == "leave-out":
+            rows = labels.store.find(images.keys)
+            known = rows >= 0
+            known[known] = labels.labelled(rows[known], names)
+            if not known.any():
+                raise StoreError(
+                    f"no image of {images.name} has labels in {labels.store.location}; is it the right one?"
+                )
+            images = images if known.all() else subset(images, np.flatnonzero(known))
         self._rows = labels.rows(images.keys)
+        for name in names:
+            lost = self._rows[~labels.labelled(self._rows, [name])]
+            if len(lost):
+                raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
         labels.share()
-        self.pictures = Pictures.of_store(labels.store, images, labels.views, Frame(size, interpolation))
+        frame = Frame(size, _interpolation(labels, names) if interpolation is None else interpolation)
+        self.pictures = Pictures.of_store(labels.store, images, views, frame)
 
     @property
     def views(self) -> int:
@@ -331,6 +353,19 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         pictures, hard, probabilities = zip(*samples, strict=True)
         stacked = torch.stack(pictures).contiguous(memory_format=torch.channels_last)
         return stacked, torch.tensor(hard, dtype=torch.int64), torch.stack(probabilities)
+
+
+def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
+    """How all these teachers' pictures were resized, as their cards say; bilinear where they do not.
+
+    Raises:
+        ConfigError: they saw different ones.
+    """
+    seen = {name: labels.of(name).card.preprocessing.get("interpolation", "bilinear") for name in teachers}
+    if len(set(seen.values())) > 1:
+        said = ", ".join(f"{name} {value}" for name, value in seen.items())
+        raise ConfigError(f"these teachers saw pictures of different interpolations ({said}); choose interpolation=")
+    return str(next(iter(seen.values())))
 
 
 class Samples(list[tuple[Tensor, int, Tensor]]):

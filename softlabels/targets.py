@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from softlabels.codecs import SparseCodec
 from softlabels.devices import sent
 from softlabels.errors import ConfigError, StoreError
-from softlabels.labels import Labels
+from softlabels.labels import Labels, blending_words
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
 from softlabels.pictures import Pictures
 from softlabels.processes import Processes
@@ -43,6 +43,9 @@ class Targets(Protocol):
 
     def __call__(self, batch: Batch, device: torch.device) -> Target | None: ...
 
+    def at(self, temperature: float) -> Targets:
+        """The same of another temperature, at which the labels must be valid."""
+
 
 @dataclass(frozen=True)
 class NoTargets:
@@ -50,6 +53,9 @@ class NoTargets:
 
     def __call__(self, batch: Batch, device: torch.device) -> None:  # noqa: ARG002
         return None
+
+    def at(self, temperature: float) -> NoTargets:  # noqa: ARG002
+        return self
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,9 @@ class StoredTargets:
             words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
         return self.blend(logits, temperature=self.temperature, words=words)
 
+    def at(self, temperature: float) -> StoredTargets:
+        return replace(self, temperature=temperature)
+
 
 @dataclass(frozen=True)
 class SparseTargets:
@@ -84,13 +93,25 @@ class SparseTargets:
         ids, logits, tail = (sent(each, device) for each in said)
         return Sparse(ids, logits, tail, self.classes)
 
+    def at(self, temperature: float) -> SparseTargets:
+        return replace(self, temperature=temperature)
+
 
 def stored_targets(
     labels: Labels, label_rows: NDArray[np.int64], teachers: Sequence[str], blend: Blend, objective: Objective
 ) -> StoredTargets | SparseTargets:
-    """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so."""
+    """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so.
+
+    Raises:
+        ConfigError: a loss or the blend needs logits that the labels do not have, or the blend does not fit them.
+    """
     # The soft part too where alpha begins at 1: a schedule may bring it in later.
-    parts = [objective.loss, *(term.loss for term in objective.terms)]
+    parts = objective.losses
+    for loss in parts:
+        if loss.needs_logits:
+            instead = "choose kl, ce, js or dist, or dump with another codec such as topk"
+            labels.check_logits(teachers, f"loss {loss.kind!r}", instead)
+    labels.check_blend(blend, teachers)
     codec = labels.codec(teachers[0])
     # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
     said = torch.zeros(len(teachers), 1, labels.classes)
@@ -116,9 +137,15 @@ class LiveTargets:
             teacher.logits(batch.pictures if pictures.frame == self.student_frame else pictures.render(rows, views))
             for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
         ]
-        words = self.pictures[0].words(rows, views) if self.blend.samples else None
+        words = None
+        if self.blend.samples:
+            pictures = self.pictures[0]
+            words = blending_words(pictures.hashes[rows], pictures.seed, views)
         logits = torch.stack([logits.to(device) for logits in said])
         return self.blend(logits, temperature=self.temperature, words=words)
+
+    def at(self, temperature: float) -> LiveTargets:
+        return replace(self, temperature=temperature)
 
 
 @dataclass(frozen=True)
@@ -251,13 +278,27 @@ class Told:
         return self._targets(self.batch, self._device) if self._objective.needs_teacher else None
 
     @cached_property
+    def _judged(self) -> Target | None:
+        """The target that the filter judges: that of temperature 1, whatever the loss softens it with.
+
+        Of a top-K label the classes that it does not name have another share at each temperature.
+        """
+        if self._target is None or not self._filter.min_confidence or self._objective.temperature == 1:
+            return self._target
+        if isinstance(self._targets, LiveTargets) and len(self._targets.teachers) == 1:
+            return self._target  # a network's logits are the same at any
+        return self._targets.at(1.0)(self.batch, self._device)
+
+    @cached_property
     def _sorted(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
         """Rows whose teacher counts, None for all; and rows whose hard label alone counts, with its weight."""
-        target, hard, partners = self._target, self._hard, self._mixture.get("partners")
-        if not self._filter.active or target is None:
+        hard, partners = self._hard, self._mixture.get("partners")
+        if not self._filter.active or self._target is None:
             return None, []
         if partners is not None and self._filter.wrong_teacher == "hard":
             raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
+        target = self._judged
+        assert target is not None
         kept, wrong = self._filter.sorted(target, hard)
         labelled = hard >= 0 if partners is None else (hard >= 0) & (partners >= 0)
         return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
@@ -276,6 +317,12 @@ class Lesson:
     objective: Objective
     alpha_end: float | None = None
     filter: Filter = field(default_factory=Filter)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the targets are logits of every class: those of live teachers, and of labels that have them."""
+        labels = self.samples.labels
+        return labels is None or all(labels.codec(name).has_logits for name in self.samples.teachers)
 
     @property
     def reported(self) -> tuple[str, ...]:

@@ -144,7 +144,7 @@ def test_a_class_beyond_the_teachers_is_refused_with_the_file(sources: Path, pho
 
 def test_fkds_crops_are_where_pil_cuts_its_shares(images: Any, sources: Path, photos: Path, tmp_path: Path) -> None:
     labels = imported("fkd", sources / "fkd", photos, tmp_path / "s")
-    pictures = softlabels.SoftLabelDataset(labels, images, size=24)
+    pictures = softlabels.SoftLabelDataset(labels, images, size=24, interpolation="bilinear")
     for row, key in enumerate(images.keys.to_pylist()):
         coords, mirrored, _ = read_torch_file(sources / "fkd" / "train" / (key.rpartition(".")[0] + ".tar"))
         image = images.decode(row)
@@ -862,9 +862,9 @@ def test_another_teacher_labels_the_recorded_views(
         one, other = (labels.recorded(range(ROWS), view, name) for name in labels.teachers)
         assert all((one[name] == other[name]).all() for name in labels.recipe.records)
     shutil.rmtree(tmp_path / "s" / project)
-    without = softlabels.SoftLabelDataset(softlabels.open_labels(tmp_path / "s"), images, size=16)
-    with_both = softlabels.SoftLabelDataset(
-        imported(project, sources / source, photos, tmp_path / "b"), images, size=16
+    stores = (softlabels.open_labels(tmp_path / "s"), imported(project, sources / source, photos, tmp_path / "b"))
+    without, with_both = (
+        softlabels.SoftLabelDataset(each, images, size=16, interpolation="bilinear") for each in stores
     )
     assert all(torch.equal(without[n][0], with_both[n][0]) for n in range(ROWS * VIEWS))
 

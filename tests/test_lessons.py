@@ -413,3 +413,151 @@ def test_compiled_and_channels_last_students_train_as_plain_ones(
     softlabels.train(labels=str(stores["dense"]), compile=True, channels_last=True, out=str(tmp_path / "fast"), **TINY)
     assert len(compiled) == 1
     close(tmp_path / "plain", tmp_path / "fast")
+
+
+# ---- what is there to learn from
+
+
+@pytest.fixture(scope="module")
+def unlabelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stores of some photos without hard labels, and of photos of which the first five have one."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    paths = sorted(photos.rglob("*.jpg"))
+    rows = [f"{path},{place % 3 if place < 5 else ''}" for place, path in enumerate(paths)]
+    (root / "some.csv").write_text("\n".join(["path,label", *rows]))
+    common = {"teacher": ["cnn_tiny"], "weights": ["random"], "views": 2, "device": "cpu", "quiet": True}
+    softlabels.dump(data=f"images:{photos}", limit=10, out=str(root / "none"), **common)
+    some = {"kind": "csv", "file": str(root / "some.csv"), "classes": 3}
+    softlabels.dump(data=some, out=str(root / "some"), **common)
+    return {name: root / name for name in ("none", "some")}
+
+
+@pytest.mark.parametrize(
+    ("settings", "needs"),
+    [
+        ({"alpha": 1.0}, "--alpha 1"),
+        ({"alpha": 0.5}, "--alpha 0.5"),
+        ({"alpha_end": 0.5}, "--alpha-end 0.5"),
+        ({"wrong_teacher": "hard"}, "--wrong-teacher hard"),
+        ({"loss": "dkd"}, "loss 'dkd'"),
+        ({"term": ["0.1*teacher-free"]}, "loss 'teacher-free'"),
+    ],
+)
+def test_hard_labels_that_no_image_has_are_not_learnt_from(
+    unlabelled: dict[str, Path], tmp_path: Path, settings: dict[str, Any], needs: str
+) -> None:
+    with pytest.raises(softlabels.ConfigError, match=f"{needs} needs hard labels, and none of the 10 images"):
+        softlabels.train(labels=str(unlabelled["none"]), out=str(tmp_path / "no"), **settings, **TINY)
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_header_counts_images_with_hard_labels_where_some_have_none(
+    unlabelled: dict[str, Path], stores: dict[str, Path], tmp_path: Path
+) -> None:
+    softlabels.train(labels=str(unlabelled["some"]), alpha=0.5, out=str(tmp_path / "some"), **TINY)
+    assert "5 of 18 images have a hard label" in header(tmp_path / "some")
+    softlabels.train(labels=str(stores["dense"]), alpha=0.5, out=str(tmp_path / "all"), **TINY)
+    assert "have a hard label" not in header(tmp_path / "all")
+
+
+def test_a_store_of_some_unlabelled_images_trains_without_an_evaluation(
+    unlabelled: dict[str, Path], tmp_path: Path
+) -> None:
+    result = softlabels.train(labels=str(unlabelled["none"]), out=str(tmp_path / "run"), **TINY)
+    assert result["images"] == 10
+    assert result["last"] is None
+
+
+def test_the_header_names_the_blend_of_several_teachers_with_its_formula(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    settings = {"blend": "mean-logits:1,3", "temperature": 2.0}
+    softlabels.train(labels=str(stores["dense"]), out=str(tmp_path / "two"), **settings, **TINY)
+    target = "target = softmax((mean over teachers of teacher_i) / 2), weights 1, 3"
+    assert f"blend mean-logits of cnn_small, cnn_tiny: {target}" in header(tmp_path / "two")
+    softlabels.train(labels=str(stores["dense"]), teachers=["cnn_tiny"], out=str(tmp_path / "one"), **TINY)
+    assert "blend" not in header(tmp_path / "one")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+def test_confidence_is_that_of_temperature_1_whatever_the_loss_is_softened_with(
+    temperature: float,
+) -> None:
+    """Of a top-K label decoded for T the tail has another share at 1, and other rows would be kept."""
+    from softlabels.codecs import CODECS as TABLE
+    from softlabels.targets import SparseTargets
+
+    logits = 1.5 * torch.randn(256, 200, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += 6
+    part: Any = TABLE.make("topk:10")
+    arrays = {name: torch.from_numpy(array) for name, array in part.encode(logits).items()}
+    rows = torch.arange(256)
+    some = Batch(torch.zeros(256, 3, 2, 2), rows, rows, torch.zeros(256, dtype=torch.int64), arrays={"t": arrays})
+    targets = SparseTargets(part, 200, temperature)
+    lesson = Lesson(None, targets, Objective(temperature=temperature), filter=Filter(min_confidence=0.6))  # type: ignore[arg-type]
+    kept = lesson.told(some, torch.device("cpu"), 0.0).counts()["kept"].item()
+    confident = (part.decode(part.encode(logits), 200).softmax(-1).amax(-1) >= 0.6).sum().item()
+    assert 20 < confident < 236
+    assert kept == confident
+
+
+def test_confidence_at_1_is_refused_of_labels_that_do_not_know_it(photos: Path, tmp_path: Path) -> None:
+    codec = {"kind": "sampled", "k": 2, "temperature": 4.0}
+    common = {"teacher": ["cnn_small"], "weights": ["random"], "data": str(photos), "views": 2, "device": "cpu"}
+    softlabels.dump(codec=codec, out=str(tmp_path / "s"), quiet=True, **common)
+    with pytest.raises(softlabels.ConfigError, match="--min-confidence is of probabilities at temperature 1"):
+        softlabels.train(
+            labels=str(tmp_path / "s"), temperature=4.0, min_confidence=0.5, out=str(tmp_path / "no"), **TINY
+        )
+
+
+@pytest.mark.parametrize("codec", ["dense", "topk-2", "sampled-2"])
+def test_a_comparison_of_logits_is_left_out_where_labels_have_none(
+    stores: dict[str, Path], tmp_path: Path, codec: str
+) -> None:
+    result = softlabels.train(labels=str(stores[codec]), compare=True, out=str(tmp_path / "run"), **TINY)
+    closeness = result["closeness"]
+    assert 0 <= closeness["kl"] < 20
+    assert 0 <= closeness["agreement"] <= 1
+    if codec == "sampled-2":
+        assert closeness["logit_difference"] is None
+    else:
+        assert 0 < closeness["logit_difference"] < 20
+    table = softlabels.report(tmp_path / "run", tmp_path / "report")
+    assert table["logit_difference_mean"].isna().all() == (codec == "sampled-2")
+
+
+# ---- evaluation on what was not trained on
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err
+
+
+def test_images_that_are_trained_on_are_no_held_out_side(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever --limit picks: in whatever order they come, images are known by key and content."""
+    for limit in (7, 12, 17, None):
+        out = tmp_path / f"run-{limit}"
+        result = softlabels.train(data=str(photos), limit=limit, out=str(out), **{**TINY, "epochs": 1, "quiet": False})
+        assert result["last"] is None
+        assert "has no held-out side" in told(capsys)
+
+
+def test_images_of_an_evaluation_that_are_trained_on_are_left_out_and_counted(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shutil import copytree
+
+    common = {**TINY, "epochs": 1, "quiet": False, "data": str(photos), "limit": 12}
+    copytree(photos, tmp_path / "copy")
+    other = tmp_path / "copy" / "class-2" / "000.jpg"
+    other.write_bytes((tmp_path / "copy" / "class-2" / "001.jpg").read_bytes())  # of an equal key, but another image
+    softlabels.train(eval_data=str(tmp_path / "copy"), out=str(tmp_path / "some"), **common)
+    said = told(capsys)
+    count = next(line for line in said.splitlines() if "are trained on; the others are evaluated" in line)
+    assert count.split()[0] in ("11", "12")
+    del common["limit"]
+    softlabels.train(eval_data=str(photos), out=str(tmp_path / "all"), **common)
+    assert "warning: every image of" in told(capsys)

@@ -171,3 +171,203 @@ def test_info_says_what_a_store_holds(store: Path, softlabels_command: Callable)
     assert told.exit_code == 0
     assert "18 images" in told.output
     assert "cnn_tiny: 3 views complete in 3" in told.output
+
+
+# ---- like is compared with like
+
+CODECS = (
+    "dense",
+    "dense:fp32",
+    "quantized",
+    "quantized:4",
+    "head_tail:3",
+    "topk:3",
+    "topk:10 record=fast",
+    "sampled:3",
+    {"kind": "sampled", "k": 6, "temperature": 4.0},
+    {"kind": "probabilities", "k": 3, "temperature": 2.0},
+    {"kind": "probabilities", "k": 3, "tail": "none"},
+)
+
+
+def teacher_files(root: Path) -> dict[str, Path]:
+    """Teachers of 40 classes: one, one of other weights, and one with a single block of the other's."""
+    from softlabels.networks import build, write_weights
+    from softlabels.students import student_spec
+
+    networks = {name: build("cnn_tiny", 40, seed=seed).state_dict() for name, seed in (("right", 1), ("other", 2))}
+    block = [name for name in networks["right"] if name.startswith("features.3.")]
+    networks["block"] = {**networks["right"], **{name: networks["other"][name] for name in block}}
+    for name, state in networks.items():
+        state["head.weight"] = 6 * networks["right"]["head.weight"] if name != "other" else 6 * state["head.weight"]
+        write_weights(root / f"{name}.safetensors", state, student_spec("cnn_tiny").metadata(40))
+    return {name: root / f"{name}.safetensors" for name in networks}
+
+
+def dumped(out: Path, photos: Path, weights: Path, codec: object, **settings: object) -> softlabels.Labels:
+    teacher = {"kind": "file", "path": str(weights), "name": "it", **settings}
+    softlabels.dump(teacher=[teacher], data=str(photos), views=2, codec=codec, out=str(out), quiet=True, device="cpu")
+    return softlabels.open_labels(out)
+
+
+def labelled_by_another(labels: softlabels.Labels, other: softlabels.Labels) -> None:
+    """Put the other store's labels in the place of these, under their card."""
+    each = labels.of("it")
+    for shard in each.shards:
+        digests = each.read_shard(shard).digests
+        arrays = other.of("it").read_shard(shard).arrays
+        with each.writing():
+            each.remove(shard)
+            each.write(shard, arrays, digests=digests)
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A noisy picture of each of 40 classes, so that it matters how it is resized, and teachers of them."""
+    import torch
+    from torchvision.io import write_png
+
+    root = tmp_path_factory.mktemp("forty")
+    for number in range(40):
+        folder = root / "photos" / f"class-{number:02d}"
+        folder.mkdir(parents=True)
+        noise = torch.randint(0, 256, (3, 24, 24), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        write_png(noise, str(folder / "a.png"))
+    return root / "photos", teacher_files(root)
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+def test_sound_labels_pass_and_those_of_a_wrong_teacher_fail_whatever_the_codec(
+    forty: tuple[Path, dict[str, Path]], tmp_path: Path, codec: object
+) -> None:
+    photos, weights = forty
+    labels = dumped(tmp_path / "right", photos, weights["right"], codec)
+    findings = softlabels.verify(labels=str(tmp_path / "right"), quiet=True, device="cpu")
+    assert findings.ok, findings.problems
+    assert 0 <= findings.agreements[0].mean_kl < 1e-6
+    assert findings.agreements[0].top1 == 1
+    wrong = {
+        "other weights": dumped(tmp_path / "other", photos, weights["other"], codec),
+        "one block of another": dumped(tmp_path / "block", photos, weights["block"], codec),
+        "bicubic pixels": dumped(tmp_path / "bicubic", photos, weights["right"], codec, interpolation="bicubic"),
+    }
+    for what, other in wrong.items():
+        labelled_by_another(labels, other)
+        findings = softlabels.verify(labels=str(tmp_path / "right"), quiet=True, device="cpu")
+        assert not findings.ok, f"{what} is not noticed: {findings.agreements}"
+        assert "other weights, other preprocessing or other pixels" in findings.problems[0]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=str)
+@pytest.mark.parametrize("spread", [0.05, 1.0, 30.0])
+def test_what_precision_changes_is_explained_for_every_codec(codec: object, spread: float) -> None:
+    """Logits that are computed again, off by what TF32 or another library makes of them, are the same teacher's."""
+    import numpy as np
+    import torch
+
+    from softlabels.codecs import CODECS as TABLE
+    from softlabels.codecs import nearest_temperature
+    from softlabels.teachers import ROUNDING
+    from softlabels.verifying import divergence, explained
+
+    part, chance = TABLE.make(codec), torch.Generator().manual_seed(1)
+    logits = spread * torch.randn(64, 100, generator=chance)
+    words = np.random.default_rng(0).integers(0, 2**63, 64, dtype=np.uint64)
+    temperature = nearest_temperature(part, max(1.0, spread))
+    may = explained(part, logits, words, temperature, ROUNDING["fp32"])
+    there = part.decode(part.encode(logits, words), 100, temperature=temperature)
+    for size, fine in ((1e-6, True), (1e-3, True), (0.3, False)):
+        again = logits + size * spread * torch.randn(64, 100, generator=chance)
+        here = part.decode(part.encode(again, words), 100, temperature=temperature)
+        kl = divergence(here, there, temperature)
+        same = (here.argmax(1) == there.argmax(1)).double().mean().item()
+        passed = kl.mean().item() <= may.kl and (kl > 1e-12).double().mean() <= may.changed and same >= may.top1
+        assert (kl >= 0).all()
+        assert passed == fine, (size, kl.mean(), may)
+
+
+def test_the_limit_of_the_divergence_can_be_given(store: Path) -> None:
+    assert softlabels.verify(labels=str(store), largest_kl=0.3, quiet=True).ok
+
+
+def test_images_that_are_gone_are_a_problem_unless_a_part_is_named(store: Path) -> None:
+    photos = store.parent / "photos"
+    kept = store.parent / "kept"
+    shutil.copytree(photos, kept)
+    for path in sorted(photos.glob("class-1/*"))[:4] + sorted(kept.glob("class-1/*"))[:4]:
+        path.unlink()
+    findings = softlabels.verify(labels=str(store), quiet=True)
+    assert any("4 of the 18 labelled images are not in" in problem for problem in findings.problems)
+    assert "'class-1/000.jpg'" in findings.problems[0]
+    part = softlabels.verify(labels=str(store), data=str(kept), quiet=True)
+    assert part.ok
+    assert any("4 of the 18 labelled images are not in" in note for note in part.notes)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"classes": 11}, "is of 11 classes, the store of 3"),
+        ({"preprocessing": {"size": -1}}, "no usable preprocessing: size -1"),
+        ({"preprocessing": {"size": 32, "std": [0, 1, 1]}}, "no usable preprocessing: std"),
+        ({"preprocessing": {"size": 32, "interpolation": "zzz"}}, "no usable preprocessing: interpolation"),
+        ({"codec": {"kind": "dense", "dtype": "fp32"}}, "lists arrays that its codec 'dense' does not write"),
+        ({"codec": {"kind": "sampled", "k": 3, "temperature": 1e-300}}, "temperature"),
+    ],
+)
+def test_a_card_that_contradicts_its_store_is_a_problem(store: Path, changed: dict, says: str) -> None:
+    from softlabels.store._documents import document
+
+    labels = softlabels.open_labels(store)
+    card = labels.of().card.model_copy(update=changed)
+    (store / "cnn_tiny" / "teacher.json").write_text(document(card))
+    try:
+        findings = softlabels.verify(labels=str(store), quiet=True)
+    except softlabels.StoreError as problem:
+        assert says in str(problem)
+    else:
+        assert any(says in problem for problem in findings.problems), findings.problems
+
+
+def test_a_teacher_that_takes_other_pictures_than_its_card_says_is_a_problem(store: Path) -> None:
+    bicubic = {"kind": "small", "architecture": "cnn_tiny", "weights": "random:3", "interpolation": "bicubic"}
+    findings = softlabels.verify(labels=str(store), teacher=[bicubic], quiet=True)
+    assert any("takes pictures of interpolation bicubic, its card says bilinear" in each for each in findings.problems)
+
+
+def test_labels_that_depend_on_their_neighbours_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "neighbourly.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, c): super().__init__(); self.f = torch.nn.Linear(192, c)\n"
+        "    def forward(self, x): y = self.f(x.flatten(1)); return y - y.mean(0, keepdim=True)\n"
+        "def net(c): torch.manual_seed(0); return Net(c), {'size': 8}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    common = {"teacher": ["neighbourly:net"], "quiet": True, "device": "cpu"}
+    settings = {"data": "digits", "limit": 65, "recipe": "pad", "views": 2, "on_odd_logits": "warn"}
+    softlabels.dump(out=str(tmp_path / "s"), **settings, **common)
+    findings = softlabels.verify(labels=str(tmp_path / "s"), **common)
+    assert any("its labels depend on their neighbours" in problem for problem in findings.problems)
+
+
+def test_what_is_recorded_beside_labels_is_compared_in_bounded_memory(tmp_path: Path) -> None:
+    import tracemalloc
+
+    import numpy as np
+    import torch
+
+    from softlabels import verifying
+
+    with softlabels.create_labels(
+        tmp_path / "s", images=softlabels.open_images("digits"), recipe="crop-flip-mixup", views=1, classes=4000
+    ) as made:
+        for each in made.missing("t", size=8, batch_size=500):
+            made.put(torch.arange(len(each) * 4000).reshape(-1, 4000) % 7919 * 1.0)
+    labels = softlabels.open_labels(tmp_path / "s")
+    tracemalloc.start()
+    assert not verifying.compare_partners(labels, "t", np.arange(len(labels)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * verifying.STRETCH_BYTES
+    assert peak < len(labels) * 8000 / 1.5

@@ -35,6 +35,7 @@ from softlabels.config import Table
 
 __all__ = [
     "CODECS",
+    "LEAST_LOGARITHM",
     "Codec",
     "Dense",
     "Field",
@@ -45,8 +46,14 @@ __all__ = [
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "nearest_temperature",
     "spelled",
 ]
+
+
+LEAST_LOGARITHM = -900.0
+"""What codecs without logits decode for a class of probability 0 lies below it, times the temperature; all logarithms
+of probabilities that they keep lie above."""
 
 
 @runtime_checkable
@@ -70,6 +77,21 @@ class Codec(Protocol):
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view, before any compression."""
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether a label has a logit for every class: False where classes may have nothing (a probability of 0).
+
+        Losses and blends on logits, and `Labels.logits`, need labels that have.
+        """
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """Lowest and highest temperature at which its labels are valid; equal for labels of one temperature alone."""
+
+    @property
+    def deepest(self) -> float:
+        """Logits farther than this below the highest one of their row are stored as if they lay there."""
+
     def check_temperature(self, temperature: float) -> None:
         """Refuse a temperature at which the labels are not honest.
 
@@ -86,8 +108,10 @@ class Codec(Protocol):
             ConfigError: the logits are no matrix of floats, or words are needed and missing.
         """
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes) on the CPU, such that softmax(logits / temperature) is the label there.
+
+        Without a temperature it is 1, or the one that the labels are of.
 
         Raises:
             StoreError: the arrays are of another layout, or damaged.
@@ -98,8 +122,14 @@ class Codec(Protocol):
 class SparseCodec(Codec, Protocol):
     """A codec whose labels name K classes and give all others one logit."""
 
-    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows of all classes."""
+
+
+def nearest_temperature(codec: Codec, temperature: float = 1.0) -> float:
+    """The temperature nearest to this one at which the codec's labels are valid."""
+    lowest, highest = codec.temperatures
+    return min(max(temperature, lowest), highest)
 
 
 def spelled(codec: Codec) -> str:

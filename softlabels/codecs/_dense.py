@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from softlabels.codecs._label import Arrays, Field, array_of, bytes_of, check_lo
 from softlabels.config import Part
 
 _LOGITS = "logits"
+_DEEPEST = 65504.0
 
 
 class Dense(Part):
@@ -24,6 +26,7 @@ class Dense(Part):
 
     shorthand: ClassVar[str] = "dtype"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
 
     kind: Literal["dense"] = "dense"
     dtype: Literal["fp16", "fp32"] = "fp16"
@@ -36,9 +39,19 @@ class Dense(Part):
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
 
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """From 0.1 upward as half floats, any as full ones."""
+        return (0.1 if self.dtype == "fp16" else 0.0), math.inf
+
+    @property
+    def deepest(self) -> float:
+        """The largest half float; none for full ones."""
+        return _DEEPEST if self.dtype == "fp16" else math.inf
+
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures below 0.1 of half floats, whose rounding such a temperature magnifies."""
-        check_lowest(temperature, 0.1 if self.dtype == "fp16" else 0.0, "dense:fp16", "dense:fp32")
+        check_lowest(temperature, self.temperatures[0], "dense:fp16", "dense:fp32")
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Floats (n, classes) of finite `logits` (n, classes). No chance is involved."""
@@ -47,7 +60,7 @@ class Dense(Part):
             return {_LOGITS: rows.cpu().numpy()}
         return {_LOGITS: encoded(rows, _halves_there, _halves) if stays(rows) else _halves(rows)}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
 
         Raises:
@@ -58,7 +71,7 @@ class Dense(Part):
 
 def _halves(rows: Tensor, numbers: NDArray[np.int64] | None = None) -> NDArray[np.float16]:  # noqa: ARG001
     below = rows - rows.amax(dim=1, keepdim=True)
-    return below.clamp_min(-65504.0).half().cpu().numpy()
+    return below.clamp_min(-_DEEPEST).half().cpu().numpy()
 
 
 def _halves_there(rows: Tensor, place: slice) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:  # noqa: ARG001

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from statistics import NormalDist
 from typing import Annotated, ClassVar, Literal
@@ -15,7 +16,7 @@ from softlabels._philox import Words
 from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
 from softlabels.codecs._quantized import packed, packed_size, unpacked
 from softlabels.codecs._summary import Summary
-from softlabels.codecs._topk import LOWEST_TEMPERATURE, TopK
+from softlabels.codecs._topk import DEEPEST, LOWEST_TEMPERATURE, TopK
 from softlabels.config import Part
 
 # Where the levels lie: they are quantiles of a Gaussian, drawn apart by the first number, which is between the 1 that
@@ -34,6 +35,9 @@ class HeadTail(Part):
 
     shorthand: ClassVar[str] = "k"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
+    temperatures: ClassVar[tuple[float, float]] = (LOWEST_TEMPERATURE, math.inf)
+    deepest: ClassVar[float] = DEEPEST
 
     kind: Literal["head_tail"] = "head_tail"
     k: pydantic.PositiveInt = 10
@@ -61,7 +65,7 @@ class HeadTail(Part):
         numbers = torch.searchsorted(between, rows.amax(dim=1, keepdim=True) - rows)
         return {RECORD: np.concatenate([head[RECORD], packed(numbers.byte(), self.bits).cpu().numpy()], axis=1)}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
 
         Raises:

@@ -97,7 +97,9 @@ def known_ids(ids: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 def tensor(array: NDArray) -> Tensor:
     """A tensor of `array`'s values, over its memory where that may be written to."""
     array = np.ascontiguousarray(array)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    # Of a single row numpy calls any stride contiguous, also one that is no whole number of elements.
+    whole = all(stride % array.itemsize == 0 for stride in array.strides)
+    return torch.from_numpy(array if array.flags.writeable and whole else array.copy())
 
 
 def check_lowest(temperature: float, lowest: float, codec: str, instead: str) -> None:

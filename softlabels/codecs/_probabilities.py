@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -44,10 +45,12 @@ class Probabilities(Part):
 
     shorthand: ClassVar[str] = "k"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = False
+    deepest: ClassVar[float] = math.inf
 
     kind: Literal["probabilities"] = "probabilities"
     k: pydantic.PositiveInt = 10
-    temperature: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = pydantic.Field(default=1.0, ge=0.01, le=10_000, allow_inf_nan=False)
     tail: Literal["uniform", "none"] = "uniform"
     dtype: Literal["fp16", "fp32"] = "fp16"
 
@@ -59,6 +62,11 @@ class Probabilities(Part):
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """The one temperature that the labels are of."""
+        return self.temperature, self.temperature
 
     def check_temperature(self, temperature: float) -> None:
         """Refuse every temperature but the one the probabilities are of."""
@@ -93,7 +101,7 @@ class Probabilities(Part):
         parts = [np.ascontiguousarray(ids.astype(id_dtype(classes))), np.ascontiguousarray(values.astype(self._value))]
         return {RECORD: np.concatenate([part.view(np.uint8) for part in parts], axis=1)}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label.
 
         Raises:
@@ -101,7 +109,7 @@ class Probabilities(Part):
         """
         return self.sparse(arrays, classes, temperature=temperature).dense(classes)
 
-    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows of all classes."""
         record = array_of(arrays, RECORD, self.layout(classes)[RECORD], self.kind)
         kept = min(self.k, classes)
@@ -112,7 +120,8 @@ class Probabilities(Part):
         values = np.clip(np.nan_to_num(values, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
         left = np.maximum(1.0 - values.sum(axis=1), 0.0) if self.tail == "uniform" else np.zeros(len(values))
         others = left / max(classes - kept, 1)
-        logs, tail = ((_logs(each) * temperature).astype(np.float32) for each in (values, others))
+        scale = self.temperature if temperature is None else temperature
+        logs, tail = ((_logs(each) * scale).astype(np.float32) for each in (values, others))
         return SparseLogits(tensor(known_ids(ids, classes)), tensor(logs), tensor(tail))
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Annotated, ClassVar, Literal
 
@@ -30,11 +31,14 @@ class Quantized(Part):
     A row's deepest class has the last step; the scale, log(1 + deepest / 8) / (2**bits - 1), is a half float. Step 0 is
     for the highest class (and its equals) alone, so the first class stays the first: of two classes nearer than half a
     step the lower moves by up to a step. For range r the depths are off by e = (r + 8) * expm1(scale) at most, and
-    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less.
+    KL(source || stored) at temperature T is at most (e / T)**2 / 2; in the mean it is far less. Depths beyond 1e38
+    count as 1e38: farther down a rounded scale would lead beyond all floats.
     """
 
     shorthand: ClassVar[str] = "bits"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
+    deepest: ClassVar[float] = 1e38
 
     kind: Literal["quantized"] = "quantized"
     bits: Annotated[Literal[8, 4], pydantic.BeforeValidator(lambda bits: int(bits))] = 8
@@ -47,10 +51,15 @@ class Quantized(Part):
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
 
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """From 0.25 upward with 8 bits, from 1 with 4."""
+        return _LOWEST_TEMPERATURE[self.bits], math.inf
+
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures that magnify the steps: below 0.25 with 8 bits, below 1 with 4."""
         instead = "dense" if self.bits == 8 else "quantized:8"
-        check_lowest(temperature, _LOWEST_TEMPERATURE[self.bits], f"{self.kind}:{self.bits}", instead)
+        check_lowest(temperature, self.temperatures[0], f"{self.kind}:{self.bits}", instead)
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
@@ -58,13 +67,13 @@ class Quantized(Part):
         return {RECORD: encoded(rows, self._there, self._here) if stays(rows) else self._here(rows)}
 
     def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG002
-        depths = rows.amax(dim=1, keepdim=True) - rows
+        depths = self._depths(rows)
         places = _places(depths)
         scale = (places.amax(dim=1, keepdim=True) / self._steps).half()
         return self._record(scale, self._numbers(depths, places, scale))
 
     def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
-        depths = rows.amax(dim=1, keepdim=True) - rows
+        depths = self._depths(rows)
         places = (depths.double() / _KNEE).log1p_()
         widest = places.amax(dim=1, keepdim=True) / self._steps
         low, high = ((widest * factor).float().half() for factor in _NEAR)
@@ -80,6 +89,9 @@ class Quantized(Part):
     def _steps(self) -> int:
         return 2**self.bits - 1
 
+    def _depths(self, rows: Tensor) -> Tensor:
+        return (rows.amax(dim=1, keepdim=True) - rows).clamp_(max=self.deepest)
+
     def _numbers(self, depths: Tensor, places: Tensor, scale: Tensor) -> Tensor:
         spacing = scale.to(places.dtype)
         numbers = (places / spacing.masked_fill(spacing == 0, 1.0)).round_().clamp_(max=self._steps)
@@ -89,7 +101,7 @@ class Quantized(Part):
         parts = [scale.cpu().numpy().view(np.uint8), packed(numbers, self.bits).cpu().numpy()]
         return np.concatenate(parts, axis=1)
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:  # noqa: ARG002
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -49,10 +50,12 @@ class Sampled(Part):
 
     shorthand: ClassVar[str] = "k"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = False
+    deepest: ClassVar[float] = math.inf
 
     kind: Literal["sampled"] = "sampled"
     k: pydantic.PositiveInt = 30
-    temperature: float = pydantic.Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = pydantic.Field(default=1.0, ge=0.01, le=10_000, allow_inf_nan=False)
 
     def layout(self, classes: int) -> dict[str, Field]:
         """One record of bytes: class numbers in the smallest integer that holds them, then the weights."""
@@ -62,6 +65,11 @@ class Sampled(Part):
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """The one temperature that the labels are of."""
+        return self.temperature, self.temperature
 
     def check_temperature(self, temperature: float) -> None:
         """Refuse every temperature but the one the labels were drawn for."""
@@ -100,7 +108,7 @@ class Sampled(Part):
 
         return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows, slice(None))}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label; classes not drawn have 0 of it.
 
         Raises:
@@ -108,12 +116,13 @@ class Sampled(Part):
         """
         return self.sparse(arrays, classes, temperature=temperature).dense(classes)
 
-    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows."""
         record = array_of(arrays, RECORD, self.layout(classes)[RECORD], self.kind)
         ids, logs = parted(record, id_dtype(classes), min(self.k, classes))
-        logits = tensor(logs.astype(np.float32)) * temperature
-        others = torch.full((len(record),), _NOT_DRAWN * temperature)
+        scale = self.temperature if temperature is None else temperature
+        logits = tensor(logs.astype(np.float32)) * scale
+        others = torch.full((len(record),), _NOT_DRAWN * scale)
         return SparseLogits(tensor(known_ids(ids.astype(np.int64), classes)), logits, others)
 
 

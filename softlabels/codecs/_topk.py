@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import ClassVar, Literal, Protocol
@@ -30,6 +31,7 @@ from softlabels.codecs._summary import Summary, summarise
 from softlabels.config import Part
 
 LOWEST_TEMPERATURE = 0.5
+DEEPEST, _DEEPEST_FAST = 300.0, 65504.0
 
 
 class TopK(Part):
@@ -53,6 +55,8 @@ class TopK(Part):
 
     shorthand: ClassVar[str] = "k"
     compressed: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
+    temperatures: ClassVar[tuple[float, float]] = (LOWEST_TEMPERATURE, math.inf)
 
     kind: Literal["topk"] = "topk"
     k: pydantic.PositiveInt = 10
@@ -66,6 +70,11 @@ class TopK(Part):
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
         return bytes_of(self.layout(classes))
+
+    @property
+    def deepest(self) -> float:
+        """300 in a compact record, the largest half float in a fast one."""
+        return DEEPEST if self.record == "compact" else _DEEPEST_FAST
 
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures below 0.5, where the others' mass hangs on the few highest of them."""
@@ -85,7 +94,7 @@ class TopK(Part):
 
         return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows)}
 
-    def decode(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> Tensor:
+    def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label.
 
         Raises:
@@ -93,9 +102,9 @@ class TopK(Part):
         """
         return self.sparse(arrays, classes, temperature=temperature).dense(classes)
 
-    def sparse(self, arrays: Arrays, classes: int, *, temperature: float = 1.0) -> SparseLogits:
+    def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows."""
-        return self.summary(arrays, classes).at(temperature)
+        return self.summary(arrays, classes).at(1.0 if temperature is None else temperature)
 
     def summary(self, arrays: Arrays, classes: int) -> Summary:
         """What is stored of each label."""
@@ -119,7 +128,6 @@ class _Form(Protocol):
     def read(self, record: Record) -> Summary: ...
 
 
-_DEEPEST = 300.0
 _TAIL_BITS, _SPREAD_BITS = 9, 5
 _TAIL_KNEE, _KNEE = 1.0, 8.0
 
@@ -150,8 +158,8 @@ class _Compact:
         return (self._ids_from + self.kept * width(self.classes) + 7) // 8
 
     def write(self, summary: Summary) -> Record:
-        tail = to_steps(summary.tail, _DEEPEST, 2**_TAIL_BITS - 1, _TAIL_KNEE)
-        spread = to_steps(summary.spread, _DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
+        tail = to_steps(summary.tail, DEEPEST, 2**_TAIL_BITS - 1, _TAIL_KNEE)
+        spread = to_steps(summary.spread, DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
         steps = self._run.levels - 1
         run = to_steps(summary.depths[:, 1:], _tail_depth(tail)[:, None], steps, _KNEE)
         if self.kept == self.classes:
@@ -168,7 +176,7 @@ class _Compact:
 
     def read(self, record: Record) -> Summary:
         tail = _tail_depth(unpack(record, 0, _TAIL_BITS, 1))
-        spread = from_steps(unpack(record, _TAIL_BITS, _SPREAD_BITS, 1), _DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
+        spread = from_steps(unpack(record, _TAIL_BITS, _SPREAD_BITS, 1), DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
         ids = unpack(record, self._ids_from, width(self.classes), self.kept)
         run = self._run.read(record, _TAIL_BITS + _SPREAD_BITS)
         # Classes of one level stand a hair apart, so that the highest class and the order stay what they were.
@@ -184,7 +192,7 @@ def _compact(kept: int, classes: int, fewest: int) -> _Compact:
 
 
 def _tail_depth(number: NDArray[np.int64]) -> NDArray[np.float64]:
-    return from_steps(number, _DEEPEST, 2**_TAIL_BITS - 1, _TAIL_KNEE)
+    return from_steps(number, DEEPEST, 2**_TAIL_BITS - 1, _TAIL_KNEE)
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ class _Fast:
 
     def write(self, summary: Summary) -> Record:
         halves = np.column_stack([summary.depths[:, 1:], summary.tail, summary.spread])
-        return joined(summary.ids.astype(self._id), np.minimum(halves, 65504.0).astype("<f2"))
+        return joined(summary.ids.astype(self._id), np.minimum(halves, _DEEPEST_FAST).astype("<f2"))
 
     def read(self, record: Record) -> Summary:
         ids, halves = parted(record, self._id, self.kept)

@@ -1,9 +1,9 @@
 """Losses between a student's and a teacher's logits, blends of several teachers, and the objective made of them.
 
 One convention throughout: natural logarithm; forward direction KL(teacher || student); the mean over the valid rows
-of the sum over classes; times T^2 always, for losses on softened probabilities; log-softmax in fp32. A teacher's
-logits are known up to a constant per row, so every loss is blind to one. A loss knows no teachers, a blend rolls no
-dice of its own.
+of the sum over classes; times T^2 always, for losses on softened probabilities; log-softmax in fp32, above T = 20
+in fp64. A teacher's logits are known up to a constant per row, so every loss is blind to one. A loss knows no teachers,
+a blend rolls no dice of its own.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class Loss(Protocol):
     """Whether it looks at `teacher_logits`; if not, they may be None."""
     needs_labels: ClassVar[bool]
     """Whether it looks at `labels`; if so, it leaves out rows with label -1."""
+    needs_logits: ClassVar[bool]
+    """Whether it looks at the teacher's logits themselves, or at logarithms of its probabilities with a weight of their
+    own: what is said of a class of probability 0 then counts, which labels without logits leave open."""
 
     @property
     def kind(self) -> str: ...
@@ -110,6 +113,8 @@ class Blend(Protocol):
 
     samples: ClassVar[bool]
     """Whether it draws, and so needs `words`."""
+    needs_logits: ClassVar[bool]
+    """Whether it adds up the logits of several teachers, and not their probabilities."""
 
     @property
     def kind(self) -> str: ...

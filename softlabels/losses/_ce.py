@@ -63,6 +63,7 @@ class SoftCrossEntropy(Part):
     kind: Literal["ce"] = "ce"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
     sparse: ClassVar = staticmethod(sparse_soft_cross_entropy)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

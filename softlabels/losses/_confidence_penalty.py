@@ -41,6 +41,7 @@ class ConfidencePenalty(Part):
     kind: Literal["confidence-penalty"] = "confidence-penalty"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor | None, **given: Unpack[Given]) -> Tensor:
         return confidence_penalty(student_logits, teacher_logits, **given)

@@ -73,6 +73,7 @@ class DIST(Part):
     kind: Literal["dist"] = "dist"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
     beta: float = Field(1.0, ge=0, allow_inf_nan=False)
     gamma: float = Field(1.0, ge=0, allow_inf_nan=False)

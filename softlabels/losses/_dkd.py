@@ -67,6 +67,7 @@ class DecoupledKD(Part):
     kind: Literal["dkd"] = "dkd"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
 
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False)
     beta: float = Field(8.0, ge=0, allow_inf_nan=False)

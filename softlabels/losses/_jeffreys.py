@@ -68,6 +68,7 @@ class Jeffreys(Part):
     kind: Literal["jeffreys"] = "jeffreys"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
     sparse: ClassVar = staticmethod(sparse_jeffreys)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

@@ -69,6 +69,7 @@ class JS(Part):
     kind: Literal["js"] = "js"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
     sparse: ClassVar = staticmethod(sparse_js_divergence)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

@@ -78,6 +78,7 @@ class KL(Part):
     kind: Literal["kl"] = "kl"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
     sparse: ClassVar = staticmethod(sparse_kl_divergence)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

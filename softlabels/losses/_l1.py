@@ -67,6 +67,7 @@ class LogitL1(Part):
     kind: Literal["l1"] = "l1"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
     sparse: ClassVar = staticmethod(sparse_logit_l1)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

@@ -19,6 +19,7 @@ class MeanLogits(Part):
     kind: Literal["mean-logits"] = "mean-logits"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     weights: Weights | None = None
 

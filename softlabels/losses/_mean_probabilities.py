@@ -19,6 +19,7 @@ class MeanProbabilities(Part):
     kind: Literal["mean-probabilities"] = "mean-probabilities"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
     weights: Weights | None = None
 

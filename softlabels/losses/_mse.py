@@ -69,6 +69,7 @@ class LogitMSE(Part):
     kind: Literal["mse"] = "mse"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
     sparse: ClassVar = staticmethod(sparse_logit_mse)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:

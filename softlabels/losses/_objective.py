@@ -11,7 +11,7 @@ from torch import Tensor
 from softlabels import losses
 from softlabels.errors import ConfigError
 from softlabels.losses._hard import NO_LABEL, hard_cross_entropy
-from softlabels.losses._rows import number
+from softlabels.losses._rows import MOST_IN_FP32, number
 
 if TYPE_CHECKING:
     from softlabels.losses import Loss, SparseLogits
@@ -29,6 +29,10 @@ LossPart = Annotated[Any, PlainValidator(_loss), PlainSerializer(_dumped)]
 """A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
 
 
+HIGHEST_TEMPERATURE = 10_000.0
+"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
+
+
 class Term(BaseModel):
     """A further term of an objective: `weight` times `loss`, at its own temperature or (None) the objective's."""
 
@@ -36,7 +40,7 @@ class Term(BaseModel):
 
     weight: float = Field(allow_inf_nan=False)
     loss: LossPart
-    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+    temperature: float | None = Field(None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
 
 
 class Objective(BaseModel):
@@ -62,7 +66,7 @@ class Objective(BaseModel):
 
     alpha: float = Field(0.0, ge=0, le=1)
     loss: LossPart = Field("kl", validate_default=True)
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(1.0, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     terms: tuple[Term, ...] = ()
     ignore_label: int | None = None
@@ -147,6 +151,11 @@ class Objective(BaseModel):
         return any(loss.needs_teacher for _, _, loss, _ in self._soft_parts())
 
     @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of all parts besides the hard one, whatever their weight: a schedule may bring them in later."""
+        return (self.loss, *(term.loss for term in self.terms))
+
+    @property
     def needs_labels(self) -> bool:
         """Whether a part that is computed asks for labels."""
         return self.alpha > 0 or any(loss.needs_labels for _, _, loss, _ in self._soft_parts())
@@ -169,7 +178,9 @@ class Objective(BaseModel):
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
         lines.append("natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always")
-        lines.append("log-softmax in fp32; what a top-K label leaves over is clamped at 0 and spread per class")
+        high = any(temperature > MOST_IN_FP32 for *_, temperature in self._soft_parts())
+        precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
+        lines.append(f"log-softmax in {precision}; what a top-K label leaves over is clamped at 0 and spread per class")
         return lines
 
     def _soft_parts(self) -> Iterator[tuple[str, float, Loss, float]]:

@@ -22,6 +22,7 @@ class PerClass(Part):
 
     kind: Literal["per-class"] = "per-class"
     samples: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
     weights: tuple[tuple[Weight, ...], ...]
 

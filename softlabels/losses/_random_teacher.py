@@ -22,6 +22,7 @@ class RandomTeacher(Part):
     kind: Literal["random-teacher"] = "random-teacher"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     weights: Weights | None = None
 

@@ -86,6 +86,7 @@ class RelationalAngle(Part):
     kind: Literal["relational-angle"] = "relational-angle"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return relational_angle(student_logits, teacher_logits, **given)

@@ -59,6 +59,7 @@ class RelationalDistance(Part):
     kind: Literal["relational-distance"] = "relational-distance"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return relational_distance(student_logits, teacher_logits, **given)

@@ -14,6 +14,11 @@ FLOOR = -1e4
 makes no 0 * inf; every finite logit that a network puts out lies far above."""
 
 
+MOST_IN_FP32 = 20.0
+"""Above this temperature losses are computed in fp64: T^2 multiplies a divergence that falls with T^2, so that at T of
+1,000 the rounding of fp32 logarithms is larger than the loss itself."""
+
+
 class Given(TypedDict, total=False):
     """The keywords that every loss takes."""
 
@@ -44,10 +49,16 @@ def pair_of(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
-    """ln softmax(logits / temperature) of rows that are fp32 already."""
+    """ln softmax(logits / temperature) of rows that are fp32 already; in fp64 above `MOST_IN_FP32`."""
     if not temperature > 0:
         raise ConfigError(f"a temperature must be greater than 0, got {temperature}")
-    return (logits / temperature).log_softmax(-1)
+    return (widened(logits, temperature) / temperature).log_softmax(-1)
+
+
+def widened(logits: Tensor, temperature: float) -> Tensor:
+    """`logits` in the precision that a loss at `temperature` is computed in."""
+    # Apple's GPUs have no fp64.
+    return logits.double() if temperature > MOST_IN_FP32 and logits.device.type != "mps" else logits
 
 
 def softened_pair(

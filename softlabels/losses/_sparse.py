@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from softlabels.errors import ConfigError
-from softlabels.losses._rows import FLOOR, centred, check_valid, rows_of, softened
+from softlabels.losses._rows import FLOOR, centred, check_valid, rows_of, softened, widened
 
 
 class SparseLogits(Protocol):
@@ -105,7 +105,7 @@ def sparse_softened(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ln q (n, classes) of the student, ln p of the classes named (n, K) and of each other (n, 1)."""
     log_q = softened(student, temperature)
-    values, tail = values / temperature, tail / temperature
+    values, tail = (widened(each, temperature) / temperature for each in (values, tail))
     others = student.shape[1] - ids.shape[1]
     masses = [values, tail + math.log(others)] if others > 0 else [values]
     log_total = torch.cat(masses, -1).logsumexp(-1, keepdim=True)

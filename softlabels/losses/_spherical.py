@@ -55,6 +55,7 @@ class SphericalKD(Part):
     kind: Literal["spherical-kd"] = "spherical-kd"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return spherical_kd(student_logits, teacher_logits, **given)

@@ -53,6 +53,7 @@ class StandardizedKL(Part):
     kind: Literal["standardized-kl"] = "standardized-kl"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return standardized_kl(student_logits, teacher_logits, **given)

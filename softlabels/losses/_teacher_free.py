@@ -59,6 +59,7 @@ class TeacherFree(Part):
     shorthand: ClassVar[str | None] = "correct"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = False
 
     correct: float = Field(0.99, gt=0, lt=1)
 

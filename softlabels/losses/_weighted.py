@@ -16,6 +16,7 @@ class Weighted(Part):
     kind: Literal["weighted"] = "weighted"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
 
     weights: Weights
 

@@ -56,6 +56,7 @@ class WeightedSoftLabels(Part):
     kind: Literal["wsl"] = "wsl"
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    needs_logits: ClassVar[bool] = True
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return weighted_soft_labels(student_logits, teacher_logits, **given)

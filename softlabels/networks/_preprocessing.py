@@ -54,6 +54,15 @@ class Preprocessing(BaseModel):
         return fields
 
     @model_validator(mode="after")
+    def _are_of_ones(self) -> Preprocessing:
+        if max(self.mean) > 1 or max(self.std) > 4:
+            mean, std = ([round(value / 255, 4) for value in values] for values in (self.mean, self.std))
+            raise ValueError(
+                f"mean and std are of pixels between 0 and 1, these are of 0 to 255; give mean {mean} and std {std}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _crop_fits(self) -> Preprocessing:
         if self.resize is not None and self.resize < self.size and self.crop != "padded":
             raise ValueError(f"resize {self.resize} is smaller than size {self.size}, so no crop of that size fits")

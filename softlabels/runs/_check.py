@@ -59,7 +59,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     findings = verifying.check_store(labels)
     if findings.ok and not config.shards_only:
         images = label_images(labels, config.data, config.data_dir)
-        verifying.check_images(findings, labels, images)
+        verifying.check_images(findings, labels, images, part=config.data is not None)
         if findings.ok and config.samples:
             _rerun(findings, config, labels, images)
     for line in findings.checks + findings.notes:
@@ -67,7 +67,8 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     for each in findings.agreements:
         journal.say(
             f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
-            f"on {plural(each.labels, 'view')}"
+            f"on {plural(each.labels, 'view')} at temperature {each.temperature:.3g}; rounding explains a mean KL up "
+            f"to {each.explained.kl:.1e}"
         )
     return findings
 
@@ -81,10 +82,14 @@ def _rerun(findings: Findings, config: VerifyConfig, labels: Labels, images: Ima
             continue
         # Images that could not be read have no label, and most likely cannot be shown to the teacher now either.
         known = np.flatnonzero(labels.of(name).labelled(addresses))
-        picks, views = spread(len(known), labels.views, config.samples)
+        picks, views = spread(len(known), labels.of(name).views, config.samples)
         if not len(picks):
             findings.checks.append(f"{name}: labels none of these images, so it is not run again")
             continue
-        rows = known[picks]
-        agreement = verifying.compare_teacher(labels, images, reopen(name), rows, views, name)
-        findings.enter(agreement, config.largest_kl)
+        rows, teacher = known[picks], reopen(name)
+        other = verifying.check_teacher(labels, teacher, name)
+        findings.check(f"{name}: the teacher is as its card says", other)
+        if not other:
+            precision = config.amp or "fp32"
+            agreement = verifying.compare_teacher(labels, images, teacher, rows, views, name, precision)
+            findings.enter(agreement, config.largest_kl)

@@ -264,6 +264,11 @@ class DumpConfig(Rendering, Caching):
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="stop at an image that cannot be read, or record it as unlabelled"
     )
+    on_odd_logits: Literal["fail", "warn"] = Field(
+        "fail",
+        description="refuse a teacher that gives probabilities instead of logits, or whose logits depend on the rest "
+        "of the batch, or only say so",
+    )
 
     @field_validator("part")
     @classmethod
@@ -452,8 +457,11 @@ class VerifyConfig(Reopening):
     """What `softlabels verify` does."""
 
     samples: int = Field(64, ge=0, description="random views on which each teacher is run again; 0 for none")
-    largest_kl: float = Field(
-        1e-2, gt=0, description="mean KL in nats between teacher and stored labels that is still accepted"
+    largest_kl: float | None = Field(
+        None,
+        gt=0,
+        description="mean KL in nats between the teacher's labels, encoded as the stored ones are, and these that is "
+        "still accepted  [default: what rounding explains]",
     )
     shards_only: bool = Field(False, description="check the store's files alone, without images and teachers")
 

@@ -21,7 +21,7 @@ from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, limited, open_teacher, teacher_specs
-from softlabels.runs._store import Arrangement, arrange, as_written
+from softlabels.runs._store import Arrangement, arrange, as_written, mend
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
@@ -57,8 +57,15 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         renderer = config.renderer
         for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
             journal.say(line)
+        again, readable = dumping.readable_again(labels, arranged, recipe)
+        mend(store, arranged, readable)
+        if readable:
+            journal.say(
+                f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
+            )
+        views = max([config.views, *(shard.stop_view for shard in again)])
         report = dumping.dump(
-            Pictures.of_store(store, arranged, config.views, frame(teacher.preprocessing)),
+            Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
             teacher,
             codec,
             labels,
@@ -66,13 +73,18 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             compile=config.compile,
             workers=config.helpers(images),
             part=config.share,
+            views=config.views,
+            again=again,
             skip_bad_images=config.on_bad_image == "skip",
             renderer=renderer,
+            odd_logits=config.on_odd_logits,
             journal=journal,
         )
         if report.shards:
             store.keep(saved_config(teacher.name), config_text(config))
         _say(report, labels, config, journal)
+        for line in report.notes:
+            journal.say(line)
         reports.append(report)
     return reports
 

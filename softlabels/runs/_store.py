@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from softlabels.datasets import Images, content_checksums, some_rows, subset
@@ -114,9 +115,10 @@ class Arrangement:
         table = pa.table({"key": images.keys, "label": images.labels})
         if self.there is None or self.there.keys != images.keys:
             return table
-        few = some_rows(images)
-        checksums = self.there.checksums.copy()
-        checksums[few] = content_checksums(images, few)
+        few = np.setdiff1d(some_rows(images), unread_rows(self.there))
+        checksums = self.there.images["checksum"].to_numpy().copy()
+        now = content_checksums(images, few)
+        checksums[few] = np.where(now == self.there.checksums[few], checksums[few], now)
         return table.append_column("checksum", pa.array(checksums, pa.uint64()))
 
 
@@ -201,6 +203,32 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
             f"{store.keys[lost[0]].as_py()!r}); bring them back, mind --limit and --split, or choose another --out"
         )
     return subset(images, np.concatenate([known, new])), len(new)
+
+
+def unread_rows(store: Store) -> NDArray[np.int64]:
+    """The rows of which a teacher made an attempt and none has a label, int64 (n,): what lies there may be mended."""
+    skipped = [set(labels.skipped) for labels in map(store.teacher, store.teachers) if labels.shards]
+    return np.array(sorted(set.intersection(*skipped)) if skipped else [], np.int64)
+
+
+def mend(store: Store, images: Images, rows: Sequence[int]) -> None:
+    """Have the store know the content of images that can be read again; `images` are in the order of its rows.
+
+    Raises:
+        StoreError: some teacher labelled an image when it had other content.
+    """
+    if not len(rows):
+        return
+    now = content_checksums(images, np.array(rows, np.int64))
+    changed = {row: int(checksum) for row, checksum in zip(rows, now, strict=True) if checksum != store.checksums[row]}
+    labelled = sorted(changed.keys() - set(unread_rows(store).tolist()))
+    if labelled:
+        raise StoreError(
+            f"image {images.keys[labelled[0]].as_py()!r} can be read again, but is not the one that other teachers of "
+            f"{store.location} labelled; restore that one, or make a new store"
+        )
+    if changed:
+        store.mend(changed)
 
 
 def _grown(store: Store, images: Images, data: Mapping[str, Any], cache: Cache | None) -> Store:

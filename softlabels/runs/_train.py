@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from softlabels import verifying
@@ -19,7 +20,7 @@ from softlabels.comparing import compare
 from softlabels.config import validated
 from softlabels.datasets import Images, open_images, subset
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
-from softlabels.evaluating import Score, classifier, evaluate
+from softlabels.evaluating import Score, classifier, evaluate, trained_on
 from softlabels.journal import Journal, duration, plural, rate
 from softlabels.labels import Labels
 from softlabels.learning import Place, check_optimizer, parameter_groups
@@ -259,21 +260,51 @@ def _lesson(
     if config.teacher:
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
-        names = ", ".join(teacher.name for teacher in targets.teachers)
-        lesson, more = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets)
-        return lesson, classes, [f"{note}, {names} live", *more]
+        names = [teacher.name for teacher in targets.teachers]
+        lesson, more = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
+        return lesson, classes, [f"{note}, {', '.join(names)} live", *more]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
     objective = _objective(config, 1.0)
     _check_untaught(config)
     samples = LabelledPictures(pictures, renderer=config.renderer)
-    return Lesson(samples, NoTargets(), objective), len(images.classes), [note]
+    notes = [note, *_hard_labels(images, needed_by="training without soft labels")]
+    return Lesson(samples, NoTargets(), objective), len(images.classes), notes
 
 
-def _taught(config: TrainConfig, samples: LabelledPictures, targets: Targets) -> tuple[Lesson, list[str]]:
+def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
+    """A line about images without a hard label, where there are some.
+
+    Raises:
+        ConfigError: something needs hard labels, and no image has one.
+    """
+    labelled = int((images.labels >= 0).sum())
+    if needed_by and not labelled:
+        raise ConfigError(
+            f"{needed_by} needs hard labels, and none of the {len(images):,} images of {images.name} has one; give "
+            f"data that has, or learn from soft labels alone"
+        )
+    if labelled == len(images):
+        return []
+    return [f"{labelled:,} of {len(images):,} images have a hard label"]
+
+
+def _taught(
+    config: TrainConfig, samples: LabelledPictures, targets: Targets, teachers: Sequence[str]
+) -> tuple[Lesson, list[str]]:
     """A lesson with teachers, and lines about it."""
     objective, notes = _objective(config, 0.0), []
     shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
+    needing = {
+        f"--alpha {shares[0]:g}": shares[0] > 0,
+        f"--alpha-end {shares[1]:g}": shares[1] > 0,
+        "--wrong-teacher hard": config.wrong_teacher == "hard",
+        **{f"loss {loss.kind!r}": loss.needs_labels for loss in objective.losses},
+    }
+    notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
+    if len(teachers) > 1:
+        blend = BLENDS.make(config.blend)
+        notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
     if config.label_smoothing and min(shares) < 1:
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
@@ -310,12 +341,16 @@ def _stored_lesson(
     labels.share(config.label_memory)
     labels.adopt(processes.machine_agreed(labels.offered()))
     teachers = labels.select(config.teachers)
-    if not teachers:
-        raise StoreError(f"{labels.store.location} holds no teacher's labels; dump some first, or copy the store whole")
+    views = labels.complete_views(teachers)
+    if config.views_per_image > views:
+        raise ConfigError(
+            f"--views-per-image {config.views_per_image} is more than the {views} views that {labels.store.location} "
+            f"holds; choose {views} or fewer, or dump more views"
+        )
     for name in teachers:
         _check_complete(labels, name, config.incomplete)
-        _check_temperatures(labels, name, _objective(config, 0.0))
-    images, views = inputs.images, _views(labels, inputs)
+        _check_temperatures(labels, name, _objective(config, 0.0), confidence=config.min_confidence > 0)
+    images, views = inputs.images, _views(labels, inputs, teachers)
     joined = join(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
     notes = [
         f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
@@ -325,7 +360,7 @@ def _stored_lesson(
     if joined.without:
         notes.append(f"{joined.without:,} images have no labels and are left out")
         images = subset(images, joined.rows)
-    _check_pixels(labels, images)
+    _check_pixels(labels, images, teachers)
     pictures = Pictures.of_store(labels.store, images, views, frame(preprocessing))
     renderer = config.renderer
     samples = LabelledPictures(pictures, labels, joined.label_rows, teachers, renderer=renderer)
@@ -334,24 +369,25 @@ def _stored_lesson(
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     objective = _objective(config, 0.0)
     targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)
-    lesson, more = _taught(config, samples, targets)
+    lesson, more = _taught(config, samples, targets, teachers)
     if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return lesson, labels.classes, notes + more
 
 
-def _views(labels: Labels, inputs: Inputs) -> int:
+def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
     """How many views are learnt from: as many as when the run was begun, whatever has been added since.
 
     Raises:
         StoreError: some of them are not there any more.
     """
+    there = labels.complete_views(teachers)
     if inputs.views is None:
-        return labels.views
-    if inputs.views > labels.views:
+        return there
+    if inputs.views > there:
         raise StoreError(
             f"the run was begun with {plural(inputs.views, 'view')} of {labels.store.location}, which has "
-            f"{labels.views} now; dump the others again, or choose another --out"
+            f"{there} now; dump the others again, or choose another --out"
         )
     return inputs.views
 
@@ -359,11 +395,6 @@ def _views(labels: Labels, inputs: Inputs) -> int:
 def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
     each = labels.of(teacher)
     begun = max((shard.stop_view for shard in each.shards), default=0)
-    if each.views == 0:
-        raise StoreError(
-            f"{labels.store.location} has no complete view of {teacher} yet ({len(each.shards)} shards are there); "
-            f"run the dump again to go on"
-        )
     if each.views < begun and not incomplete:
         raise StoreError(
             f"{labels.store.location} is incomplete: {teacher} has {each.views} of {begun} views for all images; "
@@ -371,9 +402,14 @@ def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
         )
 
 
-def _check_temperatures(labels: Labels, teacher: str, objective: Objective) -> None:
+def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, confidence: bool) -> None:
     codec = labels.codec(teacher)
     codec.check_temperature(objective.temperature)
+    if confidence:
+        try:
+            codec.check_temperature(1.0)
+        except ConfigError as problem:
+            raise ConfigError(f"--min-confidence is of probabilities at temperature 1: {problem}") from problem
     for term in objective.terms:
         if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
             codec.check_temperature(term.temperature)
@@ -385,11 +421,11 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective) -> N
                 )
 
 
-def _check_pixels(labels: Labels, images: Images) -> None:
+def _check_pixels(labels: Labels, images: Images, teachers: Sequence[str]) -> None:
     _, problems = verifying.compare_digests(labels, images, most=PIXEL_CHECKS)
     if labels.recipe.mixes:
         rows, _ = spread(len(labels), 1, PARTNER_CHECKS)
-        problems += [each for name in labels.teachers for each in verifying.compare_partners(labels, name, rows)]
+        problems += [each for name in teachers for each in verifying.compare_partners(labels, name, rows)]
     if problems:
         raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
 
@@ -418,6 +454,11 @@ def _scoring(
     tested = _held_out(config, images, journal)
     if tested is None:
         return None
+    if not (tested.labels >= 0).any():
+        if config.eval_data is not None:
+            raise DataError(f"{tested.name} has no hard labels to score against; choose --eval-data")
+        journal.say(f"no evaluation: {tested.name} has no hard labels; name images with --eval-data")
+        return None
     if len(tested.classes) != classes:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
     check_classes(tested, names, "the student")
@@ -435,23 +476,30 @@ def _scoring(
 
 
 def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images | None:
+    """What the student is evaluated on, without images that it is trained on; None where there is nothing."""
     if config.eval_data is not None:
-        return open_images(config.eval_data, data_dir=config.data_dir, split="test")
-    try:
-        tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
-    except DataError as problem:
-        journal.say(f"no evaluation: {problem}; name images with --eval-data")
-        return None
-    if _same_images(tested, images):
-        journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
-        return None
-    return tested
-
-
-def _same_images(some: Images, others: Images) -> bool:
-    """Whether the first images of both are the same: one folder opened twice."""
-    few = range(min(4, len(some), len(others)))
-    return all(some.keys[row] == others.keys[row] and some.content(row) == others.content(row) for row in few)
+        tested = open_images(config.eval_data, data_dir=config.data_dir, split="test")
+        known = trained_on(tested, images)
+        if len(known) == len(tested):
+            journal.say(f"warning: every image of {tested.name} is trained on; its score tells what was memorised")
+            return tested
+    else:
+        try:
+            tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
+        except DataError as problem:
+            journal.say(f"no evaluation: {problem}; name images with --eval-data")
+            return None
+        known = trained_on(tested, images)
+        # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
+        if len(known) in (len(tested), len(images)):
+            journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
+            return None
+    if not len(known):
+        return tested
+    journal.say(
+        f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on; the others are evaluated"
+    )
+    return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 
 def _result(report: TrainReport, network: nn.Module, lesson: Lesson, folder: Path) -> dict[str, Any]:

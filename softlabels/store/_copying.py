@@ -14,6 +14,8 @@ from softlabels.store._inside import Place
 from softlabels.store._manifest import NAME, images_name
 from softlabels.store._mirror import Mirror
 from softlabels.store._store import (
+    MENDED,
+    Mended,
     Store,
     mirrored,
     open_folder,
@@ -68,6 +70,8 @@ def _make(source: Store, folder: Path) -> None:
     for number, file in enumerate(source.manifest.images):
         name = images_name(number)
         write_images_file(folder / name, Place(source.root, (name,)).read(file.size))
+    if source.mended:
+        write_text(folder / MENDED, document(Mended(store=source.manifest.id, checksums=source.mended)))
     write_text(folder / NAME, document(source.manifest))
 
 

@@ -206,6 +206,12 @@ class TeacherLabels:
         """Rows that were not labelled, and why."""
         return {row: reason for header in self._known().values() for row, reason in sorted(header.skipped.items())}
 
+    def skips(self) -> Iterator[tuple[Shard, dict[int, str]]]:
+        """The shards in which rows were not labelled, with these rows and why."""
+        return (
+            (shard, dict(sorted(header.skipped.items()))) for shard, header in self._known().items() if header.skipped
+        )
+
     def digests(self) -> Iterator[tuple[int, int, str]]:
         """(row, view, digest of the rendered picture) of the labels that have one."""
         for shard, header in self._known().items():

@@ -16,6 +16,7 @@ from softlabels import tables
 from softlabels.config import Table
 from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
+from softlabels.teachers._answers import ROUNDING, dependence_on_neighbours, distance, is_rounding, spread_of
 from softlabels.teachers._architecture import SmallTeacher, TimmTeacher, TorchvisionTeacher
 from softlabels.teachers._file import FileTeacher
 from softlabels.teachers._function import FunctionTeacher
@@ -23,6 +24,7 @@ from softlabels.teachers._network import Amp, NetworkTeacher
 from softlabels.teachers._passes import BatchSize, teacher_passes
 
 __all__ = [
+    "ROUNDING",
     "TEACHERS",
     "Amp",
     "BatchSize",
@@ -34,6 +36,10 @@ __all__ = [
     "TeacherPart",
     "TimmTeacher",
     "TorchvisionTeacher",
+    "dependence_on_neighbours",
+    "distance",
+    "is_rounding",
+    "spread_of",
     "teacher_passes",
     "teacher_spec",
 ]

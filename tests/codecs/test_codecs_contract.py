@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, SparseCodec, spelled
+from softlabels.codecs import CODECS, Codec, SparseCodec, nearest_temperature, spelled
 from softlabels.errors import ConfigError, StoreError
 
 KEEPS_THE_FIRST = [codec for codec in CODES if codec.kind != "sampled"]
@@ -240,3 +241,31 @@ def test_bytes_are_those_of_format_version_1(codec: Codec) -> None:
     for array in codec.encode(rows, words(4)).values():
         digest.update(array.tobytes())
     assert digest.hexdigest()[:12] == BYTES[named(codec)]
+
+
+@pytest.mark.parametrize("codec", CODES, ids=named)
+def test_a_codec_is_valid_at_the_temperatures_that_it_states(codec: Codec) -> None:
+    lowest, highest = codec.temperatures
+    for temperature in (max(lowest, 0.01), min(highest, 50.0)):
+        codec.check_temperature(temperature)
+    for temperature in ([lowest * 0.9] if lowest else []) + ([highest * 1.1] if highest < math.inf else []):
+        with pytest.raises(ConfigError):
+            codec.check_temperature(temperature)
+    assert lowest <= nearest_temperature(codec, 1.0) <= highest
+
+
+@pytest.mark.parametrize("codec", CODES, ids=named)
+def test_labels_without_logits_are_those_that_may_give_a_class_nothing(codec: Codec) -> None:
+    rows = torch.full((4, 60), -400.0)
+    rows[:, 0] = 0
+    least = codec.decode(codec.encode(rows, np.arange(4, dtype=np.uint64)), 60).amin()
+    assert codec.has_logits == bool(least > -500)
+
+
+@pytest.mark.parametrize("codec", CODES, ids=named)
+@pytest.mark.parametrize("size", [1e5, 1e30, 3e38])
+def test_finite_logits_come_back_finite_and_in_their_place(codec: Codec, size: float) -> None:
+    rows = torch.tensor([[size, -size, 0, 1, 5, -size, 2, 2, 2, 2, 2, 2, 2]])
+    decoded = codec.decode(codec.encode(rows, np.arange(1, dtype=np.uint64)), 13)
+    assert decoded.isfinite().all()
+    assert decoded.argmax() == 0

@@ -365,3 +365,23 @@ def test_the_exported_names_are_the_promised_ones():
             torch.from_numpy(rows), torch.from_numpy(rows), temperature=1.0, labels=torch.tensor([0, 1]), valid=None
         )
         assert value.shape == ()
+
+
+@pytest.mark.parametrize("temperature", [50.0, 1000.0, 10_000.0])
+@pytest.mark.parametrize("name", ["kl", "js", "jeffreys", "ce", "dkd", "wsl"])
+def test_a_loss_near_its_teacher_is_no_noise_at_high_temperatures(name: str, temperature: float) -> None:
+    chance = torch.Generator().manual_seed(0)
+    teacher = 3 * torch.randn(8, 1000, generator=chance)
+    student = (teacher + 0.04 * torch.randn(8, 1000, generator=chance)).requires_grad_()
+    labels, loss = torch.arange(8), losses.LOSSES.make(name)
+    value = loss(student, teacher, temperature=temperature, labels=labels)
+    exact = loss(student.double(), teacher.double(), temperature=temperature, labels=labels)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=0)
+    (slope,) = torch.autograd.grad(value, student)
+    (true,) = torch.autograd.grad(exact, student)
+    torch.testing.assert_close(slope, true, rtol=1e-4, atol=1e-9)
+
+
+def test_a_temperature_beyond_all_figures_is_refused() -> None:
+    with pytest.raises(ValueError, match="less than or equal to 10000"):
+        losses.Objective(temperature=1e6)
