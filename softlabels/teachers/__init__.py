@@ -17,6 +17,7 @@ from softlabels.config import Table
 from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
 from softlabels.teachers._architecture import SmallTeacher, TimmTeacher, TorchvisionTeacher
+from softlabels.teachers._columns import ChosenColumns, ColumnsTeacher, chosen, innermost
 from softlabels.teachers._file import FileTeacher
 from softlabels.teachers._function import FunctionTeacher
 from softlabels.teachers._network import Amp, NetworkTeacher
@@ -26,6 +27,8 @@ __all__ = [
     "TEACHERS",
     "Amp",
     "BatchSize",
+    "ChosenColumns",
+    "ColumnsTeacher",
     "FileTeacher",
     "FunctionTeacher",
     "NetworkTeacher",
@@ -34,6 +37,8 @@ __all__ = [
     "TeacherPart",
     "TimmTeacher",
     "TorchvisionTeacher",
+    "chosen",
+    "innermost",
     "teacher_passes",
     "teacher_spec",
 ]
