@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -233,7 +234,13 @@ def create_labels(
     """
     made: Recipe = RECIPES.make(recipe)
     store, arranged = runs.make_store(
-        location, images, made, seed=seed, classes=classes, rows_per_shard=rows_per_shard, grow=grow
+        os.path.expanduser(location),  # noqa: PTH111
+        images,
+        made,
+        seed=seed,
+        classes=classes,
+        rows_per_shard=rows_per_shard,
+        grow=grow,
     )
     yield LabelWriter(store, arranged, made, views)
 

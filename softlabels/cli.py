@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -19,6 +20,38 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 RESUMED = frozenset({"pack", "dump", "train", "sweep", "convert", "import", "merge", "repair"})
 """Commands that leave what they did for the same command to go on with."""
+
+
+class Once(click.Option):
+    """An option that may be given once: the last of several values would win without a word."""
+
+    def __init__(self, *args: Any, default: Any = None, **settings: Any) -> None:
+        settings |= {"multiple": True, "default": None if default is None else (default,)}
+        super().__init__(*args, **settings)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        values = super().process_value(ctx, value)
+        if values and len(values) > 1:
+            given = ", ".join(map(str, values))
+            raise ConfigError(f"{self.opts[0]} is given {len(values)} times ({given}); give it once")
+        return values[0] if values else None
+
+
+class LocalPath(click.Path):
+    """A path of this machine: ``~`` is spelled out, and neither a URL nor an empty text will do."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from softlabels.config import is_url
+
+        name = param.opts[0] if param is not None else "path"
+        if not str(value).strip():
+            raise ConfigError(f"{name} is empty; give a value, or leave it out")
+        if is_url(str(value)):
+            raise ConfigError(f"{name}: {value} is a URL; give a file or folder of this machine")
+        return super().convert(Path(value).expanduser(), param, ctx)
 
 
 class Commands(click.Group):
@@ -44,9 +77,16 @@ class Commands(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as problem:
-            if problem.filename is None:
+            if problem.filename is not None:
+                said = f"cannot use {problem.filename}: {problem.strerror}"
+            elif problem.errno in (errno.ENOSPC, errno.EIO):
+                # Of the output itself: a file that a writer cannot write is named in an error of its own.
+                said = f"the output cannot be written: {problem.strerror}"
+            else:
                 raise
-            click.echo(printable(f"softlabels: cannot use {problem.filename}: {problem.strerror}"), err=True)
+            click.echo(printable(f"softlabels: {said}"), err=True)
+            if problem.filename is None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
 
 
@@ -64,10 +104,17 @@ class Configured(click.Command):
         from softlabels import runs
 
         fields = getattr(runs, self._config).model_fields
-        file = click.Option(["--config"], type=click.Path(path_type=Path), help="YAML file of settings; flags win")
+        file = Once(["--config"], type=LocalPath(), help="YAML file of settings; flags win")
         quiet = click.Option(["--quiet"], is_flag=True, help="say nothing but errors")
         own = [_option(name, field) for name, field in fields.items() if name not in self._hidden]
         return [*own, file, quiet, *super().get_params(ctx)]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for param in self.get_params(ctx):
+            both = [option for option in (*param.opts, *param.secondary_opts) if option in args]
+            if param.secondary_opts and len(both) > 1:
+                raise ConfigError(f"{' and '.join(both)} contradict each other; give one of them")
+        return super().parse_args(ctx, args)
 
     def _call(self, config: Path | None, quiet: bool, **options: Any) -> None:
         from softlabels import runs
@@ -100,7 +147,9 @@ def _option(name: str, field: Any) -> click.Parameter:
     if kind is bool:
         return click.Option([f"{flag}/--no-{name.replace('_', '-')}"], default=None, help=text)
     required = field.is_required() and not own.get("in_file")
-    return click.Option([flag, name], type=kind, multiple=multiple, default=None, help=text, required=required)
+    if multiple:
+        return click.Option([flag, name], type=kind, multiple=True, default=None, help=text, required=required)
+    return Once([flag, name], type=kind, help=text, required=required)
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:
@@ -233,7 +282,7 @@ def info(labels: str, as_json: bool) -> None:
     """Say what a label store holds."""
     from softlabels.reporting import describe_store
 
-    described = describe_store(labels)
+    described = describe_store(os.path.expanduser(labels))  # noqa: PTH111  (a Path would spoil a URL)
     if as_json:
         click.echo(json.dumps(described, indent=2))
     else:
@@ -242,8 +291,8 @@ def info(labels: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("root", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the report  [default: ROOT/report]")
+@click.argument("root", type=LocalPath())
+@click.option("--out", cls=Once, type=LocalPath(), help="folder of the report  [default: ROOT/report]")
 def report(root: Path, out: Path | None) -> None:
     """Write table and plots of all finished runs under ROOT; runs that differ in their seed alone are averaged."""
     from softlabels.reporting import markdown
@@ -255,25 +304,26 @@ def report(root: Path, out: Path | None) -> None:
 
 
 @main.command()
-@click.argument("student", type=click.Path(path_type=Path))
+@click.argument("student", type=LocalPath())
 @click.option(
     "--format",
     "form",
+    cls=Once,
     type=click.Choice(["torch", "onnx", "int8"]),
     default="torch",
     show_default=True,
     help="torch.export, ONNX, or ONNX with dynamic 8-bit quantisation",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]"
+    "--out", cls=Once, type=LocalPath(), help="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]"
 )
-@click.option("--function", help="module:function that makes the student's network, where it is your own")
-@click.option("--data", help="data set on which student and file are compared")
-@click.option("--data-dir", help="where the data set lies")
+@click.option("--function", cls=Once, help="module:function that makes the student's network, where it is your own")
+@click.option("--data", cls=Once, help="data set on which student and file are compared")
+@click.option("--data-dir", cls=Once, help="where the data set lies")
 @click.option(
-    "--split", type=click.Choice(["train", "test", "val"]), default="test", show_default=True, help="its part"
+    "--split", cls=Once, type=click.Choice(["train", "test", "val"]), default="test", show_default=True, help="its part"
 )
-@click.option("--limit", type=click.IntRange(min=1), help="only so many images")
+@click.option("--limit", cls=Once, type=click.IntRange(min=1), help="only so many images")
 def export(student: Path, form: Any, **options: Any) -> None:
     """Write a student (a run's folder or its weights) for other programs, and check that it answers alike.
 

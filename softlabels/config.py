@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from importlib import import_module, metadata
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from softlabels.errors import ConfigError, did_you_mean, odd_value
 
@@ -41,12 +42,69 @@ class Part(BaseModel):
     kind: str
 
 
+class CommandConfig(BaseModel):
+    """Settings of a command, as flags, files and Python give them.
+
+    Paths may be `os.PathLike`, one value may stand for a list of one, and ``~`` is spelled out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    LOCAL: ClassVar[frozenset[str]] = frozenset(
+        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights"}
+    )
+    """Settings that name a file or folder of this machine, and never a URL."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_given(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        settled = {name: _settled(name, value) for name, value in given.items()}
+        for name, value in settled.items():
+            for each in value if isinstance(value, list) else [value]:
+                if name in cls.LOCAL and is_url(each):
+                    raise ConfigError(f"{name}: {each} is a URL; give a file or folder of this machine")
+            if _takes_many(cls.model_fields.get(name)) and isinstance(value, str | Mapping | Part):
+                settled[name] = [value]
+        return settled
+
+
+def is_url(value: Any) -> bool:
+    """Whether it is a text such as ``s3://bucket/folder``."""
+    return isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
+
+
+def _settled(name: str, value: Any) -> Any:
+    """`value` with texts in the place of paths and without ``~``. Raises ConfigError where it is empty."""
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    if isinstance(value, str):
+        if not value.strip():
+            raise ConfigError(f"{name} is empty; give a value, or leave it out")
+        return str(Path(value).expanduser()) if value == "~" or value.startswith("~/") else value
+    if isinstance(value, list | tuple):
+        return [_settled(name, each) for each in value]
+    return {key: _settled(str(key), each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _takes_many(field: Any) -> bool:
+    kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
 P = TypeVar("P")
 M = TypeVar("M", bound=BaseModel)
 
 
 _SETTING = re.compile(r"(\S.*?)\s+([a-z_]\w*)=([\w.+-]+)", re.DOTALL)
 """A setting that follows a kind, as in ``topk:11 levels=12``."""
+
+
+def without_settings(text: str) -> str:
+    """`text` without the settings that follow it, as in ``photos class_order=number``."""
+    while found := _SETTING.fullmatch(text):
+        text = found[1]
+    return text
 
 
 class Table(Generic[P]):
@@ -206,6 +264,19 @@ def essence(value: Any) -> Any:
     return value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping in which a key stands twice, of which YAML readers take the last in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                raise ConfigError(f"gives {key.value!r} twice, in lines {lines[key.value]} and {line}; keep one")
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the YAML file at `path`; an empty file is an empty mapping.
 
@@ -214,8 +285,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         if stat.S_ISFIFO(path.stat().st_mode) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
-            raise ConfigError(f"config {path} is a pipe, not a file")  # it may never be written to
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+            raise ConfigError("is a pipe, not a file")  # it may never be written to
+        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except ConfigError as problem:
+        raise ConfigError(f"config {path} {problem}") from problem
     except OSError as problem:
         raise ConfigError(f"config {path} cannot be read: {problem.strerror}") from problem
     except (yaml.YAMLError, ValueError, RecursionError) as problem:

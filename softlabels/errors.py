@@ -23,6 +23,10 @@ class DataError(SoftlabelsError):
     """A data set or one of its images cannot be used."""
 
 
+class ImageError(DataError):
+    """One image cannot be read or decoded; the other images of its data set can be used without it."""
+
+
 class ModelError(SoftlabelsError):
     """A teacher, a student or a file of weights cannot be used."""
 

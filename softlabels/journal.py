@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO, cast
 
@@ -193,3 +196,44 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
+
+
+WAIT_SECONDS = 15.0
+"""After so long a wait for another process is told, and again whenever it has become twice as long."""
+
+
+@dataclass(eq=False)
+class _Wait:
+    what: str
+    since: float
+    told: float
+    process: int
+
+
+_waits: list[_Wait] = []
+_teller: tuple[int, threading.Thread] | None = None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Within the block this process waits for another one: `what` for is told on stderr when it takes long."""
+    global _teller
+    wait = _Wait(what, time.monotonic(), WAIT_SECONDS, os.getpid())
+    _waits.append(wait)
+    if _teller is None or _teller[0] != os.getpid():  # a forked process has none of its parent's threads
+        _teller = os.getpid(), threading.Thread(target=_tell_of_waits, name="softlabels-waits", daemon=True)
+        _teller[1].start()
+    try:
+        yield
+    finally:
+        _waits.remove(wait)
+
+
+def _tell_of_waits() -> None:
+    while True:
+        time.sleep(min(1.0, WAIT_SECONDS / 4))
+        for wait in list(_waits):
+            waited = time.monotonic() - wait.since
+            if waited >= wait.told and wait.process == os.getpid():
+                wait.told = 2 * waited
+                print(f"softlabels: waiting for {wait.what}, {duration(waited)} so far", file=sys.stderr, flush=True)

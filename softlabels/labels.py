@@ -496,4 +496,4 @@ def open_labels(
     Raises:
         StoreError: there is no store at `location`, it is damaged, or it cannot be reached.
     """
-    return Labels(open_store(location, Cache.at(cache_dir, cache_size)))
+    return Labels(open_store(os.path.expanduser(location), Cache.at(cache_dir, cache_size)))  # noqa: PTH111

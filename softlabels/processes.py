@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from softlabels.errors import SoftlabelsError
+from softlabels.errors import RunError, SoftlabelsError
+from softlabels.journal import waiting
 
 T = TypeVar("T")
 
@@ -51,7 +52,8 @@ class Processes:
     def total(self, tensor: Tensor) -> Tensor:
         """The sum of all processes' tensors, in place."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            with _together(self.count):
+                dist.all_reduce(tensor)
         return tensor
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -81,7 +83,8 @@ class Processes:
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with _together(self.count):
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def led(self, work: Callable[[], T]) -> T:
@@ -102,7 +105,8 @@ class Processes:
         if self.count == 1:
             return value
         box: list[Any] = [None] * self.count
-        dist.all_gather_object(box, (_machine(), value))
+        with _together(self.count):
+            dist.all_gather_object(box, (_machine(), value))
         return next(theirs for machine, theirs in box if machine == _machine())
 
     def _total_each(self, tensors: list[Tensor]) -> None:
@@ -131,11 +135,37 @@ def joined() -> Iterator[Processes]:
     gpus = torch.cuda.device_count()
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    others = int(os.environ["WORLD_SIZE"]) - 1
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        with waiting(f"the other {others} processes of this run (WORLD_SIZE) at {where}"):
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    except (RuntimeError, ValueError) as problem:
+        raise RunError(
+            f"the {others} other processes of this run did not come together at {where} ({_first_line(problem)}); "
+            f"start all with torchrun, or unset RANK and WORLD_SIZE"
+        ) from problem
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _together(count: int) -> Iterator[None]:
+    """Within the block all processes of a run work together; one that is gone is told in one line."""
+    try:
+        with waiting(f"the other {count - 1} processes of this run"):
+            yield
+    except RuntimeError as problem:
+        raise RunError(
+            f"another process of this run ended or does not answer ({_first_line(problem)}); what it said tells why, "
+            f"and the same command goes on from the last checkpoint"
+        ) from problem
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0][:200]
 
 
 class _Sum(torch.autograd.Function):

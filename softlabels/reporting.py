@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import yaml
 
 from softlabels._files import read_json, whole, write_text
@@ -315,6 +316,7 @@ def describe_store(location: str) -> dict[str, Any]:
         "location": store.location,
         "data": dict(manifest.data),
         "images": len(store),
+        "without_hard_label": sum(map(_negative, store.images["label"].chunks)),
         "classes": manifest.classes,
         "recipe": dict(manifest.recipe),
         "seed": manifest.seed,
@@ -325,12 +327,19 @@ def describe_store(location: str) -> dict[str, Any]:
     return described | {"lines": _lines(described)}
 
 
+def _negative(chunk: Any) -> int:
+    """How many of these int64 numbers are below 0; from their memory, since pyarrow's other ways import pandas."""
+    return int((np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk)] < 0).sum())
+
+
 def _lines(store: dict[str, Any]) -> list[str]:
     lines = [
         f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, "
         f"{store['classes']} classes",
         f"recipe {json.dumps(store['recipe'])}, seed {store['seed']}",
     ]
+    if store["without_hard_label"]:
+        lines.append(f"{store['without_hard_label']:,} of the images have no hard label")
     for name, each in store["teachers"].items():
         lines.append(
             f"{name}: {plural(each['views'], 'view')} complete in {plural(each['shards'], each['format'] + ' shard')}, "

@@ -6,10 +6,21 @@ part in what a sample shows, and any sampler or loader that hands out numbers ke
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import mmap
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softlabels.datasets import Images, subset
+from softlabels import journal
+from softlabels.datasets import Images, report_decoding, subset
 from softlabels.devices import CPU, SideStream
-from softlabels.errors import ConfigError, StoreError
+from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
+from softlabels.journal import waiting
 from softlabels.labels import Labels
 from softlabels.pictures import Crew, Pictures, Rows, checked
 from softlabels.rendering import Renderer, Undone
@@ -205,15 +218,167 @@ def _made(
         return (each.pin_memory() for each in made) if pin_memory else made
     if isinstance(workers, Threads):
         return _by_threads(samples, numbers, workers.count, pin_memory)
-    loader: DataLoader[Batch] = DataLoader(
-        _Rendered(samples),
-        batch_sampler=(each.tolist() for each in numbers),
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        prefetch_factor=_PREFETCH,
-    )
-    return map(samples.labelled, loader)
+    if multiprocessing.current_process().daemon:  # as in a pool: such a process may have no children
+        return _by_threads(samples, numbers, workers, pin_memory)
+    return _by_processes(samples, numbers, workers, pin_memory)
+
+
+_LOOK_SECONDS = 5
+"""How often a process that waits for a batch looks whether the workers are there and their memory is not full."""
+
+_LONGEST_WAIT = 1800.0
+"""Seconds after which a batch is not waited for any more."""
+
+_REMEDY = "use --workers threads:N or 0, a smaller --batch-size, or a larger /dev/shm (docker run --shm-size 8g)"
+
+
+def _by_processes(
+    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """Worker processes send their batches through shared memory.
+
+    Raises:
+        ConfigError: /dev/shm has no room for one batch of each worker.
+        RunError: a worker died, or no batch came for long; the cause is named.
+        SoftlabelsError: what a worker could not make, as it raised it.
+    """
+    rest = iter(numbers)
+    first = next(rest, None)
+    if first is None:
+        return
+    size = len(first) * 3 * samples.pictures.frame.size**2
+    prefetch = _prefetch(size, workers, samples.pictures.frame.size, len(first))
+    with tempfile.TemporaryDirectory(prefix="softlabels-") as folder:
+        loader: DataLoader[Batch | _Refused] = DataLoader(
+            _Rendered(samples),
+            batch_sampler=(each.tolist() for each in itertools.chain([first], rest)),
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch,
+            timeout=_LOOK_SECONDS,
+            worker_init_fn=partial(_report_decoding, folder),
+        )
+        source = _quiet_start(loader)
+        for batch in _waited_for(source, workers, size, Path(folder)):
+            yield samples.labelled(batch)
+
+
+def _waited_for(source: Any, workers: int, size: int, folder: Path) -> Iterator[Batch]:
+    began = time.monotonic()
+    while True:
+        try:
+            with waiting(f"a batch from {workers} worker processes"):
+                batch = next(source, None)
+        except (RuntimeError, OSError, EOFError) as problem:  # the latter when it died as it sent a batch
+            if "timed out" not in str(problem):
+                raise _death(source, folder, problem) from problem
+            free = shared_memory()
+            if free is not None and free < size:
+                raise RunError(
+                    f"/dev/shm is full: a batch takes {journal.size(size)} and {journal.size(free)} are free; {_REMEDY}"
+                ) from problem
+            if time.monotonic() - began > _LONGEST_WAIT:
+                raise RunError(
+                    f"no batch came from {workers} worker processes in {journal.duration(time.monotonic() - began)}; "
+                    f"look whether the images can be read, or use --workers threads:N"
+                ) from problem
+            continue
+        if batch is None:
+            return
+        if isinstance(batch, _Refused):
+            raise batch.problem
+        yield batch
+        began = time.monotonic()
+
+
+def _prefetch(size: int, workers: int, side: int, count: int) -> int:
+    """How many batches of `size` bytes each worker may be ahead; ConfigError where there is no room for one."""
+    free = shared_memory()
+    if free is None:
+        return _PREFETCH
+    ahead = int(0.9 * free / max(1, size * workers))
+    if ahead < 1:
+        raise ConfigError(
+            f"/dev/shm has {journal.size(free)} free, and {workers} worker processes need "
+            f"{journal.size(size * workers)} for a batch of {count:,} pictures of {side} px each; {_REMEDY}"
+        )
+    return min(ahead, _PREFETCH)
+
+
+def shared_memory() -> int | None:
+    """Bytes that are free in /dev/shm for a process of this run; None where there is no such place."""
+    try:
+        there = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return None
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")  # as torchrun says it
+    return there.f_bavail * there.f_frsize // max(1, int(here) if here.isdecimal() else 1)
+
+
+def _quiet_start(loader: DataLoader[Any]) -> Any:
+    """An iterator of the loader, which raises in `next` alone.
+
+    torch raises from a signal handler when a worker dies, wherever this process then is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    try:
+        return iter(loader)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _death(source: Any, folder: Path, problem: Exception) -> SoftlabelsError:
+    """Why a worker died, as far as its exit code and the last image that it decoded tell."""
+    processes = list(getattr(source, "_workers", []))
+    until = time.monotonic() + 2  # its end may be known a moment later
+    while time.monotonic() < until and not any(process.exitcode for process in processes):
+        time.sleep(0.02)
+    ended = [(number, process.exitcode) for number, process in enumerate(processes) if process.exitcode]
+    if not ended:
+        reason = (str(problem).splitlines() or [type(problem).__name__])[0]
+        return RunError(f"a worker process failed ({reason}); use --workers threads:N, or 0")
+    number, code = ended[0]
+    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    if name == "SIGKILL":
+        return RunError(
+            "a worker process was killed (SIGKILL), most likely as memory ran out; use fewer --workers or a smaller "
+            "--batch-size"
+        )
+    if name == "SIGBUS":
+        return RunError(f"a worker process ended with SIGBUS: /dev/shm is full; {_REMEDY}")
+    with contextlib.suppress(OSError):
+        where = (folder / str(number)).read_bytes().partition(b"\0")[0].decode(errors="replace")
+        if where:
+            return RunError(f"a worker process ended with {name} as it decoded {where}; repair or remove that image")
+    return RunError(f"a worker process ended with {name}; use --workers threads:N or 0 to see where")
+
+
+def _report_decoding(folder: str, worker: int) -> None:
+    """In a worker: keep the name of the image that is being decoded in a file that outlives the process."""
+    path = Path(folder) / str(worker)
+    path.write_bytes(bytes(_NAME_BYTES))
+    with path.open("r+b") as file:
+        memory = mmap.mmap(file.fileno(), _NAME_BYTES)
+
+    def report(where: str) -> None:
+        name = where.encode(errors="replace")[: _NAME_BYTES - 1]
+        memory[: len(name) + 1] = name + b"\0"
+
+    report_decoding(report)
+
+
+_NAME_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """What a worker could not make; a raised error would come with the worker's traceback as its text."""
+
+    problem: SoftlabelsError
 
 
 @dataclass(frozen=True)
@@ -222,8 +387,11 @@ class _Rendered(Dataset[Batch]):
 
     samples: LabelledPictures
 
-    def __getitems__(self, numbers: Sequence[int]) -> Batch:
-        return self.samples.rendered(numbers)
+    def __getitems__(self, numbers: Sequence[int]) -> Batch | _Refused:
+        try:
+            return self.samples.rendered(numbers)
+        except SoftlabelsError as problem:
+            return _Refused(problem)
 
 
 def _by_threads(

@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from softlabels._installed import timm_optimizers
-from softlabels.config import byte_count
+from softlabels.config import CommandConfig, byte_count
 from softlabels.errors import did_you_mean
 
+MOST = 1 << 24
+"""The largest of numbers that count pictures, passes or epochs: beyond it they are mistyped."""
 
-class Settings(BaseModel):
+
+class Settings(CommandConfig):
     """How a student is trained, whatever it learns from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(100, ge=1, description="times each image is seen (in another view each time)")
-    batch_size: int = Field(256, ge=1, description="pictures per forward pass, all processes together")
-    accumulate: int = Field(1, ge=1, description="forward passes per optimizer step")
-    views_per_image: int = Field(1, ge=1, description="views of an image that come together, sharing one decode")
+    epochs: int = Field(100, ge=1, le=MOST, description="times each image is seen (in another view each time)")
+    batch_size: int = Field(256, ge=1, le=MOST, description="pictures per forward pass, all processes together")
+    accumulate: int = Field(1, ge=1, le=MOST, description="forward passes per optimizer step")
+    views_per_image: int = Field(
+        1, ge=1, le=MOST, description="views of an image that come together, sharing one decode"
+    )
     shuffle_window: int | str | None = Field(
         None,
         description="shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond "
@@ -31,7 +34,7 @@ class Settings(BaseModel):
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
         "none", description="scale the rate with the effective batch, of all passes and processes, over --lr-base-batch"
     )
-    lr_base_batch: int = Field(256, ge=1, description="effective batch that --lr is meant for")
+    lr_base_batch: int = Field(256, ge=1, le=MOST, description="effective batch that --lr is meant for")
     min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end of the cosine")
     lr_scale: dict[str, float] = Field(
         {}, description="multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still"
@@ -47,13 +50,16 @@ class Settings(BaseModel):
     clip_grad: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest norm of the gradient")
     sync_bn: bool = Field(False, description="batch statistics of all processes together, not of each one's share")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average that is evaluated")
-    seed: int = Field(0, ge=0, description="seed of the student's initialisation and of the order")
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations; the last is always evaluated")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the student's initialisation and of the order")
+    eval_every: int = Field(1, ge=1, le=MOST, description="epochs between evaluations; the last is always evaluated")
     patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations without a better top-1  [default: never]"
+        None, ge=1, le=MOST, description="stop after so many evaluations without a better top-1  [default: never]"
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]"
+        None,
+        ge=1,
+        le=MOST,
+        description="optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]",
     )
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from softlabels._installed import timm_mentions, timm_networks, timm_weights, torchvision_networks
-from softlabels.config import Table
+from softlabels.config import Table, is_url, without_settings
 from softlabels.errors import ConfigError, ModelError, did_you_mean
 
 CODECS: Table[Any] = Table(
@@ -89,6 +89,7 @@ TEACHERS: Table[Any] = Table(
         "small": "softlabels.teachers._architecture:SmallTeacher",
         "timm": "softlabels.teachers._architecture:TimmTeacher",
         "file": "softlabels.teachers._file:FileTeacher",
+        "columns": "softlabels.teachers._columns:ColumnsTeacher",
         "function": "softlabels.teachers._function:FunctionTeacher",
     },
 )
@@ -194,7 +195,7 @@ def check_data(value: Any) -> Any:
     if not isinstance(value, str):
         return DATASETS.check(value)
     kind, colon, _ = value.partition(":")
-    there = importable(kind) if colon else Path(value).exists()
+    there = importable(kind) if colon else Path(without_settings(value)).exists()
     if (
         not there
         and "/" not in kind
@@ -209,6 +210,10 @@ def check_data(value: Any) -> Any:
 def unknown_data(text: str) -> ConfigError:
     """The error for a data set that is neither a kind nor a module nor a directory."""
     kind, colon, _ = text.partition(":")
+    if is_url(text):
+        return ConfigError(
+            f"{text} is a URL; images are read from folders of this machine: copy them, or mount the place"
+        )
     nor = f"nor a module {kind!r} that could be imported" if colon else "nor a directory of that name here"
     known = did_you_mean(kind, DATASETS.names)
     return ConfigError(f"unknown data set {text!r}: there is neither a kind {kind!r} {nor}; {known}")

@@ -168,7 +168,10 @@ def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool)
     held[held] = labels.labelled(found[held], teachers)
     without = int((~held).sum())
     if not held.any():
-        raise StoreError(f"no image of this data set has labels in {labels.store.location}; is --data the right one?")
+        raise StoreError(
+            f"no image of this data set has labels in {labels.store.location}: the first is {keys[0].as_py()!r} here "
+            f"and {labels.keys[0].as_py()!r} there; is --data the right one?"
+        )
     if without and not leave_out:
         first = keys[int(np.flatnonzero(~held)[0])].as_py()
         raise StoreError(

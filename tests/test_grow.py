@@ -19,6 +19,12 @@ DUMP = ("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", "photo
 DUMP += ("--rows-per-shard", 5, "--batch-size", 8, "--workers", 0)
 
 
+def viewed(command: tuple[object, ...], views: int) -> tuple[object, ...]:
+    """The command with another number of views."""
+    place = command.index("--views") + 1
+    return (*command[:place], views, *command[place + 1 :])
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder of 18 pictures of one's own."""
@@ -60,7 +66,7 @@ def test_a_grown_store_goes_on_as_any_other(softlabels_command: Callable, photos
     for again in (DUMP, (*DUMP, "--grow")):
         assert "nothing to do" in softlabels_command(*again).output
     assert all_bytes(Path("shards")) == before
-    assert softlabels_command(*DUMP, "--views", 3).exit_code == 0
+    assert softlabels_command(*viewed(DUMP, 3)).exit_code == 0
     assert softlabels_command("convert", "--out", "z", "--format", "zarr").exit_code == 0
     for store in ("shards", "z"):
         assert softlabels.open_labels(store).views == 3
@@ -177,7 +183,7 @@ def test_a_store_of_mixed_views_grows_by_images_and_by_views(
     grown = softlabels_command(*command, "--grow")
     assert grown.exit_code == 0, grown.output
     assert "wrote 1 shard, 4 labels" in grown.output
-    assert softlabels_command(*command, "--views", 4).exit_code == 0
+    assert softlabels_command(*viewed(command, 4)).exit_code == 0
     assert {name: shard_bytes(Path("shards"))[name] for name in before} == before
     after = mixtures(Path("shards"))
     assert {each: after[each] for each in mixed} == mixed
@@ -199,10 +205,10 @@ def test_a_store_of_mixed_views_grows_by_images_and_by_views(
 def test_mixed_views_are_the_same_in_whatever_order_a_store_grew(softlabels_command: Callable, photos: Path) -> None:
     for store in ("images-first", "views-first"):
         assert softlabels_command(*DUMP, *MIXED, "--out", store).exit_code == 0
-    assert softlabels_command(*DUMP, *MIXED, "--out", "views-first", "--views", 3).exit_code == 0
+    assert softlabels_command(*viewed(DUMP, 3), *MIXED, "--out", "views-first").exit_code == 0
     add(photos)
     for store in ("images-first", "views-first"):
-        assert softlabels_command(*DUMP, *MIXED, "--out", store, "--views", 3, "--grow").exit_code == 0
+        assert softlabels_command(*viewed(DUMP, 3), *MIXED, "--out", store, "--grow").exit_code == 0
     one, other = (softlabels.open_labels(store) for store in ("images-first", "views-first"))
     assert one.keys.equals(other.keys)
     assert mixtures(Path("images-first")) == mixtures(Path("views-first"))

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from softlabels import tables
-from softlabels.config import Part, Table, validated
+from softlabels.config import Part, Table, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
-from softlabels.datasets._decode import Encoded
+from softlabels.datasets._decode import Encoded, report_decoding
 from softlabels.datasets._digits import Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
-from softlabels.datasets._images import FileImages, Images, InParts, MemoryImages, Split, encoded
+from softlabels.datasets._images import FileImages, Images, InParts, MemoryImages, Split, encoded, notes
 from softlabels.datasets._pack import Pack, PackedImages
 from softlabels.datasets._pack_format import Packed, PackFormat, Packing
 from softlabels.datasets._pack_writing import PackWriter, create_pack
@@ -56,7 +56,9 @@ __all__ = [
     "encoded",
     "fingerprint",
     "known_by",
+    "notes",
     "open_images",
+    "report_decoding",
     "some_rows",
     "subset",
 ]
@@ -117,8 +119,10 @@ def _part(value: Any) -> Any:
     path = Path(value).expanduser()
     if path.is_dir():
         return Folder(root=str(path))
+    if Path(without_settings(value)).expanduser().is_dir():
+        return DATASETS.make(f"folder:{value}")
     if path.is_file():
-        hint = f"csv:{value}" if path.suffix == ".csv" else "a directory, or csv:FILE for a list of pictures"
+        hint = f"csv:{value}" if path.suffix == ".csv" else "a directory, or csv:FILE for a list of images"
         raise ConfigError(f"--data {value} is a file; did you mean {hint}?")
     return _function_or_kind(value)
 

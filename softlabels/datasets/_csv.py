@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV file."""
+"""Images listed in a CSV file."""
 
 from __future__ import annotations
 
@@ -7,28 +7,47 @@ import posixpath
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
-from pydantic import PositiveInt
+from pydantic import Field
 
+from softlabels._reading import FIRST_BYTES, kind_of_file
 from softlabels.config import Part
 from softlabels.datasets._images import FileImages, absolute, key_column
 from softlabels.errors import ConfigError, DataError, did_you_mean
 
-_NUMBER = re.compile(r"-?\d{1,9}(\.0+)?")  # "3.0" is what pandas writes once a column of integers has a gap
-_MOST_CLASSES = 10_000_000
+_NUMBER = re.compile(r"-?\d{1,18}(\.0+)?")  # "3.0" is what pandas writes once a column of integers has a gap
+_MOST_CLASSES = 1_000_000
+_SPARSE_FROM, _SPARSE = 1000, 100
+"""Beyond so many classes, at least one in so many must be used, or the numbers are ids."""
+
+_SEVERAL = re.compile(r".*[;|].*|\[.*\]|\{.*\}", re.DOTALL)
+"""What looks like several labels in one cell."""
+
+_USUAL_LABELS = (
+    *("label", "labels", "class", "classes", "class_name", "classname", "class_id", "classid", "class_label", "cls"),
+    *("target", "targets", "y", "category", "categories", "gt", "ground_truth", "truth", "species", "diagnosis"),
+)
+_USUAL_PATHS = (
+    *("path", "paths", "file", "filename", "file_name", "filepath", "file_path", "image", "images", "img"),
+    *("image_path", "imagepath", "img_path", "image_name", "image_file", "image_id", "name", "id"),
+)
+NONE = "none"
+"""As `label_column`: the images have no labels."""
 
 
 class Csv(Part):
-    """``csv:FILE``: one picture per line, with a path and, if there is one, a label (an empty cell: none).
+    """``csv:FILE``: one image per line, with a path and, if there is one, a label (an empty cell: none).
 
     Labels are class numbers when every one is a whole number, else class names, numbered in sorted order. `classes`
     says how many there are (or their names, in order) when the file does not show them all. Relative paths are meant
-    below `data_dir`, or below the CSV's folder. `label_column` None: the column ``label`` if there is one.
+    below `data_dir`, or below the CSV's folder. `label_column` None: the column ``label`` if there is one, and a column
+    that only looks like it is asked about; ``none``: the images have no labels. Blanks around names and cells do not
+    count.
     """
 
     shorthand: ClassVar[str] = "file"
@@ -37,26 +56,48 @@ class Csv(Part):
     data_dir: str | None = None
     path_column: str = "path"
     label_column: str | None = None
-    classes: PositiveInt | tuple[str, ...] | None = None
+    classes: Annotated[int, Field(ge=1, le=_MOST_CLASSES)] | tuple[str, ...] | None = None
 
     def open(self) -> FileImages:
         """The data set in the file's order; keys are the paths as they are listed.
 
         Raises:
-            DataError: a column, a picture or a label is missing or wrong, or a path comes twice; it is named.
+            DataError: a column, an image or a label is missing or wrong, or a path comes twice; it is named.
         """
         file = Path(absolute(self.file))
         root = absolute(self.data_dir) if self.data_dir else str(file.parent)
         table = _read(file)
-        keys = _keys(_column(table, self.path_column, file), root, file)
-        labels, classes = _labels(self._label_cells(table, file), self.classes, file)
+        name = _label_column(table, self.label_column, self.path_column, file)
+        cells = [""] * len(table) if name is None else [cell.strip() for cell in _column(table, name, file)]
+        labels, classes = _labels(cells, self.classes, file)
+        keys = _keys(_column(table, self.path_column, file, _USUAL_PATHS, "path_column"), root, file)
         spec = {**self.model_dump(), "file": str(file), "data_dir": root}
-        return FileImages(f"csv:{file}", spec, root, key_column(keys), labels, classes)
+        others = [one for one in table.column_names if one.strip() != self.path_column.strip()]
+        lines: tuple[str, ...] = ()
+        if name is None and others and self.label_column != NONE:
+            lines = (f"csv:{file} has no column 'label'; its other columns, {_named(others)}, are passed over",)
+        return FileImages(f"csv:{file}", spec, root, key_column(keys), labels, classes, lines)
 
-    def _label_cells(self, table: pa.Table, file: Path) -> list[str]:
-        if self.label_column is None and "label" not in table.column_names:
-            return [""] * len(table)
-        return [cell.strip() for cell in _column(table, self.label_column or "label", file)]
+
+def _label_column(table: pa.Table, asked: str | None, path_column: str, file: Path) -> str | None:
+    """The column of the labels; None where there is none.
+
+    Raises:
+        DataError: no column is called ``label``, but others look as if they were meant.
+    """
+    names = table.column_names
+    if asked is not None:
+        return None if asked == NONE and NONE not in names else asked
+    if any(name.strip() == "label" for name in names):
+        return "label"
+    alike = [name for name in names if name.strip().lower() in _USUAL_LABELS and name.strip() != path_column.strip()]
+    if alike:
+        choices = " or ".join(f"label_column={name.strip()}" for name in alike[:3])
+        raise DataError(
+            f"{file} has no column 'label'; did you mean {_named(alike)}? Say {choices}, or label_column=none where "
+            f"the images have no labels: 'csv:{file} label_column={alike[0].strip()}'"
+        )
+    return None
 
 
 def _read(file: Path) -> pa.Table:
@@ -64,6 +105,8 @@ def _read(file: Path) -> pa.Table:
     if file.exists() and not file.is_file():
         raise DataError(f"{file} is not a regular file; a list of pictures is a CSV file")  # a pipe may never end
     try:
+        with file.open("rb") as opened:
+            first = opened.read(FIRST_BYTES)
         with csv.open_csv(file) as reader:
             names = reader.schema.names
         as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
@@ -72,18 +115,40 @@ def _read(file: Path) -> pa.Table:
         reason = os.strerror(problem.errno) if problem.errno else str(problem)
         raise DataError(f"the CSV file {file} cannot be read: {reason}") from problem
     except (pa.ArrowInvalid, pa.ArrowKeyError) as problem:
-        raise DataError(f"{file} is not a CSV file in UTF-8: {str(problem).splitlines()[0]}") from problem
+        reason = _other_kind(first) or str(problem).splitlines()[0]
+        raise DataError(f"{file} is not a CSV file in UTF-8: {reason}") from problem
+    if other := _other_kind(first):
+        raise DataError(f"{file} is no CSV file: {other}")
     if not len(table):
-        raise DataError(f"{file} lists no pictures; it needs a line with the column names and one line per picture")
+        raise DataError(f"{file} lists no images; it needs a line with the column names and one line per image")
     return table
 
 
-def _column(table: pa.Table, name: str, file: Path) -> list[str]:
-    count = table.column_names.count(name)
-    if count != 1:
-        names = ", ".join(repr(one) for one in table.column_names)
-        raise DataError(f"{file} has {'no' if not count else 'more than one'} column {name!r}; its columns are {names}")
-    cells: list[str] = table.column(name).to_pylist()
+def _other_kind(first: bytes) -> str:
+    """What a file is of which these are the first bytes, where it is not text in UTF-8 as far as they tell."""
+    if first[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "it is UTF-16; save it as UTF-8 (in Excel: 'CSV UTF-8')"
+    kind = kind_of_file(first)
+    return "" if kind is None or kind.name in ("text", "json", "empty") else f"it is {kind}"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(repr(one) for one in names)
+
+
+def _column(
+    table: pa.Table, name: str, file: Path, usual: Sequence[str] = _USUAL_LABELS, setting: str = "label_column"
+) -> list[str]:
+    """The cells of a column; blanks around its name do not count. `usual` names are offered where it is not there."""
+    names = table.column_names
+    places = [place for place, one in enumerate(names) if one == name]
+    places = places or [place for place, one in enumerate(names) if one.strip() == name.strip()]
+    if len(places) != 1:
+        alike = [one.strip() for one in names if one.strip().lower() in (*usual, name.strip().lower())]
+        hint = f"; choose with {' or '.join(f'{setting}={one}' for one in alike[:3])}" if alike and not places else ""
+        lacking = "no" if not places else "more than one"
+        raise DataError(f"{file} has {lacking} column {name!r}; its columns are {_named(names)}{hint}")
+    cells: list[str] = table.column(places[0]).to_pylist()
     return cells
 
 
@@ -116,6 +181,8 @@ def _labels(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Label numbers (n,) and class names."""
     given = {cell for cell in cells if cell}
+    if not isinstance(classes, tuple):
+        _refuse_other_tasks(given, cells, file)
     if isinstance(classes, tuple):
         numbers = {name: number for number, name in enumerate(classes)}
         for cell in sorted(given - numbers.keys()):
@@ -132,9 +199,36 @@ def _labels(
     return np.array([numbers[cell] if cell else -1 for cell in cells], np.int64), names
 
 
+def _refuse_other_tasks(given: set[str], cells: Sequence[str], file: Path) -> None:
+    """Raises DataError where cells hold several labels each, or numbers to be predicted as such."""
+    several = sorted(cell for cell in given if _SEVERAL.fullmatch(cell))
+    fractions = [] if not all(map(_is_float, given)) else sorted(cell for cell in given if not _NUMBER.fullmatch(cell))
+    for cell, what in ((several[:1], "looks like several labels"), (fractions[:1], "is no whole number")):
+        if cell:
+            raise DataError(
+                f"{file}, line {cells.index(cell[0]) + 2}: the label {cell[0]!r} {what}; an image has one class here, "
+                f"by name or number. Where it is a class name, list all names as `classes` in a config file"
+            )
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _numbered(numbers: dict[str, int], classes: int | None, file: Path) -> tuple[str, ...]:
     lowest, highest = min(numbers.values(), default=-1), max(numbers.values(), default=-1)
     limit = _MOST_CLASSES if classes is None else classes
+    used = len(set(numbers.values()) - {-1})
+    if classes is None and highest >= max(_SPARSE_FROM, _SPARSE * used):
+        count = f", or say how many there are: 'csv:{file} classes={highest + 1}'" if highest < _MOST_CLASSES else ""
+        raise DataError(
+            f"{file}: {used:,} of the numbers 0 to {highest:,} are labels, so these look like ids; number the classes "
+            f"from 0 upward, or give their names instead{count}"
+        )
     if lowest < -1 or highest >= limit:
         wrong = lowest if lowest < -1 else highest
         raise DataError(f"{file}: the label {wrong} is out of range; class numbers are 0 to {limit - 1:,}, -1 is none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,9 +93,36 @@ def encoded(images: Images, row: int) -> Encoded:
     return own(row) if own else Whole(images.decode(row))
 
 
+def notes(images: Images) -> list[str]:
+    """What a person should know of these images before they are used, a line each.
+
+    Files that were passed over, images without labels, classes without images; data sets add their own as `notes`.
+    """
+    while (whole := getattr(images, "images", None)) is not None:  # of some of them, what is known of all
+        images = whole
+    said = [*getattr(images, "notes", ())]
+    labelled = images.labels[images.labels >= 0]
+    unlabelled = len(images) - len(labelled)
+    if unlabelled:
+        share = "none has a label" if not len(labelled) else f"{unlabelled:,} of them have no label"
+        said.append(f"{images.name} has {len(images):,} images, {share}")
+    lacking = np.setdiff1d(np.arange(len(images.classes)), labelled)
+    if len(labelled) and len(lacking):
+        said.append(
+            f"{images.name}: {len(lacking):,} of {len(images.classes):,} classes have no image (first: "
+            f"{images.classes[lacking[0]]!r})"
+        )
+    elif len(images.classes) == 1:
+        said.append(f"{images.name} has one class only, {images.classes[0]!r}")
+    return said
+
+
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Images that are files: `keys` are their paths below `root` (an absolute key stands for itself)."""
+    """Images that are files: `keys` are their paths below `root` (an absolute key stands for itself).
+
+    `notes` are lines for people that whoever made it wants said.
+    """
 
     name: str
     spec: Mapping[str, Any]
@@ -102,6 +130,7 @@ class FileImages:
     keys: pa.ChunkedArray
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     pixels: None = None
 
@@ -137,6 +166,7 @@ class MemoryImages:
     classes: tuple[str, ...]
     pixels: Tensor
     decoder: str = "memory"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -171,7 +201,7 @@ def in_memory(files: FileImages, name: str, spec: Mapping[str, Any]) -> MemoryIm
     with ThreadPoolExecutor(thread_count()) as pool:
         for _ in pool.map(fill, stretches(len(files), 512)):
             pass
-    return MemoryImages(name, spec, files.keys, files.labels, files.classes, pixels, files.decoder)
+    return MemoryImages(name, spec, files.keys, files.labels, files.classes, pixels, files.decoder, files.notes)
 
 
 def key_column(keys: list[str] | list[list[str]]) -> pa.ChunkedArray:
@@ -184,9 +214,19 @@ def key_column(keys: list[str] | list[list[str]]) -> pa.ChunkedArray:
     try:
         chunked = pa.chunked_array([pa.array(part, pa.string()) for part in lists], pa.string())
     except UnicodeEncodeError as problem:
-        raise DataError(f"the name {problem.object!a} is not valid UTF-8; rename the file or folder") from problem
+        raise DataError(f"the name {problem.object!a} is not valid UTF-8; {_locale(problem.object)}") from problem
     joined = chunked.combine_chunks()
     return joined if isinstance(joined, pa.ChunkedArray) else pa.chunked_array([joined], pa.string())
+
+
+def _locale(name: str) -> str:
+    """What to do about a name that is not valid: it may be read with the wrong encoding."""
+    encoding = sys.getfilesystemencoding()
+    try:
+        good = os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        return "rename the file or folder"
+    return f"it would be {good!r}, but this locale's encoding is {encoding}: set PYTHONUTF8=1 or LC_ALL=C.UTF-8"
 
 
 def absolute(path: str) -> str:

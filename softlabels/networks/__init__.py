@@ -32,6 +32,13 @@ from softlabels.networks._architectures import (
     resolve,
     seeded,
 )
+from softlabels.networks._class_names import (
+    Columns,
+    are_numbers,
+    columns_by_name,
+    columns_from_file,
+    first_difference,
+)
 from softlabels.networks._loading import (
     Trained,
     built,
@@ -64,6 +71,7 @@ __all__ = [
     "SOURCES",
     "Architecture",
     "ArchitectureSettings",
+    "Columns",
     "DefaultWeights",
     "Description",
     "Logits",
@@ -73,11 +81,15 @@ __all__ = [
     "Trained",
     "Weights",
     "answer",
+    "are_numbers",
     "build",
     "built",
+    "columns_by_name",
+    "columns_from_file",
     "default_classes",
     "default_weights",
     "digest",
+    "first_difference",
     "fit",
     "fitted",
     "freeze",

@@ -6,15 +6,15 @@ import itertools
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from softlabels import tables
-from softlabels.config import Bytes
+from softlabels.config import Bytes, CommandConfig
 from softlabels.errors import ConfigError, did_you_mean
-from softlabels.settings import Settings
+from softlabels.settings import MOST, Settings
 from softlabels.store import MOST_VIEWS, Cache, is_url
 from softlabels.tracking import TRACKERS
 
@@ -32,7 +32,7 @@ AnyBlend = Annotated[Any, BeforeValidator(tables.BLENDS.check)]
 AnyRecipe = Annotated[
     Any, BeforeValidator(lambda value: value if value == RECORDED else tables.RECIPE_NAMES.check(value))
 ]
-AnyData = Annotated[Any, BeforeValidator(tables.check_data)]
+AnyData = Annotated[Any, BeforeValidator(lambda value: value if value is None else tables.check_data(value))]
 AnyTeacher = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.TEACHERS))]
 AnyStudent = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.STUDENTS))]
 AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
@@ -44,6 +44,13 @@ FEW_CORES = 4
 """Up to so many cores, decoding threads are preferred to processes."""
 
 
+MOST_WORKERS = 16
+"""Processes or threads for each core, at most."""
+
+PROCESS_MEMORY = 64 << 20
+"""Bytes of /dev/shm for each process, without which threads are preferred: containers often have 64 MB in all."""
+
+
 def share_of(part: str) -> tuple[int, int]:
     """(I, N) of a part that is written I/N. Raises ValueError for anything else."""
     index, _, count = part.partition("/")
@@ -52,10 +59,8 @@ def share_of(part: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-class Machine(BaseModel):
+class Machine(CommandConfig):
     """Where a command runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU when there is one")
     amp: Literal["fp16", "bf16"] | None = Field(None, description="mixed precision")
@@ -94,23 +99,27 @@ class Machine(BaseModel):
 
     def helpers(self, images: Images) -> Workers:
         """Who makes the batches of this data set."""
-        from softlabels.samples import Threads
+        from softlabels.samples import Threads, shared_memory
 
-        if isinstance(self.workers, int):
-            return self.workers
+        cores = os.cpu_count() or 1
+        count = self.workers if isinstance(self.workers, int) else int(self.workers.partition(":")[2] or 0)
+        if count > max(64, MOST_WORKERS * cores):
+            raise ConfigError(
+                f"--workers {self.workers} on {cores} cores; give at most {max(64, MOST_WORKERS * cores)}"
+            )
         if self.workers != "auto":
-            return Threads(int(self.workers.partition(":")[2]))
+            return count if isinstance(self.workers, int) else Threads(count)
         if images.pixels is not None:
             return 0
         # Threads send nothing and were no slower on 2 cores; on many, the interpreter's lock would hold them up.
-        cores = os.cpu_count() or 1
-        return Threads(cores) if cores <= FEW_CORES else min(cores, 16)
+        room = shared_memory()
+        if cores <= FEW_CORES or (room is not None and room < min(cores, 16) * PROCESS_MEMORY):
+            return Threads(min(cores, 16))
+        return min(cores, 16)
 
 
-class Caching(BaseModel):
+class Caching(CommandConfig):
     """Where shards of stores behind URLs are copied to."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache_dir: str | None = Field(
         None, description="where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]"
@@ -162,20 +171,18 @@ class Rendering(Machine):
         return Renderer(self.torch_device(), self.decoder == "nvjpeg") if self.render == "device" else None
 
 
-class PackConfig(BaseModel):
+class PackConfig(CommandConfig):
     """What `softlabels pack` does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data: AnyData = Field("digits", description="data set to pack: all that --data takes elsewhere")
+    data: AnyData = Field(None, description="data set to pack: all that --data takes elsewhere")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
-    limit: int | None = Field(None, ge=1, description="only so many images, picked by seed 0")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by seed 0")
     max_side: int = Field(320, ge=0, description="longer sides are shrunk to this, never enlarged; 0 leaves them")
     quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     out: str = Field("pack/", description="folder of the pack")
-    rows_per_shard: int = Field(512, ge=1, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(512, ge=1, le=MOST, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     threads: int | Literal["auto"] = Field("auto", description="threads that decode and encode; auto: one per core")
     on_bad_image: Literal["fail", "skip"] = Field(
@@ -235,17 +242,22 @@ class DumpConfig(Rendering, Caching):
         description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
         "or random[:SEED]; one per --teacher",
     )
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each "
+        "class of the data set, by number or name  [default: found by name]",
+    )
     data: AnyData = Field(
-        "digits",
+        None,
         description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
         "module:function",
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
-    limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
     recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
-    seed: int = Field(0, ge=0, description="seed of the views")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
     codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(
@@ -257,7 +269,7 @@ class DumpConfig(Rendering, Caching):
         description="pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
     )
     compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
-    rows_per_shard: int = Field(4096, ge=1, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
     dry_run: bool = Field(False, description="only say what would be done, as `softlabels plan` does")
@@ -295,11 +307,13 @@ class PlanConfig(DumpConfig):
     """What `softlabels plan` does."""
 
     codec_report: bool = Field(False, description="compare codecs on a sample of the teacher's own labels")
-    codec_samples: int = Field(2000, ge=1, description="labels in that sample")
+    codec_samples: int = Field(2000, ge=1, le=MOST, description="labels in that sample")
 
 
 class TrainConfig(Settings, Rendering, Caching):
     """What `softlabels train` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
 
     student: AnyStudent = Field(
         None,
@@ -314,7 +328,7 @@ class TrainConfig(Settings, Rendering, Caching):
         description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
         "IMAGENET1K_V1, or random  [default: random]",
     )
-    size: int | None = Field(None, ge=1, description="side of the student's pictures  [default: its own]")
+    size: int | None = Field(None, ge=1, le=8192, description="side of the student's pictures  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
     teachers: tuple[str, ...] | None = Field(
         None, description="teachers of the store to learn from; repeatable  [default: all]"
@@ -323,11 +337,20 @@ class TrainConfig(Settings, Rendering, Caching):
         (), description="teacher in the loop instead of stored labels (a control); repeatable"
     )
     teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per --teacher")
-    data: AnyData = Field(None, description="data set  [default: the one the labels were made of]")
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a --teacher of more classes is "
+        "each class of the data set, by number or name  [default: found by name]",
+    )
+    data: AnyData = Field(
+        None, description="data set  [default: the one the labels were made of; without --labels it must be named]"
+    )
     data_dir: str | None = Field(None, description="where the data set lies")
     eval_data: AnyData = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
-    eval_size: int | None = Field(None, ge=1, description="side of the pictures evaluated on  [default: --size]")
-    limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
+    eval_size: int | None = Field(
+        None, ge=1, le=8192, description="side of the pictures evaluated on  [default: --size]"
+    )
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     recipe: AnyRecipe = Field(None, description="views to train on without labels  [default: crop-flip]")
     loss: AnyLoss = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
@@ -398,7 +421,7 @@ class SweepConfig(TrainConfig):
     """What `softlabels sweep` does: the settings of a run, and which of them vary."""
 
     grid: tuple[str, ...] = Field((), description="SETTING=VALUE,VALUE,... of `softlabels train`; repeatable")
-    runs: int = Field(1, ge=1, description="runs of each combination, with seeds from --seed upward")
+    runs: int = Field(1, ge=1, le=MOST, description="runs of each combination, with seeds from --seed upward")
     compare: bool = Field(True, description="compare each student with its teacher on every training image")
     out: str | None = Field(None, description="folder of the sweep  [default: runs/sweep]")
 
@@ -433,12 +456,17 @@ class EvalConfig(Machine):
     weights: str | None = Field(
         None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
     )
-    size: int | None = Field(None, ge=1, description="side of the pictures  [default: the network's own]")
-    data: AnyData = Field("digits", description="data set to evaluate on")
+    size: int | None = Field(None, ge=1, le=8192, description="side of the pictures  [default: the network's own]")
+    data: AnyData = Field(None, description="data set to evaluate on  [default: that of the run]")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
-    limit: int | None = Field(None, ge=1, description="only so many images")
-    batch_size: int = Field(256, ge=1, description="pictures per forward pass")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images")
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a network of more classes is each "
+        "class of the data set, by number or name  [default: found by name]",
+    )
+    batch_size: int = Field(256, ge=1, le=MOST, description="pictures per forward pass")
 
 
 class Reopening(Machine, Caching):
@@ -456,7 +484,7 @@ class Reopening(Machine, Caching):
 class VerifyConfig(Reopening):
     """What `softlabels verify` does."""
 
-    samples: int = Field(64, ge=0, description="random views on which each teacher is run again; 0 for none")
+    samples: int = Field(64, ge=0, le=MOST, description="random views on which each teacher is run again; 0 for none")
     largest_kl: float | None = Field(
         None,
         gt=0,
@@ -470,7 +498,7 @@ class RepairConfig(Reopening):
     """What `softlabels repair` does."""
 
     redump: bool = Field(False, description="dump the damaged shards again, instead of only removing them")
-    batch_size: int = Field(64, ge=1, description="pictures per forward pass of the teacher")
+    batch_size: int = Field(64, ge=1, le=MOST, description="pictures per forward pass of the teacher")
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="stop at an image that cannot be read, or record it as unlabelled"
     )
@@ -508,11 +536,13 @@ class ImportConfig(Caching):
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
-    limit: int | None = Field(None, ge=1, description="only so many images, picked by the seed")
-    seed: int = Field(0, ge=0, description="seed of --limit")
-    views: int | None = Field(None, ge=1, description="only the first so many views  [default: all]")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of --limit")
+    views: int | None = Field(None, ge=1, le=MOST, description="only the first so many views  [default: all]")
     name: str | None = Field(None, description="the teacher's name in the store  [default: the project's]")
-    classes: int | None = Field(None, ge=1, description="classes of the teacher  [default: those of the data set]")
+    classes: int | None = Field(
+        None, ge=1, le=MOST, description="classes of the teacher  [default: those of the data set]"
+    )
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax that the files hold")
     tail: Literal["uniform", "none"] = Field(
         "uniform", description="classes that a label does not name share the rest of 1, or have nothing"
@@ -538,7 +568,7 @@ class ImportConfig(Caching):
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(None, description="compression of the shards  [default: none]")
     out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
-    rows_per_shard: int = Field(4096, ge=1, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
 
     @field_validator("part")

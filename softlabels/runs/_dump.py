@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from softlabels import dumping, packing, planning
 from softlabels.codecs import CODECS, Codec
-from softlabels.datasets import Images, open_images
+from softlabels.datasets import Images
 from softlabels.dumping import DumpReport
 from softlabels.errors import ConfigError
 from softlabels.journal import Journal, duration, plural, rate
@@ -20,7 +20,7 @@ from softlabels.provenance import CPU, mixture, renderers, versions
 from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
-from softlabels.runs._parts import alias, limited, open_teacher, teacher_specs
+from softlabels.runs._parts import alias, describe, limited, offering_to_skip, open_data, open_teacher, teacher_specs
 from softlabels.runs._store import Arrangement, arrange, as_written, mend
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
@@ -29,8 +29,9 @@ from softlabels.views import RECIPES, Recipe
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
-    images = _images(config)
+    teacher_specs(config.teacher, config.weights)  # before the images are looked for, which may take long
     codec: Codec = CODECS.make(config.codec)
+    images = _images(config, journal)
     plans = [_plan(config, teacher, images, codec, journal) for teacher in _teachers(config, images, journal)]
     for line in (line for each in plans for line in each.lines()):
         journal.say(line)
@@ -44,8 +45,9 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
     if config.dry_run:
         run_plan(PlanConfig.model_validate(config.model_dump()), journal)
         return []
-    images = _images(config)
+    teacher_specs(config.teacher, config.weights)
     codec: Codec = CODECS.make(config.codec)
+    images = _images(config, journal)
     recipe = _recipe(config)
     reports = []
     for teacher in _teachers(config, images, journal):
@@ -64,22 +66,23 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
             )
         views = max([config.views, *(shard.stop_view for shard in again)])
-        report = dumping.dump(
-            Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
-            teacher,
-            codec,
-            labels,
-            batch_size=config.batch_size,
-            compile=config.compile,
-            workers=config.helpers(images),
-            part=config.share,
-            views=config.views,
-            again=again,
-            skip_bad_images=config.on_bad_image == "skip",
-            renderer=renderer,
-            odd_logits=config.on_odd_logits,
-            journal=journal,
-        )
+        with offering_to_skip(config.on_bad_image):
+            report = dumping.dump(
+                Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
+                teacher,
+                codec,
+                labels,
+                batch_size=config.batch_size,
+                compile=config.compile,
+                workers=config.helpers(images),
+                part=config.share,
+                views=config.views,
+                again=again,
+                skip_bad_images=config.on_bad_image == "skip",
+                renderer=renderer,
+                odd_logits=config.on_odd_logits,
+                journal=journal,
+            )
         if report.shards:
             store.keep(saved_config(teacher.name), config_text(config))
         _say(report, labels, config, journal)
@@ -143,8 +146,9 @@ def saved_config(teacher: str) -> str:
     return f"dump-{teacher}.yaml"
 
 
-def _images(config: DumpConfig) -> Images:
-    return limited(open_images(config.data, data_dir=config.data_dir, split=config.split), config.limit, config.seed)
+def _images(config: DumpConfig, journal: Journal) -> Images:
+    images = describe(open_data(config.data, config.data_dir, config.split), journal)
+    return limited(images, config.limit, config.seed)
 
 
 def _recipe(config: DumpConfig) -> Recipe:
@@ -177,7 +181,8 @@ def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
             journal.say(f"teacher {spec.slug}{alias(spec)}")
-        yield open_teacher(spec, config, images, classes, clean=_recipe(config).clean)
+        clean = _recipe(config).clean
+        yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=journal.say)
 
 
 def _stored_classes(config: DumpConfig) -> int | None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from softlabels.datasets import Images, known_by, open_images
+from softlabels.datasets import Images, known_by
 from softlabels.labels import Labels, open_labels
 from softlabels.networks import random_seed, read_weights
 from softlabels.runs._configs import TrainConfig
-from softlabels.runs._parts import label_images, limited, open_teacher, teacher_specs
+from softlabels.runs._parts import label_images, limited, open_data, open_teacher, teacher_specs
 from softlabels.store import TeacherCard
 from softlabels.students import StudentPart
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
-
-DEFAULT_DATA = "digits"
-
 
 DEFAULT_RECIPE = "crop-flip"
 """Views to train on when no store says which."""
@@ -27,6 +24,8 @@ class Inputs:
 
     def __init__(self, config: TrainConfig, student: StudentPart) -> None:
         self._config, self._student = config, student
+        self.said: list[str] = []
+        """Lines about the teachers for the run's header."""
         self.views: int | None = None
         """How many views of the labels are learnt from, where the run was begun with fewer than there are now."""
 
@@ -43,7 +42,7 @@ class Inputs:
         """The images that are trained on; some of them may have no label."""
         config = self._config
         if self.labels is None:
-            opened = open_images(config.data or DEFAULT_DATA, data_dir=config.data_dir)
+            opened = open_data(config.data, config.data_dir)
         else:
             opened = label_images(self.labels, config.data, config.data_dir)
         return limited(opened, config.limit, config.seed)
@@ -54,7 +53,11 @@ class Inputs:
         if not self._config.teacher:
             return []
         specs = teacher_specs(self._config.teacher, self._config.teacher_weights)
-        return [open_teacher(spec, self._config, self.images, clean=self.recipe.clean) for spec in specs]
+        config, clean = self._config, self.recipe.clean
+        return [
+            open_teacher(spec, config, self.images, clean=clean, class_map=config.class_map, say=self.said.append)
+            for spec in specs
+        ]
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -5,36 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 from softlabels import packing
-from softlabels.datasets import Pack, create_pack, open_images
+from softlabels.datasets import Pack, create_pack
 from softlabels.errors import DataError
 from softlabels.journal import Journal, duration, plural, rate, size
 from softlabels.packing import PackReport
 from softlabels.provenance import versions
 from softlabels.runs._configs import PackConfig, share_of
-from softlabels.runs._parts import limited
+from softlabels.runs._parts import check_place, describe, limited, offering_to_skip, open_data
 
 
 def run_pack(config: PackConfig, journal: Journal) -> PackReport:
     """Write the shards of a pack that are missing, or say what they will cost, or check those that are there."""
     if config.check:
         return _checked(config, journal)
-    images = limited(open_images(config.data, data_dir=config.data_dir, split=config.split), config.limit, 0)
+    images = describe(open_data(config.data, config.data_dir, config.split), journal)
+    images = limited(images, config.limit, 0)
     if config.dry_run:
         for line in packing.plan_pack(images, config.packing, config.rows_per_shard, threads=config.pool).lines():
             journal.say(line)
         return PackReport(0, 0, 0, 0.0)
     out, made = Path(config.out), versions(images)
+    check_place(out, "pack", images)
     target = create_pack(out, images, config.packing, config.rows_per_shard, made, config.format)
     if not target.manifest.inputs:
         journal.say(f"{out} does not say which pictures it was made of; they are not compared")
-    report = packing.pack(
-        images,
-        target,
-        part=share_of(config.part),
-        threads=config.pool,
-        skip_bad_images=config.on_bad_image == "skip",
-        journal=journal,
-    )
+    with offering_to_skip(config.on_bad_image):
+        report = packing.pack(
+            images,
+            target,
+            part=share_of(config.part),
+            threads=config.pool,
+            skip_bad_images=config.on_bad_image == "skip",
+            journal=journal,
+        )
     for key, reason in list(report.skipped.items())[:10]:
         journal.say(f"packed as unreadable {key}: {reason}")
     _say(report, target.missing(), config, journal)

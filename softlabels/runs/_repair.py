@@ -19,7 +19,7 @@ from softlabels.repairing import RepairReport, Repairs
 from softlabels.runs._configs import RepairConfig
 from softlabels.runs._dump import saved_config
 from softlabels.runs._import import saved_import
-from softlabels.runs._parts import label_images, matched, reopening
+from softlabels.runs._parts import label_images, matched, offering_to_skip, reopening
 from softlabels.store import Shard
 
 
@@ -79,17 +79,18 @@ class _Workshop:
         for line in mixture(name, renderers(labels.of(name)), CPU):
             journal.say(line)
         # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
-        dump_shards(
-            Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
-            teacher,
-            labels.codec(name),
-            labels.of(name),
-            shards,
-            batch_size=config.batch_size,
-            workers=config.helpers(self.images),
-            skip_bad_images=config.on_bad_image == "skip",
-            journal=journal,
-        )
+        with offering_to_skip(config.on_bad_image):
+            dump_shards(
+                Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
+                teacher,
+                labels.codec(name),
+                labels.of(name),
+                shards,
+                batch_size=config.batch_size,
+                workers=config.helpers(self.images),
+                skip_bad_images=config.on_bad_image == "skip",
+                journal=journal,
+            )
 
 
 def _lines(report: RepairReport, damaged: list[Shard], labels: Labels) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from softlabels.datasets import Images, content_checksums, some_rows, subset
 from softlabels.errors import SoftlabelsError, StoreError
 from softlabels.provenance import versions
-from softlabels.runs._parts import matched
+from softlabels.runs._parts import check_place, matched
 from softlabels.store import (
     Cache,
     Runs,
@@ -142,6 +142,7 @@ def arrange(
         StoreError: another store is there (the difference is shown), some images are new to it and it may not grow, or
             none can be made at this place.
     """
+    check_place(root, "label store", images)
     there = open_store(root, cache) if holds_store(root, cache) else None
     arranged, new = in_store_order(there, images)
     if new and not grow:

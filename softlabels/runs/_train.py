@@ -19,6 +19,7 @@ from softlabels.codecs import SparseCodec
 from softlabels.comparing import compare
 from softlabels.config import validated
 from softlabels.datasets import Images, open_images, subset
+from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
 from softlabels.evaluating import Score, classifier, evaluate, trained_on
 from softlabels.journal import Journal, duration, plural, rate
@@ -27,6 +28,8 @@ from softlabels.learning import Place, check_optimizer, parameter_groups
 from softlabels.losses import BLENDS, Objective
 from softlabels.networks import (
     Preprocessing,
+    are_numbers,
+    first_difference,
     fit,
     parameter_count,
     read_description,
@@ -41,7 +44,7 @@ from softlabels.provenance import CPU, mixture, renderers
 from softlabels.runs._configs import TrainConfig
 from softlabels.runs._folder import RESULT, Record, begin, held, recorded
 from softlabels.runs._inputs import Inputs
-from softlabels.runs._parts import alias, check_classes
+from softlabels.runs._parts import alias, check_classes, check_place
 from softlabels.samples import LabelledPictures
 from softlabels.settings import Settings
 from softlabels.students import StudentPart, student_spec
@@ -72,11 +75,14 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 
 
 def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+    if not config.labels and config.data is None:
+        raise ConfigError("there is nothing to learn from; give --labels STORE, or --data for hard labels alone")
     if config.labels and config.teacher:
         raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
     folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
+    check_place(folder, "run")
     before = processes.led(lambda: _before(folder, config))
     if before is not None and before.result is not None:
         processes.led(lambda: _say_done(before, config, journal))
@@ -136,6 +142,7 @@ def _trained(
     preprocessing = spec.preprocessing
     lesson, classes, notes = _lesson(config, preprocessing, processes, inputs)
     images = lesson.samples.pictures.images
+    check_place(folder, "run", images)
     place = Place(
         config.torch_device(),
         config.dtype,
@@ -147,6 +154,7 @@ def _trained(
     network = spec.build(classes, seed=config.seed).to(place.device)
     names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
     metadata = spec.metadata(classes, names or images.classes)
+    notes += _kept_head(config, classes, names or images.classes)
     settings = _settings(config, spec)
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
@@ -235,6 +243,26 @@ def _student(config: TrainConfig) -> StudentPart:
     return student_spec(student, weights=config.init, size=config.size)
 
 
+def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[str]:
+    """In one line, that the head of an earlier run is gone on with, although its classes have other names.
+
+    Raises:
+        ConfigError: they are the same classes in another order.
+    """
+    told = read_description(config.init) if config.init is not None else None
+    differing = first_difference(names, told.class_names) if told is not None and told.classes == classes else None
+    if told is None or differing is None:
+        return []
+    place, name, other = differing
+    if set(names) == set(told.class_names):
+        raise ConfigError(
+            f"class {name!r} is number {place} here and number {other} of {config.init}; give data with the same "
+            f"classes in the same order"
+        )
+    before = told.class_names[place]
+    return [f"the head of {config.init} is gone on with: its class {place} was {before!r} and is {name!r} now"]
+
+
 def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
     """The settings of the steps, with the layer that is meant by `classifier` in its place."""
     settings = config.settings
@@ -256,20 +284,20 @@ def _lesson(
     recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
     pictures = Pictures(images, recipe, config.seed, views, frame(preprocessing))
+    more = image_notes(images)
     note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
     if config.teacher:
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
         names = [teacher.name for teacher in targets.teachers]
-        lesson, more = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
-        return lesson, classes, [f"{note}, {', '.join(names)} live", *more]
+        lesson, told = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
+        return lesson, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.said, *told]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
     objective = _objective(config, 1.0)
     _check_untaught(config)
     samples = LabelledPictures(pictures, renderer=config.renderer)
-    notes = [note, *_hard_labels(images, needed_by="training without soft labels")]
-    return Lesson(samples, NoTargets(), objective), len(images.classes), notes
+    return Lesson(samples, NoTargets(), objective), len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -357,6 +385,11 @@ def _stored_lesson(
         f"{', '.join(teachers)}, "
         f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
     ]
+    notes += image_notes(images)
+    gone = np.setdiff1d(np.arange(len(labels)), joined.label_rows)
+    if len(gone) and config.limit is None:
+        count, first = f"{len(gone):,} of the {len(labels):,}", labels.keys[int(gone[0])].as_py()
+        notes.append(f"{count} labelled images are not in {images.name} (first: {first!r})")
     if joined.without:
         notes.append(f"{joined.without:,} images have no labels and are left out")
         images = subset(images, joined.rows)
@@ -459,9 +492,13 @@ def _scoring(
             raise DataError(f"{tested.name} has no hard labels to score against; choose --eval-data")
         journal.say(f"no evaluation: {tested.name} has no hard labels; name images with --eval-data")
         return None
-    if len(tested.classes) != classes:
-        raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
     check_classes(tested, names, "the student")
+    # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
+    fewer = len(tested.classes) < classes and bool(names) and are_numbers(names) and are_numbers(tested.classes)
+    if len(tested.classes) != classes and not fewer:
+        raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
+    for line in image_notes(tested):
+        journal.say(line)
     preprocessing = preprocessing.changed("--eval-size", size=config.eval_size)
     pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
     if config.eval_size is not None:

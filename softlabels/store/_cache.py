@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softlabels.errors import StoreError
+from softlabels.journal import waiting
 
 COPIES = ".copies"
 _LOCK = ".lock"
@@ -92,7 +93,8 @@ class Cache:
         except OSError as error:
             raise StoreError(f"cannot write the cache {self.folder}: {error.strerror}; choose a --cache-dir") from error
         try:
-            fcntl.flock(handle, how)
+            with waiting(f"another process that uses the cache {self.folder}"):
+                fcntl.flock(handle, how)
             yield
         finally:
             os.close(handle)

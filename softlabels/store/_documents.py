@@ -41,11 +41,16 @@ def document(model: BaseModel) -> str:
     body = {"format_version": FORMAT, **model.model_dump(mode="json", exclude_unset=True)}
     text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
     try:
-        text.encode()
+        size = len(text.encode())
     except UnicodeEncodeError as problem:
         raise StoreError(
             f"{problem.object[problem.start - 20 : problem.end]!r} is no valid Unicode; rename it"
         ) from problem
+    if size > LARGEST:
+        raise StoreError(
+            f"the document of this store would have {size:,} bytes, more than the {LARGEST:,} that are read of one; "
+            f"use fewer classes, or shorter names of classes"
+        )
     return text
 
 

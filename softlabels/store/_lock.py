@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from softlabels import journal
 from softlabels.errors import StoreError
 
 LOCK = ".writer-"
@@ -96,7 +97,8 @@ def _acquire(path: Path, wait: bool) -> int:
         except OSError as error:
             raise _cannot_write(path.parent, error) from error
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with journal.waiting(f"the process that makes {path.parent}"):
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(handle, path):
                 return handle
         except OSError as error:

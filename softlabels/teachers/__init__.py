@@ -18,6 +18,7 @@ from softlabels.errors import ConfigError
 from softlabels.networks import Preprocessing, named
 from softlabels.teachers._answers import ROUNDING, dependence_on_neighbours, distance, is_rounding, spread_of
 from softlabels.teachers._architecture import SmallTeacher, TimmTeacher, TorchvisionTeacher
+from softlabels.teachers._columns import ChosenColumns, ColumnsTeacher, chosen, innermost
 from softlabels.teachers._file import FileTeacher
 from softlabels.teachers._function import FunctionTeacher
 from softlabels.teachers._network import Amp, NetworkTeacher
@@ -28,6 +29,8 @@ __all__ = [
     "TEACHERS",
     "Amp",
     "BatchSize",
+    "ChosenColumns",
+    "ColumnsTeacher",
     "FileTeacher",
     "FunctionTeacher",
     "NetworkTeacher",
@@ -36,8 +39,10 @@ __all__ = [
     "TeacherPart",
     "TimmTeacher",
     "TorchvisionTeacher",
+    "chosen",
     "dependence_on_neighbours",
     "distance",
+    "innermost",
     "is_rounding",
     "spread_of",
     "teacher_passes",

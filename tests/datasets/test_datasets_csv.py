@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.io import write_png
 
-from softlabels.datasets import open_images
+from softlabels.datasets import notes, open_images
 from softlabels.errors import DataError, SoftlabelsError
 
 ROWS = st.dictionaries(
@@ -143,11 +143,11 @@ def test_a_path_listed_twice_is_refused_with_both_lines(folder: Path) -> None:
     ("text", "said"),
     [
         ("", "not a CSV file"),
-        ("path,label\n", "lists no pictures"),
+        ("path,label\n", "lists no images"),
         ("path,label\n1.png\n", "not a CSV file"),
         ("path,label\n,3\n", "line 2: the path is empty"),
         ("path,label\n1.png,-2\n", "label -2 is out of range"),
-        ("path,label\n1.png,999999999\n", "label 999999999 is out of range"),
+        ("path,label\n1.png,999999999\n", "look like ids"),
         ("path,path\n1.png,2.png\n", "more than one column 'path'"),
     ],
 )
@@ -163,3 +163,72 @@ def test_a_list_that_is_not_there_or_not_text_is_named(folder: Path) -> None:
     assert "not a CSV file in UTF-8" in refusal(f"csv:{folder}/list.csv")
     with pytest.raises(DataError):
         open_images(f"csv:{folder}")
+
+
+@pytest.mark.parametrize("name", ["Label", "class", "Target", " y", "category"])
+def test_a_column_that_looks_like_the_labels_is_asked_about(folder: Path, name: str) -> None:
+    value = listing(folder, f"path,{name}\n1.png,cat\n2.png,dog\n")
+    assert f"did you mean {name!r}?" in refusal(value)
+    assert open_images(f"{value} label_column={name.strip()}").classes == ("cat", "dog")
+    assert open_images(f"{value} label_column=none").labels.tolist() == [-1, -1]
+
+
+def test_blanks_around_the_names_of_columns_do_not_count(folder: Path) -> None:
+    images = open_images(listing(folder, "path, label\n1.png, 1\n2.png, 0\n"))
+    assert images.labels.tolist() == [1, 0]
+
+
+def test_columns_that_are_passed_over_are_named(folder: Path) -> None:
+    said = " ".join(notes(open_images(listing(folder, "path,width\n1.png,3\n"))))
+    assert "no column 'label'; its other columns, 'width', are passed over" in said
+    assert "none has a label" in said
+
+
+def test_a_column_of_paths_under_another_name_is_offered(folder: Path) -> None:
+    assert "path_column=filename" in refusal(listing(folder, "filename,label\n1.png,3\n"))
+
+
+@pytest.mark.parametrize("labels", [(0, 9_999_999), (5000, 5001), (100_000_000_000, 1)])
+def test_ids_in_the_place_of_class_numbers_are_refused(folder: Path, labels: tuple[int, int]) -> None:
+    value = listing(folder, f"path,label\n1.png,{labels[0]}\n2.png,{labels[1]}\n")
+    assert "2 of the numbers 0 to" in refusal(value)
+    assert "look like ids" in refusal(value)
+    if max(labels) < 10_000:
+        assert len(open_images(f"{value} classes={max(labels) + 1}").classes) == max(labels) + 1
+
+
+def test_classes_without_images_are_counted(folder: Path) -> None:
+    said = " ".join(notes(open_images(listing(folder, "path,label\n1.png,1\n2.png,3\nsub/3.png,\n"))))
+    assert "2 of 4 classes have no image (first: '0')" in said
+    assert "1 of them have no label" in said
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (("cat;pet", "dog"), "'cat;pet' looks like several labels"),
+        (("cat|pet", "dog"), "several labels"),
+        (('"[0, 1]"', "[1]"), "several labels"),
+        (("0.143", "2"), "'0.143' is no whole number"),
+        (("nan", "2"), "'nan' is no whole number"),
+    ],
+)
+def test_labels_of_other_tasks_are_refused(folder: Path, cells: tuple[str, str], said: str) -> None:
+    assert said in refusal(listing(folder, f"path,label\n1.png,{cells[0]}\n2.png,{cells[1]}\n"))
+
+
+def test_names_that_are_listed_may_look_like_anything(folder: Path) -> None:
+    listing(folder, "path,label\n1.png,cat;pet\n2.png,0.5\n")
+    images = open_images({"kind": "csv", "file": str(folder / "list.csv"), "classes": ["cat;pet", "0.5"]})
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_a_file_of_another_kind_is_named(folder: Path) -> None:
+    for data, said in (
+        ("path,label\n1.png,0\n".encode("utf-16"), "it is UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"<html>\n<body>\n", "an HTML page"),
+        (b"PK\x03\x04\x14\0\x06\0", "a zip archive"),
+    ):
+        (folder / "list.csv").write_bytes(data)
+        assert said in refusal(f"csv:{folder / 'list.csv'}")

@@ -224,6 +224,10 @@ EXAMPLES = {
     "timm": {"architecture": "resnet10t", "weights": "random", "size": 32},
     "file": {"path": "best.safetensors"},
     "function": {"function": "teachers_every:make"},
+    "columns": {
+        "of": teacher_spec("resnet8_cifar", "random:2").model_dump(mode="json"),  # type: ignore[attr-defined]
+        "columns": [9, 0, 8, 1, 7, 2, 6, 3, 5, 4],
+    },
 }
 
 
