@@ -100,8 +100,10 @@ def _locked_room(path: Path) -> tuple[Path, int | None]:
         except OSError:
             return room, None
         # Whoever removes leftovers may have been faster than the lock.
-        if lock is not None and room.exists():
-            return room, lock
+        if lock is not None:
+            if room.exists():
+                return room, lock
+            os.close(lock)
 
 
 def _lock_folder(folder: Path) -> int | None:

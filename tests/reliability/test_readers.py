@@ -183,3 +183,48 @@ def test_a_damaged_header_is_named_by_an_own_loop(photos: Path, tmp_path: Path) 
         softlabels.SoftLabelDataset(labels, softlabels.open_images(photos), size=8)
     with pytest.raises(StoreError, match=r"00001-v0-2\.h5"):
         softlabels.train(student="cnn_tiny", labels=str(tmp_path / "s"), out=str(tmp_path / "run"), quiet=True)
+
+
+@pytest.mark.parametrize("format", ["hdf5", "zarr"])
+def test_a_pack_that_becomes_shorter_under_a_reader_is_an_error(photos: Path, tmp_path: Path, format: str) -> None:
+    softlabels.pack(data=str(photos), out=str(tmp_path / "p"), quality="raw", max_side=0, format=format, quiet=True)
+    images = softlabels.open_images(f"pack:{tmp_path / 'p'}")
+    images.decode(3)
+    path = tmp_path / "p/000000.h5" if format == "hdf5" else tmp_path / "p/000000.zarr/payload/c/0"
+    for size in (path.stat().st_size // 2, 0):
+        os.truncate(path, size)
+        with pytest.raises(softlabels.SoftlabelsError, match="000000"):
+            images.decode(17)
+
+
+def test_the_kept_settings_of_a_dump_are_compared_by_verify(photos: Path, tmp_path: Path) -> None:
+    dump(tmp_path / "s", photos)
+    assert softlabels.verify(labels=str(tmp_path / "s"), shards_only=True, quiet=True).ok
+    path = tmp_path / "s/dump-cnn_tiny.yaml"
+    path.write_text(path.read_text().replace("batch_size: 8", "batch_size: 9"))
+    (problem,) = softlabels.verify(labels=str(tmp_path / "s"), shards_only=True, quiet=True).problems
+    assert "dump-cnn_tiny.yaml does not match its checksum" in problem
+
+
+def test_checkpoints_and_students_of_before_have_no_checksums_and_are_read(photos: Path, tmp_path: Path) -> None:
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    from softlabels.checkpoints import load_checkpoint
+    from softlabels.networks import read_weights
+
+    out = tmp_path / "run"
+    settings = {"student": "cnn_tiny", "data": str(photos), "epochs": 1, "checkpoint_every": 1, "device": "cpu"}
+    softlabels.train(**settings, out=str(out), quiet=True)
+    (path,) = (out / "checkpoints").glob("step-*/state.json")
+    now = load_checkpoint(out / "checkpoints")
+    path.write_text(json.dumps(json.loads(path.read_text())["state"]))
+    before = load_checkpoint(out / "checkpoints")
+    assert now is not None
+    assert before is not None
+    assert before[0] == now[0]
+    assert before[1].keys() == now[1].keys()
+    weights = read_weights(out / "last.safetensors")
+    save_file(load_file(out / "last.safetensors"), out / "old.safetensors", metadata={"softlabels": "1"})
+    assert read_weights(out / "old.safetensors").sha256 == weights.sha256

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from store.stores import assert_holds, card, each_kind, fill, filled, make, of_shard, values
+from store.stores import assert_holds, card, each_kind, fill, filled, make, of_shard, table, values
 
 from softlabels.errors import StoreError
 from softlabels.store import _gather, open_store, shard_bytes
@@ -118,3 +118,11 @@ def test_a_shard_is_never_absent_while_it_is_written_again(tmp_path: Path) -> No
         patch.setattr(Path, "rename", watched)
         labels.write(shard, of_shard(values(50), shard))
     assert seen == [True]
+
+
+def test_of_two_that_add_images_at_once_the_second_is_told(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "s"), open_store(tmp_path / "s")
+    first.append_images(table(7, first=50))
+    with pytest.raises(StoreError, match=r"another process added images .* run the same command again"):
+        second.append_images(table(7, first=50))
+    assert len(open_store(tmp_path / "s")) == 57
