@@ -10,7 +10,7 @@ from reliability.faults import CHANGING, FAULTS, KILL, READ, SYNC, Commands, Fau
 from reliability.ledger import note
 from reliability.operations import OPERATIONS, Operation
 
-LONG = 16
+LONG = 6
 """Positions of each fault that are tried."""
 
 each_operation = pytest.mark.parametrize("operation", OPERATIONS, ids=[each.name for each in OPERATIONS])

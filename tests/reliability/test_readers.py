@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from moving import dump, flip
+from reliability.ledger import note
 from store.stores import card, fill, filled, make
 
 import softlabels
@@ -62,6 +63,7 @@ def test_a_shard_that_becomes_shorter_under_a_reader_is_an_error(
             labels.logits([7], 0)
     assert (labels.logits([0, 12], 1) == softlabels.open_labels(tmp_path / "s").logits([0, 12], 1)).all()
     assert (labels.logits([0], 0) == whole[0]).all()
+    note("a shard cut off under an own loop")
 
 
 UNSEEN = """
@@ -91,6 +93,7 @@ def test_a_shard_that_becomes_shorter_between_two_looks_kills_no_process(
     assert ended.returncode == 0, ended.stderr
     assert "00001-v0-2" in ended.stdout
     assert "became shorter while it was read" in ended.stdout
+    note("a shard cut off under an own loop")
 
 
 def test_workers_of_a_loader_refuse_a_shard_that_becomes_shorter(photos: Path, tmp_path: Path) -> None:
@@ -105,6 +108,7 @@ def test_workers_of_a_loader_refuse_a_shard_that_becomes_shorter(photos: Path, t
     loader = torch.utils.data.DataLoader(pictures, batch_size=4, num_workers=2)
     with pytest.raises(StoreError, match="00001-v0-2"):
         list(loader)
+    note("a shard cut off under a loader's workers")
 
 
 def test_a_training_whose_shard_becomes_shorter_ends_with_one_line(photos: Path, tmp_path: Path) -> None:
@@ -121,6 +125,7 @@ def test_a_training_whose_shard_becomes_shorter_ends_with_one_line(photos: Path,
     assert training.returncode == 1, said
     assert re.search(r"^softlabels: .*00001-v0-2\.h5", said.splitlines()[-1])
     assert "Traceback" not in said
+    note("a shard cut off under train")
 
 
 def test_labels_that_are_replaced_by_equal_ones_are_read_on_and_by_others_refused(photos: Path, tmp_path: Path) -> None:
@@ -195,6 +200,7 @@ def test_a_pack_that_becomes_shorter_under_a_reader_is_an_error(photos: Path, tm
         os.truncate(path, size)
         with pytest.raises(softlabels.SoftlabelsError, match="000000"):
             images.decode(17)
+        note("a shard of a pack cut off under a reader")
 
 
 def test_the_kept_settings_of_a_dump_are_compared_by_verify(photos: Path, tmp_path: Path) -> None:
