@@ -322,7 +322,7 @@ def compare_teacher(
 
 def rounding_of(labels: TeacherLabels, precision: str) -> float:
     """How far logits may lie from those behind these labels for reasons of precision, in deviations of a row."""
-    causes = {precision, getattr(labels.card, "precision", None) or "fp32"}
+    causes = {precision, labels.card.precision or "fp32"}
     if renderers(labels) - {CPU}:
         causes.add("device")
     return max(ROUNDING[cause] for cause in causes)

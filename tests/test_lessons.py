@@ -545,19 +545,21 @@ def test_images_that_are_trained_on_are_no_held_out_side(
         assert "has no held-out side" in told(capsys)
 
 
-def test_images_of_an_evaluation_that_are_trained_on_are_left_out_and_counted(
+def test_images_of_a_held_out_side_that_are_trained_on_are_left_out_and_counted(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from shutil import copytree
 
-    common = {**TINY, "epochs": 1, "quiet": False, "data": str(photos), "limit": 12}
-    copytree(photos, tmp_path / "copy")
-    other = tmp_path / "copy" / "class-2" / "000.jpg"
-    other.write_bytes((tmp_path / "copy" / "class-2" / "001.jpg").read_bytes())  # of an equal key, but another image
-    softlabels.train(eval_data=str(tmp_path / "copy"), out=str(tmp_path / "some"), **common)
-    said = told(capsys)
-    count = next(line for line in said.splitlines() if "are trained on; the others are evaluated" in line)
-    assert count.split()[0] in ("11", "12")
-    del common["limit"]
-    softlabels.train(eval_data=str(photos), out=str(tmp_path / "all"), **common)
-    assert "warning: every image of" in told(capsys)
+    for side in ("train", "val"):
+        copytree(photos, tmp_path / "data" / side)
+    for place, path in enumerate(sorted((tmp_path / "data" / "val").rglob("*.jpg"))):
+        if place >= 5:  # of equal keys, but other images
+            path.write_bytes(path.read_bytes() + b"\0")
+    common = {**TINY, "epochs": 1, "quiet": False}
+    result = softlabels.train(data=str(tmp_path / "data"), out=str(tmp_path / "found"), **common)
+    assert "5 of the 18 images of" in told(capsys)
+    assert result["last"]["images"] == 13
+    given = {"data": str(photos), "eval_data": str(photos), "limit": 12}
+    result = softlabels.train(**given, out=str(tmp_path / "named"), **common)
+    assert "warning: 12 of the 18 images of" in told(capsys)
+    assert result["last"]["images"] == 18  # as it was asked for

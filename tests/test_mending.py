@@ -93,24 +93,22 @@ def test_other_teachers_and_copies_know_the_mended_image(photos: Path, tmp_path:
         assert softlabels.verify(labels=str(store), quiet=True, device="cpu").ok
 
 
-def test_an_image_that_another_teacher_labelled_may_not_come_back_as_another(photos: Path, tmp_path: Path) -> None:
+def test_an_image_that_another_teacher_labelled_may_not_come_back_as_another(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "shards"
     mend(photos)
     dump(photos, out)
     good = (photos / "class-1" / "003.jpg").read_bytes()
     (photos / "class-1" / "003.jpg").write_bytes(b"broken")
-    from softlabels.runs import _store
-
-    checks, _store.CONTENT_CHECKS = _store.CONTENT_CHECKS, 0  # as of a data set too large for every file to be read
-    try:
+    # As of a data set too large for every file to be read: none of those that are compared is the broken one.
+    monkeypatch.setattr("softlabels.runs._store.some_rows", lambda _: np.arange(3))
+    dump(photos, out, teacher=["cnn_small"])
+    mend(photos, seed=999)
+    with pytest.raises(softlabels.StoreError, match="is not the one that other teachers"):
         dump(photos, out, teacher=["cnn_small"])
-        mend(photos, seed=999)
-        with pytest.raises(softlabels.StoreError, match="is not the one that other teachers"):
-            dump(photos, out, teacher=["cnn_small"])
-        (photos / "class-1" / "003.jpg").write_bytes(good)
-        assert dump(photos, out, teacher=["cnn_small"]).shards == 1
-    finally:
-        _store.CONTENT_CHECKS = checks
+    (photos / "class-1" / "003.jpg").write_bytes(good)
+    assert dump(photos, out, teacher=["cnn_small"]).shards == 1
     assert softlabels.verify(labels=str(out), quiet=True, device="cpu").ok
 
 

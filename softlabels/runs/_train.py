@@ -513,29 +513,32 @@ def _scoring(
 
 
 def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images | None:
-    """What the student is evaluated on, without images that it is trained on; None where there is nothing."""
+    """What the student is evaluated on; None where there is nothing.
+
+    Images that are trained on are left out of a side that was found, and counted where the user named the images.
+    """
     if config.eval_data is not None:
         tested = open_images(config.eval_data, data_dir=config.data_dir, split="test")
         known = trained_on(tested, images)
-        if len(known) == len(tested):
-            journal.say(f"warning: every image of {tested.name} is trained on; its score tells what was memorised")
-            return tested
-    else:
-        try:
-            tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
-        except DataError as problem:
-            journal.say(f"no evaluation: {problem}; name images with --eval-data")
-            return None
-        known = trained_on(tested, images)
-        # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
-        if len(known) in (len(tested), len(images)):
-            journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
-            return None
+        if len(known):
+            journal.say(
+                f"warning: {len(known):,} of the {len(tested):,} images of {tested.name} are trained on; of these the "
+                f"score tells what was memorised"
+            )
+        return tested
+    try:
+        tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
+    except DataError as problem:
+        journal.say(f"no evaluation: {problem}; name images with --eval-data")
+        return None
+    known = trained_on(tested, images)
+    # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
+    if len(known) in (len(tested), len(images)):
+        journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
+        return None
     if not len(known):
         return tested
-    journal.say(
-        f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on; the others are evaluated"
-    )
+    journal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
     return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 
