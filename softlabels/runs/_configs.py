@@ -293,8 +293,8 @@ class DumpConfig(Rendering, Caching):
     def _is_a_batch(cls, value: Any) -> Any:
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
-        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError("is auto, or a number of pictures from 1 upward")
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
+            raise ValueError(f"is auto, or a number of pictures from 1 upward, at most {MOST:,}")
         return value
 
     @property

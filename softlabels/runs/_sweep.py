@@ -16,7 +16,8 @@ from softlabels.processes import Processes, joined
 from softlabels.reporting import check_plots, markdown, report
 from softlabels.runs._configs import SWEEP_OWN, SweepConfig, TrainConfig
 from softlabels.runs._folder import held
-from softlabels.runs._train import run_train
+from softlabels.runs._parts import check_place
+from softlabels.runs._train import check_named, run_train
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ def run_sweep(config: SweepConfig, journal: Journal) -> SweepReport:
 def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> SweepReport:
     root = Path(config.out or "runs/sweep")
     runs = _runs(config, root)
+    check_place(root, "run")
+    for _, run in runs:
+        check_named(run)
     check_plots()  # hours before they are drawn
     with ExitStack() as stack:
         processes.led(lambda: stack.enter_context(held(root)))

@@ -74,9 +74,14 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
         return _run(config, journal if processes.first else Journal(quiet=True), processes)
 
 
-def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+def check_named(config: TrainConfig) -> None:
+    """Raises ConfigError when neither labels nor a data set is named."""
     if not config.labels and config.data is None:
         raise ConfigError("there is nothing to learn from; give --labels STORE, or --data for hard labels alone")
+
+
+def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+    check_named(config)
     if config.labels and config.teacher:
         raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
