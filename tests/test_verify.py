@@ -307,7 +307,7 @@ def test_images_that_are_gone_are_a_problem_unless_a_part_is_named(store: Path) 
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"classes": 11}, "is of 11 classes, the store of 3"),
+        ({"classes": 11}, "states 11 classes and manifest.json 3"),
         ({"preprocessing": {"size": -1}}, "no usable preprocessing: size -1"),
         ({"preprocessing": {"size": 32, "std": [0, 1, 1]}}, "no usable preprocessing: std"),
         ({"preprocessing": {"size": 32, "interpolation": "zzz"}}, "no usable preprocessing: interpolation"),
