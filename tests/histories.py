@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -248,13 +249,11 @@ def one_line(problem: softlabels.SoftlabelsError) -> str:
 
 def die_at(moment: int, done: bool) -> None:
     """Kill this process at its nth operation on files, before or after it is done."""
-    count = 0
+    numbers = itertools.count(1)  # threads draw from it, too
 
     def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal count
-            count += 1
-            last = count == moment
+            last = next(numbers) == moment
             result = operation(*args, **kwargs) if done or not last else None
             if last:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -477,8 +476,10 @@ class Histories(RuleBasedStateMachine):
         before = self.store.damage
         self.store.damage = [each for each in before if each.is_there]
         if outcome == "killed":
-            for name, _ in self.kept:
+            for name, kept in self.kept:
                 gone = {cell for each in before if each.teacher == name and not each.is_there for cell in each.cells}
+                for cell in gone:
+                    kept.held.pop(cell, None)
                 self.observe(self.store, name, gone)
                 if redump:
                     self.store.due.setdefault(name, set()).update(gone)
