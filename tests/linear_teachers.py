@@ -27,13 +27,16 @@ def logits(name: str, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 class Linear(nn.Module):
+    """Gives the same bits whatever else is in a batch: sums in float64, rounded to steps of 1/1024."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.layer = nn.Linear(3 * SIZE * SIZE, CLASSES, bias=False)
         self.layer.weight.data = torch.from_numpy(weights(seed))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.layer(pictures.flatten(1))
+        exact = pictures.flatten(1).double() @ self.layer.weight.double().T
+        return (exact * 1024).round().float() / 1024
 
 
 def first() -> tuple[nn.Module, dict[str, Any]]:
