@@ -153,6 +153,8 @@ class Model:
     damage: list[Damage] = field(default_factory=list)
     due: dict[str, set[Cell]] = field(default_factory=dict)
     """Cells that a killed `repair --redump` took away: its next call has to bring them back."""
+    begun: bool = False
+    """Whether a killed dump may have left a table of images that the manifest does not name; the next removes it."""
 
     @property
     def keys(self) -> list[str]:
@@ -361,7 +363,7 @@ class Histories(RuleBasedStateMachine):
         formats = {name: OTHER[each.format] if to == "other" else each.format for name, each in self.kept}
         format = next(iter(formats.values()))
         result = deepcopy(self.store)
-        result.path, result.damage, result.due = self.place(), [], {}
+        result.path, result.damage, result.due, result.begun = self.place(), [], {}, False
 
         def command() -> None:
             settings = {"format": format, "compression": compression, "codec": codec, "lossy": True}
@@ -547,6 +549,8 @@ class Histories(RuleBasedStateMachine):
         if any(each.unsure for _, each in self.kept):
             return
         whole = all(self.is_complete(each) for _, each in self.kept)
+        if self.store.begun and all("images-" in problem for problem in findings.problems):
+            return
         assert findings.ok == (whole and not self.store.damage), findings.problems
 
     def finish(self) -> None:
@@ -696,6 +700,7 @@ class Histories(RuleBasedStateMachine):
         self.count("dump", kill=outcome == "killed")
         if outcome != "killed":
             assert not stops if outcome == "done" else may_stop, outcome
+        model.begun = outcome != "done" and (bool(new) or model.begun)
         if new:
             self.see_images(model, after, must=outcome == "done")
         if outcome != "done" and not self.see_teacher(model, teacher):
