@@ -482,7 +482,7 @@ class Histories(RuleBasedStateMachine):
                 gone = {cell for each in before if each.teacher == name and not each.is_there for cell in each.cells}
                 for cell in gone:
                     kept.held.pop(cell, None)
-                self.observe(self.store, name, gone)
+                self.observe(self.store, name, self.store.cells(MOST_VIEWS) - self.store.damaged(name))
                 if redump:
                     self.store.due.setdefault(name, set()).update(gone)
             return
@@ -507,7 +507,8 @@ class Histories(RuleBasedStateMachine):
     )
     def ask_for_something_else(self, what: str, teacher: str, choice: int) -> None:
         """A dump of other views, labels or images than the store's is refused in a line, and nothing changes."""
-        readable = [key for key in self.store.keys if key not in self.bad and key not in self.stale]
+        told = {key for _, each in self.kept for run, _ in each.held for key in self.store.runs[run]}
+        readable = sorted(told - self.bad - self.stale)
         changes: dict[str, Any] = {}
         if what == "seed":
             changes = {"seed": 1}
