@@ -443,11 +443,11 @@ class Filling:
         """Labels that are missing since their images failed."""
         return len(self.failed) * (self.shard.stop_view - self.shard.first_view)
 
-    def write(self, labels: TeacherLabels, rendered_on: str = CPU) -> None:
-        """Write the shard, whole or not at all."""
+    def write(self, labels: TeacherLabels, rendered_on: str = CPU, *, replacing: bool = False) -> None:
+        """Write the shard, whole or not at all; in the place of the one that is there when it is `replacing` it."""
         found = shard_digests(self.shard, self._pictures, self.failed)
         digests = {row: [tagged(text, rendered_on) for text in texts] for row, texts in found.items()}
-        labels.write(self.shard, self._arrays, skipped=self.failed, digests=digests)
+        labels.write(self.shard, self._arrays, skipped=self.failed, digests=digests, replacing=replacing)
 
 
 class Recorder:
@@ -504,9 +504,7 @@ class Recorder:
         self._encoder.submit(lambda: self._writer.submit(lambda: self._write(filling), waiting=1), waiting=_WAITING)
 
     def _write(self, filling: Filling) -> None:
-        if filling.shard in self._replaced:
-            self._labels.remove(filling.shard)
-        filling.write(self._labels, self._rendered_on)
+        filling.write(self._labels, self._rendered_on, replacing=filling.shard in self._replaced)
         self.failed |= filling.failed
         self.unlabelled += filling.unlabelled
 

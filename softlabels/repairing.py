@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,13 +45,20 @@ def find_damage(labels: TeacherLabels) -> list[Shard]:
 
 
 def find_removed(labels: TeacherLabels, damaged: Sequence[Shard]) -> list[Shard]:
-    """The shards that a repair took away, now or before it was killed, and that nobody made again since."""
-    return [shard for shard in labels.removed if not any(_overlap(shard, other) for other in damaged)]
+    """The shards that a repair took away, now or before it was killed, and that nobody made again since.
 
-
-def _overlap(shard: Shard, other: Shard) -> bool:
-    views = min(shard.stop_view, other.stop_view) - max(shard.first_view, other.first_view)
-    return shard.run == other.run and views > 0
+    Views that a `damaged` shard has are left out: they are made again with it.
+    """
+    found = []
+    for shard in labels.removed:
+        views = np.arange(shard.first_view, shard.stop_view)
+        for other in damaged:
+            if other.run == shard.run:
+                views = views[(views < other.first_view) | (views >= other.stop_view)]
+        for stretch in np.split(views, np.flatnonzero(np.diff(views) != 1) + 1):
+            if len(stretch):
+                found.append(replace(shard, first_view=int(stretch[0]), stop_view=int(stretch[-1]) + 1))
+    return found
 
 
 def remove(labels: TeacherLabels, shards: Sequence[Shard]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,17 @@ def test_a_new_class_does_not_grow_a_store(softlabels_command: Callable, photos:
     assert refused.output.count("\n") == 1
     assert "classes" in refused.output
     assert all_bytes(Path("shards")) == before
+
+
+def test_the_table_of_images_that_a_killed_growth_left_is_removed_by_the_next_dump(
+    softlabels_command: Callable, photos: Path
+) -> None:
+    dump(Path("shards"), photos)
+    shutil.copy("shards/images.parquet", "shards/images-1.parquet")
+    assert softlabels_command("verify", "--shards-only").exit_code == 1
+    assert softlabels_command(*DUMP).exit_code == 0
+    assert not Path("shards/images-1.parquet").exists()
+    assert softlabels_command("verify", "--shards-only").exit_code == 0
 
 
 def test_parts_of_a_dump_may_all_be_told_to_grow(softlabels_command: Callable, photos: Path) -> None:

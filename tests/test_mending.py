@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from histories import do
 from worlds import TINY, picture, write_pictures
 
 import softlabels
@@ -120,3 +122,30 @@ def test_what_was_mixed_with_a_broken_image_is_labelled_with_it(photos: Path, tm
     assert dump(photos, out, recipe="crop-flip-mix", views=3).skipped == {}
     assert softlabels.open_labels(out).of().skipped == {}
     assert softlabels.verify(labels=str(out), quiet=True, device="cpu").ok
+
+
+def test_a_mended_image_is_known_to_every_teacher_whichever_labels_it_first(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    dump(photos, out)
+    dump(photos, out, teacher=["cnn_small"], part="0/2")  # it has not come to the broken image yet
+    mend(photos)
+    for teacher in ("cnn_small", "cnn_small", "cnn_tiny", "cnn_tiny"):
+        assert dump(photos, out, teacher=[teacher]).skipped == {}
+    assert softlabels.open_labels(out).labelled(np.arange(18)).all()
+    findings = softlabels.verify(labels=str(out), quiet=True, device="cpu")
+    assert findings.ok, findings.problems
+
+
+def test_a_dump_that_is_killed_while_it_labels_a_mended_image_keeps_the_labels_of_the_others(
+    photos: Path, tmp_path: Path
+) -> None:
+    dump(photos, tmp_path / "shards", views=3, format="hdf5")
+    mend(photos)
+    for moment in range(1, 60):
+        out = tmp_path / f"killed-{moment}"
+        shutil.copytree(tmp_path / "shards", out)
+        ended = do(lambda out=out: dump(photos, out, views=1, format="hdf5"), (moment, False))  # type: ignore[misc]
+        assert softlabels.open_labels(out).views == 3
+        if ended == "done":
+            break
+    assert 5 < moment < 59

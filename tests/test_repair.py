@@ -84,6 +84,21 @@ def test_shards_that_were_never_dumped_are_not_dumped_by_a_repair(softlabels_com
     assert "(and 2 others that were missing before)" in softlabels_command("repair").output
 
 
+def test_one_redump_brings_back_the_views_beside_a_damaged_shard_too(
+    softlabels_command: Callable, photos: Path
+) -> None:
+    dump(Path("shards"), photos, views=3)
+    flip(shard("shards", 1))
+    assert softlabels_command("repair").exit_code == 0
+    dump(Path("shards"), photos, views=1)
+    truncate(shard("shards", 1))
+    assert softlabels_command(*REDUMP).exit_code == 0
+    assert softlabels.open_labels("shards").views == 3
+    before = all_bytes(Path("shards"))
+    assert softlabels_command(*REDUMP).exit_code == 0
+    assert all_bytes(Path("shards")) == before
+
+
 def test_every_teacher_is_repaired(softlabels_command: Callable, photos: Path) -> None:
     dump(Path("shards"), photos, teacher=["cnn_tiny", "cnn_small"], weights=["random", "random:1"])
     before = shard_bytes(Path("shards"))

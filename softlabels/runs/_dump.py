@@ -21,7 +21,7 @@ from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, describe, limited, offering_to_skip, open_data, open_teacher, teacher_specs
-from softlabels.runs._store import Arrangement, arrange, as_written, mend
+from softlabels.runs._store import Arrangement, arrange, as_written, mend, mendable_rows
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
@@ -60,7 +60,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
             journal.say(line)
         again, readable = dumping.readable_again(labels, arranged, recipe)
-        mend(store, arranged, readable)
+        mend(store, arranged, sorted({*readable, *mendable_rows(store, arranged).tolist()}))
         if readable:
             journal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"

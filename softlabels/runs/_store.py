@@ -207,9 +207,21 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
 
 
 def unread_rows(store: Store) -> NDArray[np.int64]:
-    """The rows of which a teacher made an attempt and none has a label, int64 (n,): what lies there may be mended."""
-    skipped = [set(labels.skipped) for labels in map(store.teacher, store.teachers) if labels.shards]
-    return np.array(sorted(set.intersection(*skipped)) if skipped else [], np.int64)
+    """The rows of which no teacher has a label, int64 (n,): what lies there may be mended."""
+    unread = np.ones(len(store), bool)
+    for labels in map(store.teacher, store.teachers):
+        skips = dict(labels.skips())
+        for shard in labels.shards:
+            labelled = np.ones(shard.rows, bool)
+            labelled[[row - shard.first_row for row in skips.get(shard, ())]] = False
+            unread[shard.first_row : shard.stop_row] &= ~labelled
+    return np.flatnonzero(unread)
+
+
+def mendable_rows(store: Store, images: Images) -> NDArray[np.int64]:
+    """The rows that nobody labelled and some teacher skipped, or that a dump that goes on compares, int64 (n,)."""
+    skipped = {row for name in store.teachers for row in store.teacher(name).skipped}
+    return np.intersect1d(unread_rows(store), sorted(skipped.union(some_rows(images).tolist())))
 
 
 def mend(store: Store, images: Images, rows: Sequence[int]) -> None:

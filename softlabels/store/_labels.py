@@ -268,6 +268,7 @@ class TeacherLabels:
         *,
         skipped: Mapping[int, str] | None = None,
         digests: Mapping[int, Sequence[str]] | None = None,
+        replacing: bool = False,
     ) -> None:
         """Add a shard: it is there whole, synced to the disk, or not at all. To be called within `writing`.
 
@@ -276,6 +277,7 @@ class TeacherLabels:
             arrays: each (views, rows, ...) with dtype and shape as the card's layout says.
             skipped: rows that could not be labelled, and why; what their arrays hold is never read.
             digests: for some rows, of each view of the shard the digest of the rendered picture.
+            replacing: the shard is there and goes when this one is complete; a file in the same moment.
 
         Raises:
             StoreError: the arrays do not fit, some labels are there already, or the disk is full or read-only.
@@ -285,7 +287,7 @@ class TeacherLabels:
             raise StoreError(f"{shard} is no shard of {self._folder.place}; ask `missing` for those to write")
         stored = check_arrays(arrays, self.card.layout, (shard.views, shard.rows))
         header = self._folder.owner.header(shard, skipped or {}, digests or {})
-        damaged = self._damaged_overlaps(shard)
+        damaged = self._damaged_overlaps(shard, replacing)
         if self._shelf is not None:
             self._shelf.make_way(shard)  # what a killed writer did not get to send
         path = self._folder.shard_place(shard).path
@@ -370,8 +372,8 @@ class TeacherLabels:
                 f"for the part that holds run {shard.run}"
             )
 
-    def _damaged_overlaps(self, shard: Shard) -> list[Shard]:
-        """What is damaged and overlaps `shard`. Raises StoreError when something sound does."""
+    def _damaged_overlaps(self, shard: Shard, replacing: bool) -> list[Shard]:
+        """What is damaged, or replaced, and overlaps `shard`. Raises StoreError when something sound does."""
         found = []
         for other in sorted(self._named_in(shard.run)):
             overlap = min(other.stop_view, shard.stop_view) - max(other.first_view, shard.first_view)
@@ -379,7 +381,7 @@ class TeacherLabels:
                 place = self._folder.shard_place(other)
                 with contextlib.suppress(Damaged):
                     self._folder.header(other)
-                    if not self._folder.problems(other):
+                    if not (replacing and other == shard) and not self._folder.problems(other):
                         raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
                 found.append(other)
         return found

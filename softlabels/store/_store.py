@@ -364,6 +364,8 @@ def create(
         remove_leftovers(folder)
     store = open_folder(folder, mirror)
     _refuse_differences(store, dict(data), what, table)
+    if mirror is None:
+        _remove_unlisted_images(folder, store.manifest)
     if mirror is not None:
         publish_documents(mirror, store.manifest)
     return store
@@ -530,6 +532,14 @@ def refuse_inside(folder: Path) -> None:
     for above in folder.parents:
         if (above / NAME).exists() and (above / images_name(0)).exists():
             raise StoreError(f"{folder} lies within the label store {above}; choose a folder beside it")
+
+
+def _remove_unlisted_images(folder: Path, manifest: Manifest) -> None:
+    """Remove the table of images that a killed growth left without an entry in the manifest."""
+    if (folder / images_name(len(manifest.images))).exists():
+        with _lock.alone(folder):  # a growth that is under way has this lock until the manifest is written
+            unlisted = folder / images_name(len(open_folder(folder).manifest.images))
+            unlisted.unlink(missing_ok=True)
 
 
 def _folders(root: Path) -> list[str]:
