@@ -6,13 +6,11 @@ part in what a sample shows, and any sampler or loader that hands out numbers ke
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import mmap
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections import deque
@@ -20,7 +18,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -114,9 +111,11 @@ class LabelledPictures(Dataset[Batch]):
             yield from numbers
             return
         rows, views = np.divmod(np.concatenate(numbers), self.pictures.views)
+        # Worker processes are forked between the first and the second: no thread may hold a lock then.
+        yield numbers[0]
         with self.labels.ahead(self.label_rows[rows], views, self.teachers) as reached:
-            place = 0
-            for each in numbers:
+            place = len(numbers[0])
+            for each in numbers[1:]:
                 reached(place)
                 place += len(each)
                 yield each
@@ -248,23 +247,24 @@ def _by_processes(
         return
     size = len(first) * 3 * samples.pictures.frame.size**2
     prefetch = _prefetch(size, workers, samples.pictures.frame.size, len(first))
-    with tempfile.TemporaryDirectory(prefix="softlabels-") as folder:
-        loader: DataLoader[Batch | _Refused] = DataLoader(
-            _Rendered(samples),
-            batch_sampler=(each.tolist() for each in itertools.chain([first], rest)),
-            collate_fn=_as_it_is,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch,
-            timeout=_LOOK_SECONDS,
-            worker_init_fn=partial(_report_decoding, folder),
-        )
-        source = _quiet_start(loader)
-        for batch in _waited_for(source, workers, size, Path(folder)):
-            yield samples.labelled(batch)
+    # Anonymous memory, of which nothing is left however this process ends; only forked workers share it.
+    decoding = mmap.mmap(-1, workers * _NAME_BYTES) if multiprocessing.get_start_method() == "fork" else None
+    loader: DataLoader[Batch | _Refused] = DataLoader(
+        _Rendered(samples),
+        batch_sampler=(each.tolist() for each in itertools.chain([first], rest)),
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch,
+        timeout=_LOOK_SECONDS,
+        worker_init_fn=partial(_report_decoding, decoding) if decoding is not None else None,
+    )
+    source = _quiet_start(loader)
+    for batch in _waited_for(source, workers, size, decoding):
+        yield samples.labelled(batch)
 
 
-def _waited_for(source: Any, workers: int, size: int, folder: Path) -> Iterator[Batch]:
+def _waited_for(source: Any, workers: int, size: int, decoding: mmap.mmap | None) -> Iterator[Batch]:
     began = time.monotonic()
     while True:
         try:
@@ -272,7 +272,7 @@ def _waited_for(source: Any, workers: int, size: int, folder: Path) -> Iterator[
                 batch = next(source, None)
         except (RuntimeError, OSError, EOFError) as problem:  # the latter when it died as it sent a batch
             if "timed out" not in str(problem):
-                raise _death(source, folder, problem) from problem
+                raise _death(source, decoding, problem) from problem
             free = shared_memory()
             if free is not None and free < size:
                 raise RunError(
@@ -331,7 +331,7 @@ def _quiet_start(loader: DataLoader[Any]) -> Any:
             signal.signal(signal.SIGCHLD, before)
 
 
-def _death(source: Any, folder: Path, problem: Exception) -> SoftlabelsError:
+def _death(source: Any, decoding: mmap.mmap | None, problem: Exception) -> SoftlabelsError:
     """Why a worker died, as far as its exit code and the last image that it decoded tell."""
     processes = list(getattr(source, "_workers", []))
     until = time.monotonic() + 2  # its end may be known a moment later
@@ -350,23 +350,21 @@ def _death(source: Any, folder: Path, problem: Exception) -> SoftlabelsError:
         )
     if name == "SIGBUS":
         return RunError(f"a worker process ended with SIGBUS: /dev/shm is full; {_REMEDY}")
-    with contextlib.suppress(OSError):
-        where = (folder / str(number)).read_bytes().partition(b"\0")[0].decode(errors="replace")
+    if decoding is not None:
+        held = decoding[number * _NAME_BYTES : (number + 1) * _NAME_BYTES]
+        where = held.partition(b"\0")[0].decode(errors="replace")
         if where:
             return RunError(f"a worker process ended with {name} as it decoded {where}; repair or remove that image")
     return RunError(f"a worker process ended with {name}; use --workers threads:N or 0 to see where")
 
 
-def _report_decoding(folder: str, worker: int) -> None:
-    """In a worker: keep the name of the image that is being decoded in a file that outlives the process."""
-    path = Path(folder) / str(worker)
-    path.write_bytes(bytes(_NAME_BYTES))
-    with path.open("r+b") as file:
-        memory = mmap.mmap(file.fileno(), _NAME_BYTES)
+def _report_decoding(decoding: mmap.mmap, worker: int) -> None:
+    """In a worker: keep the name of the image that is being decoded in memory that outlives the process."""
+    begin = worker * _NAME_BYTES
 
     def report(where: str) -> None:
         name = where.encode(errors="replace")[: _NAME_BYTES - 1]
-        memory[: len(name) + 1] = name + b"\0"
+        decoding[begin : begin + len(name) + 1] = name + b"\0"
 
     report_decoding(report)
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from softlabels.errors import StoreError
 from softlabels.journal import waiting
+from softlabels.store import _lock
 
 COPIES = ".copies"
 _LOCK = ".lock"
@@ -92,12 +93,13 @@ class Cache:
             handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise StoreError(f"cannot write the cache {self.folder}: {error.strerror}; choose a --cache-dir") from error
+        _lock.own(handle)
         try:
             with waiting(f"another process that uses the cache {self.folder}"):
                 fcntl.flock(handle, how)
             yield
         finally:
-            os.close(handle)
+            _lock.release(handle)
 
 
 def enter(note: Path, version: str, size: int) -> None:

@@ -75,18 +75,28 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     handle = _acquire(path, wait)
     owner = os.getpid()
     try:
-        _close_in_children()
-        _held.add(handle)
+        own(handle)
         with contextlib.suppress(OSError):  # the number is for messages only; the lock holds on a full disk, too
             os.ftruncate(handle, 0)
             os.pwrite(handle, str(owner).encode(), 0)
         yield
     finally:
         if os.getpid() == owner:
-            _held.discard(handle)
             with contextlib.suppress(OSError):  # the name may stay: the lock goes with the descriptor
                 path.unlink(missing_ok=True)
-            os.close(handle)
+            release(handle)
+
+
+def own(handle: int) -> None:
+    """Have forked children close the descriptor of a lock, which they would hold as long as they live."""
+    _close_in_children()
+    _held.add(handle)
+
+
+def release(handle: int) -> None:
+    """Close the descriptor of a lock that this process owns."""
+    _held.discard(handle)
+    os.close(handle)
 
 
 def _acquire(path: Path, wait: bool) -> int:
