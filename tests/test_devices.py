@@ -293,11 +293,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: str, at: int) -> None:
     """The `at`-th encoding or writing fails."""
     calls, whole = [], getattr(dumping.Filling, step)
 
-    def call(filling: Any, *given: Any) -> None:
+    def call(filling: Any, *given: Any, **named: Any) -> None:
         calls.append(1)
         if len(calls) == at:
             raise ModelError("broken here")
-        whole(filling, *given)
+        whole(filling, *given, **named)
 
     monkeypatch.setattr(dumping.Filling, step, call)
 

@@ -137,9 +137,8 @@ def test_labels_that_do_not_fit_into_their_memory_are_announced(
     whole = VIEWS * RUNS * 320
 
     def said(*options: object) -> str:
-        trained = softlabels_command(
-            *TRAIN, "--labels", store, "--epochs", 1, "--out", f"run-{len(list(Path().iterdir()))}", *options
-        )
+        out = f"run-{len(list(Path().iterdir()))}"
+        trained = softlabels_command(*TRAIN, "--labels", store, "--out", out, *options)
         assert trained.exit_code == 0, trained.output
         return "".join(line for line in trained.output.splitlines(True) if "decoded" in line)
 
@@ -183,7 +182,7 @@ def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
 def test_a_window_of_nothing_is_refused(pictures: SoftLabelDataset, softlabels_command: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="1 shard or more"):
         ShuffledShards(pictures, 0)
-    refused = softlabels_command(*TRAIN, "--shuffle-window", 3)
+    refused = softlabels_command(*TRAIN, "--data", "digits", "--shuffle-window", 3)
     assert refused.exit_code == 2
     assert "--shuffle-window needs" in refused.output
     for wrong in ("0", "0MB", "-2", "many", "3 shards"):

@@ -51,9 +51,8 @@ def test_a_plan_refuses_what_a_dump_refuses_in_the_same_words(
     (tmp_path / "fewer/class-1/001.jpg").unlink()
     shutil.copytree(photos, tmp_path / "more")
     write_jpeg(picture(1), str(tmp_path / "more/class-1/more.jpg"))
-    options = (*DUMP, *changed)
-    if changed[0] == "--weights":
-        options = tuple("random:1" if each == "random" else each for each in DUMP)
+    settings = dict(zip(DUMP[::2], DUMP[1::2], strict=True)) | dict([changed])
+    options = tuple(each for setting in settings.items() for each in setting)
     planned, dumped = (softlabels_command(command, *options) for command in ("plan", "dump"))
     assert dumped.exit_code == 1
     assert (planned.exit_code, planned.output) == (dumped.exit_code, dumped.output)
@@ -158,13 +157,14 @@ def test_labels_of_earlier_versions_go_on_with_a_line(
     assert "ratio" not in json.loads(Path("shards/manifest.json").read_text())["recipe"]["steps"][0]
     again = softlabels_command("dump", *options)
     assert (again.exit_code, again.output.count("nothing to do")) == (0, 1), again.output
-    more = softlabels_command("dump", *options, "--views", 3)
+    options = tuple(3 if each == 2 else each for each in options)
+    more = softlabels_command("dump", *options)
     assert more.exit_code == 0, more.output
     assert "do not say what the teacher computed in; it goes on in fp32" in more.output
     write_jpeg(picture(5), str(photos / "class-2/more.jpg"))
-    assert softlabels_command("dump", *options, "--views", 3, "--grow").exit_code == 0
+    assert softlabels_command("dump", *options, "--grow").exit_code == 0
     assert softlabels_command("verify", "--samples", 0).exit_code == 0
-    assert softlabels_command("dump", *options, "--views", 3, "--out", "new").exit_code == 0
+    assert softlabels_command("dump", *options, "--out", "new").exit_code == 0
     merged = softlabels_command("merge", "--labels", "shards", "--labels", "new", "--out", "merged")
     assert "recipe" not in merged.output
     assert "codec" not in merged.output

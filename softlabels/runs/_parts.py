@@ -167,10 +167,13 @@ def open_teacher(
     how = {"device": device, "amp": machine.amp, "clean": clean, "preprocessing": stored, "role": role}
     try:
         teacher: Teacher = spec.open(classes=wanted if made and not class_map else None, **how)
-    except ModelError:
+    except ModelError as problem:
         if spec.kind != "function" or wanted is None:
             raise
-        teacher = spec.open(**how)
+        try:
+            teacher = spec.open(**how)
+        except ModelError:  # it wants to be told a number of classes, and what it gave for theirs was wrong
+            raise problem from None
         if teacher.classes == wanted:
             raise
     if wider and teacher.classes != wider:
