@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 LOWEST ?= .venv-lowest
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup all test test-all test-lowest lint bench clean
@@ -23,10 +24,10 @@ all: setup ## run a whole pipeline: make all CONFIG=configs/digits
 	$(BIN)/python pipelines/distill.py $(CONFIG)
 
 test: setup ## the tests that fit in a few minutes
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'
 
 test-all: setup ## every test, the long ones too
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 # Frameworks and servers that other extras bring are left out: their tests are skipped there.
 $(LOWEST)/installed: pyproject.toml tests/lowest.py
@@ -37,7 +38,7 @@ $(LOWEST)/installed: pyproject.toml tests/lowest.py
 	@touch $@
 
 test-lowest: $(LOWEST)/installed ## the quick tests with the lowest versions of all dependencies
-	$(LOWEST)/bin/python -m pytest -q -m 'not slow'
+	$(LOWEST)/bin/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'
 
 lint: setup ## style, formatting and types
 	$(BIN)/ruff check .

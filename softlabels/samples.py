@@ -6,6 +6,7 @@ part in what a sample shows, and any sampler or loader that hands out numbers ke
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import multiprocessing
@@ -336,7 +337,9 @@ def _death(source: Any, decoding: mmap.mmap | None, problem: Exception) -> Softl
     processes = list(getattr(source, "_workers", []))
     until = time.monotonic() + 2  # its end may be known a moment later
     while time.monotonic() < until and not any(process.exitcode for process in processes):
-        time.sleep(0.02)
+        # A handler of SIGCHLD that an earlier loader of this process left raises wherever this process is.
+        with contextlib.suppress(RuntimeError):
+            time.sleep(0.02)
     ended = [(number, process.exitcode) for number, process in enumerate(processes) if process.exitcode]
     if not ended:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]

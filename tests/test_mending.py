@@ -136,6 +136,7 @@ def test_a_mended_image_is_known_to_every_teacher_whichever_labels_it_first(phot
     assert findings.ok, findings.problems
 
 
+@pytest.mark.slow
 def test_a_dump_that_is_killed_while_it_labels_a_mended_image_keeps_the_labels_of_the_others(
     photos: Path, tmp_path: Path
 ) -> None:

@@ -257,12 +257,14 @@ class Quick:
 @pytest.mark.parametrize(("views", "threads"), [(1, 0), (8, 0), (1, 4)])
 def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
     """Not what was ready before the clock began, and each image once for all its views."""
+    from softlabels.devices import CPU, Passes
     from softlabels.pictures import Pictures
     from softlabels.samples import Threads
     from softlabels.views import RECIPES, Frame
 
     pictures = Pictures(Slow(200), RECIPES.make("crop-flip"), 0, views, Frame(32))  # type: ignore[arg-type]
-    said = measure_speed(pictures, Quick(), batch_size=32, workers=Threads(threads) if threads else 0)  # type: ignore[arg-type]
+    workers = Threads(threads) if threads else 0
+    said = measure_speed(pictures, Passes(Quick().logits, 32), device=CPU, workers=workers)
     limit = views * max(threads, 1) / 0.004
     assert said <= 1.1 * limit  # the decoder can do no more
     assert said >= limit / 10  # on a busy machine
