@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -243,7 +244,10 @@ def test_a_run_that_is_not_there_is_told_as_such(softlabels_command: Command) ->
     assert "no such file or folder: runs/nowhere" in said
 
 
-def test_labels_of_other_keys_show_the_first_of_both_sides(softlabels_command: Command, photos: Path) -> None:
+def test_labels_of_other_keys_show_the_first_of_both_sides(
+    softlabels_command: Command, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "above/photos")
     assert softlabels_command("dump", *SMALL, "--data", photos, "--out", "s").exit_code == 0
-    said = line_of(softlabels_command("train", *STUDENT, "--labels", "s", "--data", f"images:{photos.parent}"), code=1)
-    assert f"the first is '{photos.name}/class-0/000.jpg' here and 'class-0/000.jpg' there" in said
+    said = line_of(softlabels_command("train", *STUDENT, "--labels", "s", "--data", "images:above"), code=1)
+    assert "the first is 'photos/class-0/000.jpg' here and 'class-0/000.jpg' there" in said
