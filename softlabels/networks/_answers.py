@@ -26,7 +26,7 @@ def logits_of(answer: Any, whose: str) -> Tensor:
         found = found["logits"]
     elif isinstance(getattr(found, "logits", None), Tensor):
         found = found.logits
-    elif isinstance(found, tuple | list) and found:
+    elif isinstance(found, (tuple, list)) and found:  # torch 2.6 compiles no union of types
         found = found[0]
     if not isinstance(found, Tensor):
         raise ModelError(
