@@ -59,7 +59,8 @@ def _check_torch() -> None:
     torchvision = _version("torchvision")
     if torchvision is None:
         raise ConfigError("torchvision is not installed; install the one that belongs to your torch")
-    built = next((re.match(r"torch\s*\(?==\s*([\d.]+)", each) for each in metadata.requires("torchvision") or ()), None)
+    needs = (re.match(r"torch\s*\(?==\s*([\d.]+)", each) for each in metadata.requires("torchvision") or ())
+    built = next((match for match in needs if match), None)
     if built and built[1] != re.split(r"[^\d.]", torch)[0]:
         raise ConfigError(
             f"torchvision {torchvision} was built for torch {built[1]}, and torch {torch} is installed; install the "

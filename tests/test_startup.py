@@ -158,7 +158,12 @@ def installed(folder: Path, package: str, version: str, needs: str = "") -> None
     ("package", "version", "needs", "wanted"),
     [
         ("torch", "2.3.1", "", "torch 2.3.1 is too old; softlabels needs 2.6 or newer"),
-        ("torchvision", "0.15.0", "Requires-Dist: torch==2.0.0", "torchvision 0.15.0 was built for torch 2.0.0"),
+        (
+            "torchvision",
+            "0.15.0",
+            "Requires-Dist: numpy\nRequires-Dist: torch==2.0.0",
+            "torchvision 0.15.0 was built for torch 2.0.0",
+        ),
     ],
 )
 def test_versions_that_do_not_serve_are_named(
