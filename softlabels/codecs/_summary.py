@@ -24,9 +24,8 @@ from softlabels.codecs._label import SparseLogits, tensor
 
 Floats = NDArray[np.float64]
 
-_APART = 1e-6
-"""How far a GPU's `tail` and `spread` may be from the CPU's, whose exponentials are off by 3e-7 at most; relative above
-1."""
+_APART = 1e-10
+"""How far a GPU's `tail` and `spread` may be from the CPU's, both of float64 numbers; relative above 1."""
 
 
 class Summary(NamedTuple):
@@ -60,32 +59,14 @@ class Summary(NamedTuple):
 
 
 def summarise(logits: Tensor, k: int) -> Summary:
-    """The summary of each row of `logits`, float32 (n, classes), with K = min(k, classes).
+    """The summary of each row of `logits`, float32 (n, classes), with K = min(k, classes), computed where they are.
 
-    Of rows on a GPU, `tail` and `spread` are right to within what `Summary.apart` gives; the rest is the CPU's.
+    Exponentials and sums are float64: of float32 ones, libraries and processors round the last bits differently, which
+    would show in the stored numbers. `tail` and `spread` of a row from a GPU are right to within `Summary.apart`.
     """
-    if stays(logits):
-        return _summarised_there(logits, min(k, logits.shape[1]))
-    ids = highest(logits, min(k, logits.shape[1])).numpy()
-    rows = logits.numpy()
-    depths = np.take_along_axis(rows, ids[:, :1], axis=1) - rows
-    kept = np.take_along_axis(depths, ids, axis=1).astype(np.float64)
-    last, others = kept[:, -1], rows.shape[1] - ids.shape[1]
-    if not others:
-        return Summary(ids, kept, last, np.zeros_like(last))
-    np.put_along_axis(depths, ids, np.inf, axis=1)
-    nearest = depths.min(axis=1)
-    mass = np.exp(nearest[:, None] - depths).astype(np.float64).sum(axis=1)
-    np.put_along_axis(depths, ids, 0.0, axis=1)
-    mean = depths.astype(np.float64).sum(axis=1) / others
-    tail = nearest + np.log(others / mass)
-    return Summary(ids, kept, tail, np.maximum(mean - tail, 0.0))
-
-
-def _summarised_there(rows: Tensor, kept: int) -> Summary:
-    """`summarise` on the rows' device, in float64 where the CPU's exponentials are float32."""
-    ids, others = highest(rows, kept), rows.shape[1] - kept
-    depths = rows.gather(1, ids[:, :1]) - rows
+    kept = min(k, logits.shape[1])
+    ids, others = highest(logits, kept), logits.shape[1] - kept
+    depths = (logits.gather(1, ids[:, :1]) - logits).clamp_(max=torch.finfo(torch.float32).max)
     values = depths.gather(1, ids).double()
     if others:
         tails = depths.scatter(1, ids, float("inf"))
@@ -94,10 +75,9 @@ def _summarised_there(rows: Tensor, kept: int) -> Summary:
         mean = depths.scatter(1, ids, 0.0).double().sum(dim=1) / others
         tail = nearest[:, 0] + (others / mass).log()
         values = torch.cat([values, tail[:, None], (mean - tail).clamp(min=0.0)[:, None]], dim=1)
-    told = values.cpu().numpy()
-    if not others:
-        return Summary(ids.cpu().numpy(), told, told[:, -1], np.zeros(len(told)))
-    return Summary(ids.cpu().numpy(), np.ascontiguousarray(told[:, :kept]), told[:, kept], told[:, kept + 1])
+    table = values.cpu().numpy()
+    tail, spread = (table[:, kept], table[:, kept + 1]) if others else (table[:, -1], np.zeros(len(table)))
+    return Summary(ids.cpu().numpy(), np.ascontiguousarray(table[:, :kept]), tail, spread)
 
 
 def highest(logits: Tensor, k: int) -> Tensor:

@@ -101,7 +101,7 @@ def off_by(far: float) -> Iterator[None]:
 def test_hardware_that_rounds_otherwise_gives_the_same_records(codec: str) -> None:
     rows, coding = logits(2, 2000, 100, 3.0), CODECS.make(codec)
     expected = coding.encode(rows)["record"]
-    with off_by(1e-7):
+    with off_by(1e-12):
         same(coding, rows)
     with off_by(1e-4), elsewhere():  # so the noise is felt
         assert not np.array_equal(coding.encode(rows)["record"], expected)
