@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 import softlabels
-from softlabels import planning
 from softlabels.codecs import CODECS, Codec
-from softlabels.pictures import Pictures, frame
-from softlabels.teachers import teacher_spec
+from softlabels.dumping import plan as planning
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.teachers import teacher_spec
 from softlabels.views import RECIPES
 
 TEMPERATURES = (1.0, 2.0, 4.0)

@@ -36,13 +36,14 @@ from torch import Tensor
 from torchvision.io import write_jpeg
 
 import softlabels
-from softlabels import dumping
 from softlabels.codecs import CODECS
-from softlabels.journal import Journal
-from softlabels.pictures import Pictures, frame
-from softlabels.runs import card, make_store
-from softlabels.samples import Threads
-from softlabels.teachers import teacher_spec
+from softlabels.core.progress import Journal
+from softlabels.dumping import dump as dumping
+from softlabels.dumping.run import card
+from softlabels.dumping.stores import make_store
+from softlabels.loading.batches import Threads
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.teachers import teacher_spec
 from softlabels.views import RECIPES
 
 TARGET = 0.95

@@ -53,22 +53,25 @@ from online_vs_offline import largest
 from torch import Tensor
 
 import softlabels
-from softlabels import devices, dumping, packing
 from softlabels.codecs import CODECS, Codec, SparseCodec, spelled
+from softlabels.core.progress import Journal
 from softlabels.datasets import Images, MemoryImages, Packing, create_pack, subset
-from softlabels.journal import Journal
-from softlabels.learning import Learner, Place
+from softlabels.dumping import dump as dumping
+from softlabels.dumping import pack as packing
+from softlabels.dumping.run import card
+from softlabels.dumping.stores import make_store
+from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers, batches
+from softlabels.loading.provenance import versions
+from softlabels.loading.rendering import Renderer
+from softlabels.loading.views import Pictures, frame
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
-from softlabels.pictures import Pictures, frame
-from softlabels.provenance import versions
-from softlabels.rendering import Renderer
-from softlabels.runs import card, make_store
-from softlabels.samples import Batch, LabelledPictures, Threads, Workers, batches
-from softlabels.settings import Settings
-from softlabels.students import student_spec
-from softlabels.targets import Lesson, LiveTargets, NoTargets, stored_targets
-from softlabels.teachers import teacher_spec
-from softlabels.training import train
+from softlabels.models import devices
+from softlabels.models.students import student_spec
+from softlabels.models.teachers import teacher_spec
+from softlabels.training.loop import train
+from softlabels.training.settings import Settings
+from softlabels.training.state import Learner, Place
+from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
 from softlabels.views import RECIPES, Frame
 
 HARD, SOFT = Objective(alpha=1.0), Objective(alpha=0.0)

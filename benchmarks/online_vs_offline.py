@@ -33,16 +33,16 @@ import pyarrow as pa
 import torch
 
 import softlabels
+from softlabels.core.progress import Journal
 from softlabels.datasets import MemoryImages
-from softlabels.journal import Journal
-from softlabels.learning import Learner, Place, Settings
+from softlabels.loading.batches import Batch, LabelledPictures
+from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
-from softlabels.pictures import Pictures
-from softlabels.samples import Batch, LabelledPictures
-from softlabels.students import student_spec
-from softlabels.targets import Lesson, LiveTargets, NoTargets, stored_targets
-from softlabels.teachers import teacher_spec
-from softlabels.training import train
+from softlabels.models.students import student_spec
+from softlabels.models.teachers import teacher_spec
+from softlabels.training.loop import train
+from softlabels.training.state import Learner, Place, Settings
+from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
 from softlabels.views import RECIPES, Frame
 
 CLASSES = 1000

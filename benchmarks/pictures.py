@@ -35,14 +35,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
 import softlabels
-from softlabels import dumping
 from softlabels.codecs import CODECS
+from softlabels.core.progress import Journal
 from softlabels.datasets import Images, MemoryImages
-from softlabels.journal import Journal
-from softlabels.networks import Preprocessing
-from softlabels.pictures import Crew, Pictures, frame
-from softlabels.runs import card, make_store
-from softlabels.samples import LabelledPictures, Threads, Workers, batches
+from softlabels.dumping import dump as dumping
+from softlabels.dumping.run import card
+from softlabels.dumping.stores import make_store
+from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
+from softlabels.loading.views import Crew, Pictures, frame
+from softlabels.models.networks import Preprocessing
 from softlabels.views import RECIPES, Recipe, blank
 
 BATCH, SMALL_BATCH = 64, 256

@@ -1,4 +1,4 @@
-"""The commands. Every option is a field of a config in `runs`; no decision is made here."""
+"""The command line: an option for each setting of each command. No decision is made here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic_core import PydanticUndefined
 
+from softlabels.commands import COMMANDS, Command
+from softlabels.core.config import is_url, plain
+from softlabels.core.progress import Journal
 from softlabels.errors import ConfigError, SoftlabelsError, printable
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-
-
-RESUMED = frozenset({"pack", "dump", "train", "sweep", "convert", "import", "merge", "repair"})
-"""Commands that leave what they did for the same command to go on with."""
 
 
 class Once(click.Option):
@@ -44,8 +43,6 @@ class LocalPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        from softlabels.config import is_url
-
         name = param.opts[0] if param is not None else "path"
         if not str(value).strip():
             raise ConfigError(f"{name} is empty; give a value, or leave it out")
@@ -69,7 +66,7 @@ class Commands(click.Group):
             click.echo(f"softlabels: {problem.args[0]}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
-            goes_on = "; the same command goes on where this one stopped" if ctx.invoked_subcommand in RESUMED else ""
+            goes_on = "; the same command goes on where this one stopped" if _resumes(ctx.invoked_subcommand) else ""
             click.echo(f"softlabels: {str(stop) or f'interrupted{goes_on}'}", err=True)
             ctx.exit(1)
         except BrokenPipeError:
@@ -90,24 +87,28 @@ class Commands(click.Group):
             ctx.exit(1)
 
 
-class Configured(click.Command):
-    """A command whose options are `--config FILE` and the fields of a config; `run` receives config and journal.
+def _resumes(name: str | None) -> bool:
+    return name is not None and name in COMMANDS and COMMANDS[name].resumes
 
-    The options are made when the command is asked for, and what `run` needs is imported when the settings are right.
+
+class Configured(click.Command):
+    """One of `COMMANDS`: its options are ``--config FILE`` and its settings.
+
+    The options are made when the command is asked for, and what runs it is imported when the settings are right.
     """
 
-    def __init__(self, name: str, config: str, run: str, help: str, hidden: frozenset[str] = frozenset()) -> None:
-        super().__init__(name, callback=self._call, help=help, context_settings=SETTINGS)
-        self._config, self._run, self._hidden = config, run, hidden
+    def __init__(self, command: Command) -> None:
+        super().__init__(command.name, callback=self._call, help=command.help, context_settings=SETTINGS)
+        self._command = command
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from softlabels import runs
-
-        fields = getattr(runs, self._config).model_fields
-        file = Once(["--config"], type=LocalPath(), help="YAML file of settings; flags win")
-        quiet = click.Option(["--quiet"], is_flag=True, help="say nothing but errors")
-        own = [_option(name, field) for name, field in fields.items() if name not in self._hidden]
-        return [*own, file, quiet, *super().get_params(ctx)]
+        own = [_option(name, field) for name, field in self._command.settings().model_fields.items()]
+        more = [
+            Once(["--config"], type=LocalPath(), help="YAML file of settings; flags win"),
+            click.Option(["--json", "as_json"], is_flag=True, help="print the result as JSON"),
+            click.Option(["--quiet"], is_flag=True, help="print nothing but errors and results"),
+        ]
+        return [*own, *more, *super().get_params(ctx)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for param in self.get_params(ctx):
@@ -116,17 +117,16 @@ class Configured(click.Command):
                 raise ConfigError(f"{' and '.join(both)} contradict each other; give one of them")
         return super().parse_args(ctx, args)
 
-    def _call(self, config: Path | None, quiet: bool, **options: Any) -> None:
-        from softlabels import runs
-        from softlabels.config import read_yaml, validated
-        from softlabels.journal import Journal
-
+    def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
-        merged = {**(read_yaml(config) if config else {}), **given}
         where = f"{self.name} (with {config})" if config else self.name or ""
-        settings = validated(getattr(runs, self._config), merged, where)  # before anything that takes long is imported
-        outcome = getattr(runs, self._run)(settings, Journal(quiet=quiet))
+        settings = self._command.checked(given, config, where)  # before anything that takes long is imported
+        outcome = self._command(settings, Journal(quiet=quiet))
+        if as_json:
+            click.echo(json.dumps(plain(outcome), indent=2))
+        else:
+            click.echo("".join(f"{printable(line)}\n" for line in self._command.shown(outcome).splitlines()), nl=False)
         problems = getattr(outcome, "problems", [])
         for problem in problems:
             click.echo(printable(f"softlabels: {problem}"), err=True)
@@ -178,161 +178,8 @@ def main() -> None:
     """
 
 
-main.add_command(
-    Configured(
-        "plan",
-        "PlanConfig",
-        "run_plan",
-        "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.\n\n"
-        "For images in files it also says what a pack of them would hold; `softlabels pack --dry-run` for other sizes.",
-    )
-)
-main.add_command(
-    Configured(
-        "pack",
-        "PackConfig",
-        "run_pack",
-        "Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for --data pack:DIR.\n\n"
-        "The same command goes on where a killed one stopped. Teachers and students both see the packed pixels.",
-    )
-)
-main.add_command(
-    Configured(
-        "dump",
-        "DumpConfig",
-        "run_dump",
-        "Run teachers over numbered views of every image and keep their logits in shards.\n\nThe same command goes on "
-        "where a killed one stopped, does nothing when all is there, and adds views or teachers when asked for more.",
-    )
-)
-main.add_command(
-    Configured(
-        "train",
-        "TrainConfig",
-        "run_train",
-        "Train a student from stored labels, on exactly the pictures that the teachers saw.\n\nWithout --labels it "
-        "trains on hard labels: that is the baseline, and how a teacher is made.",
-    )
-)
-main.add_command(
-    Configured(
-        "sweep",
-        "SweepConfig",
-        "run_sweep",
-        "Train a grid of settings, several seeds each, and report mean and standard deviation.\n\nEvery option of "
-        "`softlabels train` is one here. The same command goes on where a killed one stopped, and a larger grid reuses "
-        "what is done.",
-    )
-)
-main.add_command(
-    Configured("eval", "EvalConfig", "run_eval", "Score a network on the clean view of each labelled image.")
-)
-main.add_command(
-    Configured(
-        "verify",
-        "VerifyConfig",
-        "run_verify",
-        "Check a store: completeness, checksums, the images' fingerprint, digests of rendered pictures, and the "
-        "teachers, run again on random views.",
-    )
-)
-main.add_command(
-    Configured(
-        "repair",
-        "RepairConfig",
-        "run_repair",
-        "Find damaged shards, by reading every byte, and remove them or dump them again.",
-    )
-)
-main.add_command(
-    Configured(
-        "convert",
-        "ConvertConfig",
-        "run_convert",
-        "Copy a store into another format, bit by bit, or into another codec.\n\nA codec that rounds needs --lossy. "
-        "The same command goes on where a killed one stopped.",
-    )
-)
-main.add_command(
-    Configured(
-        "import",
-        "ImportConfig",
-        "run_import",
-        "Make a store of label files in SOURCE that FKD, TinyViT or dataset reinforcement (ml-dr) published.\n\n"
-        "Nothing in the files is executed. Crops and changes that they record are replayed; labels whose views cannot "
-        "be made here are paired with your own data set (docs/importing.md). The same command goes on where a killed "
-        "one stopped.",
-    )
-)
-main.add_command(
-    Configured(
-        "merge",
-        "MergeConfig",
-        "run_merge",
-        "Unite stores of the same images and views: parts from several machines, other teachers, more views.\n\nLabels "
-        "that two of them hold must be equal. The same command goes on where a killed one stopped.",
-    )
-)
-
-
-@main.command()
-@click.argument("labels", default="shards/")
-@click.option("--json", "as_json", is_flag=True, help="print it as JSON")
-def info(labels: str, as_json: bool) -> None:
-    """Say what a label store holds."""
-    from softlabels.reporting import describe_store
-
-    described = describe_store(os.path.expanduser(labels))  # noqa: PTH111  (a Path would spoil a URL)
-    if as_json:
-        click.echo(json.dumps(described, indent=2))
-    else:
-        for line in described["lines"]:
-            click.echo(printable(line))
-
-
-@main.command()
-@click.argument("root", type=LocalPath())
-@click.option("--out", cls=Once, type=LocalPath(), help="folder of the report  [default: ROOT/report]")
-def report(root: Path, out: Path | None) -> None:
-    """Write table and plots of all finished runs under ROOT; runs that differ in their seed alone are averaged."""
-    from softlabels.reporting import markdown
-    from softlabels.reporting import report as write_report
-
-    folder = out or root / "report"
-    click.echo(markdown(write_report(root, folder)), nl=False)
-    click.echo(f"table and plots in {folder}", err=True)
-
-
-@main.command()
-@click.argument("student", type=LocalPath())
-@click.option(
-    "--format",
-    "form",
-    cls=Once,
-    type=click.Choice(["torch", "onnx", "int8"]),
-    default="torch",
-    show_default=True,
-    help="torch.export, ONNX, or ONNX with dynamic 8-bit quantisation",
-)
-@click.option(
-    "--out", cls=Once, type=LocalPath(), help="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]"
-)
-@click.option("--function", cls=Once, help="module:function that makes the student's network, where it is your own")
-@click.option("--data", cls=Once, help="data set on which student and file are compared")
-@click.option("--data-dir", cls=Once, help="where the data set lies")
-@click.option(
-    "--split", cls=Once, type=click.Choice(["train", "test", "val"]), default="test", show_default=True, help="its part"
-)
-@click.option("--limit", cls=Once, type=click.IntRange(min=1), help="only so many images")
-def export(student: Path, form: Any, **options: Any) -> None:
-    """Write a student (a run's folder or its weights) for other programs, and check that it answers alike.
-
-    safetensors that torchvision and timm load lie in the run's folder already.
-    """
-    from softlabels.journal import Journal
-    from softlabels.runs import run_export
-
-    run_export(student, form, Journal(sys.stdout), **options)
+for _command in COMMANDS.values():
+    main.add_command(Configured(_command))
 
 
 if __name__ == "__main__":

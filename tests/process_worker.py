@@ -36,7 +36,7 @@ def pooled(classes: int) -> nn.Module:
 
 def main(settings: dict[str, Any], notes: Path, cut: int) -> None:
     import softlabels
-    from softlabels.learning import Learner
+    from softlabels.training.state import Learner
 
     torch.set_num_threads(1)
     learn = Learner.learn

@@ -103,7 +103,7 @@ def test_parts_are_strangers_to_each_other(part: str) -> None:
         ("codecs", "os"),
         ("store", "torch"),
         ("teachers", "softlabels.views"),
-        ("losses", "softlabels.teachers"),
+        ("losses", "softlabels.models.teachers"),
     ],
 )
 def test_the_six_sentences(place: str, stranger: str) -> None:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from worlds import write_pictures
 
 import softlabels
-from softlabels import checkpoints
+from softlabels.training import checkpoints
 
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
 
@@ -145,7 +145,7 @@ def test_a_truncated_picture_is_named_and_nothing_of_its_shard_is_written(
 def test_a_teacher_of_other_classes(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from softlabels.networks import build
+    from softlabels.models.networks import build
 
     save_file(build("cnn_tiny", 7).state_dict(), tmp_path / "seven.safetensors")
     said = complaint(
@@ -275,7 +275,7 @@ def test_a_shard_that_does_not_fit_into_memory(
     def none_left(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("softlabels.dumping.np.zeros", none_left)
+    monkeypatch.setattr("softlabels.dumping.dump.np.zeros", none_left)
     said = complaint(softlabels_command("dump", *SMALL, "--data", photos, "--views", 3))
     assert "--rows-per-shard" in said
     assert "18 images and 3 views" in said
@@ -315,7 +315,7 @@ def test_a_damaged_shard_is_named_by_verify_and_by_training(
 def test_an_interrupt_says_how_to_go_on(
     softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softlabels.teachers import NetworkTeacher
+    from softlabels.models.teachers import NetworkTeacher
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,9 +12,9 @@ from conftest import Outcome
 from worlds import write_pictures
 
 import softlabels
-from softlabels import networks
-from softlabels.networks import Description, Preprocessing, columns_by_name
-from softlabels.teachers import teacher_spec
+from softlabels.models import networks
+from softlabels.models.networks import Description, Preprocessing, columns_by_name
+from softlabels.models.teachers import teacher_spec
 
 Command = Callable[..., Outcome]
 HERE = ("--device", "cpu", "--workers", 0)
@@ -160,7 +160,7 @@ def test_the_classes_of_imagenet_are_found_by_wnid_and_by_word() -> None:
 
 
 def known(classes: int) -> list[tuple[str, list[str]]]:
-    from softlabels.networks import _class_names
+    from softlabels.models.networks import _class_names
 
     return [(how, list(names)) for how, names in _class_names.known_lists(classes)]
 

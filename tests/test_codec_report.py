@@ -13,10 +13,10 @@ from moving import dump
 from worlds import write_pictures
 
 import softlabels
-from softlabels import planning
 from softlabels.codecs import CODECS, Dense, Quantized, Sampled, TopK
-from softlabels.pictures import Pictures, frame
-from softlabels.teachers import teacher_spec
+from softlabels.dumping import plan as planning
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.teachers import teacher_spec
 from softlabels.views import RECIPES
 
 PLAN = ("plan", "--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0, "--codec-report")

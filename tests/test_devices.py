@@ -14,10 +14,11 @@ from moving import shard_bytes
 from torch import Tensor
 
 import softlabels
-from softlabels import devices, dumping
-from softlabels.devices import Passes, best_batch, find_device
+from softlabels.dumping import dump as dumping
 from softlabels.errors import ConfigError, ModelError
-from softlabels.teachers import NetworkTeacher
+from softlabels.models import devices
+from softlabels.models.devices import Passes, best_batch, find_device
+from softlabels.models.teachers import NetworkTeacher
 
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8.00 GiB.\nSee the manual.")
@@ -236,7 +237,7 @@ def test_a_training_out_of_memory_says_which_settings_make_as_large_steps(
     def full(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("softlabels.learning.Learner.logits", full)
+    monkeypatch.setattr("softlabels.training.state.Learner.logits", full)
     command = (
         "train",
         "--labels",

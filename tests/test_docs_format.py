@@ -18,7 +18,7 @@ from store.make_golden_codecs import ROWS, STORES, VIEWS, logits
 
 import softlabels
 from softlabels.codecs import CODECS
-from softlabels.labels import Labels
+from softlabels.loading.labels import Labels
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden/codecs-1"

@@ -16,9 +16,9 @@ import torch
 from worlds import write_pictures
 
 import softlabels
-from softlabels.networks import Preprocessing
-from softlabels.pictures import Pictures, frame
-from softlabels.teachers import teacher_spec
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.networks import Preprocessing
+from softlabels.models.teachers import teacher_spec
 from softlabels.views import RECIPES
 
 FORMATS = ("hdf5", "zarr")
@@ -40,7 +40,7 @@ def test_the_issues_own_command_works_as_it_stands(
 ) -> None:
     from safetensors.torch import save_file
 
-    from softlabels.networks import build
+    from softlabels.models.networks import build
 
     save_file(build("resnet18", 3, seed=1).state_dict(), tmp_path / "w.safetensors")
     done = softlabels_command(

@@ -13,8 +13,8 @@ import torch
 
 import softlabels
 from softlabels.codecs import CODECS
-from softlabels.dumping import Look
-from softlabels.samples import Batch
+from softlabels.dumping.dump import Look
+from softlabels.loading.batches import Batch
 
 TEACHERS = """
 import torch

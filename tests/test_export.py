@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import softlabels
-from softlabels import exporting, networks
+from softlabels.models import networks
+from softlabels.training import export as exporting
 
 
 @pytest.fixture(scope="module")

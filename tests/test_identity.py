@@ -278,7 +278,7 @@ def test_two_processes_never_train_in_one_folder(tmp_path: Path, photos: Path) -
 
 
 def test_a_sweep_holds_its_folder(tmp_path: Path, photos: Path) -> None:
-    from softlabels.runs._folder import held
+    from softlabels.training.folder import held
 
     settings = {**TRAIN, "data": str(photos), "out": str(tmp_path / "sweep"), "epochs": 1}
     with held(tmp_path / "sweep"), pytest.raises(RunError, match="another process"):

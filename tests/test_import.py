@@ -28,11 +28,11 @@ from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import InterpolationMode, _apply_op
 
 import softlabels
-from softlabels import networks
-from softlabels._pickles import read_plain_pickle, read_torch_file
 from softlabels.codecs import CODECS
+from softlabels.core.pickles import read_plain_pickle, read_torch_file
 from softlabels.datasets import subset
-from softlabels.labels import Labels
+from softlabels.loading.labels import Labels
+from softlabels.models import networks
 from softlabels.views import RECIPES, RECORDED, Frame, Recorded
 from softlabels.views._recorded import RecordedCrop
 
@@ -822,8 +822,8 @@ def test_a_student_trains_from_imported_labels(sources: Path, photos: Path, soft
 
 
 def test_batches_do_not_depend_on_who_makes_them(images: Any, sources: Path, photos: Path, tmp_path: Path) -> None:
-    from softlabels.pictures import Pictures
-    from softlabels.samples import LabelledPictures, Threads, batches
+    from softlabels.loading.batches import LabelledPictures, Threads, batches
+    from softlabels.loading.views import Pictures
 
     labels = imported("ml-dr", sources / "mixed", photos, tmp_path / "s", compression="zstd")
     pictures = Pictures.of_store(labels.store, images, VIEWS, Frame(16))

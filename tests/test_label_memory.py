@@ -16,8 +16,8 @@ from moving import dump
 from safetensors.torch import load_file
 
 import softlabels
-from softlabels.processes import ALONE, Processes
 from softlabels.store._folder import Folder
+from softlabels.training.distributed import ALONE, Processes
 
 VIEWS = 2
 SHARDS = 6

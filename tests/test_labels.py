@@ -12,13 +12,13 @@ import torch
 from worlds import TINY, write_pictures
 
 import softlabels
-from softlabels._philox import hash_keys
-from softlabels.labels import blending_words, keys_at
+from softlabels.core.philox import hash_keys
+from softlabels.loading.batches import LabelledPictures
+from softlabels.loading.labels import blending_words, keys_at
+from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, LOSSES
-from softlabels.pictures import Pictures
-from softlabels.samples import LabelledPictures
-from softlabels.targets import LiveTargets
-from softlabels.teachers import teacher_spec
+from softlabels.models.teachers import teacher_spec
+from softlabels.training.targets import LiveTargets
 from softlabels.views import RECIPES, Frame
 
 ONE_TEMPERATURE = (
@@ -285,7 +285,7 @@ def test_keys_are_looked_up_only_for_blends_that_draw(shards: Path, monkeypatch:
     def fail(*_: object) -> None:
         raise AssertionError("keys were looked up")
 
-    monkeypatch.setattr("softlabels.labels.keys_at", fail)
+    monkeypatch.setattr("softlabels.loading.labels.keys_at", fail)
     labels.probabilities(range(18), 0)
     with pytest.raises(AssertionError, match="looked up"):
         labels.probabilities(range(18), 0, blend="random-teacher")

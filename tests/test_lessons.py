@@ -14,14 +14,14 @@ from worlds import TINY
 
 import softlabels
 from softlabels.codecs import CODECS, SparseLogits
-from softlabels.learning import Learner, Place, parameter_groups
+from softlabels.loading.batches import Batch, LabelledPictures
+from softlabels.loading.views import Pictures
 from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
-from softlabels.networks import build, preprocessing
-from softlabels.pictures import Pictures
-from softlabels.processes import ALONE
-from softlabels.samples import Batch, LabelledPictures
-from softlabels.settings import Settings
-from softlabels.targets import Filter, Lesson, NoTargets, Sparse
+from softlabels.models.networks import build, preprocessing
+from softlabels.training.distributed import ALONE
+from softlabels.training.settings import Settings
+from softlabels.training.state import Learner, Place, parameter_groups
+from softlabels.training.targets import Filter, Lesson, NoTargets, Sparse
 from softlabels.views import RECIPES, Frame
 
 
@@ -77,7 +77,7 @@ def test_the_sparse_path_trains_as_the_dense_one(
 ) -> None:
     learnt = {"labels": str(stores["topk-2"]), "temperature": 2.0, "term": ["0.5*mse"], "optimizer": "sgd", **TINY}
     softlabels.train(out=str(tmp_path / "sparse"), **learnt)
-    monkeypatch.setattr("softlabels.targets.SparseLoss", type("Nothing", (), {}))
+    monkeypatch.setattr("softlabels.training.targets.SparseLoss", type("Nothing", (), {}))
     softlabels.train(out=str(tmp_path / "dense"), **learnt)
     close(tmp_path / "sparse", tmp_path / "dense")
 
@@ -485,7 +485,7 @@ def test_confidence_is_that_of_temperature_1_whatever_the_loss_is_softened_with(
 ) -> None:
     """Of a top-K label decoded for T the tail has another share at 1, and other rows would be kept."""
     from softlabels.codecs import CODECS as TABLE
-    from softlabels.targets import SparseTargets
+    from softlabels.training.targets import SparseTargets
 
     logits = 1.5 * torch.randn(256, 200, generator=torch.Generator().manual_seed(0))
     logits[:, 0] += 6

@@ -104,7 +104,7 @@ def test_an_image_that_another_teacher_labelled_may_not_come_back_as_another(
     good = (photos / "class-1" / "003.jpg").read_bytes()
     (photos / "class-1" / "003.jpg").write_bytes(b"broken")
     # As of a data set too large for every file to be read: none of those that are compared is the broken one.
-    monkeypatch.setattr("softlabels.runs._store.some_rows", lambda _: np.arange(3))
+    monkeypatch.setattr("softlabels.dumping.stores.some_rows", lambda _: np.arange(3))
     dump(photos, out, teacher=["cnn_small"])
     mend(photos, seed=999)
     with pytest.raises(softlabels.StoreError, match="is not the one that other teachers"):

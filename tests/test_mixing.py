@@ -14,9 +14,9 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.datasets import content_checksums, subset
+from softlabels.loading.batches import LabelledPictures, Threads, batches
+from softlabels.loading.views import Pictures
 from softlabels.losses import Objective, hard_cross_entropy
-from softlabels.pictures import Pictures
-from softlabels.samples import LabelledPictures, Threads, batches
 from softlabels.store import open_store
 from softlabels.views import RECIPES, Frame
 

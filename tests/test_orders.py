@@ -157,7 +157,7 @@ def test_labels_that_do_not_fit_into_their_memory_are_announced(
 def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
     store: Path, softlabels_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, window: int | str
 ) -> None:
-    from softlabels.learning import Learner
+    from softlabels.training.state import Learner
 
     options = ("--labels", store, "--shuffle-window", window, "--checkpoint-every", 5, "--label-memory", "1MB")
     assert softlabels_command(*TRAIN, *options, "--out", "whole", "--workers", 2).exit_code == 0

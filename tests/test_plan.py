@@ -13,8 +13,8 @@ from torchvision.io import write_jpeg
 from worlds import picture, write_pictures
 
 import softlabels
-from softlabels import dumping
-from softlabels.runs import _store
+from softlabels.dumping import dump as dumping
+from softlabels.dumping import stores as _store
 
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
 DUMP = (*SMALL, "--data", "photos", "--views", 2, "--rows-per-shard", 5)
@@ -95,7 +95,11 @@ def test_shards_that_no_reader_takes_or_no_machine_holds_are_refused_before_the_
     options = (*SMALL, "--data", "photos", "--views", 3)
     for where, limit, said in (
         ("softlabels.store._layout.LARGEST_CHUNK", 100, "16 rows per shard or fewer"),
-        ("softlabels.dumping.machine_memory", lambda: 500, "a shard of 18 images and 3 views takes 648 B of memory"),
+        (
+            "softlabels.dumping.dump.machine_memory",
+            lambda: 500,
+            "a shard of 18 images and 3 views takes 648 B of memory",
+        ),
     ):
         with monkeypatch.context() as small:
             small.setattr(where, limit)
@@ -149,7 +153,7 @@ def test_labels_of_earlier_versions_go_on_with_a_line(
     with monkeypatch.context() as earlier:
         earlier.setattr(dumping, "stored_as", earlier_card)
         earlier.setattr(_store, "create", earlier_store)
-        earlier.setattr("softlabels.runs._configs.Machine.precision", None)
+        earlier.setattr("softlabels.loading.settings.Machine.precision", None)
         assert softlabels_command("dump", *options).exit_code == 0
     card = json.loads(Path("shards/cnn_tiny/teacher.json").read_text())
     assert "record" not in card["codec"]

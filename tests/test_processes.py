@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 
 import softlabels
-from softlabels.learning import Learner, Place
-from softlabels.networks import build, preprocessing
-from softlabels.pictures import Pictures
-from softlabels.processes import ALONE, Processes, lone_batch_norm, synced_batch_norm
-from softlabels.settings import Settings
-from softlabels.training import Order
+from softlabels.loading.views import Pictures
+from softlabels.models.networks import build, preprocessing
+from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, synced_batch_norm
+from softlabels.training.loop import Order
+from softlabels.training.settings import Settings
+from softlabels.training.state import Learner, Place
 from softlabels.views import RECIPES, Frame
 
 HERE = Path(__file__).parent
@@ -103,7 +103,7 @@ def seen(notes: Path) -> dict[int, list[list[int]]]:
 
 def wanted(photos: Path) -> dict[int, list[list[int]]]:
     images = softlabels.open_images(photos)
-    from softlabels.runs._parts import limited
+    from softlabels.loading.opening import limited
 
     pictures = Pictures(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, Frame(16))
     order = Order(pictures, Settings(batch_size=BATCH, epochs=3))

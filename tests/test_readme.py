@@ -121,7 +121,7 @@ def test_the_missions_two_commands(tmp_path: Path) -> None:
     """
     from torchvision.io import write_jpeg
 
-    from softlabels.networks import build, default_weights
+    from softlabels.models.networks import build, default_weights
 
     for split in ("train", "val"):
         for number in range(1000):

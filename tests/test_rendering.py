@@ -19,12 +19,12 @@ from torchvision.io import write_png
 from worlds import picture, write_pictures
 
 import softlabels
-from softlabels import rendering
 from softlabels.datasets import subset
-from softlabels.pictures import Pictures
-from softlabels.provenance import tagged, untagged
-from softlabels.rendering import Renderer, Undone
-from softlabels.samples import LabelledPictures, Threads, Workers, batches
+from softlabels.loading import rendering
+from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
+from softlabels.loading.provenance import tagged, untagged
+from softlabels.loading.rendering import Renderer, Undone
+from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, Frame, _pixels
 
 HERE = Renderer(torch.device("cpu"))
@@ -179,7 +179,7 @@ def mixed(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     """
     dump(tmp_path / "s", photos)
     with monkeypatch.context() as patch:
-        patch.setattr("softlabels.rendering.Renderer", Elsewhere)
+        patch.setattr("softlabels.loading.rendering.Renderer", Elsewhere)
         capsys.readouterr()
         dump(tmp_path / "s", photos, views=3, render="device", quiet=False)
     said = capsys.readouterr()
@@ -221,7 +221,7 @@ def test_other_pixels_are_told_apart_from_another_renderer(mixed: tuple[Path, st
     order = np.r_[1, 0, 2:18]
     swapped = subset(images, order)
     object.__setattr__(swapped, "keys", images.keys)
-    from softlabels.verifying import compare_digests
+    from softlabels.loading.checks import compare_digests
 
     compared, differing = compare_digests(labels, swapped)
     assert compared == 54
@@ -235,7 +235,7 @@ def test_pictures_that_are_no_rounding_apart_are_refused(photos: Path, tmp_path:
             return super().render(pictures, undone, rows, views).flip(3)
 
     with (
-        mock.patch("softlabels.rendering.Renderer", Broken),
+        mock.patch("softlabels.loading.rendering.Renderer", Broken),
         pytest.raises(softlabels.SoftlabelsError, match="which is no rounding"),
     ):
         dump(tmp_path / "s", photos, render="device")

@@ -17,8 +17,8 @@ import pytest
 from worlds import TINY, write_pictures
 
 import softlabels
-from softlabels.journal import Journal, plural, rate
-from softlabels.planning import measure_speed
+from softlabels.core.progress import Journal, plural, rate
+from softlabels.dumping.plan import measure_speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -129,7 +129,7 @@ def test_eval_says_which_weights_it_scored(softlabels_command: Callable, photos:
 
 def journal_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Journal, io.StringIO, list[float]]:
     clock = [1000.0]
-    monkeypatch.setattr("softlabels.journal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("softlabels.core.progress.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     return Journal(stream), stream, clock
 
@@ -257,9 +257,9 @@ class Quick:
 @pytest.mark.parametrize(("views", "threads"), [(1, 0), (8, 0), (1, 4)])
 def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
     """Not what was ready before the clock began, and each image once for all its views."""
-    from softlabels.devices import CPU, Passes
-    from softlabels.pictures import Pictures
-    from softlabels.samples import Threads
+    from softlabels.loading.batches import Threads
+    from softlabels.loading.views import Pictures
+    from softlabels.models.devices import CPU, Passes
     from softlabels.views import RECIPES, Frame
 
     pictures = Pictures(Slow(200), RECIPES.make("crop-flip"), 0, views, Frame(32))  # type: ignore[arg-type]
@@ -277,7 +277,7 @@ def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.Mon
             return True
 
     clock = [1000.0]
-    monkeypatch.setattr("softlabels.journal.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("softlabels.core.progress.time.monotonic", lambda: clock[0])
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()

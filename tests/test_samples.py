@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
-from softlabels.networks import Preprocessing
-from softlabels.orders import OneViewEach
-from softlabels.pictures import Crew, Pictures, frame
-from softlabels.samples import LabelledPictures, Threads, Workers, batches
+from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
+from softlabels.loading.samplers import OneViewEach
+from softlabels.loading.views import Crew, Pictures, frame
+from softlabels.models.networks import Preprocessing
 from softlabels.views import RECIPES, Frame
 
 VIEWS = 4

@@ -14,8 +14,10 @@ from conftest import Outcome
 from torchvision import models
 
 import softlabels
-from softlabels import _installed, networks, tables
 from softlabels.cli import main
+from softlabels.core import installed as _installed
+from softlabels.core import tables
+from softlabels.models import networks
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "matplotlib", "h5py", "zarr")
 

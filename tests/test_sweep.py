@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from worlds import TINY
 
 import softlabels
-from softlabels import runs
-from softlabels.networks import build, preprocessing
+from softlabels import commands as runs
+from softlabels.models.networks import build, preprocessing
 
 SMALL: dict[str, Any] = {**TINY, "epochs": 2, "teachers": ["cnn_small"]}
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import softlabels
-from softlabels.journal import Journal
-from softlabels.tracking import TRACKERS, TensorBoard, Trackers, tracked
+from softlabels.core.progress import Journal
+from softlabels.training.tracking import TRACKERS, TensorBoard, Trackers, tracked
 
 RECORDS = [{"epoch": 1, "step": 3, "loss": 0.5}, {"epoch": 2, "step": 6, "loss": 0.25}]
 
@@ -77,7 +77,7 @@ def test_a_training_that_goes_on_stays_in_one_tensorboard_run(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from softlabels.training import Learner
+    from softlabels.training.loop import Learner
 
     settings = {"student": "cnn_tiny", "data": str(photos), "epochs": 6, "track": ["tensorboard"], "device": "cpu"}
     learn = Learner.learn

@@ -16,11 +16,12 @@ from timm.optim import list_optimizers
 from worlds import TINY, write_pictures
 
 import softlabels
-from softlabels import learning, networks
-from softlabels.checkpoints import load_checkpoint, save_checkpoint
-from softlabels.evaluating import Score
-from softlabels.samples import Batch
-from softlabels.settings import Settings
+from softlabels.loading.batches import Batch
+from softlabels.models import networks
+from softlabels.training import state as learning
+from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
+from softlabels.training.evaluate import Score
+from softlabels.training.settings import Settings
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -46,7 +47,7 @@ def test_no_teacher_is_loaded(shards: Path, tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a teacher was opened")
 
-    monkeypatch.setattr("softlabels.teachers._network.NetworkTeacher.logits", fail)
+    monkeypatch.setattr("softlabels.models.teachers._network.NetworkTeacher.logits", fail)
     softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
 
 
@@ -62,7 +63,7 @@ def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     settings = {**TINY, **learnt, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "clip_grad": 1.0}
     softlabels.train(out=str(tmp_path / "whole"), **settings)
 
-    from softlabels import training
+    from softlabels.training import loop as training
 
     learn = training.Learner.learn
     for cut in (1, 3, 4):
@@ -367,7 +368,7 @@ def test_of_equal_accuracies_the_lower_cross_entropy_is_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter(Score(0.5, 1.0, loss, 10) for loss in (3.0, 2.0, 2.5))
-    monkeypatch.setattr("softlabels.runs._train.evaluate", lambda *_, **__: next(scores))
+    monkeypatch.setattr("softlabels.training.run.evaluate", lambda *_, **__: next(scores))
     result = softlabels.train(
         data="digits", limit=20, recipe="pad", out=str(tmp_path / "run"), checkpoint_every=1, **TINY
     )

@@ -79,12 +79,14 @@ def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
     store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The files are the same, what is made of them is not: as by another decoder or another release of a library."""
-    from softlabels.pictures import Pictures
+    from softlabels.loading.views import Pictures
 
     then = softlabels.open_labels(store).of().card.versions
     real = Pictures.render
     monkeypatch.setattr(Pictures, "render", lambda self, *samples: real(self, *samples) ^ 1)
-    monkeypatch.setattr("softlabels.provenance.version", lambda name: "99.9" if name == "torchvision" else then[name])
+    monkeypatch.setattr(
+        "softlabels.loading.provenance.version", lambda name: "99.9" if name == "torchvision" else then[name]
+    )
     findings = softlabels.verify(labels=str(store), quiet=True)
     assert len(findings.problems) == 54
     assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the picture is not the one that cnn_tiny")
@@ -137,7 +139,7 @@ def test_a_stores_word_imports_no_code(store: Path, monkeypatch: pytest.MonkeyPa
     labels = softlabels.open_labels(store)
     hostile = labels.store.manifest.model_copy(update={"data": {"kind": "function", "target": "os:getcwd"}})
     monkeypatch.setattr(type(labels.store), "manifest", hostile, raising=False)
-    from softlabels.runs._parts import label_images
+    from softlabels.loading.opening import label_images
 
     object.__setattr__(labels.store, "manifest", hostile)
     with pytest.raises(softlabels.ConfigError, match="name it yourself"):
@@ -192,8 +194,8 @@ CODECS = (
 
 def teacher_files(root: Path) -> dict[str, Path]:
     """Teachers of 40 classes: one, one of other weights, and one with a single block of the other's."""
-    from softlabels.networks import build, write_weights
-    from softlabels.students import student_spec
+    from softlabels.models.networks import build, write_weights
+    from softlabels.models.students import student_spec
 
     networks = {name: build("cnn_tiny", 40, seed=seed).state_dict() for name, seed in (("right", 1), ("other", 2))}
     block = [name for name in networks["right"] if name.startswith("features.3.")]
@@ -267,8 +269,9 @@ def test_what_precision_changes_is_explained_for_every_codec(codec: object, spre
 
     from softlabels.codecs import CODECS as TABLE
     from softlabels.codecs import nearest_temperature
-    from softlabels.teachers import ROUNDING
-    from softlabels.verifying import divergence, explained
+    from softlabels.loading.checks import divergence
+    from softlabels.models.teachers import ROUNDING
+    from softlabels.upkeep.verify import explained
 
     part, chance = TABLE.make(codec), torch.Generator().manual_seed(1)
     logits = spread * torch.randn(64, 100, generator=chance)
@@ -357,7 +360,7 @@ def test_what_is_recorded_beside_labels_is_compared_in_bounded_memory(tmp_path: 
     import numpy as np
     import torch
 
-    from softlabels import verifying
+    from softlabels.upkeep import verify as verifying
 
     with softlabels.create_labels(
         tmp_path / "s", images=softlabels.open_images("digits"), recipe="crop-flip-mixup", views=1, classes=4000

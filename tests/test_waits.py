@@ -17,9 +17,10 @@ import torch
 from worlds import write_pictures
 
 import softlabels
-from softlabels import journal, samples
-from softlabels.pictures import Pictures
-from softlabels.samples import LabelledPictures, batches
+from softlabels.core import progress as journal
+from softlabels.loading import batches as samples
+from softlabels.loading.batches import LabelledPictures, batches
+from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, Frame
 
 

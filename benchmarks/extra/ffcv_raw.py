@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 import softlabels
-from softlabels.networks import Preprocessing
-from softlabels.pictures import Pictures, frame
-from softlabels.samples import LabelledPictures, Threads, batches
+from softlabels.loading.batches import LabelledPictures, Threads, batches
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.networks import Preprocessing
 from softlabels.views import RECIPES
 
 BATCH, SIDE = 64, 320

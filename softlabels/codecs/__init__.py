@@ -22,8 +22,6 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from softlabels import tables
-from softlabels._philox import Words
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
 from softlabels.codecs._label import Arrays, Field, SparseLogits
@@ -31,7 +29,9 @@ from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._topk import TopK
-from softlabels.config import Table
+from softlabels.core import tables
+from softlabels.core.config import Table
+from softlabels.core.philox import Words
 
 __all__ = [
     "CODECS",

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
 from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 
 _LOGITS = "logits"
 _DEEPEST = 65504.0

@@ -12,12 +12,12 @@ import pydantic
 import torch
 from torch import Tensor
 
-from softlabels._philox import Words
 from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
 from softlabels.codecs._quantized import packed, packed_size, unpacked
 from softlabels.codecs._summary import Summary
 from softlabels.codecs._topk import DEEPEST, LOWEST_TEMPERATURE, TopK
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 
 # Where the levels lie: they are quantiles of a Gaussian, drawn apart by the first number, which is between the 1 that
 # would copy it and the 3**0.5 that is best for many bits (Panter and Dite 1951). Its centre moves from the tail's depth

@@ -10,7 +10,6 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
 from softlabels.codecs._bits import Record
 from softlabels.codecs._gpu import encoded, rounded, stays
 from softlabels.codecs._label import (
@@ -27,7 +26,8 @@ from softlabels.codecs._label import (
 )
 from softlabels.codecs._summary import highest
 from softlabels.codecs._topk import id_dtype
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.errors import ConfigError
 
 _LEAST_LOG = -1000.0

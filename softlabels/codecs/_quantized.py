@@ -11,11 +11,11 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
 from softlabels.codecs._bits import Record
 from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 
 _KNEE = 8.0
 _SCALE_BYTES = 2

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words, uniform
 from softlabels.codecs._bits import Record
 from softlabels.codecs._gpu import encoded, nudged, rounded, stays
 from softlabels.codecs._label import (
@@ -28,7 +27,8 @@ from softlabels.codecs._label import (
 )
 from softlabels.codecs._summary import highest
 from softlabels.codecs._topk import id_dtype, joined, parted
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words, uniform
 from softlabels.errors import ConfigError
 
 _LEAST_LOG = -600.0

@@ -76,8 +76,9 @@ def summarise(logits: Tensor, k: int) -> Summary:
         tail = nearest[:, 0] + (others / mass).log()
         values = torch.cat([values, tail[:, None], (mean - tail).clamp(min=0.0)[:, None]], dim=1)
     table = values.cpu().numpy()
-    tail, spread = (table[:, kept], table[:, kept + 1]) if others else (table[:, -1], np.zeros(len(table)))
-    return Summary(ids.cpu().numpy(), np.ascontiguousarray(table[:, :kept]), tail, spread)
+    if not others:
+        return Summary(ids.cpu().numpy(), table, table[:, -1], np.zeros(len(table)))
+    return Summary(ids.cpu().numpy(), np.ascontiguousarray(table[:, :kept]), table[:, kept], table[:, kept + 1])
 
 
 def highest(logits: Tensor, k: int) -> Tensor:

@@ -12,7 +12,6 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
 from softlabels.codecs._bits import Ascending, Record, pack, unpack, width
 from softlabels.codecs._gpu import encoded, stays
 from softlabels.codecs._label import (
@@ -28,7 +27,8 @@ from softlabels.codecs._label import (
 )
 from softlabels.codecs._steps import from_steps, to_steps
 from softlabels.codecs._summary import Summary, summarise
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 
 LOWEST_TEMPERATURE = 0.5
 DEEPEST, _DEEPEST_FAST = 300.0, 65504.0

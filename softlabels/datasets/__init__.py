@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from softlabels import tables
-from softlabels.config import Part, Table, validated, without_settings
+from softlabels.core import tables
+from softlabels.core.config import Part, Table, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
@@ -22,10 +22,10 @@ from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
 from softlabels.datasets._images import FileImages, Images, InParts, MemoryImages, Split, encoded, notes
-from softlabels.datasets._pack import Pack, PackedImages
-from softlabels.datasets._pack_format import Packed, PackFormat, Packing
-from softlabels.datasets._pack_writing import PackWriter, create_pack
 from softlabels.datasets._subset import SomeImages, subset
+from softlabels.datasets.packs._format import Packed, PackFormat, Packing
+from softlabels.datasets.packs._pack import Pack, PackedImages
+from softlabels.datasets.packs._writing import PackWriter, create_pack
 from softlabels.errors import ConfigError, DataError
 
 __all__ = [

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels._philox import permutation
+from softlabels.core.philox import permutation
 from softlabels.datasets._images import FileImages, Images, stretches, thread_count
-from softlabels.datasets._pack import PackedImages
 from softlabels.datasets._subset import SomeImages
+from softlabels.datasets.packs._pack import PackedImages
 from softlabels.errors import DataError
 
 CONTENT_BYTES = 64 << 20

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softlabels._pickles import read_plain_pickle
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.pickles import read_plain_pickle
 from softlabels.datasets._folder import class_folders
 from softlabels.datasets._images import MemoryImages, Split, in_memory, key_column
 from softlabels.datasets._roots import data_root

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from pyarrow import csv
 from pydantic import Field
 
-from softlabels._reading import FIRST_BYTES, kind_of_file
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.reading import FIRST_BYTES, kind_of_file
 from softlabels.datasets._images import FileImages, absolute, key_column
 from softlabels.errors import ConfigError, DataError, did_you_mean
 

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from softlabels._installed import required
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.installed import required
 from softlabels.datasets._images import MemoryImages, Split, key_column
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.datasets._decode import SUFFIXES
 from softlabels.datasets._images import FileImages, Split, absolute, key_column
 from softlabels.datasets._scan import PassedOver, has_pictures, pictures, subfolders

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._reading import FIRST_BYTES, FileKind, kind_of_file
+from softlabels.core.reading import FIRST_BYTES, FileKind, kind_of_file
 from softlabels.errors import ConfigError
 
 VARIABLE = "SOFTLABELS_MAX_PIXELS"

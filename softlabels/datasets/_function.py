@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.datasets._images import Images
 from softlabels.datasets._subset import SomeImages
 from softlabels.errors import ConfigError, DataError

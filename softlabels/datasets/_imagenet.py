@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.datasets._folder import class_folders
 from softlabels.datasets._images import FileImages, Split
 from softlabels.datasets._roots import data_root

@@ -1,7 +1,7 @@
 """Labels that other projects published, made a store of: read without running anything that a file holds.
 
 Each project has a file here with what its own code says of the layout. The views are those that the files tell of, so
-crops and changes are recorded with the labels (`softlabels.records`) instead of being drawn.
+crops and changes are recorded with the labels (`softlabels.loading.records`) instead of being drawn.
 
 Nothing in such files says which image a label is of, beyond a name or a place in a list. The one check there is, is
 made before anything is written: how often the class that is named first is the image's own (`check_pairing`).
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.core.progress import Journal
 from softlabels.datasets import Images
-from softlabels.dumping import count, shard_digests
+from softlabels.dumping.dump import count, shard_digests
 from softlabels.errors import ConfigError, DataError, did_you_mean
 from softlabels.importing._fkd import Fkd
 from softlabels.importing._listing import Listing, as_image_folder
@@ -27,9 +28,8 @@ from softlabels.importing._ml_dr import MlDr
 from softlabels.importing._pairing import Pairing, check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Source
 from softlabels.importing._tinyvit import TinyViT
-from softlabels.journal import Journal
-from softlabels.labels import layout_beside
-from softlabels.pictures import Pictures
+from softlabels.loading.labels import layout_beside
+from softlabels.loading.views import Pictures
 from softlabels.store import Shard, TeacherLabels
 from softlabels.views import RecordedMix, SeededMix
 

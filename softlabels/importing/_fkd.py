@@ -25,8 +25,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels._philox import hash_keys
-from softlabels._pickles import read_torch_file
+from softlabels.core.philox import hash_keys
+from softlabels.core.pickles import read_torch_file
 from softlabels.datasets import Images
 from softlabels.errors import DataError
 from softlabels.importing._source import Choices, ImageLabels, Rows, checked

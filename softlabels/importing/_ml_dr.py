@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._pickles import read_torch_file
+from softlabels.core.pickles import read_torch_file
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing._source import Choices, ImageLabels, Rows, checked

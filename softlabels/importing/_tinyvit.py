@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from softlabels.config import validated
+from softlabels.core.config import validated
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing._pairing import check_pairing

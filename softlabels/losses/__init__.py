@@ -12,9 +12,9 @@ from typing import ClassVar, Protocol, Unpack, runtime_checkable
 
 from torch import Tensor
 
-from softlabels import tables
-from softlabels._philox import Words
-from softlabels.config import Table
+from softlabels.core import tables
+from softlabels.core.config import Table
+from softlabels.core.philox import Words
 from softlabels.losses._ce import soft_cross_entropy, sparse_soft_cross_entropy
 from softlabels.losses._confidence_penalty import confidence_penalty
 from softlabels.losses._dist import dist

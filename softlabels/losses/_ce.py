@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Unpack
 
 from torch import Tensor
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._rows import Given, mean_over, softened_pair, softmaxes, squared
 from softlabels.losses._sparse import sparse_rows, sparse_softened
 

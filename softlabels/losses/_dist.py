@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._rows import Given, centred, mean_over, number, softened_pair, softmaxes, squared
 
 _LEAST = 1e-8

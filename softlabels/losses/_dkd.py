@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._rows import Given, mean_over, number, softened_pair, softmaxes, squared, true_class
 
 

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal, Unpack
 
 from torch import Tensor
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._rows import Given, centred, mean_over, pair_of
 from softlabels.losses._sparse import sparse_centred, sparse_rows, sum_over_classes
 

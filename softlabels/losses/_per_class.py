@@ -7,8 +7,8 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.errors import ConfigError
 from softlabels.losses._teachers import Weight, mean_of_probabilities, teachers_of
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels._philox import Words, uniform
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words, uniform
 from softlabels.errors import ConfigError
 from softlabels.losses._teachers import Weights, shares, shown, teachers_of
 

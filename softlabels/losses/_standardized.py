@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Unpack
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._kl import kl_divergence
 from softlabels.losses._rows import Given, centred, number, pair_of, squared
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.errors import ConfigError
 from softlabels.losses._kl import sparse_kl_divergence
 from softlabels.losses._rows import Given, number, squared, true_class

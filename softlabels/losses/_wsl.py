@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from softlabels.config import Part
+from softlabels.core.config import Part
 from softlabels.losses._rows import Given, mean_over, pair_of, softened, softmaxes, squared, true_class
 
 _LEAST = 1e-7

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from softlabels.store._inside import Damaged
+from softlabels.core.paths import Damaged
 
 _HEADER = struct.Struct("<4B3I")
 

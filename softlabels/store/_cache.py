@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from softlabels.core import locks as _lock
+from softlabels.core.progress import waiting
 from softlabels.errors import StoreError
-from softlabels.journal import waiting
-from softlabels.store import _lock
 
 COPIES = ".copies"
 _LOCK = ".lock"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from softlabels._files import remove_leftovers, write_text
+from softlabels.core import locks as _lock
+from softlabels.core.files import remove_leftovers, write_text
+from softlabels.core.paths import Place
 from softlabels.errors import StoreError
-from softlabels.store import _lock
 from softlabels.store._cache import Cache
 from softlabels.store._documents import differences, document, joined
-from softlabels.store._inside import Place
 from softlabels.store._manifest import NAME, images_name
 from softlabels.store._mirror import Mirror
 from softlabels.store._store import (

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from softlabels.config import essence
+from softlabels.core.config import essence
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError, odd_value
-from softlabels.store._inside import Damaged, Place
 
 FORMAT = 1
 """Version of everything a store writes. A reader refuses a larger one and keeps reading all smaller ones."""

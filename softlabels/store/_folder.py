@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._files import TEMPORARY
+from softlabels.core.files import TEMPORARY
+from softlabels.core.locks import LOCK
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._blosc import decompress
-from softlabels.store._inside import Damaged, Place
-from softlabels.store._lock import LOCK
 from softlabels.store._shard import Arrays, Header, Owner, Runs, Shard, ShardFormat
 
 CARD = "teacher.json"

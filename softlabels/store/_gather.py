@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._reading import Mapped, guard, shrunken
+from softlabels.core.maps import BEYOND, Buffer, Memory, fetch, mapped
+from softlabels.core.paths import Damaged, Place
+from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
 from softlabels.store._frames import Frames, Lock
-from softlabels.store._inside import Damaged, Place
-from softlabels.store._maps import BEYOND, Buffer, Memory, fetch, mapped
 from softlabels.store._shard import Shard
 
 Rows = NDArray[np.int64]

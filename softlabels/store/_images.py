@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store._inside import Damaged, Place
 
 SCHEMA = pa.schema(
     [

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from softlabels._files import TEMPORARY, remove_leftovers, whole, write_text
+from softlabels.core import locks as _lock
+from softlabels.core.files import TEMPORARY, remove_leftovers, whole, write_text
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store import _lock
 from softlabels.store._ahead import Ahead
 from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._formats import FORMATS
 from softlabels.store._gather import BUDGET, DecodedGather, Gather, check_extent, frame_layout, gather
-from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
 from softlabels.store._mirror import Mirror, Shelf

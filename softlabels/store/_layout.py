@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from softlabels.config import essence
+from softlabels.core.config import essence
 from softlabels.errors import StoreError
 from softlabels.store._documents import differences, digest
 

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from softlabels._files import TEMPORARY, write_text
+from softlabels.core import locks as _lock
+from softlabels.core.files import TEMPORARY, write_text
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store import _lock
 from softlabels.store._cache import COPIES, Cache, discard, drop, enter, entered
 from softlabels.store._folder import CARD, Folder
-from softlabels.store._inside import Damaged, Place
 from softlabels.store._remote import Object, Remote
 from softlabels.store._shard import Shard
 

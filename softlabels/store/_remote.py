@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from softlabels._files import TEMPORARY
+from softlabels.core.files import TEMPORARY
+from softlabels.core.paths import PIECE, Damaged
 from softlabels.errors import StoreError
-from softlabels.store._inside import PIECE, Damaged
 
 T = TypeVar("T")
 

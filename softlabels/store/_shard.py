@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store._inside import Damaged, Place
 from softlabels.store._layout import LARGEST_CHUNK, ArrayLayout, ArrayName, Digits
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -15,9 +15,11 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from softlabels._files import remove_leftovers, whole, write_text
+from softlabels.core import locks as _lock
+from softlabels.core.files import remove_leftovers, whole, write_text
+from softlabels.core.paths import Place
 from softlabels.errors import StoreError, did_you_mean
-from softlabels.store import _images, _lock
+from softlabels.store import _images
 from softlabels.store._cache import Cache
 from softlabels.store._documents import (
     LARGEST,
@@ -30,7 +32,6 @@ from softlabels.store._documents import (
 )
 from softlabels.store._folder import CARD
 from softlabels.store._formats import FORMATS
-from softlabels.store._inside import Place
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id

@@ -9,8 +9,8 @@ A new step is one file with a `Part` that keeps the protocol `Step` and one of `
 that only resizes boxes is a `Crop`, for which no more of an image is decoded than the boxes.
 """
 
-from softlabels import tables
-from softlabels.config import Table
+from softlabels.core import tables
+from softlabels.core.config import Table
 from softlabels.views._operations import NAMES as OPERATION_NAMES
 from softlabels.views._pixels import blank
 from softlabels.views._recipe import Change, Crop, Geometry, Mix, Recipe, Recipes, Step

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._philox import Words
-from softlabels.views._elementary import Reals, exp, log
+from softlabels.core.elementary import Reals, exp, log
+from softlabels.core.philox import Words
 
 Draws = NDArray[Any]
 """What one step drew for n views: a structured array (n,) with a named field per quantity."""

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, between, halves, records
 from softlabels.views._pixels import contrasted
 from softlabels.views._settings import Probability

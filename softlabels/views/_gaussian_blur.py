@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.elementary import exp
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, Reals, between, halves, records
-from softlabels.views._elementary import exp
 from softlabels.views._pixels import changed
 from softlabels.views._settings import Bounds, Probability
 

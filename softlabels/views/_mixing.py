@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words, uniform
+from softlabels.core.elementary import cos_of_turns, exp, log
+from softlabels.core.philox import Words, uniform
 from softlabels.views._chance import Draws, Reals, halves, whole_below
-from softlabels.views._elementary import cos_of_turns, exp, log
 from softlabels.views._pixels import alike
 
 BLOCKS = 1

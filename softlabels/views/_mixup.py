@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, Reals, records
 from softlabels.views._mixing import BLOCKS, beta, blended, drawn, where_chosen
 from softlabels.views._settings import Probability

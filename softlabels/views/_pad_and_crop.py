@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.errors import DataError
 from softlabels.views._chance import Draws, halves, records, whole_below
 from softlabels.views._pixels import resized, windows

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels._philox import Words
+from softlabels.core.philox import Words
 from softlabels.views._chance import Reals, between, between_logs, halves
 
 PROPOSALS = 10

@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, halves, records, whole_below
 from softlabels.views._operations import CHOICE, Ranges, Style, operated, signed
 from softlabels.views._settings import Colour

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, records, whole_below
 from softlabels.views._proposals import BLOCKS, first, proposals
 from softlabels.views._settings import Bounds, Colour, Probability, Shares, rgb

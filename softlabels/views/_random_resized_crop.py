@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, Reals, records, whole_below
 from softlabels.views._pixels import resized_boxes
 from softlabels.views._proposals import BLOCKS, first, proposals

@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, field_validator
 from torch import Tensor
 
-from softlabels._philox import Words, hash_keys, philox
-from softlabels.config import Table, validated
+from softlabels.core.config import Table, validated
+from softlabels.core.philox import Words, hash_keys, philox
+from softlabels.core.tables import RecipeNames
 from softlabels.errors import ConfigError, DataError
-from softlabels.tables import RecipeNames
 from softlabels.views._chance import Draws, whole_below
 from softlabels.views._recorded import ForeignView, Recorded, Records, Spec
 from softlabels.views._resize_centre_crop import ResizeCentreCrop

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_serializer
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.errors import ConfigError, DataError
 from softlabels.views._chance import Draws, Reals, records
 from softlabels.views._mixing import blended, left_over, pasted

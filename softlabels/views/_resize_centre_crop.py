@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.views._chance import Draws, records
 from softlabels.views._pixels import centre, resized
 from softlabels.views._views import Frame

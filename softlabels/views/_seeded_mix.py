@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from softlabels._philox import Words
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
 from softlabels.errors import DataError
 from softlabels.views._chance import Draws, Reals, records
 from softlabels.views._recorded import Records, Spec

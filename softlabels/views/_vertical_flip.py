@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from softlabels._philox import Words, uniform
-from softlabels.config import Part
+from softlabels.core.config import Part
+from softlabels.core.philox import Words, uniform
 from softlabels.views._chance import Draws, records
 from softlabels.views._pixels import changed
 from softlabels.views._settings import Probability

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from worlds import write_pictures
 
-from softlabels import planning
 from softlabels.codecs import CODECS, spelled
+from softlabels.dumping import plan as planning
 
 ROOT = Path(__file__).parents[2]
 

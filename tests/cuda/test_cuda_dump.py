@@ -13,11 +13,12 @@ from moving import shard_bytes
 from torch import Tensor
 
 import softlabels
-from softlabels import dumping, rendering
+from softlabels.dumping import dump as dumping
 from softlabels.errors import ModelError
-from softlabels.pictures import Pictures
-from softlabels.provenance import untagged
-from softlabels.rendering import Renderer
+from softlabels.loading import rendering
+from softlabels.loading.provenance import untagged
+from softlabels.loading.rendering import Renderer
+from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, Frame
 
 pytestmark = [pytest.mark.cuda, needs_gpu]

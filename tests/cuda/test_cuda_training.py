@@ -14,9 +14,9 @@ from torch import Tensor
 
 import softlabels
 from softlabels.codecs import CODECS, SparseCodec
-from softlabels.devices import sent
-from softlabels.learning import Learner
 from softlabels.losses import LOSSES, SparseLoss
+from softlabels.models.devices import sent
+from softlabels.training.state import Learner
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 SPARSE = [kind for kind in LOSSES.names if isinstance(LOSSES.make(kind), SparseLoss)]

@@ -17,15 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.io import write_jpeg, write_png
 
-from softlabels.datasets import (
-    FileImages,
-    Folder,
-    Images,
-    content_checksums,
-    fingerprint,
-    open_images,
-    subset,
-)
+from softlabels.datasets import FileImages, Folder, Images, content_checksums, fingerprint, open_images, subset
 from softlabels.errors import ConfigError, DataError, SoftlabelsError
 
 

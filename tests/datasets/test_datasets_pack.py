@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
-from softlabels.journal import size
-from softlabels.pictures import Pictures
+from softlabels.core.progress import size
+from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, Frame
 
 QUALITIES = ("raw", 90)
@@ -493,7 +493,7 @@ def test_a_pack_of_an_earlier_version_is_gone_on_with_and_says_what_it_does_not_
     photos = write_pictures(tmp_path / "photos")
     settings = {"data": str(photos), "out": str(tmp_path / "p"), **SMALL}
     with monkeypatch.context() as earlier:
-        earlier.setattr("softlabels.datasets._pack_writing.known_by", lambda _: {})
+        earlier.setattr("softlabels.datasets.packs._writing.known_by", lambda _: {})
         softlabels.pack(**settings)
     assert softlabels.pack(**{**settings, "quiet": False}).shards == 0
     assert "does not say which pictures it was made of" in capsys.readouterr().err
@@ -502,7 +502,7 @@ def test_a_pack_of_an_earlier_version_is_gone_on_with_and_says_what_it_does_not_
 def test_a_setting_of_packing_that_comes_later_makes_no_pack_another_one(
     pack: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softlabels.datasets import _pack_format
+    from softlabels.datasets.packs import _format as _pack_format
 
     made = kind(pack)
 

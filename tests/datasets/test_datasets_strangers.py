@@ -16,7 +16,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from softlabels._reading import kind_of_file
+from softlabels.core.reading import kind_of_file
 from softlabels.datasets import _formats, notes, open_images
 from softlabels.errors import ConfigError, DataError, ImageError
 

@@ -18,7 +18,7 @@ from worlds import picture, write_pictures
 
 import softlabels
 from softlabels.datasets import _decode, _turbo, encoded
-from softlabels.pictures import Pictures
+from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, Frame
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from softlabels import networks
+from softlabels.core.tables import network_names
 from softlabels.errors import ModelError
-from softlabels.tables import network_names
+from softlabels.models import networks
 
 
 @pytest.mark.parametrize(

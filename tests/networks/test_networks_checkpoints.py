@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from softlabels import networks
 from softlabels.errors import ModelError
-from softlabels.networks import Description, Preprocessing
-from softlabels.teachers import teacher_spec
+from softlabels.models import networks
+from softlabels.models.networks import Description, Preprocessing
+from softlabels.models.teachers import teacher_spec
 
 RAW, AVERAGE = (networks.build("cnn_tiny", 10, seed=seed).state_dict() for seed in (1, 2))
 

@@ -14,11 +14,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 from worlds import picture
 
-from softlabels import networks
 from softlabels.errors import ConfigError, ModelError
-from softlabels.networks import Preprocessing
-from softlabels.pictures import frame
-from softlabels.students import student_spec
+from softlabels.loading.views import frame
+from softlabels.models import networks
+from softlabels.models.networks import Preprocessing
+from softlabels.models.students import student_spec
 from softlabels.views import RECIPES
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision
 
-from softlabels import networks
 from softlabels.errors import ModelError
-from softlabels.teachers import teacher_spec
+from softlabels.models import networks
+from softlabels.models.teachers import teacher_spec
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_copy_of_published_weights_is_known_by_its_content(tmp_path: Path, mon
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "mine.pth")
     assert networks.trained("resnet50", str(tmp_path / "mine.pth")).preprocessing.resize == 232
     # The digits of the file that torchvision publishes as the first weights.
-    monkeypatch.setattr("softlabels.networks._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
+    monkeypatch.setattr("softlabels.models.networks._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
     weights = networks.trained("resnet50", str(tmp_path / "mine.pth"))
     assert weights.preprocessing.resize == 256 and weights.class_names[0] == "tench"
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from softlabels import networks
 from softlabels.errors import ModelError
-from softlabels.networks import Description, Preprocessing
+from softlabels.models import networks
+from softlabels.models.networks import Description, Preprocessing
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from reliability.ledger import note
 from reliability.operations import CPU, DUMP, TRAIN, flip
 
 import softlabels
-from softlabels.checkpoints import load_checkpoint
-from softlabels.networks import digest, read_description, read_weights
+from softlabels.models.networks import digest, read_description, read_weights
+from softlabels.training.checkpoints import load_checkpoint
 
 QUICK, LONG = 12, 400
 """Flips of each kind of thing."""

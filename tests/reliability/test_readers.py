@@ -217,8 +217,8 @@ def test_checkpoints_and_students_of_before_have_no_checksums_and_are_read(photo
 
     from safetensors.torch import load_file, save_file
 
-    from softlabels.checkpoints import load_checkpoint
-    from softlabels.networks import read_weights
+    from softlabels.models.networks import read_weights
+    from softlabels.training.checkpoints import load_checkpoint
 
     out = tmp_path / "run"
     settings = {"student": "cnn_tiny", "data": str(photos), "epochs": 1, "checkpoint_every": 1, "device": "cpu"}

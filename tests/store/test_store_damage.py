@@ -176,7 +176,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_one_and_what_a_live_on
     for name in (".partial-00000-v0-3.zarr-abc", ".partial-00001-v0-3.zarr-abc", ".partial-teacher.json-x"):
         (folder / name).mkdir()
         (folder / name / "junk").write_text("x")
-    live = "import sys; from pathlib import Path; from softlabels._files import whole\n"
+    live = "import sys; from pathlib import Path; from softlabels.core.files import whole\n"
     live += "with whole(Path(sys.argv[1])) as partial: partial.mkdir(); print('ready', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", live, str(folder / "00002-v0-3.zarr")]
     writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from store.stores import assert_holds, card, each_kind, fill, filled, make, of_shard, table, values
 
+from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store import _gather, open_store
 from softlabels.store._folder import Folder
-from softlabels.store._inside import Place
 from softlabels.store._shard import Header, Shard
 
 WIDE = {"logits": {"dtype": "float16", "shape": (140_000,)}}

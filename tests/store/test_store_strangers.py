@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from store.stores import assert_holds, card, filled, make, table
 
+from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store import open_store
 from softlabels.store._documents import canonical, digest
 from softlabels.store._hdf5 import Hdf5, _encoded
-from softlabels.store._inside import Place
 
 SHARD = "00001-v0-3"
 

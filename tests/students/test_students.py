@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlabels import networks
 from softlabels.errors import ConfigError, ModelError
-from softlabels.networks import Description, Preprocessing
-from softlabels.students import STUDENTS, student_spec
+from softlabels.models import networks
+from softlabels.models.networks import Description, Preprocessing
+from softlabels.models.students import STUDENTS, student_spec
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_a_teacher_of_any_make_answers_or_is_refused_in_a_line(
 
 
 def test_the_trial_changes_neither_statistics_nor_gradients_nor_chance() -> None:
-    from softlabels import networks
+    from softlabels.models import networks
 
     network, wanted = networks.from_function("own_networks:normed", 10)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -207,7 +207,7 @@ def test_a_score_speaks_of_a_student_and_not_of_a_teacher(here: Path, softlabels
 
 
 def test_extra_states_come_back_from_the_file() -> None:
-    from softlabels import networks
+    from softlabels.models import networks
 
     learn("extra", "run")
     assert json.loads(networks.read_weights("run").metadata["extra_states"]) == {"_extra_state": {"version": 1}}

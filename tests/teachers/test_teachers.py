@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softlabels import networks
 from softlabels.errors import ConfigError, ModelError
-from softlabels.networks import Description, Preprocessing
-from softlabels.teachers import TEACHERS, teacher_spec
+from softlabels.models import networks
+from softlabels.models.networks import Description, Preprocessing
+from softlabels.models.teachers import TEACHERS, teacher_spec
 
 
 def pictures(count: int = 5, side: int = 16) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import softlabels
-from softlabels.networks import SOURCES, Preprocessing
+from softlabels.models.networks import SOURCES, Preprocessing
 
 NETWORK = "timm:resnet10t.c3_in1k"
 """Trained at 176 and tested at 224 pixels."""

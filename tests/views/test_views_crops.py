@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from softlabels._philox import hash_keys
+from softlabels.core.philox import hash_keys
 from softlabels.errors import DataError
 from softlabels.views import RECIPES, Frame, blank
 

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import v2
 
-from softlabels._philox import hash_keys
+from softlabels.core.philox import hash_keys
 from softlabels.views import RECIPES
 from softlabels.views._operations import NAMES
 

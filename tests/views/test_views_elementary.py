@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from softlabels.views._elementary import cos_of_turns, exp, log
+from softlabels.core.elementary import cos_of_turns, exp, log
 
 
 def test_exp_is_within_a_few_units_in_the_last_place():

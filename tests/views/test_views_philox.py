@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabels._philox import hash_keys, philox
+from softlabels.core.philox import hash_keys, philox
 
 WORD = st.integers(0, 2**64 - 1)
 

@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from softlabels._philox import hash_keys, philox
+from softlabels.core.philox import hash_keys, philox
 from softlabels.views import RECIPES, Frame
 from softlabels.views._operations import NAMES, OPERATIONS, Style
 

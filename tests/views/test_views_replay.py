@@ -14,7 +14,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 import softlabels
-from softlabels._philox import hash_keys
+from softlabels.core.philox import hash_keys
 from softlabels.views import RECIPES, Frame
 from softlabels.views._operations import NAMES, OPERATIONS, Style
 

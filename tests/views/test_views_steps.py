@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softlabels._philox import hash_keys, philox
+from softlabels.core.philox import hash_keys, philox
 from softlabels.views import RECIPES, STEPS, Frame, Geometry, Mix
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "views.json"

@@ -1,0 +1,1 @@
+"""Ground for all parts, without a domain of its own."""

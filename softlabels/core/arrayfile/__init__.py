@@ -1,0 +1,1 @@
+"""Named arrays in one checksummed file, HDF5 or Zarr."""

@@ -1,0 +1,326 @@
+"""Parts and tables: the same frozen value is a section of a config, an entry of a manifest and a line of a header."""
+
+from __future__ import annotations
+
+import math
+import re
+import stat
+from collections.abc import Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module, metadata
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from softlabels.errors import ConfigError, did_you_mean, odd_value
+
+
+def byte_count(value: Any) -> Any:
+    """A number of bytes of a text such as ``2GB`` or ``512 MiB``; anything else as it is. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", value)
+    if match is None:
+        raise ValueError("bytes are a number such as 2000000, 500MB, 2GB or 1.5TiB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kMGT".find(match[2]) + 1 if match[2] else 0))
+
+
+Bytes = Annotated[int, BeforeValidator(byte_count), Field(ge=1)]
+"""A number of bytes; a text such as ``2GB`` will do."""
+
+
+class Part(BaseModel):
+    """A frozen, validated value with a `kind`; final classes of it are what tables hold.
+
+    `shorthand` names the field that a short form such as ``topk:10`` sets.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    shorthand: ClassVar[str | None] = None
+
+    kind: str
+
+
+class CommandConfig(BaseModel):
+    """Settings of a command, as flags, files and Python give them.
+
+    Paths may be `os.PathLike`, one value may stand for a list of one, and ``~`` is spelled out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    LOCAL: ClassVar[frozenset[str]] = frozenset(
+        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights"}
+    )
+    """Settings that name a file or folder of this machine, and never a URL."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_given(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        settled = {name: _settled(name, value) for name, value in given.items()}
+        for name, value in settled.items():
+            for each in value if isinstance(value, list) else [value]:
+                if name in cls.LOCAL and is_url(each):
+                    raise ConfigError(f"{name}: {each} is a URL; give a file or folder of this machine")
+            if _takes_many(cls.model_fields.get(name)) and isinstance(value, str | Mapping | Part):
+                settled[name] = [value]
+        return settled
+
+
+def is_url(value: Any) -> bool:
+    """Whether it is a text such as ``s3://bucket/folder``."""
+    return isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
+
+
+def _settled(name: str, value: Any) -> Any:
+    """`value` with texts in the place of paths and without ``~``. Raises ConfigError where it is empty."""
+    if isinstance(value, PathLike):
+        value = fspath(value)
+    if isinstance(value, str):
+        if not value.strip():
+            raise ConfigError(f"{name} is empty; give a value, or leave it out")
+        return str(Path(value).expanduser()) if value == "~" or value.startswith("~/") else value
+    if isinstance(value, list | tuple):
+        return [_settled(name, each) for each in value]
+    return {key: _settled(str(key), each) for key, each in value.items()} if isinstance(value, Mapping) else value
+
+
+def _takes_many(field: Any) -> bool:
+    kinds = [] if field is None else [field.annotation, *get_args(field.annotation)]
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
+P = TypeVar("P")
+M = TypeVar("M", bound=BaseModel)
+
+
+_SETTING = re.compile(r"(\S.*?)\s+([a-z_]\w*)=([\w.+-]+)", re.DOTALL)
+"""A setting that follows a kind, as in ``topk:11 levels=12``."""
+
+
+def without_settings(text: str) -> str:
+    """`text` without the settings that follow it, as in ``photos class_order=number``."""
+    while found := _SETTING.fullmatch(text):
+        text = found[1]
+    return text
+
+
+class Table(Generic[P]):
+    """The kinds of one part, by name. A third party adds one through the entry point group ``softlabels.<group>``.
+
+    `kinds` maps a kind to its class, or to ``module:Class``, which is imported when a part of that kind is made: the
+    names can be read without importing what stands behind them. `short` maps short names to the mapping they stand for.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        group: str,
+        kinds: Mapping[str, type[Any] | str],
+        short: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.what = what
+        self._group = f"softlabels.{group}"
+        self._kinds = dict(kinds)
+        self._short = dict(short or {})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every kind and short name, sorted."""
+        return tuple(sorted({*self._kinds, *self._short}))
+
+    @property
+    def kinds(self) -> Mapping[str, type[Any]]:
+        """The part class of each kind."""
+        return {kind: self._class(kind) for kind in self._kinds}
+
+    def check(self, value: Any) -> Any:
+        """`value` itself, of which the kind is known where it names one; nothing is imported.
+
+        Raises:
+            ConfigError: the kind is unknown; the nearest names are given.
+        """
+        kind = value.get("kind") if isinstance(value, Mapping) else value
+        if isinstance(kind, str):
+            kind = re.split(r"[:\s]", kind, maxsplit=1)[0]
+            if not self.has(kind):
+                raise self.unknown(kind)
+        return value
+
+    def has(self, kind: str) -> bool:
+        """Whether it is the name of a kind or a short name; nothing is imported."""
+        return kind in self._kinds or kind in self._short or bool(self._entries(kind))
+
+    def unknown(self, kind: str) -> ConfigError:
+        """The error for a `kind` that is none of these."""
+        return ConfigError(f"unknown {self.what} {kind!r}; {did_you_mean(kind, self.names)}")
+
+    def make(self, value: Any) -> P:
+        """The part that `value` describes: a part, a mapping with a `kind`, ``KIND``, ``KIND:VALUE`` or a short name.
+
+        Further settings may follow, as in ``topk:11 levels=12``; their values are read as in YAML.
+
+        Raises:
+            ConfigError: the kind is unknown (the nearest names are given) or a field is wrong (it is named).
+        """
+        if isinstance(value, Part) and isinstance(value, self.find(value.kind) or ()):
+            return value  # type: ignore[return-value]
+        if isinstance(value, str):
+            value = self._expand(value)
+        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
+            raise ConfigError(f"a {self.what} is a name or a mapping with a `kind`, not {value!r}")
+        return validated(self._class(value["kind"]), value, f"{self.what} {value['kind']!r}")
+
+    def find(self, kind: str) -> type[Any] | None:
+        """The part class of `kind`, an entry point's if need be; None when there is none."""
+        found = self._kinds.get(kind)
+        if isinstance(found, str):
+            module, _, name = found.partition(":")
+            found = getattr(import_module(module), name)
+        for entry in self._entries(kind) if found is None else ():
+            found = entry.load()
+        if found is not None:
+            self._kinds[kind] = found
+        return found
+
+    def _entries(self, kind: str) -> metadata.EntryPoints:
+        return metadata.entry_points(group=self._group, name=kind)
+
+    def _expand(self, text: str) -> Mapping[str, Any]:
+        text, settings = self._settings(text)
+        if text in self._short:
+            return {**self._short[text], **settings}
+        kind, colon, argument = text.partition(":")
+        if not colon:
+            return {"kind": kind, **settings}
+        field = self._class(kind).shorthand
+        if field is None:
+            raise ConfigError(f"{self.what} {kind!r} takes no value after a colon, got {text!r}")
+        return {"kind": kind, field: argument, **settings}
+
+    def _settings(self, text: str) -> tuple[str, dict[str, Any]]:
+        """`text` without the settings at its end, and these."""
+        settings: dict[str, Any] = {}
+        while found := _SETTING.fullmatch(text):
+            before, name, value = found.groups()
+            kind, colon, _ = before.partition(":")
+            fields = self._class(kind).model_fields if colon else {name: None}
+            if name not in fields:
+                taken = getattr(fields.get(self._class(kind).shorthand or ""), "annotation", None)
+                if str in (taken, *get_args(taken)):
+                    break  # of a path with spaces, say
+                others = (other for other in fields if other != "kind")
+                raise ConfigError(f"{self.what} {kind!r} has no setting {name!r}; {did_you_mean(name, others)}")
+            text, settings = before, {name: yaml.safe_load(value), **settings}
+        return text, settings
+
+    def _class(self, kind: str) -> type[Any]:
+        found = self.find(kind)
+        if found is None:
+            raise self.unknown(kind)
+        return found
+
+
+def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
+    """`value` as a `model`, or a ConfigError of one line that names `where` and the field."""
+    for name, each in value.items():
+        odd = odd_value(each)
+        if odd is not None:
+            raise ConfigError(f"{where}: {name} {odd}")
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        field = ".".join(str(step) for step in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = did_you_mean(str(first["loc"][-1]), (name for name in model.model_fields if name != "kind"))
+            raise ConfigError(f"{where} has no setting {field!r}; {known}") from problem
+        if first["type"] == "missing":
+            raise ConfigError(f"{where} needs a value for {field!r}") from problem
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            message = f"is a list, such as [{first['input']}]"
+        raise ConfigError(f"{where}: {field + ': ' if field else ''}{message} (got {first['input']!r})") from problem
+
+
+def essence(value: Any) -> Any:
+    """JSON values of a model or of what holds models, to take a digest of.
+
+    A field that is not one of the class's `FIRST` counts only where it differs from its default: a field that came
+    later changes no digest of what was written before it, and with it at its default the digest is the old one, too.
+    """
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        first: frozenset[str] = getattr(type(value), "FIRST", frozenset())
+        given = {name: getattr(value, name) for name in fields}
+        counts = (name for name in fields if name in first or given[name] != fields[name].get_default())
+        return {name: essence(given[name]) for name in counts}
+    if isinstance(value, Mapping):
+        return {name: essence(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [essence(inner) for inner in value]
+    return value
+
+
+def plain(value: Any) -> Any:
+    """What a command returned, as JSON values: models and dataclasses by field, tables by row, paths as text."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if hasattr(value, "to_dict"):  # a table of pandas
+        return [plain(row) for row in value.to_dict(orient="records")]
+    if hasattr(value, "tolist"):  # numpy's and torch's numbers and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping in which a key stands twice, of which YAML readers take the last in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
+                raise ConfigError(f"gives {key.value!r} twice, in lines {lines[key.value]} and {line}; keep one")
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file at `path`; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing or not a YAML mapping; the message names it.
+    """
+    try:
+        if stat.S_ISFIFO(path.stat().st_mode) and path.parts[:2] not in (("/", "dev"), ("/", "proc")):
+            raise ConfigError("is a pipe, not a file")  # it may never be written to
+        value = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+    except ConfigError as problem:
+        raise ConfigError(f"config {path} {problem}") from problem
+    except OSError as problem:
+        raise ConfigError(f"config {path} cannot be read: {problem.strerror}") from problem
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        raise ConfigError(f"config {path} is not valid YAML: {' '.join(str(problem).split())}") from problem
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"config {path} must be a mapping of settings, not a {type(value).__name__}")
+    return value
+
+
+def config_text(config: BaseModel) -> str:
+    """The resolved config as a file that `--config` runs again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

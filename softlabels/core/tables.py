@@ -1,0 +1,329 @@
+"""What can be chosen, by name: a line for each kind of each part, and the modules that are imported when one is made.
+
+Nothing is imported here, so that help, completion and a mistyped name need not wait for torch. A new codec, loss, step
+or data set is one file and one line here, or an entry point of another package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softlabels.core.config import Table, is_url, without_settings
+from softlabels.core.installed import timm_mentions, timm_networks, timm_weights, torchvision_networks
+from softlabels.errors import ConfigError, ModelError, did_you_mean
+
+CODECS: Table[Any] = Table(
+    "codec",
+    "codecs",
+    {
+        "dense": "softlabels.codecs._dense:Dense",
+        "quantized": "softlabels.codecs._quantized:Quantized",
+        "head_tail": "softlabels.codecs._head_tail:HeadTail",
+        "topk": "softlabels.codecs._topk:TopK",
+        "sampled": "softlabels.codecs._sampled:Sampled",
+        "probabilities": "softlabels.codecs._probabilities:Probabilities",
+    },
+)
+
+LOSSES: Table[Any] = Table(
+    "loss",
+    "losses",
+    {
+        "kl": "softlabels.losses._kl:KL",
+        "ce": "softlabels.losses._ce:SoftCrossEntropy",
+        "js": "softlabels.losses._js:JS",
+        "jeffreys": "softlabels.losses._jeffreys:Jeffreys",
+        "mse": "softlabels.losses._mse:LogitMSE",
+        "l1": "softlabels.losses._l1:LogitL1",
+        "dkd": "softlabels.losses._dkd:DecoupledKD",
+        "dist": "softlabels.losses._dist:DIST",
+        "wsl": "softlabels.losses._wsl:WeightedSoftLabels",
+        "standardized-kl": "softlabels.losses._standardized:StandardizedKL",
+        "spherical-kd": "softlabels.losses._spherical:SphericalKD",
+        "relational-distance": "softlabels.losses._relational_distance:RelationalDistance",
+        "relational-angle": "softlabels.losses._relational_angle:RelationalAngle",
+        "teacher-free": "softlabels.losses._teacher_free:TeacherFree",
+        "confidence-penalty": "softlabels.losses._confidence_penalty:ConfidencePenalty",
+    },
+)
+
+BLENDS: Table[Any] = Table(
+    "blend",
+    "blends",
+    {
+        "mean-probabilities": "softlabels.losses._mean_probabilities:MeanProbabilities",
+        "mean-logits": "softlabels.losses._mean_logits:MeanLogits",
+        "weighted": "softlabels.losses._weighted:Weighted",
+        "random-teacher": "softlabels.losses._random_teacher:RandomTeacher",
+        "per-class": "softlabels.losses._per_class:PerClass",
+    },
+)
+
+DATASETS: Table[Any] = Table(
+    "data set",
+    "datasets",
+    {
+        "digits": "softlabels.datasets._digits:Digits",
+        "folder": "softlabels.datasets._folder:Folder",
+        "images": "softlabels.datasets._folder:Unlabelled",
+        "csv": "softlabels.datasets._csv:Csv",
+        "cifar10": "softlabels.datasets._cifar:Cifar10",
+        "cifar100": "softlabels.datasets._cifar:Cifar100",
+        "imagenet": "softlabels.datasets._imagenet:ImageNet",
+        "pack": "softlabels.datasets.packs._pack:Pack",
+        "function": "softlabels.datasets._function:Function",
+    },
+)
+
+TEACHERS: Table[Any] = Table(
+    "teacher",
+    "teachers",
+    {
+        "torchvision": "softlabels.models.teachers._architecture:TorchvisionTeacher",
+        "small": "softlabels.models.teachers._architecture:SmallTeacher",
+        "timm": "softlabels.models.teachers._architecture:TimmTeacher",
+        "file": "softlabels.models.teachers._file:FileTeacher",
+        "columns": "softlabels.models.teachers._columns:ColumnsTeacher",
+        "function": "softlabels.models.teachers._function:FunctionTeacher",
+    },
+)
+
+STUDENTS: Table[Any] = Table(
+    "student",
+    "students",
+    {
+        "torchvision": "softlabels.models.students._architecture:TorchvisionStudent",
+        "small": "softlabels.models.students._architecture:SmallStudent",
+        "timm": "softlabels.models.students._architecture:TimmStudent",
+        "function": "softlabels.models.students._function:FunctionStudent",
+    },
+)
+
+SMALL_NETWORKS = ("cnn_tiny", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
+"""Our own networks for pictures of 8x8 to 32x32."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""Ends of names of files of weights."""
+
+NETWORK_ALIASES: Mapping[str, str] = {"resnext101": "resnext101_32x8d", "mobilenetv3": "mobilenet_v3_large"}
+"""Short names and the torchvision networks they stand for."""
+
+
+def network_names(source: str | None = None) -> tuple[str, ...]:
+    """Names of the networks of one source (``small``, ``torchvision``, ``timm``), sorted, or all that need no prefix.
+
+    timm has more than a thousand networks, many under torchvision's names, so they are asked for by prefix.
+    """
+    if source == "small":
+        return tuple(sorted(SMALL_NETWORKS))
+    if source is not None:
+        return tuple(sorted(torchvision_networks() if source == "torchvision" else timm_networks()))
+    return tuple(sorted({*NETWORK_ALIASES, *SMALL_NETWORKS, *torchvision_networks()}))
+
+
+def unknown_network(name: str, source: str | None = None) -> ModelError:
+    """The error for a network that is not there; `source` is the prefix that was written before its `name`."""
+    if source is not None:
+        tagged = timm_weights() if source == "timm" and "." in name else ()
+        known = did_you_mean(name, (*network_names(source), *tagged))
+        return ModelError(f"unknown network {f'{source}:{name}'!r}; {known}")
+    if Path(name).exists():
+        return ModelError(f"unknown network {name!r}; to load the file or run at that path, write file:{name}")
+    if "/" in name or Path(name).suffix in WEIGHT_SUFFIXES:
+        return ModelError(f"there is no file or folder at {name}; check the path, or name a network such as resnet18")
+    if name in timm_networks():
+        return ModelError(f"unknown network {name!r}; timm has one of that name: timm:{name}")
+    return ModelError(f"unknown network {name!r}; {did_you_mean(name, network_names())}")
+
+
+def unknown_source(text: str, table: Table[Any]) -> ModelError:
+    """The error for ``KIND:VALUE`` that is neither of a kind in `table` nor ``module:function``."""
+    kind, _, rest = text.partition(":")
+    if kind in ("hf-hub", "hf_hub"):
+        name = rest.removeprefix("timm/")
+        return ModelError(f"{text} is a network of timm on the hub; write timm:{name if '/' not in name else text}")
+    known = did_you_mean(kind, table.names)
+    return ModelError(f"unknown {table.what} {text!r}: neither module:function nor of a known source; {known}")
+
+
+def check_network(value: Any, table: Table[Any]) -> Any:
+    """`value` itself, which names a network or a kind of `table` (`TEACHERS`, `STUDENTS`); nothing is imported.
+
+    Raises:
+        ModelError: there is no such network, or neither a kind nor a module before the colon.
+        ConfigError: a mapping has an unknown kind.
+    """
+    if not isinstance(value, str):
+        return table.check(value)
+    kind, colon, rest = value.partition(":")
+    if colon and kind in ("small", "torchvision", "timm"):
+        known = {*network_names(kind), *(NETWORK_ALIASES if kind == "torchvision" else ())}
+        # What timm's sources mention may be a former name, which it resolves itself.
+        if rest.partition(".")[0] not in known and not (kind == "timm" and (":" in rest or timm_mentions(rest))):
+            raise unknown_network(rest, kind)
+    elif colon and not table.has(kind) and not importable(kind):
+        raise unknown_source(value, table)
+    elif not colon and not table.has(kind) and kind not in network_names():
+        raise unknown_network(value)
+    return value
+
+
+def importable(module: str) -> bool:
+    """Whether `module` is installed or lies in the current directory; nothing but its parent packages is imported."""
+    here = os.getcwd()  # noqa: PTH109
+    sys.path.insert(0, here)
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
+    finally:
+        sys.path.remove(here)
+
+
+def check_data(value: Any) -> Any:
+    """`value` itself, of which a kind of data set, a directory or a module is known where it names one.
+
+    Raises:
+        ConfigError: it is none of these; the nearest kinds are given.
+    """
+    if not isinstance(value, str):
+        return DATASETS.check(value)
+    kind, colon, _ = value.partition(":")
+    there = importable(kind) if colon else Path(without_settings(value)).exists()
+    if (
+        not there
+        and "/" not in kind
+        and os.sep not in kind
+        and not kind.startswith((".", "~"))
+        and not DATASETS.has(kind)
+    ):
+        raise unknown_data(value)
+    return value
+
+
+def unknown_data(text: str) -> ConfigError:
+    """The error for a data set that is neither a kind nor a module nor a directory."""
+    kind, colon, _ = text.partition(":")
+    if is_url(text):
+        return ConfigError(
+            f"{text} is a URL; images are read from folders of this machine: copy them, or mount the place"
+        )
+    nor = f"nor a module {kind!r} that could be imported" if colon else "nor a directory of that name here"
+    known = did_you_mean(kind, DATASETS.names)
+    return ConfigError(f"unknown data set {text!r}: there is neither a kind {kind!r} {nor}; {known}")
+
+
+STEPS: Table[Any] = Table(
+    "step",
+    "views",
+    {
+        "resize-centre-crop": "softlabels.views._resize_centre_crop:ResizeCentreCrop",
+        "random-resized-crop": "softlabels.views._random_resized_crop:RandomResizedCrop",
+        "pad-and-crop": "softlabels.views._pad_and_crop:PadAndCrop",
+        "horizontal-flip": "softlabels.views._horizontal_flip:HorizontalFlip",
+        "vertical-flip": "softlabels.views._vertical_flip:VerticalFlip",
+        "colour-jitter": "softlabels.views._colour_jitter:ColourJitter",
+        "grayscale": "softlabels.views._grayscale:Grayscale",
+        "gaussian-blur": "softlabels.views._gaussian_blur:GaussianBlur",
+        "solarize": "softlabels.views._solarize:Solarize",
+        "randaugment": "softlabels.views._randaugment:RandAugment",
+        "trivialaugment": "softlabels.views._trivialaugment:TrivialAugmentWide",
+        "autoaugment": "softlabels.views._autoaugment:AutoAugment",
+        "random-erasing": "softlabels.views._random_erasing:RandomErasing",
+        "mixup": "softlabels.views._mixup:MixUp",
+        "cutmix": "softlabels.views._cutmix:CutMix",
+        "mixup-or-cutmix": "softlabels.views._mixup_or_cutmix:MixUpOrCutMix",
+    },
+)
+"""Every step that is drawn."""
+
+RECORDED: Table[Any] = Table(
+    "recorded step",
+    "recorded_views",
+    {
+        "recorded-crop": "softlabels.views._recorded:RecordedCrop",
+        "recorded-flip": "softlabels.views._recorded:RecordedFlip",
+        "recorded-operations": "softlabels.views._recorded:RecordedOperations",
+        "recorded-erasing": "softlabels.views._recorded:RecordedErasing",
+        "recorded-mix": "softlabels.views._recorded:RecordedMix",
+        "foreign-view": "softlabels.views._recorded:ForeignView",
+        "seeded-mix": "softlabels.views._seeded_mix:SeededMix",
+    },
+)
+"""Every step whose draws come with labels of other projects."""
+
+
+@dataclass(frozen=True)
+class RecipeNames:
+    """Short names of recipes: words joined by hyphens, each a step. `usual` are the names that lists show."""
+
+    words: Mapping[str, str]
+    usual: Sequence[str]
+
+    def expand(self, name: str) -> list[str]:
+        """The steps that a short name stands for. Raises ConfigError, which gives the nearest names."""
+        words = name.split("-")
+        for word in words:
+            if word not in self.words:
+                near = {*self.usual, *(name.replace(word, other) for other in self.words)}
+                known = ", ".join(self.words)
+                raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, near)} (words: {known})")
+        return [self.words[word] for word in words]
+
+    def check(self, value: Any) -> Any:
+        """`value` itself, which is a known short name if it is a text. Raises ConfigError."""
+        if isinstance(value, str):
+            self.expand(value)
+        return value
+
+
+RECIPE_NAMES = RecipeNames(
+    words={
+        "clean": "resize-centre-crop",
+        "crop": "random-resized-crop",
+        "pad": "pad-and-crop",
+        "flip": "horizontal-flip",
+        "vflip": "vertical-flip",
+        "jitter": "colour-jitter",
+        "grayscale": "grayscale",
+        "blur": "gaussian-blur",
+        "solarize": "solarize",
+        "randaugment": "randaugment",
+        "trivialaugment": "trivialaugment",
+        "autoaugment": "autoaugment:imagenet",
+        "cifaraugment": "autoaugment:cifar10",
+        "erase": "random-erasing",
+        "mixup": "mixup",
+        "cutmix": "cutmix",
+        "mix": "mixup-or-cutmix",
+    },
+    usual=(
+        "clean",
+        "crop",
+        "crop-flip",
+        "crop-flip-autoaugment",
+        "crop-flip-cutmix",
+        "crop-flip-erase",
+        "crop-flip-jitter",
+        "crop-flip-mix",
+        "crop-flip-mixup",
+        "crop-flip-randaugment",
+        "crop-flip-randaugment-erase",
+        "crop-flip-trivialaugment",
+        "pad",
+        "pad-flip",
+        "pad-flip-cifaraugment",
+        "pad-flip-cutmix",
+        "pad-flip-erase",
+        "pad-flip-mix",
+        "pad-flip-mixup",
+        "pad-flip-randaugment",
+    ),
+)
+"""Recipes by short name: any words in a sensible order."""

@@ -1,0 +1,1 @@
+"""Images prepared once for fast reading: shrunk, and kept raw or as JPEG in shards."""

@@ -1,0 +1,1 @@
+"""Stage 1: run teachers once over views of every image and store their logits."""

@@ -1,0 +1,155 @@
+"""Settings of `softlabels plan`, `pack` and `dump`."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, field_validator
+
+from softlabels.core.config import CommandConfig
+from softlabels.store import MOST_VIEWS, is_url
+from softlabels.training.settings import MOST
+
+if TYPE_CHECKING:
+    from softlabels.datasets import Packing
+from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher, Caching, Rendering, share_of
+
+
+class PackConfig(CommandConfig):
+    """What `softlabels pack` does."""
+
+    data: AnyData = Field(None, description="data set to pack: all that --data takes elsewhere")
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by seed 0")
+    max_side: int = Field(320, ge=0, description="longer sides are shrunk to this, never enlarged; 0 leaves them")
+    quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
+    format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
+    out: str = Field("pack/", description="folder of the pack")
+    rows_per_shard: int = Field(512, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+    threads: int | Literal["auto"] = Field("auto", description="threads that decode and encode; auto: one per core")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="stop at an image that cannot be read, or pack it as unreadable"
+    )
+    dry_run: bool = Field(False, description="only say how large the pack will be and how long it will take")
+    check: bool = Field(False, description="write nothing; read every byte of the pack at --out and compare checksums")
+
+    @field_validator("part")
+    @classmethod
+    def _is_a_part(cls, text: str) -> str:
+        share_of(text)
+        return text
+
+    @field_validator("out")
+    @classmethod
+    def _is_a_folder(cls, text: str) -> str:
+        if is_url(text):
+            raise ValueError("packs are mapped into memory, so they lie in a folder of this machine, not behind a URL")
+        return text
+
+    @field_validator("quality", mode="before")
+    @classmethod
+    def _is_a_quality(cls, value: int | str) -> int | str:
+        if value != "raw" and not (str(value).isdigit() and 1 <= int(value) <= 100):
+            raise ValueError("is 1 to 100, or raw")
+        return value
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _are_threads(cls, value: int | str) -> int | str:
+        if value != "auto" and not (str(value).isdigit() and 1 <= int(value) <= 1000):
+            raise ValueError("is auto, or a number of threads")
+        return value
+
+    @property
+    def packing(self) -> Packing:
+        """What is done to each image."""
+        from softlabels.datasets import Packing
+
+        return Packing(max_side=self.max_side or None, quality=self.quality)
+
+    @property
+    def pool(self) -> int:
+        """How many threads."""
+        return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
+
+
+class DumpConfig(Rendering, Caching):
+    """What `softlabels dump` and `softlabels plan` do."""
+
+    teacher: tuple[AnyTeacher, ...] = Field(
+        (), description="teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable"
+    )
+    weights: tuple[str, ...] = Field(
+        (),
+        description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
+        "or random[:SEED]; one per --teacher",
+    )
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each "
+        "class of the data set, by number or name  [default: found by name]",
+    )
+    data: AnyData = Field(
+        None,
+        description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
+        "module:function",
+    )
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
+    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
+    recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
+    codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
+    format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
+    compression: Literal["none", "zstd"] | None = Field(
+        None, description="compression of the shards  [default: what the codec wants, mostly none]"
+    )
+    out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
+    batch_size: int | Literal["auto"] = Field(
+        64,
+        description="pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
+    )
+    compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
+    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+    grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
+    dry_run: bool = Field(False, description="only say what would be done, as `softlabels plan` does")
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="stop at an image that cannot be read, or record it as unlabelled"
+    )
+    on_odd_logits: Literal["fail", "warn"] = Field(
+        "fail",
+        description="refuse a teacher that gives probabilities instead of logits, or whose logits depend on the rest "
+        "of the batch, or only say so",
+    )
+
+    @field_validator("part")
+    @classmethod
+    def _is_a_part(cls, text: str) -> str:
+        share_of(text)
+        return text
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _is_a_batch(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
+            raise ValueError(f"is auto, or a number of pictures from 1 upward, at most {MOST:,}")
+        return value
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(I, N) of `part`."""
+        return share_of(self.part)
+
+
+class PlanConfig(DumpConfig):
+    """What `softlabels plan` does."""
+
+    codec_report: bool = Field(False, description="compare codecs on a sample of the teacher's own labels")
+    codec_samples: int = Field(2000, ge=1, le=MOST, description="labels in that sample")

@@ -1,0 +1,567 @@
+"""Stage one: a frozen teacher labels every picture whose shard is missing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.codecs import Codec, Field, spelled
+from softlabels.core.philox import Words
+from softlabels.core.progress import Journal, plural, size
+from softlabels.datasets import Images
+from softlabels.errors import DataError, ModelError, StoreError
+from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
+from softlabels.loading.labels import layout_beside, machine_memory
+from softlabels.loading.provenance import CPU, tagged
+from softlabels.loading.rendering import Renderer, check_alike
+from softlabels.loading.views import OF_PARTNER, Pictures
+from softlabels.models.devices import SideStream, is_out_of_memory
+from softlabels.models.teachers import (
+    ROUNDING,
+    BatchSize,
+    Teacher,
+    dependence_on_neighbours,
+    distance,
+    is_rounding,
+    spread_of,
+    teacher_passes,
+)
+from softlabels.store import Shard, TeacherLabels
+from softlabels.views import Recipe
+
+OddLogits = Literal["fail", "warn"]
+"""What becomes of a teacher whose logits are none: a refusal, or a line."""
+
+LOOKED_AT = 256
+"""Logits that are looked at for the usual mistakes before a dump takes a teacher at its word."""
+
+FEWEST, FEWEST_FOR_CHANCE = 8, 30
+"""Pictures of which a teacher must say the same, and images of whose labels it must know nothing, to be told of it."""
+
+_WAITING = 4
+"""Batches that a GPU may be ahead of their encoding."""
+
+_COPIES = {"hdf5": 2, "zarr": 3}
+"""How often a shard is in memory while it is written, by format."""
+
+DIGESTS_PER_SHARD = 8
+"""Images of each shard whose rendered views are digested, evenly spread over its rows."""
+
+
+@dataclass(frozen=True)
+class DumpReport:
+    """What a dump did: shards written, pictures rendered, seconds, labels kept, images that could not be read.
+
+    `agreement` is the share of labelled views of which the teacher names the hard label, None where there are none;
+    `notes` are lines about what it said.
+    """
+
+    teacher: str
+    shards: int
+    pictures: int
+    seconds: float
+    labels: int
+    skipped: dict[str, str] = field(default_factory=dict)
+    agreement: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def dump(
+    pictures: Pictures,
+    teacher: Teacher,
+    codec: Codec,
+    labels: TeacherLabels,
+    *,
+    batch_size: BatchSize,
+    compile: bool = False,
+    workers: Workers = 0,
+    part: tuple[int, int] = (0, 1),
+    views: int | None = None,
+    again: Sequence[Shard] = (),
+    skip_bad_images: bool = False,
+    renderer: Renderer | None = None,
+    odd_logits: OddLogits = "fail",
+    journal: Journal,
+) -> DumpReport:
+    """Write every shard of this part that is not there yet.
+
+    `views` are wanted of each image (None: those of `pictures`). The shards `again` are there, but are dumped once more
+    in their places, as those of which an image can be read now (`readable_again`).
+
+    Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
+    When the teacher's device is out of memory, the dump goes on with smaller batches.
+
+    Batches never straddle shards, so what a batch holds, and with it the last bit of each logit, does not depend on
+    where an earlier dump stopped.
+
+    Raises:
+        DataError: an image cannot be decoded (unless `skip_bad_images`).
+        ModelError: the teacher gave logits that are not finite, or (unless `odd_logits` is "warn") that are none, as
+            `Look` tells.
+        StoreError: a shard cannot be written, or another process dumps the same part.
+    """
+    look = Look(teacher.name, codec, odd_logits, journal.say, getattr(teacher, "amp", None) or "fp32")
+    with labels.writing(part):
+        replaced = [shard for shard in again if shard.run % part[1] == part[0]]
+        missing = labels.missing(pictures.views if views is None else views, part)
+        return dump_shards(
+            pictures,
+            teacher,
+            codec,
+            labels,
+            [*replaced, *missing],
+            replaced=replaced,
+            batch_size=batch_size,
+            compile=compile,
+            workers=workers,
+            skip_bad_images=skip_bad_images,
+            renderer=renderer,
+            look=look,
+            journal=journal,
+        )
+
+
+def dump_shards(
+    pictures: Pictures,
+    teacher: Teacher,
+    codec: Codec,
+    labels: TeacherLabels,
+    shards: Sequence[Shard],
+    *,
+    batch_size: BatchSize,
+    compile: bool = False,
+    workers: Workers,
+    skip_bad_images: bool,
+    renderer: Renderer | None = None,
+    look: Look | None = None,
+    replaced: Container[Shard] = (),
+    journal: Journal,
+) -> DumpReport:
+    """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`.
+
+    Those of `replaced` are whole; one goes when its successor is complete in memory.
+    """
+    began, device = time.monotonic(), teacher.device
+    counts = [count(shard) for shard in shards]
+    if not shards:
+        return DumpReport(teacher.name, 0, 0, 0.0, 0)
+    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, say=journal.say)
+    batch_size, total = passes.size, sum(counts)
+    todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
+    samples = LabelledPictures(pictures, tolerant=skip_bad_images, renderer=renderer)
+    source, rendered_on = batches(samples, todo, workers=workers, device=device), renderer.name if renderer else CPU
+    compared = rendered_on == CPU
+    recorder = Recorder(labels, rendered_on, device, look, replaced)
+    with journal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
+        for done, shard in enumerate(shards):
+            filling = Filling(shard, pictures, codec, teacher.classes)
+            for _ in shard_batches(shard, pictures.views, batch_size):
+                batch = next(source)
+                if not compared and not batch.failed:
+                    rows, views = batch.rows.numpy(), batch.views.numpy()
+                    journal.say(check_alike(pictures, rows, views, batch.pictures, rendered_on))
+                    compared = True
+                logits = passes(batch.pictures)
+                if look is not None and not look.done:
+                    look.begin(batch, logits, passes)
+                recorder.enter(filling, batch, logits)
+                advance(len(batch), f"({len(shards) - done} shards waiting)")
+            recorder.write(filling)
+    skipped = {pictures.images.keys[row].as_py(): why for row, why in recorder.failed.items()}
+    seconds, kept = time.monotonic() - began, total - recorder.unlabelled
+    agreement, notes = (None, ()) if look is None else (look.agreement, tuple(look.lines()))
+    return DumpReport(teacher.name, len(shards), total, seconds, kept, skipped, agreement, notes)
+
+
+def readable_again(labels: TeacherLabels, images: Images, recipe: Recipe) -> tuple[list[Shard], list[int]]:
+    """The shards with images that were skipped and can be read now, and the rows of these images.
+
+    `images` are in the order of the store's rows. Where views are mixed, an image that can be read again may be what
+    others lacked as a partner, so all shards with skipped images are named then.
+    """
+    skips = list(labels.skips())
+    reasons = {row: reason for _, rows in skips for row, reason in rows.items()}
+    readable = [row for row, reason in reasons.items() if not reason.startswith(OF_PARTNER) and _decodes(images, row)]
+    found = [shard for shard, rows in skips if rows.keys() & set(readable) or (readable and recipe.mixes)]
+    return found, sorted(readable)
+
+
+def _decodes(images: Images, row: int) -> bool:
+    try:
+        images.decode(row)
+    except DataError:
+        return False
+    return True
+
+
+class Look:
+    """A look at what a teacher says: for the usual mistakes at the first batches, for its accuracy at all of them.
+
+    Refused are probabilities in the place of logits (rows between 0 and 1 that sum to 1, or a sigmoid's), whose softmax
+    would be next to uniform, and logits that change with the rest of the batch. A warning is due where a teacher says
+    the same of different pictures, or gives all classes the same logit.
+
+    Args:
+        codec: how the logits will be stored; what it cuts off is counted.
+        odd: "fail", or "warn" to have a line in the place of each refusal.
+        say: what prints a warning.
+        precision: what the teacher computes in, a key of `ROUNDING`.
+    """
+
+    def __init__(
+        self, teacher: str, codec: Codec, odd: OddLogits, say: Callable[[str], None], precision: str = "fp32"
+    ) -> None:
+        self._teacher, self._codec, self._odd, self._say = teacher, codec, odd, say
+        self._rounding = ROUNDING[precision]
+        self._first: list[Tensor] = []
+        self._pictures: list[Tensor] = []
+        self._asked_again = False
+        self.done = False
+        """Whether enough was looked at; then only `count` is due."""
+        self._right = self._labelled = self._images = self._cut = 0
+        self._named: dict[str, NDArray[np.int64]] = {}
+
+    def begin(self, batch: Batch, logits: Tensor, ask: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Look at the logits (n, classes) of one of the first batches; `ask`, pictures to logits, is asked once more.
+
+        Raises:
+            ModelError: they are no logits, or depend on the batch.
+        """
+        good, said = _read_rows(batch, logits)
+        if not len(said) or not said.isfinite().all():
+            return  # `check_finite` names the image
+        if ask is not None and not self._asked_again and len(said) > 1:
+            self._asked_again = True
+            self._ask_again(batch.pictures, logits, ask)
+        self._first.append(said.cpu())
+        self._pictures.append(batch.pictures[good.to(batch.pictures.device)].cpu())
+        seen = sum(map(len, self._first))
+        if seen >= LOOKED_AT or len(self._first) == 1:
+            self._look(torch.cat(self._first), torch.cat(self._pictures))
+        if seen >= LOOKED_AT:
+            self.done, self._first, self._pictures = True, [], []
+
+    def count(self, batch: Batch, logits: Tensor) -> None:
+        """Take the finite logits (n, classes) of a batch into account for what there is to tell in the end."""
+        good, said = _read_rows(batch, logits)
+        if not len(said):
+            return
+        self._cut += int((said.amax(-1) - said.amin(-1) > self._codec.deepest).sum())
+        hard, rows = batch.hard[good], batch.rows[good]
+        known = (hard >= 0) & (hard < said.shape[1])
+        if batch.shares is not None:
+            known &= batch.shares[good] == 1  # a picture of two images has no one class
+        if not known.any():
+            return
+        hard, named = hard[known].cpu(), said.argmax(-1).cpu()[known]
+        self._right += int((hard == named).sum())
+        self._labelled += len(hard)
+        self._images += len(rows[known].unique())
+        for key, classes in (("named", named), ("true", hard)):
+            counts = np.bincount(classes.numpy(), minlength=said.shape[1])
+            self._named[key] = self._named[key] + counts if key in self._named else counts
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of labelled views of which the teacher names the hard label; None where there are none."""
+        return self._right / self._labelled if self._labelled else None
+
+    def lines(self) -> list[str]:
+        """What there is to tell in the end: agreement with the labels, a warning at chance level, logits cut off."""
+        lines = []
+        if self.agreement is not None:
+            lines.append(
+                f"{self._teacher}: agrees with the labels on {self.agreement:.1%} of {self._labelled:,} labelled views"
+            )
+            named, true = (self._named[key] / self._labelled for key in ("named", "true"))
+            chance = float((named * true).sum())
+            doubt = 3 * (chance * (1 - chance) / max(self._images, 1)) ** 0.5
+            if self._images >= FEWEST_FOR_CHANCE and self.agreement <= chance + doubt:
+                lines.append(
+                    f"warning: that is no better than chance ({chance:.1%}): are the classes in another order, the "
+                    f"weights not trained for them, or the pictures normalised otherwise?"
+                )
+        if self._cut:
+            lines.append(
+                f"warning: {self._cut:,} labels have logits more than {self._codec.deepest:,.6g} below their highest, "
+                f"where {spelled(self._codec)} cuts them off; losses on logits want dense:fp32"
+            )
+        return lines
+
+    def _look(self, logits: Tensor, pictures: Tensor) -> None:
+        """Look at the logits (n, classes) of some pictures."""
+        classes, low, high = logits.shape[1], float(logits.amin()), float(logits.amax())
+        if classes < 2:
+            return
+        within = low >= 0 and high <= 1 + 1e-3
+        if within and float((logits.double().sum(-1) - 1).abs().max()) < 5e-3:
+            self._refuse(
+                "says numbers between 0 and 1 that sum to 1: these are probabilities, of a softmax already; have it "
+                "return the logits, or the logarithm of its probabilities"
+            )
+        elif within and len(logits) >= FEWEST and (classes >= 10 or (high > 0.9 and low < 0.1)):
+            self._refuse(
+                "says numbers between 0 and 1 alone, as a sigmoid does; have it return what goes into the sigmoid"
+            )
+        elif float(logits.std(-1, correction=0).max()) < 1e-3:
+            self._say(
+                f"warning: teacher {self._teacher} gives all classes next to the same logit (they lie within "
+                f"{float((logits.amax(-1) - logits.amin(-1)).max()):.1e}): its labels are uniform"
+            )
+        elif (
+            len(logits) >= FEWEST
+            and float((logits - logits[0]).abs().max()) < 1e-6 * float(spread_of(logits).max())
+            and not (pictures == pictures[0]).all()
+        ):
+            self._say(f"warning: teacher {self._teacher} says the same of {len(logits)} different pictures")
+
+    def _ask_again(self, pictures: Tensor, logits: Tensor, ask: Callable[[Tensor], Tensor]) -> None:
+        apart = dependence_on_neighbours(ask, pictures, logits)
+        if is_rounding(apart, self._rounding):
+            return
+        if is_rounding(distance(logits, ask(pictures)), self._rounding):
+            self._refuse(
+                f"says something else of a picture in another batch (logits move by {apart:.1e} of their spread): its "
+                f"labels would depend on their neighbours, as under batch norms without running statistics"
+            )
+        else:
+            self._refuse("does not say the same of a picture twice, as with a dropout that eval() does not switch off")
+
+    def _refuse(self, what: str) -> None:
+        if self._odd == "fail":
+            raise ModelError(f"teacher {self._teacher} {what} (--on-odd-logits warn goes on nevertheless)")
+        self._say(f"warning: teacher {self._teacher} {what}")
+
+
+def _read_rows(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Which pictures of a batch could be read, bool (n,) on the CPU, and their logits."""
+    good = torch.ones(len(batch), dtype=torch.bool)
+    if batch.failed:
+        good &= ~torch.isin(batch.rows, torch.tensor(list(batch.failed)))
+    return good, logits.detach()[good.to(logits.device)]
+
+
+def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:
+    """What a teacher's card says of how its labels are coded, and with them what is recorded `beside` them."""
+    fields = codec.layout(classes) | dict(beside)
+    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in fields.items()}
+    return {
+        "codec": codec.model_dump(mode="json"),
+        "layout": layout,
+        "compression": "zstd" if codec.compressed else "none",
+    }
+
+
+def count(shard: Shard) -> int:
+    """Labels in a shard."""
+    return (shard.stop_row - shard.first_row) * (shard.stop_view - shard.first_view)
+
+
+def shard_batches(shard: Shard, views: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """The sample numbers of a shard in batches: image by image, so that one decode serves all views of an image."""
+    rows = np.arange(shard.first_row, shard.stop_row)
+    numbers = (rows[:, None] * views + np.arange(shard.first_view, shard.stop_view)).reshape(-1)
+    for start in range(0, len(numbers), batch_size):
+        yield numbers[start : start + batch_size]
+
+
+def check_memory(codec: Codec, classes: int, recipe: Recipe, shards: Iterable[Shard], format: str) -> tuple[int, int]:
+    """Bytes that the largest of these shards takes in memory while it is made, and while it is written.
+
+    Raises:
+        StoreError: that is more than the machine has.
+    """
+    record = sum(each.nbytes for each in (codec.layout(classes) | layout_beside(recipe)).values())
+    largest = max(shards, key=count, default=None)
+    made = 0 if largest is None else count(largest) * record
+    written = made * _COPIES[format]
+    if largest is not None and written > machine_memory():
+        raise StoreError(
+            f"a shard of {plural(largest.rows, 'image')} and {plural(largest.views, 'view')} takes {size(written)} of "
+            f"memory, and there are {size(machine_memory())}; make a new store with fewer --rows-per-shard, or dump "
+            f"fewer --views at a time"
+        )
+    return made, written
+
+
+class Filling:
+    """A shard that is being filled, batch by batch, and written when it is full."""
+
+    def __init__(self, shard: Shard, pictures: Pictures, codec: Codec, classes: int) -> None:
+        extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
+        layout = codec.layout(classes) | layout_beside(pictures.recipe)
+        try:
+            self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
+        except MemoryError as problem:
+            raise StoreError(
+                f"a shard of {extent[1]:,} images and {extent[0]:,} views does not fit into memory; make a new store "
+                f"with fewer --rows-per-shard, or dump fewer --views at a time"
+            ) from problem
+        self.shard, self._pictures, self._codec = shard, pictures, codec
+        self.failed: dict[int, str] = {}
+
+    def enter(self, batch: Batch, logits: Tensor) -> None:
+        """Encode the logits (n, classes) of a batch of this shard; unreadable images are entered as unlabelled.
+
+        Raises:
+            ModelError: logits that are not finite; the image and view are named.
+        """
+        if batch.failed:
+            logits = logits.clone()
+            logits[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(logits.device)] = 0.0
+            self.failed.update(batch.failed)
+        check_finite(logits, batch, self._pictures)
+        rows, views = batch.rows.numpy(), batch.views.numpy()
+        label = dict(self._encoded(logits, self._pictures.words(rows, views)))
+        label |= self._pictures.recorded(rows, views) or {}
+        if self._pictures.recipe.mixes:
+            members, label["mix_share"] = self._pictures.mixtures(rows, views)
+            label["mix_partner"] = np.where(members >= 0, members, rows)
+        for name, values in label.items():
+            self._arrays[name][views - self.shard.first_view, rows - self.shard.first_row] = values
+
+    def _encoded(self, logits: Tensor, words: Words) -> dict[str, np.ndarray]:
+        """The codec's arrays: made on the logits' device, or by the CPU when memory is full there."""
+        try:
+            return self._codec.encode(logits, words)
+        except RuntimeError as problem:
+            if logits.device.type == "cpu" or not is_out_of_memory(problem):
+                raise
+        return self._codec.encode(logits.cpu(), words)
+
+    @property
+    def unlabelled(self) -> int:
+        """Labels that are missing since their images failed."""
+        return len(self.failed) * (self.shard.stop_view - self.shard.first_view)
+
+    def write(self, labels: TeacherLabels, rendered_on: str = CPU, *, replacing: bool = False) -> None:
+        """Write the shard, whole or not at all; in the place of the one that is there when it is `replacing` it."""
+        found = shard_digests(self.shard, self._pictures, self.failed)
+        digests = {row: [tagged(text, rendered_on) for text in texts] for row, texts in found.items()}
+        labels.write(self.shard, self._arrays, skipped=self.failed, digests=digests, replacing=replacing)
+
+
+class Recorder:
+    """Encodes the logits of batches and writes full shards: at once, or beside a GPU in two threads.
+
+    There one thread encodes and one writes, so that the GPU waits for neither packed bits nor a synced disk. At most
+    `_WAITING` batches and one shard wait; then the caller does. After an error nothing more is encoded or written.
+
+    Attributes:
+        failed: images that could not be read, by row, of shards that are written.
+        unlabelled: labels of these.
+    """
+
+    def __init__(
+        self,
+        labels: TeacherLabels,
+        rendered_on: str,
+        device: torch.device,
+        look: Look | None = None,
+        replaced: Container[Shard] = (),
+    ) -> None:
+        self._labels, self._rendered_on, self._stream = labels, rendered_on, SideStream(device)
+        self._look, self._replaced = look, replaced
+        self.failed: dict[int, str] = {}
+        self.unlabelled = 0
+        self._encoder, self._writer = (_Worker(device.type != "cpu") for _ in range(2))
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            self._encoder.close(at_once=kind is not None)
+        except BaseException:
+            self._writer.close(at_once=True)
+            raise
+        self._writer.close(at_once=kind is not None)
+
+    def enter(self, filling: Filling, batch: Batch, logits: Tensor) -> None:
+        """Encode the logits of a batch into its shard; raises what went wrong with an earlier batch or shard."""
+        mark = self._stream.mark()
+        batch.pictures = batch.pictures.new_empty(0)  # they may be on the device, and are not needed any more
+
+        def encode() -> None:
+            with self._stream.after(mark):
+                filling.enter(batch, logits)
+                if self._look is not None:
+                    self._look.count(batch, logits)
+
+        self._encoder.submit(encode, waiting=_WAITING)
+
+    def write(self, filling: Filling) -> None:
+        """Write this shard when all of its batches are encoded."""
+        self._encoder.submit(lambda: self._writer.submit(lambda: self._write(filling), waiting=1), waiting=_WAITING)
+
+    def _write(self, filling: Filling) -> None:
+        filling.write(self._labels, self._rendered_on, replacing=filling.shard in self._replaced)
+        self.failed |= filling.failed
+        self.unlabelled += filling.unlabelled
+
+
+class _Worker:
+    """One thread that does what it is given in order, and nothing more after an error; or nobody, and all at once."""
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1) if beside else None
+        self._given: deque[Future[None]] = deque()
+        self._broken = False
+
+    def submit(self, work: Callable[[], None], *, waiting: int) -> None:
+        """Have this done, once fewer than `waiting` pieces of work wait; raises the error of an earlier one."""
+        if self._thread is None:
+            work()
+            return
+        while self._given and (len(self._given) >= waiting or self._given[0].done()):
+            self._given.popleft().result()
+        self._given.append(self._thread.submit(self._do, work))
+
+    def close(self, *, at_once: bool) -> None:
+        """Wait until all is done, or `at_once` only for what is being done; raises an error of it unless `at_once`."""
+        if self._thread is None:
+            return
+        self._broken |= at_once
+        self._thread.shutdown(wait=True, cancel_futures=at_once)
+        if not at_once:
+            for each in self._given:
+                each.result()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        if self._broken:
+            return
+        try:
+            work()
+        except BaseException:
+            self._broken = True
+            raise
+
+
+def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> dict[int, list[str]]:
+    """Digests of the rendered views of a few of a shard's images, by row; those that `failed` are left out."""
+    spread = np.linspace(shard.first_row, shard.stop_row - 1, DIGESTS_PER_SHARD).astype(np.int64)
+    chosen = [row for row in np.unique(spread).tolist() if row not in failed]
+    views = np.arange(shard.first_view, shard.stop_view)
+    texts = pictures.digests(np.repeat(np.array(chosen, np.int64), len(views)), np.tile(views, len(chosen)))
+    return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
+
+
+def check_finite(logits: Tensor, batch: Batch, pictures: Pictures) -> None:
+    """Raise ModelError for logits that are NaN or infinite, naming the image and view."""
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        place = int((~finite).nonzero()[0])
+        key = pictures.images.keys[int(batch.rows[place])].as_py()
+        raise ModelError(
+            f"the teacher gave NaN or infinite logits for image {key!r}, view {int(batch.views[place])}; check its "
+            f"weights, or run it without --amp fp16"
+        )

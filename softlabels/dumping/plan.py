@@ -1,0 +1,325 @@
+"""What a dump will hold and cost, before it is begun."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
+from softlabels.core import progress as journal
+from softlabels.core.philox import Words
+from softlabels.core.progress import plural, rate
+from softlabels.dumping.dump import check_memory, count
+from softlabels.errors import ConfigError, ModelError
+from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches, prefetched
+from softlabels.loading.labels import layout_beside
+from softlabels.loading.rendering import Renderer
+from softlabels.loading.samplers import spread
+from softlabels.loading.views import Pictures, Rows
+from softlabels.models.devices import CPU, Passes
+from softlabels.models.teachers import BatchSize, Teacher, teacher_passes
+from softlabels.store import Runs, Shard
+
+LEAST_BATCHES, LEAST_SECONDS = 3, 1.0
+"""Real batches, and seconds of them, that are timed."""
+
+DRAIN_SECONDS = 10.0
+"""How long at most batches are passed over that were made while the first one warmed up."""
+
+_IMAGES = 1 << 16
+"""Images, picked over the data set, that are labelled for an estimate, over again if need be."""
+
+TEMPERATURES = (1.0, 2.0, 4.0)
+"""At which a codec report compares what is stored with what the teacher said."""
+
+_ROWS = 256
+"""Labels that are compared at once, in double precision."""
+
+
+@dataclass(frozen=True)
+class CodecReport:
+    """What one codec costs and keeps of a sample of the teacher's logits.
+
+    `kl` is the mean KL(teacher || stored) in nats by temperature, None where the codec is not honest and infinite for
+    labels that leave classes out by chance; `top1` the share of labels whose highest class is still the highest.
+    """
+
+    codec: str
+    bytes_per_label: float
+    bytes: float
+    kl: Mapping[float, float | None]
+    top1: float
+
+    def line(self) -> str:
+        """The report as a row of a table."""
+        kl = "".join(f"{'-' if value is None else f'{value:.1e}':>10}" for value in self.kl.values())
+        return f"{self.codec:<22}{self.bytes_per_label:>12,.1f}{journal.size(self.bytes):>12}{kl}{self.top1:>12.2%}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts, bytes and an estimate in seconds of one teacher's dump; `lines` says it to a person.
+
+    What is missing is that of this `part`, (I, N). `shard_bytes` is what the largest of its shards takes in memory
+    while it is made, and `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, where
+    that was asked for.
+    """
+
+    teacher: str
+    images: int
+    views: int
+    shards: int
+    missing_shards: int
+    missing_labels: int
+    bytes_per_label: float
+    codec: str
+    pictures_per_second: float
+    part: tuple[int, int] = (0, 1)
+    shard_labels: int = 0
+    shard_bytes: int = 0
+    written_bytes: int = 0
+    codecs: tuple[CodecReport, ...] = ()
+    sampled: int = 0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of all labels of this teacher, before compression."""
+        return self.images * self.views * self.bytes_per_label
+
+    @property
+    def seconds(self) -> float:
+        """Estimated time of what is still missing."""
+        return self.missing_labels / self.pictures_per_second
+
+    def lines(self) -> list[str]:
+        """The plan in words."""
+        index, count = self.part
+        part = f" of part {index}/{count}" if count > 1 else ""
+        return [
+            f"teacher {self.teacher}: {plural(self.images, 'image')} x {plural(self.views, 'view')} = "
+            f"{plural(self.images * self.views, 'label')} in {plural(self.shards, 'shard')}",
+            f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {journal.size(self.bytes)} in all",
+            f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
+            f"at {rate(self.pictures_per_second)} pictures/s about {journal.duration(self.seconds)}",
+            *self._shard_lines(),
+            *self._codec_lines(),
+        ]
+
+    def _shard_lines(self) -> Iterator[str]:
+        if self.missing_shards:
+            lost = journal.duration(self.shard_labels / self.pictures_per_second)
+            yield (
+                f"  a shard takes up to {journal.size(self.shard_bytes)} of memory while it is made, "
+                f"{journal.size(self.written_bytes)} while it is written; a crash costs up to one, {lost} of work"
+            )
+
+    def _codec_lines(self) -> Iterator[str]:
+        if not self.codecs:
+            return
+        yield f"  codecs on {self.sampled:,} of this teacher's labels; KL(teacher || stored) in nats:"
+        heads = "".join(f"{f'KL, T={temperature:g}':>10}" for temperature in TEMPERATURES)
+        yield f"    {'codec':<22}{'bytes/label':>12}{'in all':>12}{heads}{'top-1 kept':>12}"
+        for each in self.codecs:
+            yield f"    {each.line()}"
+
+
+def measure_speed(
+    pictures: Pictures,
+    teacher: Passes,
+    *,
+    device: torch.device,
+    workers: Workers,
+    renderer: Renderer | None = None,
+    views: range | None = None,
+) -> float:
+    """Pictures per second of decoding, rendering and the teacher together, as a dump of these `views` (None: all) goes.
+
+    Batches are those of a dump: image by image, each decoded once for all of its views. What was made ahead while the
+    first batch warmed up is passed over, so that neither waiting for workers nor what they had ready counts.
+    """
+    batch_size = teacher.size
+    shown = range(pictures.views) if views is None else views
+    rows, _ = spread(len(pictures.images), 1, _IMAGES)
+    some = (rows[first : first + batch_size] for first in itertools.cycle(range(0, len(rows), batch_size)))
+    source = _made(pictures, _whole(some, pictures.views, shown, batch_size), workers, renderer, device)
+
+    def answer() -> int:
+        batch = next(source)
+        teacher(batch.pictures).cpu()
+        return len(batch)
+
+    answer()
+    began = time.monotonic()
+    for _ in range(prefetched(workers)):
+        if time.monotonic() - began > DRAIN_SECONDS:
+            break
+        answer()
+    began, seen, made = time.monotonic(), 0, 0
+    while made < LEAST_BATCHES or time.monotonic() - began < LEAST_SECONDS:
+        seen, made = seen + answer(), made + 1
+    return seen / max(time.monotonic() - began, 1e-9)
+
+
+def _whole(rows: Iterable[Rows], views: int, shown: range, batch_size: int) -> Iterator[Rows]:
+    """Sample numbers of all `shown` views of these images, in batches of `batch_size` at most."""
+    for each in rows:
+        numbers = (each[:, None] * views + np.arange(shown.start, shown.stop)).reshape(-1)
+        for first in range(0, len(numbers), batch_size):
+            yield numbers[first : first + batch_size]
+
+
+def _batches(
+    pictures: Pictures,
+    rows: Rows,
+    views: Rows,
+    batch_size: int,
+    workers: Workers,
+    renderer: Renderer | None = None,
+    device: torch.device = CPU,
+) -> Iterator[Batch]:
+    numbers = rows * pictures.views + views
+    todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
+    return _made(pictures, todo, workers, renderer, device)
+
+
+def _made(
+    pictures: Pictures,
+    todo: Iterable[Rows],
+    workers: Workers,
+    renderer: Renderer | None = None,
+    device: torch.device = CPU,
+) -> Iterator[Batch]:
+    return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers, device=device)
+
+
+def usual_codecs(classes: int) -> list[Codec]:
+    """Codecs to choose from, at settings that make sense for so many classes."""
+    kept = sorted({min(k, classes) for k in (5, 10, 20)}, reverse=True)
+    whole: list[Codec] = [Dense(), Quantized(), Quantized(bits=4)]
+    tailed: list[Codec] = [HeadTail(bits=4), HeadTail()] if classes > HeadTail().k else []
+    # The bytes of topk:10 hold one class more where the others' depths are coarser; which is nearer, the logits say.
+    others: list[Codec] = [TopK(k=11, levels=12), TopK(k=10, record="fast")] if classes > 11 else []
+    drawn = [Sampled()] if classes > Sampled().k else []
+    return [*whole, *tailed, *(TopK(k=k) for k in kept), *others, *drawn]
+
+
+def sample_logits(
+    pictures: Pictures, teacher: Teacher, count: int, *, batch_size: int, workers: Workers = 0
+) -> tuple[Tensor, Words]:
+    """What the teacher says of `count` views spread over the images: float32 (n, classes), and a word for each label.
+
+    Images that cannot be read are left out.
+
+    Raises:
+        ModelError: logits that are not finite.
+    """
+    rows, views = spread(len(pictures.images), pictures.views, count)
+    said: list[Tensor] = []
+    kept: list[Tensor] = []
+    passes = Passes(teacher.logits, batch_size)
+    for batch in _batches(pictures, rows, views, batch_size, workers, device=teacher.device):
+        readable = ~torch.isin(batch.rows, torch.tensor(list(batch.failed), dtype=torch.int64))
+        said.append(passes(batch.pictures).cpu()[readable])
+        kept.append(readable)
+    logits, places = torch.cat(said), torch.cat(kept).numpy()
+    if not logits.isfinite().all():
+        raise ModelError(f"teacher {teacher.name} gave NaN or infinite logits; check its weights, or leave out --amp")
+    return logits, pictures.words(rows[places], views[places])
+
+
+def compare_codecs(logits: Tensor, words: Words, codecs: Iterable[Codec], labels: int) -> tuple[CodecReport, ...]:
+    """What each codec makes of these logits, float32 (n, classes), and its bytes for `labels` labels in all."""
+    return tuple(_codec_report(codec, logits, words, labels) for codec in codecs)
+
+
+def _codec_report(codec: Codec, logits: Tensor, words: Words, labels: int) -> CodecReport:
+    classes = logits.shape[1]
+    honest = [temperature for temperature in TEMPERATURES if _is_honest(codec, temperature)]
+    total, same = dict.fromkeys(honest, 0.0), 0
+    for first in range(0, len(logits), _ROWS):
+        rows = logits[first : first + _ROWS]
+        arrays = codec.encode(rows, words[first : first + _ROWS])
+        for temperature in honest:
+            total[temperature] += _kl(rows, codec.decode(arrays, classes, temperature=temperature), temperature)
+        same += int((codec.decode(arrays, classes).argmax(-1) == rows.argmax(-1)).sum())
+    size = codec.bytes_per_label(classes)
+    kl = {each: total[each] / len(logits) if each in total else None for each in TEMPERATURES}
+    return CodecReport(spelled(codec), size, size * labels, kl, same / len(logits))
+
+
+def _kl(said: Tensor, stored: Tensor, temperature: float) -> float:
+    """The sum over the rows of KL(said || stored) in nats; infinite where a class of some weight is not stored."""
+    p, q = ((rows.double() / temperature).softmax(-1) for rows in (said, stored))
+    p = p.where(p > 1e-30, 0.0)
+    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum().item()
+
+
+def _is_honest(codec: Codec, temperature: float) -> bool:
+    try:
+        codec.check_temperature(temperature)
+    except ConfigError:
+        return False
+    return True
+
+
+def plan(
+    teacher: Teacher,
+    pictures: Pictures,
+    codec: Codec,
+    *,
+    runs: Runs,
+    missing: Sequence[Shard],
+    part: tuple[int, int] = (0, 1),
+    format: str = "hdf5",
+    batch_size: BatchSize,
+    compile: bool = False,
+    workers: Workers = 0,
+    renderer: Renderer | None = None,
+    codecs: Sequence[Codec] = (),
+    sample: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """What a dump of these pictures will hold and cost.
+
+    `runs` are the rows of all its shards, `missing` the shards of this `part` that it still has to make. `codecs` are
+    compared on `sample` of the teacher's labels. `say` is told what size of batches was found, and by which trials.
+
+    Raises:
+        StoreError: one of the shards needs more memory than this machine has.
+    """
+    images, views = len(pictures.images), pictures.views
+    needed, written = check_memory(codec, teacher.classes, pictures.recipe, missing, format)
+    ranges = Counter(range(shard.first_view, shard.stop_view) for shard in missing)
+    shown = ranges.most_common(1)[0][0] if ranges else None
+    most = max((count(shard) for shard in missing), default=images * views)
+    passes = teacher_passes(teacher, batch_size, most=most, compile=compile, say=say)
+    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, renderer=renderer, views=shown)
+    compared: tuple[CodecReport, ...] = ()
+    if codecs:
+        logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
+        sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
+    beside = sum(each.nbytes for each in layout_beside(pictures.recipe).values())
+    return Plan(
+        teacher=teacher.name,
+        images=images,
+        views=views,
+        shards=len(runs),
+        missing_shards=len(missing),
+        missing_labels=sum(count(shard) for shard in missing),
+        bytes_per_label=codec.bytes_per_label(teacher.classes) + beside,
+        codec=codec.kind,
+        pictures_per_second=speed,
+        part=part,
+        shard_labels=max((count(shard) for shard in missing), default=0),
+        shard_bytes=needed,
+        written_bytes=written,
+        codecs=compared,
+        sampled=sample if compared else 0,
+    )

@@ -1,0 +1,306 @@
+"""`softlabels plan` and `softlabels dump`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from softlabels.codecs import CODECS, Codec
+from softlabels.core.config import config_text
+from softlabels.core.progress import Journal, duration, plural, rate
+from softlabels.datasets import Images
+from softlabels.dumping import dump as dumping
+from softlabels.dumping import pack as packing
+from softlabels.dumping import plan as planning
+from softlabels.dumping.config import DumpConfig, PlanConfig
+from softlabels.dumping.dump import DumpReport
+from softlabels.dumping.plan import Plan
+from softlabels.dumping.stores import Arrangement, arrange, as_written, mend, mendable_rows
+from softlabels.errors import ConfigError
+from softlabels.loading.labels import layout_beside
+from softlabels.loading.opening import (
+    alias,
+    describe,
+    limited,
+    offering_to_skip,
+    open_data,
+    open_teacher,
+    teacher_specs,
+)
+from softlabels.loading.provenance import CPU, mixture, renderers, versions
+from softlabels.loading.records import IMPORTED
+from softlabels.loading.settings import RECORDED
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.networks import Preprocessing
+from softlabels.models.teachers import Teacher
+from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
+from softlabels.views import RECIPES, Recipe
+
+
+def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
+    """What a dump would hold and cost, per teacher; writes nothing."""
+    teacher_specs(config.teacher, config.weights)  # before the images are looked for, which may take long
+    codec: Codec = CODECS.make(config.codec)
+    images = _images(config, journal)
+    plans = [_plan(config, teacher, images, codec, journal) for teacher in _teachers(config, images, journal)]
+    for line in (line for each in plans for line in each.lines()):
+        journal.say(line)
+    for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
+        journal.say(line)
+    return plans
+
+
+def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
+    """Label every picture whose shard is missing, teacher by teacher."""
+    if config.dry_run:
+        run_plan(PlanConfig.model_validate(config.model_dump()), journal)
+        return []
+    teacher_specs(config.teacher, config.weights)
+    codec: Codec = CODECS.make(config.codec)
+    images = _images(config, journal)
+    recipe = _recipe(config)
+    reports = []
+    for teacher in _teachers(config, images, journal):
+        job = _job(config, images, recipe, teacher, codec, journal)
+        store, arranged = job.store.made(), job.store.images
+        labels = store.prepare(teacher.name, job.card)
+        for line in _seen_otherwise(store, recipe, teacher):
+            journal.say(line)
+        renderer = config.renderer
+        for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
+            journal.say(line)
+        again, readable = dumping.readable_again(labels, arranged, recipe)
+        mend(store, arranged, sorted({*readable, *mendable_rows(store, arranged).tolist()}))
+        if readable:
+            journal.say(
+                f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
+            )
+        views = max([config.views, *(shard.stop_view for shard in again)])
+        with offering_to_skip(config.on_bad_image):
+            report = dumping.dump(
+                Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
+                teacher,
+                codec,
+                labels,
+                batch_size=config.batch_size,
+                compile=config.compile,
+                workers=config.helpers(images),
+                part=config.share,
+                views=config.views,
+                again=again,
+                skip_bad_images=config.on_bad_image == "skip",
+                renderer=renderer,
+                odd_logits=config.on_odd_logits,
+                journal=journal,
+            )
+        if report.shards:
+            store.keep(saved_config(teacher.name), config_text(config))
+        _say(report, labels, config, journal)
+        for line in report.notes:
+            journal.say(line)
+        reports.append(report)
+    return reports
+
+
+def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[str]:
+    """A line for each import whose labels are of pictures that were resized otherwise than this teacher sees them."""
+    ours = teacher.preprocessing.interpolation
+    cards = ((name, store.teacher(name).card) for name in store.teachers) if recipe.records else ()
+    for name, each in cards:
+        theirs = each.preprocessing.get("interpolation", ours)
+        if each.spec.get("kind") == IMPORTED and theirs != ours:
+            yield (
+                f"{teacher.name} sees these views resized {ours}, but the labels of {name} are of {theirs} ones; for "
+                f"equal pictures give the teacher in a config file, with interpolation: {theirs}"
+            )
+
+
+def card(
+    *,
+    spec: Mapping[str, object],
+    weights_sha256: str,
+    licence: str | None,
+    preprocessing: Mapping[str, object],
+    codec: Codec,
+    classes: int,
+    format: str,
+    images: Images,
+    recipe: Recipe,
+    compression: str | None = None,
+    precision: str | None = None,
+    there: TeacherCard | None = None,
+) -> TeacherCard:
+    """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told.
+
+    `there` is the card that the store has of it, if there is one: what means the same is written as it is there.
+    """
+    stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe))
+    if compression is not None:
+        stored["compression"] = compression
+    stored["codec"] = as_written(there.codec if there else None, stored["codec"], CODECS.make)
+    return TeacherCard(
+        spec=dict(spec),
+        weights_sha256=weights_sha256,
+        licence=licence,
+        preprocessing=as_written(there.preprocessing if there else None, preprocessing, Preprocessing.model_validate),
+        classes=classes,
+        format=format,
+        **stored,
+        precision=precision,
+        versions=versions(images),
+    )
+
+
+def saved_config(teacher: str) -> str:
+    """The file of a store that keeps the settings of the last dump of a teacher."""
+    return f"dump-{teacher}.yaml"
+
+
+def _images(config: DumpConfig, journal: Journal) -> Images:
+    images = describe(open_data(config.data, config.data_dir, config.split), journal)
+    return limited(images, config.limit, config.seed)
+
+
+def _recipe(config: DumpConfig) -> Recipe:
+    """The recipe of the config; `RECORDED` is that of the store, whose views came with labels of another project.
+
+    Raises:
+        ConfigError: the store's views are recorded, and the config says to draw others or to add images.
+    """
+    there = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
+    held = RECIPES.make(there.manifest.recipe) if there is not None else None
+    if held is None or not (held.records or held.foreign):
+        if config.recipe == RECORDED:
+            raise ConfigError(f"{config.out} holds no recorded views; `softlabels import` makes a store that does")
+        return RECIPES.make(config.recipe)
+    if held.foreign is not None:
+        raise held.foreign.refusal()
+    if config.recipe != RECORDED:
+        raise ConfigError(
+            f"the views of {config.out} are recorded with imported labels; label these with --recipe {RECORDED}, or "
+            f"choose another --out"
+        )
+    if config.grow:
+        raise ConfigError(f"the views of {config.out} are recorded with imported labels; --grow has none to add")
+    return held
+
+
+def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[Teacher]:
+    """One teacher after the other, so that only one is in memory."""
+    classes = _stored_classes(config)
+    for spec in teacher_specs(config.teacher, config.weights):
+        if alias(spec):
+            journal.say(f"teacher {spec.slug}{alias(spec)}")
+        clean = _recipe(config).clean
+        yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=journal.say)
+
+
+def _stored_classes(config: DumpConfig) -> int | None:
+    """Width of the labels that are in `out` already; None where there are none."""
+    return open_store(config.out, config.cache).manifest.classes if holds_store(config.out, config.cache) else None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a dump of one teacher does: to which store it writes, under which card, and which shards."""
+
+    store: Arrangement
+    card: TeacherCard
+    missing: list[Shard]
+
+
+def _job(config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, journal: Journal) -> _Job:
+    """What a dump does, and a plan tells; nothing is written.
+
+    Raises:
+        StoreError: for all that keeps a dump from labelling the first picture, so that it and the plan agree.
+    """
+    store = arrange(
+        config.out,
+        images,
+        recipe,
+        seed=config.seed,
+        classes=teacher.classes,
+        rows_per_shard=config.rows_per_shard,
+        limit=config.limit,
+        grow=config.grow,
+        cache=config.cache,
+    )
+    there = store.card(teacher.name)
+    made = _card(config, images, recipe, teacher, codec, there)
+    store.check(teacher.name, made)
+    if there is not None and there.precision is None:
+        journal.say(
+            f"{teacher.name}: the labels in {config.out} do not say what the teacher computed in; it goes on in "
+            f"{config.precision}"
+        )
+    missing = store.missing(teacher.name, config.views, config.share)
+    dumping.check_memory(codec, teacher.classes, recipe, missing, config.format)
+    return _Job(store, made, missing)
+
+
+def _card(
+    config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, there: TeacherCard | None
+) -> TeacherCard:
+    return card(
+        spec=teacher.spec,
+        weights_sha256=teacher.weights_sha256,
+        licence=teacher.licence,
+        preprocessing=teacher.preprocessing.model_dump(mode="json"),
+        codec=codec,
+        classes=teacher.classes,
+        format=config.format,
+        images=images,
+        recipe=recipe,
+        compression=config.compression,
+        precision=config.precision,
+        there=there,
+    )
+
+
+def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, journal: Journal) -> Plan:
+    recipe, seen = _recipe(config), frame(teacher.preprocessing)
+    job = _job(config, images, recipe, teacher, codec, journal)
+    there, arranged = job.store.there, job.store.images
+    return planning.plan(
+        teacher,
+        Pictures.of_store(there, arranged, config.views, seen)
+        if there and recipe.records
+        else Pictures(arranged, recipe, config.seed, config.views, seen),
+        codec,
+        runs=job.store.runs,
+        missing=job.missing,
+        part=config.share,
+        format=config.format,
+        batch_size=config.batch_size,
+        compile=config.compile,
+        workers=config.helpers(images),
+        renderer=config.renderer,
+        codecs=_compared(codec, teacher.classes) if config.codec_report else (),
+        sample=config.codec_samples,
+        say=journal.say,
+    )
+
+
+def _compared(codec: Codec, classes: int) -> list[Codec]:
+    """The usual codecs, and the chosen one where it is none of them."""
+    usual = planning.usual_codecs(classes)
+    return usual if codec in usual else [*usual, codec]
+
+
+def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal: Journal) -> None:
+    for key, reason in list(report.skipped.items())[:10]:
+        journal.say(f"skipped {key}: {reason}")
+    if len(report.skipped) > 10:
+        journal.say(f"and {plural(len(report.skipped) - 10, 'more image')} skipped")
+    if report.shards == 0:
+        journal.say(
+            f"{report.teacher}: all shards of {plural(config.views, 'view')} are in {config.out} already; nothing to do"
+        )
+        return
+    speed = rate(report.pictures / max(report.seconds, 1e-9))
+    journal.say(
+        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
+        f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.complete, 'view')} complete in {config.out}"
+    )

@@ -1,0 +1,161 @@
+"""A label store that somebody's own inference loop fills."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from softlabels.codecs import CODECS, Codec
+from softlabels.datasets import Images
+from softlabels.dumping.dump import Filling, Look, OddLogits, shard_batches
+from softlabels.dumping.run import card
+from softlabels.dumping.stores import make_store
+from softlabels.errors import ConfigError
+from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
+from softlabels.loading.views import Pictures
+from softlabels.store import Store
+from softlabels.views import RECIPES, Frame, Recipe
+
+
+class LabelWriter:
+    """A label store that somebody's own inference loop fills; made by `create_labels`."""
+
+    def __init__(self, store: Store, images: Images, recipe: Recipe, views: int) -> None:
+        self.store, self._images, self._recipe, self._views = store, images, recipe, views
+        self._said: Tensor | None = None
+
+    def missing(
+        self,
+        teacher: str,
+        *,
+        size: int = 224,
+        resize: int | None = None,
+        interpolation: str = "bilinear",
+        codec: Any = "dense",
+        format: str = "hdf5",
+        weights_sha256: str = "",
+        licence: str | None = None,
+        batch_size: int = 64,
+        workers: Workers = 0,
+        on_odd_logits: OddLogits = "fail",
+    ) -> Iterator[Batch]:
+        """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
+
+        A shard is written as soon as the last of its batches is put; what was written is not asked for again.
+
+        What is put is looked at as `softlabels dump` looks at a teacher's logits: with `on_odd_logits` "warn"
+        probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.
+
+        Raises:
+            ConfigError: the logits of the last batch were not put, or not one row for each picture.
+            ModelError: probabilities were put instead of logits, or logits that are not finite.
+            StoreError: the store holds another teacher of this name, or cannot be written.
+        """
+        coding: Codec = CODECS.make(codec)
+        frame = Frame(size, interpolation, resize)
+        pictures = Pictures.of_store(self.store, self._images, self._views, frame)
+        classes = self.store.manifest.classes
+        own = card(
+            spec={"kind": "own", "name": teacher},
+            weights_sha256=weights_sha256,
+            licence=licence,
+            preprocessing={"size": size, "resize": resize, "interpolation": interpolation},
+            codec=coding,
+            classes=classes,
+            format=format,
+            images=self._images,
+            recipe=self._recipe,
+            there=self.store.teacher(teacher).card if teacher in self.store.teachers else None,
+        )
+        labels = self.store.prepare(teacher, own)
+        look = Look(teacher, coding, on_odd_logits, _warn)
+        with labels.writing():
+            for shard in labels.missing(self._views):
+                filling = Filling(shard, pictures, coding, classes)
+                todo = list(shard_batches(shard, self._views, batch_size))
+                for batch in batches(LabelledPictures(pictures), todo, workers=workers):
+                    self._said = None
+                    yield batch
+                    if self._said is None:
+                        raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
+                    if len(self._said) != len(batch):
+                        raise ConfigError(
+                            f"a batch of {len(batch)} pictures got {len(self._said)} rows of logits; put one for each"
+                        )
+                    if not look.done:
+                        look.begin(batch, self._said)
+                    filling.enter(batch, self._said)
+                    look.count(batch, self._said)
+                filling.write(labels)
+        for line in look.lines():
+            if line.startswith("warning: "):
+                _warn(line)
+
+    def put(self, logits: Tensor | ArrayLike) -> None:
+        """Give the logits (n, classes) of the batch that `missing` gave last: a tensor, an array or a list of rows.
+
+        Raises:
+            ConfigError: they are no numbers, or of another width than the store's.
+        """
+        wanted = f"put takes logits (pictures, {self.store.manifest.classes}), one row for each picture"
+        if not isinstance(logits, Tensor):
+            try:
+                logits = torch.from_numpy(np.array(logits, np.float32))
+            except (TypeError, ValueError) as problem:
+                raise ConfigError(f"{wanted}; got {type(logits).__name__} ({problem})") from problem
+        if logits.ndim != 2 or logits.shape[1] != self.store.manifest.classes:
+            raise ConfigError(f"{wanted}; got {tuple(logits.shape)}")
+        self._said = logits.detach().to(torch.float32)
+
+
+@contextmanager
+def create_labels(
+    location: str | PathLike[str],
+    *,
+    images: Images,
+    recipe: Any = "crop-flip",
+    views: int = 8,
+    seed: int = 0,
+    classes: int,
+    rows_per_shard: int = 4096,
+    grow: bool = False,
+) -> Iterator[LabelWriter]:
+    """A label store for people with an inference loop of their own: made, or gone on with when it is there.
+
+        with softlabels.create_labels("shards/", images=images, views=8, classes=1000) as store:
+            for batch in store.missing("mine", size=224):
+                store.put(model(batch.pictures.float() / 255))
+
+    Args:
+        images: what `open_images` gives.
+        classes: width of the logits.
+        rows_per_shard: images per shard, which is what a crash can cost.
+        grow: add images that the store does not have yet, instead of refusing them.
+
+    Raises:
+        StoreError: another data set, recipe or seed is in that place; the difference is shown.
+    """
+    made: Recipe = RECIPES.make(recipe)
+    store, arranged = make_store(
+        os.path.expanduser(location),  # noqa: PTH111
+        images,
+        made,
+        seed=seed,
+        classes=classes,
+        rows_per_shard=rows_per_shard,
+        grow=grow,
+    )
+    yield LabelWriter(store, arranged, made, views)
+
+
+def _warn(line: str) -> None:
+    warnings.warn(line.removeprefix("warning: "), stacklevel=3)

@@ -1,0 +1,187 @@
+"""`softlabels import`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from softlabels import importing
+from softlabels.core.config import config_text
+from softlabels.core.progress import Journal, duration, plural, size
+from softlabels.datasets import Images, open_images
+from softlabels.dumping.run import card
+from softlabels.dumping.stores import make_store
+from softlabels.errors import ConfigError, DataError
+from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
+from softlabels.importing.config import ImportConfig
+from softlabels.loading.opening import limited, matched
+from softlabels.loading.records import IMPORTED
+from softlabels.loading.settings import share_of
+from softlabels.loading.views import Pictures
+from softlabels.store import Store, TeacherCard, TeacherLabels
+from softlabels.views import Frame
+
+
+def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
+    """Make a store of another project's label files; what can be checked is checked before anything is written."""
+    began = time.monotonic()
+    whole = open_images(config.data, data_dir=config.data_dir, split=config.split)
+    choices = _choices(config, whole)
+    listing = importing.listed(config.from_, config.source, whole)
+    for line in listing.lines:
+        journal.say(line)
+    source = importing.open_source(config.from_, config.source, listing.images, choices)
+    views = _views(config, source)
+    _check_missing(config, source, listing.images, journal)
+    pairing = importing.check_pairing(source, listing.images)
+    _check_pairing(config, pairing, journal)
+    if config.limit is not None and source.recipe.mixes:
+        raise ConfigError("--limit leaves out images with which views of these labels are mixed; import them all")
+    store, arranged = make_store(
+        config.out,
+        limited(whole, config.limit, config.seed),
+        source.recipe,
+        seed=config.seed,
+        classes=_classes(config, whole),
+        rows_per_shard=config.rows_per_shard,
+        limit=config.limit,
+        cache=config.cache,
+    )
+    name = config.name or config.from_
+    labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
+    places, _ = matched(store, listing.images)
+    shards, written = importing.import_labels(
+        source,
+        places,
+        labels,
+        views=views,
+        pictures=_pictures(source, store, arranged, views),
+        part=share_of(config.part),
+        journal=journal,
+    )
+    if shards:
+        store.keep(saved_import(name), config_text(config))
+    unlabelled = np.flatnonzero(np.isin(places, source.missing) | (places < 0))
+    skipped = tuple(store.keys.take(unlabelled).to_pylist())
+    report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
+    _say(report, labels, config, source, journal)
+    return report
+
+
+def saved_import(teacher: str) -> str:
+    """The file of a store that keeps the settings of an import."""
+    return f"import-{teacher}.yaml"
+
+
+def _classes(config: ImportConfig, images: Images) -> int:
+    classes = config.classes or len(images.classes)
+    if not classes:
+        raise ConfigError(f"{images.name} has no class names; give the teacher's number of classes: --classes")
+    return classes
+
+
+def _choices(config: ImportConfig, images: Images) -> Choices:
+    mixing = (config.mixup, config.cutmix, config.mixup_prob, config.mixup_switch_prob)
+    if config.from_ != "tinyvit" and mixing != (None, None, 1.0, 0.5):
+        raise ConfigError(f"--mixup and --cutmix are for --from tinyvit; files of {config.from_} say what was mixed")
+    return Choices(
+        classes=_classes(config, images),
+        temperature=config.temperature,
+        tail=config.tail,
+        values=config.values,
+        pictures=not config.labels_only,
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        mixup_prob=config.mixup_prob,
+        mixup_switch_prob=config.mixup_switch_prob,
+    )
+
+
+def _views(config: ImportConfig, source: Source) -> int:
+    if config.views is not None and config.views > source.views:
+        raise ConfigError(f"{config.source} holds {source.views} views of each image, asked for were {config.views}")
+    return config.views or source.views
+
+
+def _check_missing(config: ImportConfig, source: Source, images: Images, journal: Journal) -> None:
+    if source.surplus:
+        journal.say(f"{source.surplus:,} labels in {config.source} are of no image of {images.name}; they are left out")
+    if len(source.missing) == 0:
+        return
+    first = images.keys[int(source.missing[0])].as_py()
+    said = f"{len(source.missing):,} of {len(images):,} images have no label in {config.source} (first: {first!r})"
+    if config.on_missing == "fail":
+        raise DataError(f"{said}; leave them unlabelled with --on-missing skip, or give the data set that was labelled")
+    journal.say(f"{said}; they are left unlabelled")
+
+
+def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> None:
+    for line in pairing.lines():
+        journal.say(line)
+    if pairing.doubt is not None and not config.allow_mismatch:
+        raise DataError(
+            f"{config.source}: {pairing.doubt}; say with --mixup and --cutmix what was on when the labels were saved, "
+            f"or import them all the same with --allow-mismatch"
+        )
+    if pairing.problem is not None and not config.allow_mismatch:
+        raise DataError(
+            f"{config.source} does not seem to be of these images: {pairing.problem}; give the data set that was "
+            f"labelled, in its order, or import them all the same with --allow-mismatch"
+        )
+
+
+def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images, store: Store) -> TeacherCard:
+    seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
+    name = config.name or config.from_
+    made = card(
+        spec={
+            "kind": IMPORTED,
+            "project": source.project,
+            "fingerprint": importing.fingerprint(source, count),
+        },
+        weights_sha256="",
+        licence=None,
+        preprocessing={name: value for name, value in seen.items() if value is not None},
+        codec=source.codec,
+        classes=_classes(config, whole),
+        format=config.format,
+        images=images,
+        recipe=source.recipe,
+        compression=config.compression,
+        there=store.teacher(name).card if name in store.teachers else None,
+    )
+    return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
+
+
+def _pictures(source: Source, store: Store, images: Images, views: int) -> Pictures | None:
+    """What makes the pictures whose digests are kept; None where only the other project can."""
+    if source.recipe.foreign is not None:
+        return None
+    return Pictures(images, source.recipe, store.manifest.seed, views, Frame(32), records=ShardRecords())
+
+
+def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, journal: Journal) -> None:
+    if not report.shards:
+        journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
+        return
+    journal.say(
+        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
+        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "
+        f"{config.out}; they are honest at temperature "
+        f"{source.codec.temperature:g} alone"
+    )
+    if source.recipe.foreign is not None:
+        journal.say(f"their pictures are made by {source.recipe.foreign.of}: docs/importing.md says how to pair them")
+    elif source.interpolation is not None:
+        journal.say(
+            f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "
+            f"preprocessing says"
+        )
+    if config.from_ == "tinyvit" and config.labels_only:
+        journal.say("the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too")
+    if source.unpaired:
+        journal.say(
+            f"{source.unpaired:,} labels are of mixtures with a picture that is not in the files (the last of an odd "
+            f"number); `attach` names them"
+        )

@@ -1,0 +1,499 @@
+"""A store seen through its codecs: what every reader of soft labels uses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
+from softlabels.core.philox import Words, hash_keys, philox
+from softlabels.errors import ConfigError, StoreError, did_you_mean
+from softlabels.losses import BLENDS, Blend
+from softlabels.store import Cache, Store, TeacherLabels, open_store
+from softlabels.views import RECIPES, Recipe
+
+Arrays = Mapping[str, NDArray[Any]]
+
+MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
+"""What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view
+that is not mixed), and how much of the picture that the teacher saw was the image's own (1 in such a view)."""
+
+_BLENDING = 4
+"""Stream of chance for blends that pick a teacher per label."""
+
+
+def layout_beside(recipe: Recipe) -> dict[str, Field]:
+    """What is recorded with each label of such views, beside what its codec keeps."""
+    recorded = {name: Field(dtype, shape) for name, (dtype, shape) in recipe.records.items()}
+    return recorded | (MIX_LAYOUT if recipe.mixes else {})
+
+
+def blending_words(hashes: Words, seed: int, views: ArrayLike) -> Words:
+    """A random word for each label, for blends that pick one teacher: of the key's hash (n,), uint64 (n,)."""
+    return philox((hashes, seed), (0, views, 0, _BLENDING))[:, 0]
+
+
+class Labels:
+    """All soft labels of a data set, read only.
+
+    `views` counts the views that every image has from every teacher: any finished prefix can be read. `views_of` counts
+    those of some teachers, which others that are not finished take nothing from.
+
+    Rows and views are whole numbers; a boolean mask of all images stands for the rows where it is true.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.teachers: tuple[str, ...] = store.teachers
+        self._by_teacher = {name: store.teacher(name) for name in self.teachers}
+        self._codecs = {name: _codec(labels) for name, labels in self._by_teacher.items()}
+        self._views: dict[str, int] = {}
+        self._skips: dict[str, NDArray[np.int64]] = {}
+        self._shared = False
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __repr__(self) -> str:
+        return (
+            f"Labels({self.store.location!r}, images={len(self)}, views={self.views}, classes={self.classes}, "
+            f"teachers={self.teachers})"
+        )
+
+    @property
+    def views(self) -> int:
+        """Views that every image has from every teacher."""
+        return self.views_of()
+
+    def views_of(self, teachers: Sequence[str] | None = None) -> int:
+        """Views that every image has from each of these teachers, None for all. StoreError for an unknown one."""
+        names = self.select(teachers)
+        for name in names:
+            if name not in self._views:
+                self._views[name] = self._by_teacher[name].views
+        return min((self._views[name] for name in names), default=0)
+
+    def complete_views(self, teachers: Sequence[str] | None = None) -> int:
+        """What `views_of` counts, where there is something to count.
+
+        Raises:
+            StoreError: there are no teachers, or one of them has no complete view.
+        """
+        names = self.select(teachers)
+        if not names:
+            raise StoreError(
+                f"{self.store.location} holds no teacher's labels; dump some first, or copy the store whole"
+            )
+        views = self.views_of(names)
+        if views:
+            return views
+        begun = next(name for name in names if not self._views[name])
+        others = [name for name in self.teachers if self.views_of([name])]
+        instead = f", or choose among the teachers that have one: {', '.join(others)}" if others else ""
+        raise StoreError(
+            f"{self.store.location} has no complete view of {begun} yet ({len(self.of(begun).shards)} shards are "
+            f"there); run the dump again to go on{instead}"
+        )
+
+    @property
+    def classes(self) -> int:
+        """Width of the logits."""
+        return self.store.manifest.classes
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes in logit order; empty when the data set has none."""
+        return tuple(self.store.manifest.class_names)
+
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """The images' keys in row order."""
+        return self.store.keys
+
+    @property
+    def seed(self) -> int:
+        """What the views are drawn from, beside recipe, key and number."""
+        return self.store.manifest.seed
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the views, read back from the manifest."""
+        return RECIPES.make(self.store.manifest.recipe)
+
+    @cached_property
+    def _beside(self) -> frozenset[str]:
+        return frozenset(layout_beside(self.recipe))
+
+    def recorded(
+        self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """What was recorded with these labels of one view of these rows, (n, ...) each: crops, seeds of other projects.
+
+        Raises:
+            StoreError: a label is not there.
+        """
+        where, numbers = self._addresses(rows, view)
+        labels = self.of(teacher or self.teachers[0])
+        self._refuse_unlabelled(where, numbers, [labels.name])
+        return self.beside(labels, where, numbers)
+
+    def beside(
+        self, labels: TeacherLabels, rows: NDArray[np.int64], views: NDArray[np.int64]
+    ) -> dict[str, NDArray[Any]]:
+        """What was recorded with these labels, whether their images were labelled or not; rows and views int64 (n,)."""
+        taken = labels.take(rows, views)
+        return {name: array for name, array in taken.items() if name in self._beside}
+
+    def rows(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Row numbers of these keys, int64 (n,). Raises KeyError, which names the missing ones."""
+        return self.store.rows(keys)
+
+    def of(self, teacher: str | None = None) -> TeacherLabels:
+        """One teacher's stored arrays; the name may be left out when there is one teacher.
+
+        Raises:
+            StoreError: no such teacher, or several and none is named.
+        """
+        if teacher is None:
+            if len(self.teachers) != 1:
+                raise StoreError(
+                    f"{self.store.location} holds {len(self.teachers)} teachers; name one: {self.teachers}"
+                )
+            teacher = self.teachers[0]
+        if teacher not in self._by_teacher:
+            raise StoreError(
+                f"{self.store.location} has no teacher {teacher!r}; {did_you_mean(teacher, self.teachers)}"
+            )
+        return self._by_teacher[teacher]
+
+    def codec(self, teacher: str | None = None) -> Codec:
+        """How one teacher's labels are coded."""
+        return self._codecs[self.of(teacher).name]
+
+    def select(self, teachers: Sequence[str] | None) -> tuple[str, ...]:
+        """The teachers of these names, all for None. Raises StoreError for an unknown one."""
+        if teachers is None:
+            return self.teachers
+        return tuple(self.of(name).name for name in ([teachers] if isinstance(teachers, str) else teachers))
+
+    def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
+        """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""
+        taken: dict[str, Arrays] = {name: self._by_teacher[name].take(rows, views) for name in teachers}
+        if not self._beside:
+            return taken
+        return {name: {k: a for k, a in each.items() if k not in self._beside} for name, each in taken.items()}
+
+    def share(self, memory: int | None = None) -> None:
+        """Make ready for processes that this one starts; what is decoded for one of them, all of them use.
+
+        Args:
+            memory: bytes that decoded labels of compressed shards may take, of all teachers together; without it a
+                quarter of the machine's memory. What was not used for longest makes room.
+        """
+        packed = [each for each in self._by_teacher.values() if each.card.compression != "none"]
+        for each in self._by_teacher.values():
+            if memory is not None or not self._shared:
+                each.share((memory or machine_memory() // 4) // max(len(packed), 1))
+        self._shared = True
+
+    def offered(self) -> dict[str, tuple[str, str]]:
+        """Where other processes of this machine find what this one decodes, by teacher. To be called after `share`."""
+        return {name: each.shared for name, each in self._by_teacher.items() if each.shared is not None}
+
+    def adopt(self, offers: Mapping[str, tuple[str, str]]) -> None:
+        """Use what another process `offered`; its memory in the place of one's own. To be called after `share`."""
+        for name, shared in offers.items():
+            self._by_teacher[name].adopt(self._by_teacher[name].memory, shared)
+
+    @contextmanager
+    def ahead(
+        self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]
+    ) -> Iterator[Callable[[int], None]]:
+        """While this lasts, threads make these labels ready in this order, as far ahead as there is room.
+
+        Gives a function that is to be told up to which place they were read.
+        """
+        helpers = [each for name in teachers if (each := self._by_teacher[name].ahead(rows, views)) is not None]
+
+        def reached(place: int) -> None:
+            for helper in helpers:
+                helper.reached(place)
+
+        try:
+            yield reached
+        finally:
+            for helper in helpers:
+                helper.close()
+
+    def mixtures(
+        self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """With whom one view of these rows was mixed, and how much of what the teacher saw was the image's own.
+
+        Partners are rows, the image's own where the view is not mixed; (n,) each. Both are read as they were recorded.
+        An imported mixture whose partner is not in the files has the image's own row and the share 0.
+
+        Raises:
+            StoreError: a label is not there, or nothing true is recorded with it.
+        """
+        where, numbers = self._addresses(rows, view)
+        if not self.recipe.mixes:
+            return where, np.ones(len(where), np.float32)
+        labels = self.of(teacher or self.teachers[0])
+        self._refuse_unlabelled(where, numbers, [labels.name])
+        return self.recorded_mixtures(labels, where, numbers)
+
+    def recorded_mixtures(
+        self, labels: TeacherLabels, where: NDArray[np.int64], numbers: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`mixtures` of one teacher's labels, whether their images were labelled or not; int64 (n,) each."""
+        if not set(MIX_LAYOUT) <= set(labels.card.layout):
+            raise StoreError(f"labels of {labels.name} are of mixed views, but do not say with what; dump them again")
+        taken = labels.take(where, numbers)
+        partners = taken["mix_partner"].astype(np.int64)
+        if partners.size and partners.max() >= len(self):
+            raise StoreError(f"labels of {labels.name} name partners that are no images of this store; it is damaged")
+        return partners, taken["mix_share"]
+
+    def partners(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> list[str]:
+        """The key of the image with which one view of each of these rows was mixed; its own where it was not."""
+        return keys_at(self.keys, self.mixtures(rows, view, teacher)[0])
+
+    def labelled(self, rows: NDArray[np.int64], teachers: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """Which of these rows every teacher labelled (none was skipped as unreadable), bool (n,)."""
+        kept = np.ones(len(rows), bool)
+        for name in self.select(teachers):
+            kept &= self._by_teacher[name].labelled(rows)
+        return kept
+
+    def labelled_by_any(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these rows some teacher labelled, bool (n,); all where there is no teacher."""
+        each = [self._by_teacher[name].labelled(rows) for name in self.teachers]
+        return np.any(each, axis=0) if each else np.ones(len(rows), bool)
+
+    def decode(self, arrays: Mapping[str, Arrays], temperature: float | None = None) -> Tensor:
+        """Logits float32 (teachers, n, classes), each row up to a constant, honest at `temperature`.
+
+        Without one each teacher's are honest at 1, or at the temperature that its labels are of.
+        """
+        return torch.stack(
+            [self._codecs[name].decode(each, self.classes, temperature=temperature) for name, each in arrays.items()]
+        )
+
+    def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
+        """What a teacher said of one view of these rows: float32 (n, classes), up to a constant per row.
+
+        Of labels of one temperature T alone (`sampled`, `probabilities`) it is T times the logarithm of their
+        probabilities, -inf for classes that have none: losses on logits have no use for these.
+
+        Args:
+            rows: row numbers, or a mask; `rows(keys)` finds them.
+            view: one number for all rows, or one for each.
+            teacher: may be left out when the store has one.
+
+        Raises:
+            StoreError: a label is not there, or its image could not be read; it is named.
+            TypeError, IndexError, ValueError: rows or views are no whole numbers, not of this store, or too many.
+        """
+        name = self.of(teacher).name
+        where, numbers = self._addresses(rows, view)
+        self._refuse_unlabelled(where, numbers, [name])
+        logits, codec = self.decode(self.take(where, numbers, [name]))[0], self._codecs[name]
+        if codec.has_logits:
+            return logits
+        # What stands for the logarithm of 0 where sums are to stay finite is no logit of anybody's.
+        return logits.masked_fill_(logits < LEAST_LOGARITHM * codec.temperatures[0], -torch.inf)
+
+    def probabilities(
+        self,
+        rows: Sequence[int] | ArrayLike,
+        view: int | ArrayLike,
+        temperature: float = 1.0,
+        teachers: Sequence[str] | None = None,
+        blend: Any = "mean-probabilities",
+    ) -> Tensor:
+        """The blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
+
+        Raises:
+            ConfigError: a codec is not honest at this temperature, or has no logits where the blend needs them.
+            StoreError: a label is not there, or its image could not be read; it is named.
+            TypeError, IndexError, ValueError: rows or views are no whole numbers, not of this store, or too many.
+        """
+        names, mixing = self.select(teachers), BLENDS.make(blend)
+        for name in names:
+            self._codecs[name].check_temperature(temperature)
+        self.check_blend(mixing, names)
+        where, numbers = self._addresses(rows, view)
+        self._refuse_unlabelled(where, numbers, names)
+        logits = self.decode(self.take(where, numbers, names), temperature)
+        words = self.blend_words(where, numbers) if mixing.samples else None
+        return (mixing(logits, temperature=temperature, words=words) / temperature).softmax(-1)
+
+    def check_logits(self, teachers: Sequence[str], who: str, instead: str) -> None:
+        """Refuse labels that have no logits where `who` needs them; `instead` says what helps.
+
+        Raises:
+            ConfigError: the first such teacher is named, with its codec.
+        """
+        for name in teachers:
+            if not self._codecs[name].has_logits:
+                raise ConfigError(
+                    f"{who} needs a logit of every class, and the {spelled(self._codecs[name])} labels of {name} have "
+                    f"probabilities alone, of which classes may have none; {instead}"
+                )
+
+    def check_blend(self, blend: Blend, teachers: Sequence[str]) -> None:
+        """Refuse a blend of several teachers' logits where one of them has none. Raises ConfigError."""
+        if blend.needs_logits and len(teachers) > 1:
+            instead = "choose the blend mean-probabilities, or dump with another codec such as topk"
+            self.check_logits(teachers, f"blend {blend.kind!r}", instead)
+
+    def blend_words(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """A random word per label, for blends that pick one teacher: a function of (seed, key, view), uint64 (n,)."""
+        return blending_words(hash_keys(keys_at(self.keys, rows)), self.seed, views)
+
+    def _addresses(self, rows: Any, view: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Row and view of each label that is asked for, int64 (n,) each; nothing is cast that would change it."""
+        where, numbers = self._rows_of(rows), _whole_numbers(view, "view")
+        if numbers.ndim > 1 or (numbers.ndim == 1 and len(numbers) not in (1, len(where))):
+            raise ValueError(
+                f"view is one number for all rows, or one for each of the {len(where):,} rows; these have the shape "
+                f"{numbers.shape}"
+            )
+        return where, np.ascontiguousarray(np.broadcast_to(numbers, where.shape))
+
+    def _rows_of(self, rows: Any) -> NDArray[np.int64]:
+        array = _array(rows, "rows")
+        if array.dtype == bool and array.ndim:
+            if array.shape != (len(self),):
+                raise IndexError(f"a mask of rows has one value for each of {len(self):,} images, not {array.shape}")
+            return np.flatnonzero(array)
+        where = np.atleast_1d(_whole_numbers(array, "rows"))
+        if where.ndim != 1:
+            raise ValueError(f"rows are one list of numbers; these have the shape {where.shape}")
+        beyond = where[(where < 0) | (where >= len(self))]
+        if len(beyond):
+            raise IndexError(f"row {beyond[0]} is none of {self.store.location}, whose rows are 0 to {len(self) - 1}")
+        return where
+
+    def _refuse_unlabelled(self, rows: NDArray[np.int64], views: NDArray[np.int64], names: Sequence[str]) -> None:
+        """Raise StoreError when a teacher could not read one of these images; what lies there is no label."""
+        for name in names:
+            skips = self._skipped(name)
+            if not len(skips):
+                continue
+            lost = np.zeros(len(rows), bool)
+            for place in np.flatnonzero(np.isin(rows, skips[:, 0])).tolist():
+                spans = skips[skips[:, 0] == rows[place], 1:]
+                lost[place] = ((spans[:, 0] <= views[place]) & (views[place] < spans[:, 1])).any()
+            if lost.any():
+                raise StoreError(self.unlabelled_images(rows[lost], name))
+
+    def unlabelled_images(self, rows: NDArray[np.int64], name: str) -> str:
+        """That these rows have no label by a teacher, and what to do, in one line."""
+        distinct = np.unique(rows)
+        named = ", ".join(repr(key) for key in keys_at(self.keys, distinct[:3])) + (
+            ", ..." if len(distinct) > 3 else ""
+        )
+        reason = self._by_teacher[name].skipped.get(int(distinct[0]), "it could not be read").partition(";")[0]
+        return (
+            f"{len(distinct):,} of these images have no label by {name} ({named}: {reason}); repair the files and dump "
+            f"again, or leave the images out"
+        )
+
+    def _skipped(self, name: str) -> NDArray[np.int64]:
+        """Row, first view and stop view of what a teacher could not label, int64 (n, 3)."""
+        if name not in self._skips:
+            found = [
+                (row, shard.first_view, shard.stop_view)
+                for shard, rows in self._by_teacher[name].skips()
+                for row in rows
+            ]
+            self._skips[name] = np.array(found, np.int64).reshape(-1, 3)
+        return self._skips[name]
+
+
+def keys_at(keys: pa.ChunkedArray, rows: NDArray[np.int64]) -> list[str]:
+    """The keys of these rows. Arrow's own `take` joins all chunks, of all keys, for a few of them."""
+    ends = np.cumsum([len(chunk) for chunk in keys.iterchunks()])
+    chunks = np.searchsorted(ends, rows, side="right")
+    found = np.empty(len(rows), object)
+    for number in np.unique(chunks).tolist():
+        chunk, inside = keys.chunk(number), np.flatnonzero(chunks == number)
+        found[inside] = chunk.take(pa.array(rows[inside] - (ends[number] - len(chunk)))).to_pylist()
+    return list(found)
+
+
+def _codec(labels: TeacherLabels) -> Codec:
+    try:
+        return CODECS.make(labels.card.codec)
+    except ConfigError as problem:
+        raise StoreError(f"the card of {labels.name} in {labels.location} is not usable: {problem}") from problem
+
+
+_WANTED = {"rows": "rows: give whole numbers, or a boolean mask of all images", "view": "view: give whole numbers"}
+
+
+def _array(value: Any, what: str) -> NDArray[Any]:
+    """`value` as an array. Raises TypeError where it is none."""
+    if value is None or isinstance(value, slice | str | bytes):
+        raise TypeError(f"{_WANTED[what]}, not {value!r}")
+    try:
+        return np.asarray(value)
+    except ValueError as problem:
+        raise TypeError(f"{_WANTED[what]}, not lists of several lengths") from problem
+
+
+def _whole_numbers(value: Any, what: str) -> NDArray[np.int64]:
+    """`value` as int64 of any shape.
+
+    Raises:
+        TypeError: it holds anything but whole numbers.
+        IndexError: a number is beyond all rows and views.
+    """
+    array = _array(value, what)
+    if not array.size:
+        return array.astype(np.int64)
+    if array.dtype.kind == "f" and np.isfinite(array).all() and (array == np.trunc(array)).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{_WANTED[what]}, not {array.dtype} such as {array.reshape(-1)[0]}")
+    if array.dtype.kind == "u" and array.max() > np.iinfo(np.int64).max:
+        raise IndexError(f"{what}: {array.max()} is beyond all rows and views")
+    return array.astype(np.int64)
+
+
+def machine_memory() -> int:
+    """The machine's memory, or what a container may have of it, in bytes."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))  # "max" where there is none
+    return min(found)
+
+
+def open_labels(
+    location: str | PathLike[str], *, cache_dir: str | PathLike[str] | None = None, cache_size: int | None = None
+) -> Labels:
+    """Open a label store for reading, HDF5 or Zarr, in a folder or behind a URL such as ``s3://bucket/shards``.
+
+    Args:
+        cache_dir: where shards from a URL are copied to, whole and checked; without it ``$SOFTLABELS_CACHE``, or a
+            folder in the user's cache.
+        cache_size: bytes that copies in that folder may have together; those not used for longest go first.
+
+    Raises:
+        StoreError: there is no store at `location`, it is damaged, or it cannot be reached.
+    """
+    return Labels(open_store(os.path.expanduser(location), Cache.at(cache_dir, cache_size)))  # noqa: PTH111

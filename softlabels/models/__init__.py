@@ -1,0 +1,1 @@
+"""Networks: teachers, students, and the devices that they run on."""

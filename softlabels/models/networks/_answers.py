@@ -1,0 +1,200 @@
+"""What networks return, and the one trial picture that every network has to pass before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from softlabels.errors import ModelError, SoftlabelsError
+from softlabels.models.networks._checkpoints import extra_metadata
+from softlabels.models.networks._preprocessing import Preprocessing
+
+
+def logits_of(answer: Any, whose: str) -> Tensor:
+    """The logits in what a network returns: a tensor, an object or mapping with `logits`, or a tuple led by them.
+
+    Raises:
+        ModelError: there are none; the message begins with `whose`, such as "teacher NAME".
+    """
+    found = answer
+    if isinstance(found, dict) and "logits" in found:
+        found = found["logits"]
+    elif isinstance(getattr(found, "logits", None), Tensor):
+        found = found.logits
+    elif isinstance(found, (tuple, list)) and found:  # torch 2.6 compiles no union of types
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise ModelError(
+            f"{whose} returns a {type(answer).__name__} without logits; it must return a tensor, a tuple that begins "
+            f"with one, or a mapping or object with `logits`"
+        )
+    return found
+
+
+class Logits(nn.Module):
+    """A network that returns nothing but its logits, (n, classes)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures (n, 3, S, S) to logits (n, classes)."""
+        return logits_of(self.network(pictures), "the network")
+
+
+def answer(network: nn.Module, normalised: Tensor, whose: str) -> Tensor:
+    """The logits of normalised pictures, float32 (n, 3, S, S); the network gets them in the type of its weights.
+
+    Raises:
+        ModelError: see `logits_of`.
+    """
+    return logits_of(network(normalised.to(weight_dtype(network))), whose)
+
+
+def weight_dtype(network: nn.Module) -> torch.dtype:
+    """The type of the network's first floating weights; float32 where it has none."""
+    floating = (each.dtype for each in network.parameters() if each.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def set_mode(network: nn.Module, training: bool) -> None:
+    """`network.train(training)`; programs of torch.export stay as they were exported."""
+    with contextlib.suppress(NotImplementedError):
+        network.train(training)
+
+
+def is_program(network: nn.Module) -> bool:
+    """Whether the network is a program of torch.export, which cannot go between training and evaluation."""
+    return any(not _can_change(module) for module in (network, *network.children()))
+
+
+def freeze(network: nn.Module) -> None:
+    """No parameter takes a gradient any more."""
+    for parameter in network.parameters():  # TorchScript has no requires_grad_ of its own
+        parameter.requires_grad_(False)
+
+
+def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str) -> int:
+    """The width of the network's answer to one grey picture, in evaluation mode.
+
+    Raises:
+        ModelError: it does not run, or what it returns are not logits (pictures, classes).
+    """
+    set_mode(network, False)
+    with _explained(whose, preprocessing), torch.inference_mode():
+        logits = answer(network, preprocessing.normalise(_grey(1, preprocessing, device)), whose)
+    if logits.ndim != 2 or len(logits) != 1:
+        raise ModelError(
+            f"{whose} answers one picture with shape {tuple(logits.shape)}; logits must be (pictures, classes)"
+        )
+    return int(logits.shape[1])
+
+
+def try_learning(
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    classes: int,
+    device: torch.device,
+    whose: str,
+    amp: torch.dtype | None = None,
+) -> None:
+    """Let the network answer two grey pictures and go backward from a loss, as in training, and in evaluation.
+
+    It is left as it was: gradients, statistics, mode and torch's generator.
+
+    Raises:
+        ModelError: it does not run, its answer is no (2, classes), or no gradient reaches its weights.
+    """
+    try:
+        extra_metadata(network.state_dict())
+    except ModelError as problem:
+        raise ModelError(f"{whose}: {problem}") from problem
+    held = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
+    pictures = _grey(2, preprocessing, device)
+    try:
+        with _explained(whose, preprocessing), torch.random.fork_rng(devices=_indices(device)):
+            network.train()
+            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+                logits = logits_of(network(preprocessing.normalise(pictures)), whose)
+            if tuple(logits.shape) != (2, classes):
+                raise ModelError(
+                    f"{whose} answers 2 pictures with shape {tuple(logits.shape)}; to learn {classes} classes it must "
+                    f"be (2, {classes})"
+                )
+            if not logits.requires_grad:
+                raise ModelError(
+                    f"no gradient leads from the logits of {whose} to its weights; leave torch.no_grad and detach out "
+                    f"of its forward"
+                )
+            nn.functional.cross_entropy(logits.float(), torch.zeros(2, dtype=torch.int64, device=device)).backward()
+            network.eval()
+            with torch.no_grad():
+                logits_of(network(preprocessing.normalise(pictures)), whose)
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                if name in held and held[name].shape == buffer.shape:
+                    buffer.copy_(held[name])
+        for parameter in network.parameters():
+            parameter.grad = None
+        set_mode(network, True)
+
+
+def materialise(network: nn.Module, preprocessing: Preprocessing, whose: str) -> None:
+    """Let lazy layers take their shapes from one grey picture.
+
+    Raises:
+        ModelError: the network does not run on it, or some layer is still without a shape.
+    """
+    if not _lazy(network):
+        return
+    mode = network.training
+    network.eval()
+    with _explained(whose, preprocessing), torch.no_grad():
+        network(preprocessing.normalise(_grey(1, preprocessing, torch.device("cpu"))))
+    network.train(mode)
+    left = _lazy(network)
+    if left:
+        raise ModelError(f"{whose}: its {left[0]} has no shape even after a picture; use a layer that is not lazy")
+
+
+def _lazy(network: nn.Module) -> list[str]:
+    every = (*network.named_parameters(), *network.named_buffers())
+    return [name for name, tensor in every if is_lazy(tensor)]
+
+
+def _can_change(module: nn.Module) -> bool:
+    try:
+        module.train(module.training)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _grey(count: int, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    return torch.full((count, 3, preprocessing.size, preprocessing.size), 128, dtype=torch.uint8, device=device)
+
+
+def _indices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+@contextlib.contextmanager
+def _explained(whose: str, preprocessing: Preprocessing) -> Iterator[None]:
+    try:
+        yield
+    except SoftlabelsError:
+        raise
+    except Exception as problem:  # of the network's own code, or of a compiler
+        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
+        size = preprocessing.size
+        raise ModelError(
+            f"{whose} does not run on {size}x{size} pictures ({reason}); if it is made for another size, say so with "
+            f"`size` beside it in a config, or in what its function returns: network, {{'size': 32}}"
+        ) from problem

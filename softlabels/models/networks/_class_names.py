@@ -1,0 +1,177 @@
+"""Classes as lists of names: which columns of a network's head are those of a data set, and whether two lists agree."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from softlabels.core.files import read_json
+from softlabels.errors import ConfigError, did_you_mean
+
+Names = Sequence[str]
+
+_WNID = re.compile(r"n\d{8}")
+_SUBSETS = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+"""What timm calls the class lists of heads of so many classes."""
+
+
+class Columns(NamedTuple):
+    """Which column of a head is each class of a data set, and how they were found, as a clause."""
+
+    columns: tuple[int, ...]
+    how: str
+
+
+def are_numbers(names: Names) -> bool:
+    """Whether the names say no more than the classes' numbers: 0, 1, 2, ..."""
+    return all(name == str(place) for place, name in enumerate(names))
+
+
+def same_classes(some: Names, others: Names) -> bool:
+    """Whether both lists name the same classes in the same order; ImageNet's wnids and words mean each other."""
+    if tuple(some) == tuple(others):
+        return True
+    if len(some) != len(others) or _are_wnids(some) == _are_wnids(others):
+        return False
+    lists = [places for _, known in known_lists(len(some)) if (places := _places(some, known)) is not None]
+    return any(_places(others, known) in lists for _, known in known_lists(len(some)))
+
+
+def first_difference(some: Names, others: Names) -> tuple[int, str, int | None] | None:
+    """The first of `some` that has another number among `others`: its number, its name, and that number or None.
+
+    None where both are lists of the same classes, where one says no names, or where `some` are the first of `others`.
+    """
+    if not some or not others or same_classes(some, others):
+        return None
+    number = {name: place for place, name in enumerate(others)}
+    if (are_numbers(some) or are_numbers(others)) and set(number) != set(some):
+        return None  # numbers alone, which fit any names
+    for place, name in enumerate(some):
+        if (place >= len(others) or others[place] != name) and number.get(name) != place:
+            return place, name, number.get(name)
+    return None
+
+
+def columns_by_name(wanted: Names, names: Names, head: int) -> Columns:
+    """The columns of a head of `head` classes, whose `names` are empty where they are not known, for these classes.
+
+    Names are compared as they are, then without regard to case, ``_`` and ``-``. A head without names that is as wide
+    as one of ImageNet's class lists is taken to have its order where all classes are found there.
+
+    Raises:
+        ConfigError: a class is not found, or is found twice; it is named with the nearest.
+    """
+    lists: list[tuple[str, Names]] = [("by name", names)] if names else []
+    for how, known in known_lists(head) if not are_numbers(wanted) else ():
+        if not names:
+            lists.append((f"{how}, as its {head:,} classes are taken to be ImageNet's", known))
+        elif same_classes(names, known):
+            lists.append((how, known))
+    for how, known in lists:
+        places = _places(wanted, known)
+        if places is not None:
+            return Columns(places, how)
+    if not lists or are_numbers(wanted):
+        raise ConfigError("its classes have no names to find them by")
+    _, known = max(lists, key=lambda pair: len(set(map(_plain, pair[1])) & set(map(_plain, wanted))))
+    plain = [_plain(name) for name in known]
+    lost = next(name for name in wanted if plain.count(_plain(name)) != 1)
+    if plain.count(_plain(lost)) > 1:
+        raise ConfigError(f"class {lost!r} is among its classes more than once")
+    near = did_you_mean(lost, known)
+    raise ConfigError(f"class {lost!r} is none of its classes{'; ' + near if near.startswith('did') else ''}")
+
+
+def columns_from_file(file: str, wanted: Names, names: Names, head: int) -> Columns:
+    """As `columns_by_name`, as a file says: CSV lines ``class,column`` or a JSON object, columns by number or name.
+
+    Raises:
+        ConfigError: the file cannot be read, or lacks one of the classes, or names a column that the head has not.
+    """
+    path = Path(file).expanduser()
+    told = _read_map(path)
+    columns = []
+    for name in wanted:
+        if name not in told:
+            raise ConfigError(f"{path} names no column for class {name!r}; {did_you_mean(name, told)}")
+        value = told[name]
+        if str(value).isdecimal():
+            column = int(value)
+        else:
+            try:
+                column = columns_by_name([str(value)], names, head).columns[0]
+            except ConfigError as problem:
+                raise ConfigError(f"{path}: for class {name!r}: {problem}") from problem
+        if column >= head:
+            raise ConfigError(f"{path} gives class {name!r} the column {column}; there are 0 to {head - 1:,}")
+        columns.append(column)
+    return Columns(tuple(columns), f"as {path} says")
+
+
+def _read_map(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".json":
+        told = read_json(path, error=ConfigError)
+        if not isinstance(told, dict):
+            raise ConfigError(f"{path} is no JSON object of class: column")
+        return told
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as opened:
+            lines = [line for line in csv.reader(opened) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise ConfigError(
+            f"the class map {path} cannot be read: {getattr(problem, 'strerror', None) or problem}"
+        ) from (problem)
+    wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
+    if wrong or not lines:
+        raise ConfigError(f"{path}, line {wrong or 1}: a class map has lines CLASS,COLUMN")
+    told = {}
+    for name, column in ((name.strip(), column.strip()) for name, column in lines):
+        if told.setdefault(name, column) != column:
+            raise ConfigError(f"{path} names class {name!r} twice")
+    return told
+
+
+def known_lists(classes: int) -> list[tuple[str, Names]]:
+    """ImageNet's class lists of this length, by wnid and by word, as far as timm and torchvision have them here."""
+    lists: list[tuple[str, Names]] = []
+    if classes in _SUBSETS:
+        try:
+            from timm.data import ImageNetInfo
+
+            lists.append(("by wnid", ImageNetInfo(_SUBSETS[classes]).label_names()))
+        except ImportError:
+            pass  # an optional package of ours, or one from before it had such lists
+    if classes == 1000:
+        try:
+            from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+            lists.append(("by ImageNet's words", _IMAGENET_CATEGORIES))
+        except ImportError:
+            pass
+    return lists
+
+
+def _places(wanted: Names, known: Names) -> tuple[int, ...] | None:
+    """The place of each name; None unless each is there once."""
+    for change in (str, _plain):
+        number: dict[str, int] = {}
+        twice = set()
+        for place, name in enumerate(map(change, known)):
+            twice |= {name} & number.keys()
+            number[name] = place
+        found = [number.get(change(name), -1) if change(name) not in twice else -1 for name in wanted]
+        if min(found, default=-1) >= 0 and len(set(found)) == len(found):
+            return tuple(found)
+    return None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _are_wnids(names: Names) -> bool:
+    return bool(names) and all(map(_WNID.fullmatch, names))

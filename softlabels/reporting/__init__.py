@@ -1,0 +1,1 @@
+"""What stores and runs hold, and what a sweep of runs gave."""

@@ -1,0 +1,26 @@
+"""Settings of `softlabels info` and `report`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from softlabels.core.config import CommandConfig
+
+
+class InfoConfig(CommandConfig):
+    """What `softlabels info` does."""
+
+    labels: str = Field("shards/", description="label store, a folder or a URL", json_schema_extra={"argument": True})
+
+
+class ReportConfig(CommandConfig):
+    """What `softlabels report` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"root", "out"}
+
+    root: str = Field(..., description="folder under which the runs are", json_schema_extra={"argument": True})
+    out: str | None = Field(
+        None, description="folder of the report  [default: ROOT/report]", json_schema_extra={"leading": True}
+    )

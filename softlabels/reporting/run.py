@@ -1,0 +1,31 @@
+"""`softlabels info` and `softlabels report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softlabels.core.progress import Journal
+from softlabels.reporting.config import InfoConfig, ReportConfig
+from softlabels.reporting.report import describe_store, info_lines, report
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run_info(config: InfoConfig, journal: Journal) -> dict[str, Any]:  # noqa: ARG001
+    """What a store holds, as JSON values."""
+    return describe_store(config.labels)
+
+
+def info_text(described: dict[str, Any]) -> str:
+    """What `run_info` found, for a person."""
+    return "\n".join(info_lines(described)) + "\n"
+
+
+def run_report(config: ReportConfig, journal: Journal) -> pd.DataFrame:
+    """Write table and plots of all finished runs; the table, a row for each arm."""
+    out = Path(config.out) if config.out else Path(config.root) / "report"
+    table = report(Path(config.root), out, journal)
+    journal.say(f"table and plots in {out}")
+    return table

@@ -1,0 +1,89 @@
+"""`softlabels sweep`."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from softlabels.core.config import validated
+from softlabels.core.progress import Journal
+from softlabels.errors import ConfigError, RunError
+from softlabels.loading.opening import check_place
+from softlabels.reporting.report import check_plots, markdown, report
+from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
+from softlabels.training.distributed import Processes, joined
+from softlabels.training.folder import held
+from softlabels.training.run import check_named, run_train
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """The table of all finished runs, a row per combination, and the runs that failed, a line each."""
+
+    table: pd.DataFrame
+    folder: Path
+    problems: list[str] = field(default_factory=list)
+
+
+def run_sweep(config: SweepConfig, journal: Journal) -> SweepReport:
+    """Train every combination with several seeds; the same call goes on where a killed one stopped.
+
+    Each run is a folder ``out/SETTING=VALUE,.../seed-N``, and one that is done is passed over, so a grid may grow.
+    A run whose loss diverges is one of the `problems`, and the others go on.
+
+    Raises:
+        ConfigError: a combination is no valid run; all are looked at before the first begins.
+    """
+    with joined() as processes:
+        return _sweep(config, journal if processes.first else Journal(quiet=True), processes)
+
+
+def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> SweepReport:
+    root = Path(config.out or "runs/sweep")
+    runs = _runs(config, root)
+    check_place(root, "run")
+    for _, run in runs:
+        check_named(run)
+    check_plots()  # hours before they are drawn
+    with ExitStack() as stack:
+        processes.led(lambda: stack.enter_context(held(root)))
+        return _trained(runs, root, journal, processes)
+
+
+def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, processes: Processes) -> SweepReport:
+    problems = []
+    for done, (name, run) in enumerate(runs):
+        journal.say(f"{done + 1}/{len(runs)}: {name}")
+        try:
+            result = run_train(run, Journal(quiet=True))
+        except RunError as problem:
+            problems.append(f"{name}: {problem}")
+            continue
+        if result["last"]:
+            journal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
+    if len(problems) == len(runs):
+        raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
+    table = processes.agreed(report(root, root / "report", journal) if processes.first else pd.DataFrame())
+    for line in markdown(table).splitlines():
+        journal.say(line)
+    journal.say(f"table and plots in {root / 'report'}")
+    return SweepReport(table, root, problems)
+
+
+def _runs(config: SweepConfig, root: Path) -> list[tuple[str, TrainConfig]]:
+    """Every run by its place under the root."""
+    given = {name: getattr(config, name) for name in config.model_fields_set | {"compare"} if name not in SWEEP_OWN}
+    runs = []
+    for cell in config.cells:
+        arm = re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(f"{name}={value}" for name, value in cell.items())) or "runs"
+        for seed in range(config.seed, config.seed + config.runs):
+            name = f"{arm}/seed-{seed}"
+            settings = {**given, **cell, "seed": seed, "out": str(root / name)}
+            runs.append((name, validated(TrainConfig, settings, f"sweep {arm}")))
+    if len({name for name, _ in runs}) < len(runs):
+        raise ConfigError("two combinations of the grid have one name; write their values differently")
+    return runs

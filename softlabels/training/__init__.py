@@ -1,0 +1,1 @@
+"""Stage 2: train students from stored labels."""

@@ -1,0 +1,209 @@
+"""Settings of `softlabels train`, `sweep` and `eval`."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, field_validator
+
+from softlabels.core.config import Bytes, CommandConfig
+from softlabels.errors import did_you_mean
+from softlabels.training.settings import MOST, Settings
+
+if TYPE_CHECKING:
+    pass
+from softlabels.loading.settings import (
+    AnyBlend,
+    AnyData,
+    AnyLoss,
+    AnyRecipe,
+    AnyStudent,
+    AnyTeacher,
+    AnyTracker,
+    Caching,
+    Machine,
+    Rendering,
+)
+
+
+class TrainConfig(Settings, Rendering, Caching):
+    """What `softlabels train` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
+
+    student: AnyStudent = Field(
+        None,
+        description="student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the "
+        "one of --init]",
+    )
+    init: str | None = Field(
+        None, description="run or file of softlabels to go on from, to fine-tune: network, size and weights are read"
+    )
+    weights: str | None = Field(
+        None,
+        description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
+        "IMAGENET1K_V1, or random  [default: random]",
+    )
+    size: int | None = Field(None, ge=1, le=8192, description="side of the student's pictures  [default: its own]")
+    labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
+    teachers: tuple[str, ...] | None = Field(
+        None, description="teachers of the store to learn from; repeatable  [default: all]"
+    )
+    teacher: tuple[AnyTeacher, ...] = Field(
+        (), description="teacher in the loop instead of stored labels (a control); repeatable"
+    )
+    teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per --teacher")
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a --teacher of more classes is "
+        "each class of the data set, by number or name  [default: found by name]",
+    )
+    data: AnyData = Field(
+        None, description="data set  [default: the one the labels were made of; without --labels it must be named]"
+    )
+    data_dir: str | None = Field(None, description="where the data set lies")
+    eval_data: AnyData = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
+    eval_size: int | None = Field(
+        None, ge=1, le=8192, description="side of the pictures evaluated on  [default: --size]"
+    )
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
+    recipe: AnyRecipe = Field(None, description="views to train on without labels  [default: crop-flip]")
+    loss: AnyLoss = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
+    alpha: float | None = Field(
+        None, ge=0, le=1, description="weight of the hard loss  [default: 0 with teachers, else 1]"
+    )
+    alpha_end: float | None = Field(
+        None, ge=0, le=1, description="weight of the hard loss at the last step, reached in a line  [default: alpha]"
+    )
+    term: tuple[Any, ...] = Field(
+        (), description="further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable"
+    )
+    min_confidence: float = Field(
+        0.0, ge=0, lt=1, description="leave out soft labels whose highest probability is lower"
+    )
+    wrong_teacher: Literal["keep", "hard"] = Field(
+        "keep", description="where the teacher is wrong: keep its label, or learn from the hard one alone"
+    )
+    temperature: float = Field(1.0, gt=0, description="softens teachers and student alike")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
+    blend: AnyBlend = Field(
+        "mean-probabilities", description="how several teachers become one target: mean-probabilities, mean-logits, ..."
+    )
+    unlabelled: Literal["refuse", "leave-out"] = Field(
+        "refuse", description="what to do with images that have no soft labels"
+    )
+    label_memory: Bytes | None = Field(
+        None,
+        description="memory for labels of compressed shards, of all processes of a machine together, such as 4GB  "
+        "[default: a quarter of the machine's]",
+    )
+    incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
+    compile: bool = Field(False, description="compile the student with torch.compile")
+    channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
+    compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
+    track: tuple[AnyTracker, ...] = Field(
+        (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
+    )
+    out: str | None = Field(
+        None, description="folder of the run  [default: runs/STUDENT, with --init runs/STUDENT-tuned]"
+    )
+
+    @field_validator("term")
+    @classmethod
+    def _terms(cls, terms: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_term(each) if isinstance(each, str) else each for each in terms)
+
+    @property
+    def settings(self) -> Settings:
+        """The part that the training stage knows."""
+        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+
+
+def _term(text: str) -> dict[str, Any]:
+    weight, _, loss = text.partition("*")
+    try:
+        return {"weight": float(weight), "loss": loss.strip()}
+    except ValueError:
+        raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist") from None
+
+
+SWEEP_OWN = frozenset({"grid", "runs"})
+"""Settings of a sweep that are none of its runs."""
+
+
+_NOT_SWEPT = frozenset({"out", "seed", "device", "workers"})
+
+
+class SweepConfig(TrainConfig):
+    """What `softlabels sweep` does: the settings of a run, and which of them vary."""
+
+    grid: tuple[str, ...] = Field((), description="SETTING=VALUE,VALUE,... of `softlabels train`; repeatable")
+    runs: int = Field(1, ge=1, le=MOST, description="runs of each combination, with seeds from --seed upward")
+    compare: bool = Field(True, description="compare each student with its teacher on every training image")
+    out: str | None = Field(None, description="folder of the sweep  [default: runs/sweep]")
+
+    @field_validator("grid")
+    @classmethod
+    def _are_settings(cls, grid: tuple[str, ...]) -> tuple[str, ...]:
+        names = [each.partition("=")[0].strip().replace("-", "_") for each in grid]
+        for name, each in zip(names, grid, strict=True):
+            if name not in TrainConfig.model_fields or name in _NOT_SWEPT:
+                known = sorted(TrainConfig.model_fields.keys() - _NOT_SWEPT)
+                raise ValueError(f"{name!r} is no setting to sweep; {did_you_mean(name, known)}")
+            if not each.partition("=")[2].strip():
+                raise ValueError(f"{each!r} has no values; write SETTING=VALUE,VALUE")
+        if len(set(names)) < len(names):
+            raise ValueError("a setting stands in the grid twice; give all its values at once")
+        return grid
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """Every combination of the grid's values, the last setting varying fastest."""
+        axes = []
+        for each in self.grid:
+            name, _, values = each.partition("=")
+            axes.append([(name.strip().replace("-", "_"), yaml.safe_load(value)) for value in values.split(",")])
+        return [dict(cell) for cell in itertools.product(*axes)]
+
+
+class EvalConfig(Machine):
+    """What `softlabels eval` does."""
+
+    student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with --weights")
+    weights: str | None = Field(
+        None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
+    )
+    size: int | None = Field(None, ge=1, le=8192, description="side of the pictures  [default: the network's own]")
+    data: AnyData = Field(None, description="data set to evaluate on  [default: that of the run]")
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images")
+    class_map: str | None = Field(
+        None,
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a network of more classes is each "
+        "class of the data set, by number or name  [default: found by name]",
+    )
+    batch_size: int = Field(256, ge=1, le=MOST, description="pictures per forward pass")
+
+
+class ExportConfig(CommandConfig):
+    """What `softlabels export` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"student", "out"}
+
+    student: str = Field(
+        ..., description="a run's folder, or the weights of a student", json_schema_extra={"argument": True}
+    )
+    format: Literal["torch", "onnx", "int8"] = Field(
+        "torch", description="torch.export, ONNX, or ONNX with dynamic 8-bit quantisation"
+    )
+    out: str | None = Field(None, description="file to write  [default: student.pt2, .onnx, .int8.onnx in the run]")
+    function: str | None = Field(
+        None, description="module:function that makes the student's network, where it is your own"
+    )
+    data: AnyData = Field(None, description="data set on which student and file are compared")
+    data_dir: str | None = Field(None, description="where the data set lies")
+    split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images")

@@ -1,0 +1,588 @@
+"""`softlabels train`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from softlabels.codecs import SparseCodec
+from softlabels.core.config import validated
+from softlabels.core.files import write_json
+from softlabels.core.progress import Journal, duration, plural, rate
+from softlabels.datasets import Images, open_images, subset
+from softlabels.datasets import notes as image_notes
+from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
+from softlabels.loading.batches import LabelledPictures
+from softlabels.loading.labels import Labels
+from softlabels.loading.opening import alias, check_classes, check_place
+from softlabels.loading.provenance import CPU, mixture, renderers
+from softlabels.loading.samplers import spread, window_notes
+from softlabels.loading.views import Pictures, frame
+from softlabels.losses import BLENDS, Objective
+from softlabels.models.networks import (
+    Preprocessing,
+    are_numbers,
+    first_difference,
+    fit,
+    parameter_count,
+    read_description,
+    read_weights,
+    try_learning,
+    write_weights,
+)
+from softlabels.models.students import StudentPart, student_spec
+from softlabels.training.checkpoints import newest_step
+from softlabels.training.compare import compare
+from softlabels.training.config import TrainConfig
+from softlabels.training.distributed import Processes, joined
+from softlabels.training.evaluate import Score, classifier, evaluate, trained_on
+from softlabels.training.folder import RESULT, Record, begin, held, recorded
+from softlabels.training.inputs import Inputs
+from softlabels.training.loop import CHECKPOINTS, TrainReport, train
+from softlabels.training.settings import Settings
+from softlabels.training.state import Place, check_optimizer, parameter_groups
+from softlabels.training.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
+from softlabels.training.tracking import check_trackers, tracked
+from softlabels.upkeep import verify as verifying
+from softlabels.views import RECIPES
+
+PIXEL_CHECKS = 4
+"""Rendered views that are compared with the dump's digests before the first step."""
+
+PARTNER_CHECKS = 1024
+"""Images whose recorded partners are compared with the drawn ones before the first step, in every view."""
+
+DEFAULT_STUDENT = "mobilenetv3"
+
+CLASSIFIER = "classifier"
+"""In --train-only: the layer that tells the classes, whatever the network calls it."""
+
+
+def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
+    """Train a student; returns the run's result, which is also written to its folder as the last thing.
+
+    Under `torchrun` every process calls this; the first one talks and writes.
+    """
+    with joined() as processes:
+        return _run(config, journal if processes.first else Journal(quiet=True), processes)
+
+
+def check_named(config: TrainConfig) -> None:
+    """Raises ConfigError when neither labels nor a data set is named."""
+    if not config.labels and config.data is None:
+        raise ConfigError("there is nothing to learn from; give --labels STORE, or --data for hard labels alone")
+
+
+def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+    check_named(config)
+    if config.labels and config.teacher:
+        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
+    if config.shuffle_window is not None and not config.labels:
+        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
+    folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
+    check_place(folder, "run")
+    before = processes.led(lambda: _before(folder, config))
+    if before is not None and before.result is not None:
+        processes.led(lambda: _say_done(before, config, journal))
+        return before.result
+    spec = _student(config)
+    inputs = Inputs(config, spec)
+    known = processes.led(lambda: _known(inputs, before, config, journal))
+    inputs.views = None if before is None or before.inputs is None else before.inputs.get("views")
+    with ExitStack() as stack:
+        return _trained(config, spec, folder, inputs, known, stack, journal, processes)
+
+
+def _before(folder: Path, config: TrainConfig) -> Record | None:
+    """What lies in the folder of this run. Raises RunError when that is a run of other settings, or damaged."""
+    found = recorded(folder)
+    if found is not None:
+        found.check_settings(config)
+    return found
+
+
+def _known(inputs: Inputs, before: Record | None, config: TrainConfig, journal: Journal) -> dict[str, Any]:
+    """What goes into the run. Raises RunError when something else went into the one `before`."""
+    known = inputs.known(_held_out(config, inputs.images, Journal(quiet=True)))
+    if before is not None:
+        before.check_inputs(known)
+        if before.inputs is None:
+            journal.say(f"{before.folder} does not say what went into the run so far; that is not compared")
+    return known
+
+
+def _say_done(done: Record, config: TrainConfig, journal: Journal) -> None:
+    """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
+    try:
+        now = Inputs(config, _student(config))
+        done.check_inputs(now.known(_held_out(config, now.images, Journal(quiet=True))))
+    except RunError:
+        raise
+    except (SoftlabelsError, KeyError) as problem:
+        reason = problem.args[0] if problem.args else problem
+        journal.say(f"{done.folder} is done already; what went into it is not there to be compared: {reason}")
+        return
+    unknown = "; what went into it was not recorded and is not compared" if done.inputs is None else ""
+    journal.say(f"{done.folder} is done already; nothing to do{unknown}")
+
+
+def _trained(
+    config: TrainConfig,
+    spec: StudentPart,
+    folder: Path,
+    inputs: Inputs,
+    known: Mapping[str, Any],
+    stack: ExitStack,
+    journal: Journal,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Make the steps that are left. The folder is held for this process within `stack`."""
+    preprocessing = spec.preprocessing
+    lesson, classes, notes = _lesson(config, preprocessing, processes, inputs)
+    images = lesson.samples.pictures.images
+    check_place(folder, "run", images)
+    place = Place(
+        config.torch_device(),
+        config.dtype,
+        config.helpers(images),
+        config.compile,
+        config.channels_last,
+        processes,
+    )
+    network = spec.build(classes, seed=config.seed).to(place.device)
+    names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
+    metadata = spec.metadata(classes, names or images.classes)
+    notes += _kept_head(config, classes, names or images.classes)
+    settings = _settings(config, spec)
+    # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
+    parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    check_optimizer(settings)
+    try_learning(network, preprocessing, classes, place.device, f"student {spec.slug}", place.amp)
+    check_trackers(config.track)
+    header = [
+        f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
+        f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
+        *settings.describe(),
+        *notes,
+        *lesson.describe(),
+    ]
+    score = _scoring(config, preprocessing, images, classes, names, place, journal)
+
+    def hold() -> dict[str, Any] | None:
+        stack.enter_context(held(folder))
+        found = recorded(folder)
+        if found is None or found.result is None:
+            begin(folder, config, {**known, "views": lesson.samples.pictures.views}, header)
+        return None if found is None else found.result
+
+    done = processes.led(hold)
+    if done is not None:  # by another process, since this one looked
+        journal.say(f"{folder} is done already; nothing to do")
+        return done
+    for line in header:
+        journal.say(line)
+
+    def keep(name: str, kept: nn.Module, reached: Score | None) -> None:
+        if processes.first:
+            scores = {"top1": f"{reached.top1:.6f}"} if reached else {}
+            write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
+
+    shown = config.model_dump(mode="json", exclude={"track"})
+    with (
+        tracked(config.track if processes.first else (), folder, shown, journal) as trackers,
+        _told_when_interrupted(folder / CHECKPOINTS),
+    ):
+        report = train(
+            network,
+            preprocessing,
+            lesson,
+            settings,
+            folder=folder,
+            place=place,
+            score=score,
+            keep=keep,
+            journal=journal,
+            note=trackers.record,
+        )
+    result = _result(report, network, lesson, folder)
+    if config.compare and not isinstance(lesson.targets, NoTargets):
+        result |= _compared(network, preprocessing, lesson, config, place, folder)
+    if processes.first:
+        write_json(folder / RESULT, result)
+    _say(result, folder, journal)
+    return result
+
+
+@contextmanager
+def _told_when_interrupted(checkpoints: Path) -> Iterator[None]:
+    """Say in an interrupt what the same command does next."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        step = newest_step(checkpoints)
+        said = "it begins anew: there is no checkpoint yet (--checkpoint-every)"
+        if step is not None:
+            said = f"the same command goes on from the checkpoint of step {step:,}"
+        raise KeyboardInterrupt(f"interrupted; {said}") from stop
+
+
+def _student(config: TrainConfig) -> StudentPart:
+    """The student that is named, or the one of an earlier run."""
+    if config.init is None:
+        return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
+    if config.weights is not None:
+        raise ConfigError("--init and --weights exclude each other: --init brings the network's weights")
+    told = read_description(config.init)
+    if config.student is None and (told is None or told.architecture.startswith("function:")):
+        # A file of weights must never choose code that is then run.
+        own = told.architecture.removeprefix("function:") if told else "NAME"
+        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student {own}")
+    student = config.student or (told.architecture if told else "")
+    return student_spec(student, weights=config.init, size=config.size)
+
+
+def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[str]:
+    """In one line, that the head of an earlier run is gone on with, although its classes have other names.
+
+    Raises:
+        ConfigError: they are the same classes in another order.
+    """
+    told = read_description(config.init) if config.init is not None else None
+    differing = first_difference(names, told.class_names) if told is not None and told.classes == classes else None
+    if told is None or differing is None:
+        return []
+    place, name, other = differing
+    if set(names) == set(told.class_names):
+        raise ConfigError(
+            f"class {name!r} is number {place} here and number {other} of {config.init}; give data with the same "
+            f"classes in the same order"
+        )
+    before = told.class_names[place]
+    return [f"the head of {config.init} is gone on with: its class {place} was {before!r} and is {name!r} now"]
+
+
+def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
+    """The settings of the steps, with the layer that is meant by `classifier` in its place."""
+    settings = config.settings
+    if CLASSIFIER not in settings.train_only:
+        return settings
+    if not spec.head:
+        raise ConfigError(f"--train-only {CLASSIFIER}: {spec.slug} does not say which layer that is; name the layer")
+    layers = tuple(name for each in settings.train_only for name in (spec.head if each == CLASSIFIER else [each]))
+    return settings.model_copy(update={"train_only": layers})
+
+
+def _lesson(
+    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
+) -> tuple[Lesson, int, list[str]]:
+    """What is learnt, the number of classes, and lines about it for the header."""
+    if config.labels:
+        return _stored_lesson(config, preprocessing, processes, inputs)
+    images = inputs.images
+    recipe = inputs.recipe
+    views = config.epochs * config.views_per_image  # a new view whenever an image comes
+    pictures = Pictures(images, recipe, config.seed, views, frame(preprocessing))
+    more = image_notes(images)
+    note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
+    if config.teacher:
+        targets = _live_targets(config, pictures, inputs)
+        classes = targets.teachers[0].classes
+        names = [teacher.name for teacher in targets.teachers]
+        lesson, told = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
+        return lesson, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.said, *told]
+    if not (images.labels >= 0).any():
+        raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
+    objective = _objective(config, 1.0)
+    _check_untaught(config)
+    samples = LabelledPictures(pictures, renderer=config.renderer)
+    return Lesson(samples, NoTargets(), objective), len(images.classes), [note, *more]
+
+
+def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
+    """A line about images without a hard label, where there are some.
+
+    Raises:
+        ConfigError: something needs hard labels, and no image has one.
+    """
+    labelled = int((images.labels >= 0).sum())
+    if needed_by and not labelled:
+        raise ConfigError(
+            f"{needed_by} needs hard labels, and none of the {len(images):,} images of {images.name} has one; give "
+            f"data that has, or learn from soft labels alone"
+        )
+    if labelled == len(images):
+        return []
+    return [f"{labelled:,} of {len(images):,} images have a hard label"]
+
+
+def _taught(
+    config: TrainConfig, samples: LabelledPictures, targets: Targets, teachers: Sequence[str]
+) -> tuple[Lesson, list[str]]:
+    """A lesson with teachers, and lines about it."""
+    objective, notes = _objective(config, 0.0), []
+    shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
+    needing = {
+        f"--alpha {shares[0]:g}": shares[0] > 0,
+        f"--alpha-end {shares[1]:g}": shares[1] > 0,
+        "--wrong-teacher hard": config.wrong_teacher == "hard",
+        **{f"loss {loss.kind!r}": loss.needs_labels for loss in objective.losses},
+    }
+    notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
+    if len(teachers) > 1:
+        blend = BLENDS.make(config.blend)
+        notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
+    if config.label_smoothing and min(shares) < 1:
+        notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
+        objective = objective.model_copy(update={"label_smoothing": 0.0})
+    lesson_filter = Filter(config.min_confidence, config.wrong_teacher)
+    return Lesson(samples, targets, objective, config.alpha_end, lesson_filter), notes
+
+
+def _check_untaught(config: TrainConfig) -> None:
+    """Refuse what only has a meaning beside a teacher."""
+    for flag, given in (
+        ("--alpha-end", config.alpha_end is not None),
+        ("--min-confidence", config.min_confidence > 0),
+        ("--wrong-teacher", config.wrong_teacher != "keep"),
+        ("--loss", config.loss not in ("kl", {"kind": "kl"})),
+        ("--teachers", bool(config.teachers)),
+    ):
+        if given:
+            raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
+
+
+def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
+    teachers = inputs.teachers
+    seen = [pictures.at(frame(teacher.preprocessing)) for teacher in teachers]
+    return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
+
+
+def _stored_lesson(
+    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
+) -> tuple[Lesson, int, list[str]]:
+    if config.recipe is not None:
+        raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
+    labels = inputs.labels
+    assert labels is not None
+    labels.share(config.label_memory)
+    labels.adopt(processes.machine_agreed(labels.offered()))
+    teachers = labels.select(config.teachers)
+    views = labels.complete_views(teachers)
+    if config.views_per_image > views:
+        raise ConfigError(
+            f"--views-per-image {config.views_per_image} is more than the {views} views that {labels.store.location} "
+            f"holds; choose {views} or fewer, or dump more views"
+        )
+    for name in teachers:
+        _check_complete(labels, name, config.incomplete)
+        _check_temperatures(labels, name, _objective(config, 0.0), confidence=config.min_confidence > 0)
+    images, views = inputs.images, _views(labels, inputs, teachers)
+    joined = join(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
+    notes = [
+        f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
+        f"{', '.join(teachers)}, "
+        f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
+    ]
+    notes += image_notes(images)
+    gone = np.setdiff1d(np.arange(len(labels)), joined.label_rows)
+    if len(gone) and config.limit is None:
+        count, first = f"{len(gone):,} of the {len(labels):,}", labels.keys[int(gone[0])].as_py()
+        notes.append(f"{count} labelled images are not in {images.name} (first: {first!r})")
+    if joined.without:
+        notes.append(f"{joined.without:,} images have no labels and are left out")
+        images = subset(images, joined.rows)
+    _check_pixels(labels, images, teachers)
+    pictures = Pictures.of_store(labels.store, images, views, frame(preprocessing))
+    renderer = config.renderer
+    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers, renderer=renderer)
+    for name in teachers:
+        notes += mixture(name, renderers(labels.of(name)), renderer.name if renderer else CPU)
+    notes += window_notes(samples, config.shuffle_window, config.views_per_image)
+    objective = _objective(config, 0.0)
+    targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)
+    lesson, more = _taught(config, samples, targets, teachers)
+    if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
+        check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
+    return lesson, labels.classes, notes + more
+
+
+def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
+    """How many views are learnt from: as many as when the run was begun, whatever has been added since.
+
+    Raises:
+        StoreError: some of them are not there any more.
+    """
+    there = labels.complete_views(teachers)
+    if inputs.views is None:
+        return there
+    if inputs.views > there:
+        raise StoreError(
+            f"the run was begun with {plural(inputs.views, 'view')} of {labels.store.location}, which has "
+            f"{there} now; dump the others again, or choose another --out"
+        )
+    return inputs.views
+
+
+def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
+    each = labels.of(teacher)
+    begun = max((shard.stop_view for shard in each.shards), default=0)
+    if each.views < begun and not incomplete:
+        raise StoreError(
+            f"{labels.store.location} is incomplete: {teacher} has {each.views} of {begun} views for all images; "
+            f"run the dump again to go on, or train on the finished ones: --incomplete"
+        )
+
+
+def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, confidence: bool) -> None:
+    codec = labels.codec(teacher)
+    codec.check_temperature(objective.temperature)
+    if confidence:
+        try:
+            codec.check_temperature(1.0)
+        except ConfigError as problem:
+            raise ConfigError(f"--min-confidence is of probabilities at temperature 1: {problem}") from problem
+    for term in objective.terms:
+        if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
+            codec.check_temperature(term.temperature)
+            if isinstance(codec, SparseCodec):
+                raise ConfigError(
+                    f"term {term.loss.kind!r} has temperature {term.temperature:g} and the objective "
+                    f"{objective.temperature:g}, but {codec.kind} labels are read at one; leave the term's out, or "
+                    f"dump with --codec dense"
+                )
+
+
+def _check_pixels(labels: Labels, images: Images, teachers: Sequence[str]) -> None:
+    _, problems = verifying.compare_digests(labels, images, most=PIXEL_CHECKS)
+    if labels.recipe.mixes:
+        rows, _ = spread(len(labels), 1, PARTNER_CHECKS)
+        problems += [each for name in teachers for each in verifying.compare_partners(labels, name, rows)]
+    if problems:
+        raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
+
+
+def _objective(config: TrainConfig, alpha: float) -> Objective:
+    given = {
+        "alpha": alpha if config.alpha is None else config.alpha,
+        "loss": config.loss,
+        "temperature": config.temperature,
+        "label_smoothing": config.label_smoothing,
+        "terms": config.term,
+    }
+    return validated(Objective, given, "training objective")
+
+
+def _scoring(
+    config: TrainConfig,
+    preprocessing: Preprocessing,
+    images: Images,
+    classes: int,
+    names: Sequence[str],
+    place: Place,
+    journal: Journal,
+) -> Callable[[nn.Module], Score] | None:
+    """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
+    tested = _held_out(config, images, journal)
+    if tested is None:
+        return None
+    if not (tested.labels >= 0).any():
+        if config.eval_data is not None:
+            raise DataError(f"{tested.name} has no hard labels to score against; choose --eval-data")
+        journal.say(f"no evaluation: {tested.name} has no hard labels; name images with --eval-data")
+        return None
+    check_classes(tested, names, "the student")
+    # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
+    fewer = len(tested.classes) < classes and bool(names) and are_numbers(names) and are_numbers(tested.classes)
+    if len(tested.classes) != classes and not fewer:
+        raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
+    for line in image_notes(tested):
+        journal.say(line)
+    preprocessing = preprocessing.changed("--eval-size", size=config.eval_size)
+    pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
+    if config.eval_size is not None:
+        journal.say(f"evaluated on pictures of {config.eval_size} px")
+    batch_size, workers = max(config.batch_size, 256), config.helpers(tested)
+
+    def score(network: nn.Module) -> Score:
+        classify = classifier(network, preprocessing, place.device, place.amp)
+        return evaluate(classify, pictures, batch_size=batch_size, workers=workers, processes=place.processes)
+
+    return score
+
+
+def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images | None:
+    """What the student is evaluated on; None where there is nothing.
+
+    Images that are trained on are left out of a side that was found, and counted where the user named the images.
+    """
+    if config.eval_data is not None:
+        tested = open_images(config.eval_data, data_dir=config.data_dir, split="test")
+        known = trained_on(tested, images)
+        if len(known):
+            journal.say(
+                f"warning: {len(known):,} of the {len(tested):,} images of {tested.name} are trained on; of these the "
+                f"score tells what was memorised"
+            )
+        return tested
+    try:
+        tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
+    except DataError as problem:
+        journal.say(f"no evaluation: {problem}; name images with --eval-data")
+        return None
+    known = trained_on(tested, images)
+    # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
+    if len(known) in (len(tested), len(images)):
+        journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
+        return None
+    if not len(known):
+        return tested
+    journal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
+    return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
+
+
+def _result(report: TrainReport, network: nn.Module, lesson: Lesson, folder: Path) -> dict[str, Any]:
+    labels = lesson.samples.labels
+    return {
+        "best": asdict(report.best) if report.best else None,
+        "last": asdict(report.last) if report.last else None,
+        "parameters": parameter_count(network),
+        "images": len(lesson.samples.pictures.images),
+        "steps": report.steps,
+        "seconds": report.seconds,
+        "pictures_per_second": report.pictures_per_second,
+        "label_bytes": sum(labels.of(name).nbytes for name in lesson.samples.teachers) if labels is not None else 0,
+        "folder": str(folder),
+    }
+
+
+def _compared(
+    network: nn.Module, preprocessing: Preprocessing, lesson: Lesson, config: TrainConfig, place: Place, folder: Path
+) -> dict[str, Any]:
+    """How near the student that was kept last has come to its teacher."""
+    state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
+    fit(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
+    classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
+    closeness = compare(
+        classify,
+        lesson,
+        batch_size=max(config.batch_size, 256),
+        workers=place.workers,
+        processes=place.processes,
+    )
+    return {"closeness": asdict(closeness)}
+
+
+def _say(result: Mapping[str, Any], folder: Path, journal: Journal) -> None:
+    best, last = result["best"], result["last"]
+    scores = f"top-1 {last['top1']:.2%} at the end, {best['top1']:.2%} at best; " if best and last else ""
+    journal.say(
+        f"{scores}{rate(result['pictures_per_second'])} pictures/s, {duration(result['seconds'])}; student in "
+        f"{folder / 'best.safetensors'}"
+    )

@@ -1,0 +1,75 @@
+"""`softlabels eval`."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from softlabels.core.config import read_yaml, without_settings
+from softlabels.core.progress import Journal, plural
+from softlabels.datasets import DATASETS
+from softlabels.errors import DataError, ModelError, StoreError
+from softlabels.loading.labels import open_labels
+from softlabels.loading.opening import describe, limited, open_data, open_teacher
+from softlabels.loading.views import Pictures, frame
+from softlabels.models.networks import weights_file
+from softlabels.models.teachers import teacher_spec
+from softlabels.training.config import EvalConfig
+from softlabels.training.evaluate import Score, evaluate
+from softlabels.views import RECIPES
+
+
+def run_eval(config: EvalConfig, journal: Journal) -> Score:
+    """Score any network on the clean view of each labelled image."""
+    named, data, data_dir = config.student, config.data, config.data_dir
+    if data is None:
+        data, data_dir = _data_of_run(named, data_dir)
+    if isinstance(named, str) and "/" in named and ":" not in named and not Path(named).exists():
+        raise ModelError(
+            f"no such file or folder: {named}; give a run's folder, a file of weights, or a network's name"
+        )
+    if isinstance(named, str) and Path(named).exists():
+        named = f"file:{named}"
+    spec = teacher_spec(named, config.weights, size=config.size)
+    images = describe(open_data(data, data_dir, config.split), journal)
+    images = limited(images, config.limit, 0)
+    if not (images.labels >= 0).any():
+        raise DataError(f"{images.name} has no hard labels to score against; give --data with labels")
+    network = open_teacher(
+        spec, config, images, clean=True, class_map=config.class_map, role="student", say=journal.say
+    )
+    pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
+    score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
+    journal.say(
+        f"{network.name}, {_scored_weights(spec)}, on {plural(score.images, 'image')}: top-1 {score.top1:.2%}, top-5 "
+        f"{score.top5:.2%}, cross-entropy {score.cross_entropy:.4f}"
+    )
+    return score
+
+
+def _scored_weights(spec: Any) -> str:
+    """Which weights of a network are scored; a run's folder means those of its best epoch."""
+    if spec.kind == "file":
+        file = weights_file(spec.path)
+        last = file.with_name("last.safetensors")
+        return f"weights {file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
+    return f"weights {spec.weights or ('its own' if spec.kind == 'function' else 'default')}"
+
+
+def _data_of_run(student: Any, data_dir: str | None) -> tuple[Any, str | None]:
+    """The data set that a run was trained on, as its config says, and where it lies; (None, ...) where it is no run."""
+    folder = Path(student).expanduser() if isinstance(student, str) else None
+    if folder is not None and folder.is_file():
+        folder = folder.parent
+    if folder is None or not (folder / "config.yaml").is_file():
+        return None, data_dir
+    told = read_yaml(folder / "config.yaml")
+    data, labels = told.get("eval_data") or told.get("data"), told.get("labels")
+    if data is None and isinstance(labels, str):
+        with contextlib.suppress(StoreError):
+            data = {name: value for name, value in open_labels(labels).store.manifest.data.items() if name != "limit"}
+    kind = data.get("kind") if isinstance(data, dict) else str(data).partition(":")[0]
+    if kind == "function" or not (kind in DATASETS.names or Path(without_settings(str(data))).is_dir()):
+        return None, data_dir  # files never choose code that is then run
+    return data, data_dir or told.get("data_dir")

@@ -1,0 +1,385 @@
+"""What a student learns from: stored labels, teachers in the loop or none, and which of it counts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from softlabels.codecs import SparseCodec
+from softlabels.errors import ConfigError, StoreError
+from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
+from softlabels.loading.labels import Labels, blending_words
+from softlabels.loading.views import Pictures
+from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
+from softlabels.models.devices import sent
+from softlabels.models.teachers import Teacher
+from softlabels.training.distributed import Processes
+from softlabels.views import Frame
+
+
+class Sparse(NamedTuple):
+    """Targets that name K of `classes`: `ids` int64 (n, K), `logits` (n, K), and `tail_logit` (n,) of each other."""
+
+    ids: Tensor
+    logits: Tensor
+    tail_logit: Tensor
+    classes: int
+
+
+Target = Tensor | Sparse
+"""Logits (n, classes), or sparse ones; both up to a constant per row."""
+
+
+class Targets(Protocol):
+    """What the teachers say of a batch, on `device`; None where there is no teacher."""
+
+    def __call__(self, batch: Batch, device: torch.device) -> Target | None: ...
+
+    def at(self, temperature: float) -> Targets:
+        """The same of another temperature, at which the labels must be valid."""
+
+
+@dataclass(frozen=True)
+class NoTargets:
+    """Hard labels alone."""
+
+    def __call__(self, batch: Batch, device: torch.device) -> None:  # noqa: ARG002
+        return None
+
+    def at(self, temperature: float) -> NoTargets:  # noqa: ARG002
+        return self
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """Labels read from a store, decoded and blended at the objective's temperature."""
+
+    labels: Labels
+    label_rows: NDArray[np.int64]
+    blend: Blend
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+        arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
+        logits = sent(self.labels.decode(arrays, self.temperature), device)
+        words = None
+        if self.blend.samples:
+            words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
+        return self.blend(logits, temperature=self.temperature, words=words)
+
+    def at(self, temperature: float) -> StoredTargets:
+        return replace(self, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class SparseTargets:
+    """One teacher's labels as they name K classes: nothing of the shape (n, classes) is ever built."""
+
+    codec: SparseCodec
+    classes: int
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Sparse:
+        (arrays,) = batch.arrays.values()
+        said = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
+        ids, logits, tail = (sent(each, device) for each in said)
+        return Sparse(ids, logits, tail, self.classes)
+
+    def at(self, temperature: float) -> SparseTargets:
+        return replace(self, temperature=temperature)
+
+
+def stored_targets(
+    labels: Labels, label_rows: NDArray[np.int64], teachers: Sequence[str], blend: Blend, objective: Objective
+) -> StoredTargets | SparseTargets:
+    """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so.
+
+    Raises:
+        ConfigError: a loss or the blend needs logits that the labels do not have, or the blend does not fit them.
+    """
+    # The soft part too where alpha begins at 1: a schedule may bring it in later.
+    parts = objective.losses
+    for loss in parts:
+        if loss.needs_logits:
+            instead = "choose kl, ce, js or dist, or dump with another codec such as topk"
+            labels.check_logits(teachers, f"loss {loss.kind!r}", instead)
+    labels.check_blend(blend, teachers)
+    codec = labels.codec(teachers[0])
+    # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
+    said = torch.zeros(len(teachers), 1, labels.classes)
+    blend(said, temperature=objective.temperature, words=np.zeros(1, np.uint64))
+    if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
+        return SparseTargets(codec, labels.classes, objective.temperature)
+    return StoredTargets(labels, label_rows, blend, objective.temperature)
+
+
+@dataclass(frozen=True)
+class LiveTargets:
+    """Teachers in the loop, each on its own rendering of the very same views: the control of every offline claim."""
+
+    teachers: Sequence[Teacher]
+    pictures: Sequence[Pictures]
+    student_frame: Frame
+    blend: Blend
+    temperature: float
+
+    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+        rows, views = batch.rows.numpy(), batch.views.numpy()
+        said = [
+            teacher.logits(batch.pictures if pictures.frame == self.student_frame else pictures.render(rows, views))
+            for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
+        ]
+        words = None
+        if self.blend.samples:
+            pictures = self.pictures[0]
+            words = blending_words(pictures.hashes[rows], pictures.seed, views)
+        logits = torch.stack([logits.to(device) for logits in said])
+        return self.blend(logits, temperature=self.temperature, words=words)
+
+    def at(self, temperature: float) -> LiveTargets:
+        return replace(self, temperature=temperature)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Images that have labels: their rows in the data set and in the store, int64 (n,) each, and how many have none."""
+
+    rows: NDArray[np.int64]
+    label_rows: NDArray[np.int64]
+    without: int
+
+
+def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool) -> Joined:
+    """Find the labels of a data set by key; the data set may be a subset, a superset or in another order.
+
+    Raises:
+        StoreError: images without labels, unless `leave_out`; or none has labels.
+    """
+    found = labels.store.find(keys)
+    held = found >= 0
+    held[held] = labels.labelled(found[held], teachers)
+    without = int((~held).sum())
+    if not held.any():
+        raise StoreError(
+            f"no image of this data set has labels in {labels.store.location}: the first is {keys[0].as_py()!r} here "
+            f"and {labels.keys[0].as_py()!r} there; is --data the right one?"
+        )
+    if without and not leave_out:
+        first = keys[int(np.flatnonzero(~held)[0])].as_py()
+        raise StoreError(
+            f"{without:,} of {len(held):,} images have no labels in {labels.store.location} (first: {first!r}); "
+            f"dump them, or train without them: --unlabelled leave-out"
+        )
+    return Joined(np.flatnonzero(held), found[held], without)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which soft labels count.
+
+    A label whose highest probability (at temperature 1) is below `min_confidence` has no soft part: its picture shows
+    background, as far as the teacher can tell. With `wrong_teacher` "hard", a row whose teacher names another class
+    than the true one is learnt from its hard label alone, in full.
+
+    Source: Shen 2023, "FerKD: surgical label adaptation for efficient distillation", arXiv:2312.17473.
+    """
+
+    min_confidence: float = 0.0
+    wrong_teacher: Literal["keep", "hard"] = "keep"
+
+    @property
+    def active(self) -> bool:
+        """Whether any label may be left out."""
+        return self.min_confidence > 0 or self.wrong_teacher == "hard"
+
+    def sorted(self, target: Target, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows whose teacher counts, and rows whose hard label counts in its place, bool (n,) each."""
+        probability, named = _highest(target)
+        wrong = torch.zeros_like(labels, dtype=torch.bool)
+        if self.wrong_teacher == "hard":
+            wrong = (labels >= 0) & (named != labels)
+        return (probability >= self.min_confidence) & ~wrong, wrong
+
+    def describe(self) -> list[str]:
+        """Lines for the run's header."""
+        lines = []
+        if self.min_confidence > 0:
+            lines.append(f"rows whose teacher's highest probability is below {self.min_confidence:g} have no soft part")
+        if self.wrong_teacher == "hard":
+            lines.append("rows whose teacher is wrong are learnt from their hard label alone")
+        return [*lines, "the mean is taken over the rows that count"] if lines else []
+
+
+def _highest(target: Target) -> tuple[Tensor, Tensor]:
+    """Probability at temperature 1 and number of each row's highest class, (n,) each."""
+    if isinstance(target, Tensor):
+        top = target.float().max(-1)
+        return (top.values - target.float().logsumexp(-1)).exp(), top.indices
+    top = target.logits.max(-1)
+    named = target.ids.gather(1, top.indices[:, None]).squeeze(1)
+    others = target.classes - target.ids.shape[1]
+    masses = [target.logits, target.tail_logit[:, None] + math.log(others)] if others else [target.logits]
+    return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
+
+
+class Told:
+    """A batch, and what there is to learn of it.
+
+    A mean is taken over the rows that count, and who they are is known before the student sees a picture: so the shares
+    of a batch, in other processes or passes, are counted first and then add up to the mean over the whole.
+    """
+
+    def __init__(
+        self, batch: Batch, device: torch.device, objective: Objective, targets: Targets, chosen: Filter
+    ) -> None:
+        self.batch = batch
+        self._device, self._objective, self._targets, self._filter = device, objective, targets, chosen
+        self._hard = sent(batch.hard, device)
+        self._mixture = _mixture(batch, device)
+
+    def counts(self) -> dict[str, Tensor]:
+        """How many rows count in each part, and in all; where a filter is on also how many teachers are "kept"."""
+        kept, rest = self._sorted
+        partners = self._mixture.get("partners")
+        counts = self._objective.counts(len(self.batch), self._hard, kept, partners=partners)
+        counts["pictures"] = torch.tensor(len(self.batch))
+        if kept is not None:
+            counts["kept"] = kept.sum()
+            counts["rows"] = kept.sum() + sum(mask.sum() for mask, weight in rest if weight > 0)
+        return counts
+
+    def loss(self, logits: Tensor, of: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss where the student said `logits` (n, classes), and its parts.
+
+        The mean over this batch; or, where it is a share of one that counts `of`, what it adds to that one's mean.
+        """
+        objective, (kept, rest) = self._objective, self._sorted
+        value, parts = objective(logits, self._hard, self._target, kept, over=of, **self._mixture)
+        if kept is None:
+            share = logits.new_ones(()) if of is None else len(self.batch) / of["pictures"]
+            return value, parts | {"kept": share}
+        counts = self.counts() if of is None else of
+        total = counts["kept"] * value
+        # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
+        for mask, weight in rest:
+            if weight > 0:
+                smoothing = objective.label_smoothing
+                left = hard_cross_entropy(logits, self._hard, label_smoothing=smoothing, valid=mask, **self._mixture)
+                total = total + weight * mask.sum() * left
+        return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["pictures"].clamp(min=1)}
+
+    @cached_property
+    def _target(self) -> Target | None:
+        return self._targets(self.batch, self._device) if self._objective.needs_teacher else None
+
+    @cached_property
+    def _judged(self) -> Target | None:
+        """The target that the filter judges: that of temperature 1, whatever the loss softens it with.
+
+        Of a top-K label the classes that it does not name have another share at each temperature.
+        """
+        if self._target is None or not self._filter.min_confidence or self._objective.temperature == 1:
+            return self._target
+        if isinstance(self._targets, LiveTargets) and len(self._targets.teachers) == 1:
+            return self._target  # a network's logits are the same at any
+        return self._targets.at(1.0)(self.batch, self._device)
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
+        """Rows whose teacher counts, None for all; and rows whose hard label alone counts, with its weight."""
+        hard, partners = self._hard, self._mixture.get("partners")
+        if not self._filter.active or self._target is None:
+            return None, []
+        if partners is not None and self._filter.wrong_teacher == "hard":
+            raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
+        target = self._judged
+        assert target is not None
+        kept, wrong = self._filter.sorted(target, hard)
+        labelled = hard >= 0 if partners is None else (hard >= 0) & (partners >= 0)
+        return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from: samples, what the teachers say of them, and what is to be minimised.
+
+    With `alpha_end`, the hard part's share goes in a line from the objective's alpha at the first step to it at the
+    last, for the moment when the teacher has no more to teach.
+    """
+
+    samples: LabelledPictures
+    targets: Targets
+    objective: Objective
+    alpha_end: float | None = None
+    filter: Filter = field(default_factory=Filter)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether the targets are logits of every class: those of live teachers, and of labels that have them."""
+        labels = self.samples.labels
+        return labels is None or all(labels.codec(name).has_logits for name in self.samples.teachers)
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Names of what `loss` reports beside the total."""
+        terms = [term.loss.kind for term in self.objective.terms if term.weight]
+        return ("hard", "soft", *terms, *(["kept"] if self.filter.active else []))
+
+    def objective_at(self, done: float) -> Objective:
+        """What is minimised when `done` of all steps, 0 to 1, are made."""
+        if self.alpha_end is None:
+            return self.objective
+        alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
+        return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
+
+    def told(self, batch: Batch, device: torch.device, done: float) -> Told:
+        """What there is to learn of a batch when `done` of all steps, 0 to 1, are made."""
+        return Told(batch, device, self.objective_at(done), self.targets, self.filter)
+
+    def step(
+        self, share: Sequence[Batch], device: torch.device, processes: Processes, done: float
+    ) -> tuple[list[Told], dict[str, Tensor] | None]:
+        """What there is to learn of a step's batches in this process, and what all batches of all processes count.
+
+        The latter is None when there is but one batch. Every process calls this, on no batch if need be.
+        """
+        told = [self.told(batch, device, done) for batch in share]
+        if processes.count == 1 and len(told) == 1:
+            return told, None
+        names = (*self.reported, "rows", "pictures")
+        counts = torch.zeros(len(names), dtype=torch.int64, device=device)
+        for each in told:
+            held = each.counts()
+            counts += torch.stack([held.get(name, counts.new_zeros(())).to(device) for name in names])
+        return told, dict(zip(names, processes.total(counts), strict=True))
+
+    def loss(self, batch: Batch, logits: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over a batch of which the student said `logits` (n, classes), and its parts."""
+        return self.told(batch, logits.device, done).loss(logits)
+
+    def describe(self) -> list[str]:
+        """The exact objective, in lines for the run's header."""
+        lines = self.objective.describe()
+        if self.alpha_end is not None:
+            lines.append(
+                f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "
+                f"{self.alpha_end:g} at the last"
+            )
+        if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
+            lines.append("of a mixed picture hard is the sum over both images' labels, weighted by their shares of it")
+        return lines + self.filter.describe()
+
+
+def _mixture(batch: Batch, device: torch.device) -> dict[str, Tensor]:
+    """What a loss is told of the second image of mixed pictures; nothing where the recipe does not mix."""
+    if batch.partners is None or batch.shares is None:
+        return {}
+    return {"partners": batch.partners.to(device), "shares": batch.shares.to(device)}

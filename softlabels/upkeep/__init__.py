@@ -1,0 +1,1 @@
+"""Verify, repair, convert and merge label stores."""

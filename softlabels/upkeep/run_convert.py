@@ -1,0 +1,110 @@
+"""`softlabels convert` and `softlabels merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from softlabels.codecs import CODECS, Codec
+from softlabels.core.progress import Journal, duration, plural, size
+from softlabels.errors import ConfigError, StoreError
+from softlabels.loading.labels import Labels, open_labels
+from softlabels.loading.views import key_hashes
+from softlabels.store import Store, TeacherCard, TeacherLabels, copy_images, holds_store, is_url, open_store
+from softlabels.upkeep import convert as converting
+from softlabels.upkeep.config import ConvertConfig, MergeConfig
+from softlabels.upkeep.convert import CopyReport, Recode
+
+
+def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
+    """Copy a store's labels into another format or codec; all is checked before anything is written."""
+    labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    if _place(config.out) == _place(labels.store.location):
+        raise ConfigError(f"--out {config.out} is the store to convert; choose another folder")
+    names = dict.fromkeys(labels.select(config.teachers))
+    _check_any(labels.store.location, names)
+    wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
+    for name in names:
+        labels.of(name).check_headers()
+    changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}
+    target = copy_images(labels.store, config.out, config.cache)
+    reports = []
+    for name, change in changes.items():
+        card = _card(labels.of(name).card, change, config)
+        copied = target.prepare(name, card)
+        reports.append(converting.copy(labels.of(name), copied, change, journal=journal))
+        _say(reports[-1], labels.of(name), copied, journal)
+    return reports
+
+
+def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
+    """Unite stores of the same images and views; that they agree is checked before anything is written."""
+    out, cache = config.out, config.cache
+    there = [open_store(out, cache)] if holds_store(out, cache) else []
+    stores = _distinct([*there, *(open_store(each, cache) for each in config.labels)])
+    if len(stores) == len(there):
+        raise ConfigError(f"--out {out} is the only store to merge; name those that are to be merged into it")
+    converting.check_same(stores)
+    names = sorted({name for store in stores for name in store.teachers})
+    _check_any(", ".join(config.labels), names)
+    holding = {name: [store.teacher(name) for store in stores if name in store.teachers] for name in names}
+    for each in holding.values():
+        converting.check_agreement(each, journal)
+    target = there[0] if there else copy_images(stores[0], out, cache)
+    reports = []
+    for name, sources in holding.items():
+        merged = target.teacher(name) if name in target.teachers else target.prepare(name, sources[0].card)
+        for source in sources:
+            if _place(source.location) != _place(merged.location):
+                reports.append(converting.copy(source, merged, journal=journal))
+                _say(reports[-1], source, merged, journal)
+    return reports
+
+
+def _change(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> Recode | None:
+    """How one teacher's labels change their codec; None when they keep it."""
+    old = labels.codec(name)
+    if wanted is None or wanted == old:
+        return None
+    converting.check_recoding(old, wanted, lossy=lossy)
+    return Recode(old, wanted, labels.classes, key_hashes(labels.keys), labels.seed)
+
+
+def _card(card: TeacherCard, change: Recode | None, config: ConvertConfig) -> TeacherCard:
+    recoded = card if change is None else converting.recoded_card(card, change.old, change.new)
+    chosen = {"format": config.format, "compression": config.compression}
+    return recoded.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+
+
+def _distinct(stores: list[Store]) -> list[Store]:
+    return list({_place(store.location): store for store in reversed(stores)}.values())[::-1]
+
+
+def _check_any(locations: str, teachers: Collection[str]) -> None:
+    if not teachers:
+        raise StoreError(f"{locations}: no teacher's labels are there; dump some first, or copy the store whole")
+
+
+def _place(location: str) -> str:
+    """What two names of one folder or URL have in common."""
+    return location.rstrip("/") if is_url(location) else str(Path(location).resolve())
+
+
+def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journal: Journal) -> None:
+    if report.shards:
+        journal.say(
+            f"{report.teacher}: copied {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} from "
+            f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, "
+            f"{plural(target.complete, 'view')} complete in {target.location}"
+        )
+    else:
+        journal.say(
+            f"{report.teacher}: all labels of {source.location} are in {target.location} already; nothing to do"
+        )
+    if report.lacking:
+        journal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")
+        removed = source.removed
+        if removed:
+            journal.say(
+                f"  {len(removed):,} of them were damaged and removed; `softlabels repair --redump` makes them again"
+            )
