@@ -32,6 +32,10 @@ Bytes = Annotated[int, BeforeValidator(byte_count), Field(ge=1)]
 """A number of bytes; a text such as ``2GB`` will do."""
 
 
+MOST = 1 << 24
+"""The largest of numbers that count images, passes or epochs: beyond it they are mistyped."""
+
+
 class Part(BaseModel):
     """A frozen, validated value with a `kind`; final classes of it are what tables hold.
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from softlabels.core.config import CommandConfig
+from softlabels.core.config import MOST, CommandConfig
 from softlabels.store import MOST_VIEWS, is_url
-from softlabels.training.settings import MOST
 
 if TYPE_CHECKING:
     from softlabels.datasets import Packing

@@ -157,6 +157,11 @@ def saved_config(teacher: str) -> str:
     return f"dump-{teacher}.yaml"
 
 
+def saved_import(teacher: str) -> str:
+    """The file of a store that keeps the settings of an import."""
+    return f"import-{teacher}.yaml"
+
+
 def _images(config: DumpConfig, journal: Journal) -> Images:
     images = describe(open_data(config.data, config.data_dir, config.split), journal)
     return limited(images, config.limit, config.seed)

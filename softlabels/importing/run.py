@@ -10,7 +10,7 @@ from softlabels import importing
 from softlabels.core.config import config_text
 from softlabels.core.progress import Journal, duration, plural, size
 from softlabels.datasets import Images, open_images
-from softlabels.dumping.run import card
+from softlabels.dumping.run import card, saved_import
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
@@ -67,11 +67,6 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
     _say(report, labels, config, source, journal)
     return report
-
-
-def saved_import(teacher: str) -> str:
-    """The file of a store that keeps the settings of an import."""
-    return f"import-{teacher}.yaml"
 
 
 def _classes(config: ImportConfig, images: Images) -> int:

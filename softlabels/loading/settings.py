@@ -13,7 +13,6 @@ from softlabels.core import tables
 from softlabels.core.config import Bytes, CommandConfig
 from softlabels.errors import ConfigError
 from softlabels.store import Cache
-from softlabels.training.tracking import TRACKERS
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +44,6 @@ AnyTeacher = Annotated[Any, BeforeValidator(lambda value: tables.check_network(v
 
 
 AnyStudent = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.STUDENTS))]
-
-
-AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
 
 
 RECORDED = "recorded"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from softlabels.core.config import Bytes, CommandConfig
+from softlabels.core.config import MOST, Bytes, CommandConfig
 from softlabels.errors import did_you_mean
-from softlabels.training.settings import MOST, Settings
+from softlabels.training.settings import Settings
+from softlabels.training.tracking import TRACKERS
 
 if TYPE_CHECKING:
     pass
@@ -21,11 +22,12 @@ from softlabels.loading.settings import (
     AnyRecipe,
     AnyStudent,
     AnyTeacher,
-    AnyTracker,
     Caching,
     Machine,
     Rendering,
 )
+
+AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
 
 
 class TrainConfig(Settings, Rendering, Caching):

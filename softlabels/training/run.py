@@ -20,6 +20,7 @@ from softlabels.datasets import Images, open_images, subset
 from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.batches import LabelledPictures
+from softlabels.loading.checks import compare_digests, compare_partners
 from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_classes, check_place
 from softlabels.loading.provenance import CPU, mixture, renderers
@@ -44,13 +45,12 @@ from softlabels.training.config import TrainConfig
 from softlabels.training.distributed import Processes, joined
 from softlabels.training.evaluate import Score, classifier, evaluate, trained_on
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
-from softlabels.training.inputs import Inputs
 from softlabels.training.loop import CHECKPOINTS, TrainReport, train
+from softlabels.training.run_inputs import Inputs
 from softlabels.training.settings import Settings
 from softlabels.training.state import Place, check_optimizer, parameter_groups
 from softlabels.training.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
 from softlabels.training.tracking import check_trackers, tracked
-from softlabels.upkeep import verify as verifying
 from softlabels.views import RECIPES
 
 PIXEL_CHECKS = 4
@@ -460,10 +460,10 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
 
 
 def _check_pixels(labels: Labels, images: Images, teachers: Sequence[str]) -> None:
-    _, problems = verifying.compare_digests(labels, images, most=PIXEL_CHECKS)
+    _, problems = compare_digests(labels, images, most=PIXEL_CHECKS)
     if labels.recipe.mixes:
         rows, _ = spread(len(labels), 1, PARTNER_CHECKS)
-        problems += [each for name in teachers for each in verifying.compare_partners(labels, name, rows)]
+        problems += [each for name in teachers for each in compare_partners(labels, name, rows)]
     if problems:
         raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
 

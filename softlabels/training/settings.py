@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from softlabels.core.config import CommandConfig, byte_count
+from softlabels.core.config import MOST, CommandConfig, byte_count
 from softlabels.core.installed import timm_optimizers
 from softlabels.errors import did_you_mean
-
-MOST = 1 << 24
-"""The largest of numbers that count pictures, passes or epochs: beyond it they are mistyped."""
 
 
 class Settings(CommandConfig):

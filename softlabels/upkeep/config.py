@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from softlabels.training.settings import MOST
+from softlabels.core.config import MOST
 
 if TYPE_CHECKING:
     pass

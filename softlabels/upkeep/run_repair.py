@@ -10,9 +10,8 @@ from pathlib import Path
 from softlabels.core.progress import Journal, plural
 from softlabels.datasets import Images, subset
 from softlabels.dumping.dump import dump_shards
-from softlabels.dumping.run import saved_config
+from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
-from softlabels.importing.run import saved_import
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, matched, offering_to_skip, reopening
 from softlabels.loading.provenance import CPU, mixture, renderers

@@ -27,7 +27,7 @@ from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place
 from softlabels.views import RECIPES, Frame
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 IMAGES, VIEWS, BATCH = 17, 4, 8  # 8 + 8 + 1 pictures per epoch: of two processes, one has none in the last step
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from worlds import TINY
 
 import softlabels
-from softlabels import commands as runs
 from softlabels.models.networks import build, preprocessing
+from softlabels.reporting import run_sweep
 
 SMALL: dict[str, Any] = {**TINY, "epochs": 2, "teachers": ["cnn_small"]}
 
@@ -50,14 +50,14 @@ def test_a_sweep_trains_every_combination_with_every_seed_and_goes_on(
     assert result(tmp_path / "sweep" / "alpha=0.5,temperature=1" / "seed-1")["closeness"]["images"] == 18
 
     trained = []
-    train = runs._sweep.run_train
+    train = run_sweep.run_train
 
     def noted(config: Any, journal: Any) -> Any:
         before = Path(config.out, "result.json").exists()
         trained.append(before)
         return train(config, journal)
 
-    monkeypatch.setattr(runs._sweep, "run_train", noted)
+    monkeypatch.setattr(run_sweep, "run_train", noted)
     (tmp_path / "sweep" / "alpha=0,temperature=1" / "seed-1" / "result.json").unlink()
     more = softlabels.sweep(grid=["alpha=0,0.5", "temperature=1,2"], runs=2, **common)
     assert trained.count(False) == 1 + 4

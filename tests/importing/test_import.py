@@ -999,7 +999,7 @@ def test_the_page_does_what_it_says(images: Any, photos: Path, softlabels_comman
     rivals.write_fkd(Path("soft_label_500_crops") / "imagenet", images)
     rivals.write_ml_dr(Path("reinforced_data"), images)
     rivals.write_mixed_tinyvit(Path("saved_logits"), images)
-    page = (Path(__file__).parents[1] / "docs/importing.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs/importing.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 7
     for line in lines:

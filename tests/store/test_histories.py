@@ -26,7 +26,7 @@ in_each_format = pytest.mark.parametrize("machine", [Histories, HistoriesInZarr]
 @pytest.mark.parametrize("form", sorted(MACHINES))
 def test_a_store_holds_what_a_plain_model_of_it_holds(form: str) -> None:
     """In a process of its own: where a kill falls depends on what was imported before."""
-    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    path = os.pathsep.join(str(each) for each in Path(__file__).parents[1:3])
     done = subprocess.run(
         [sys.executable, __file__, form],
         env={**os.environ, "PYTHONPATH": path},

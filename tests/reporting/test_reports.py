@@ -20,7 +20,7 @@ import softlabels
 from softlabels.core.progress import Journal, plural, rate
 from softlabels.dumping.plan import measure_speed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def train(out: Path, photos: Path, **settings: Any) -> None:

@@ -1,0 +1,86 @@
+"""The Python functions of the commands: typed, documented, and one with the command line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_stub import PATH, stub
+
+import softlabels
+from softlabels.commands import COMMANDS
+
+EXAMPLE = """
+import softlabels
+
+softlabels.dump(teacher="resnet18", data="digits", views=4, codec="topk:10")
+softlabels.dump(teacher="resnet18", data="digits", codek="topk:10")
+softlabels.dump(teacher="resnet18", data="digits", seed="0")
+softlabels.dump(teacher="resnet18", data="digits", format="parquet")
+"""
+
+
+def test_the_stub_is_that_of_the_present_settings() -> None:
+    assert PATH.read_text(encoding="utf-8") == stub(), "run python tests/make_stub.py"
+
+
+def test_a_type_checker_sees_wrong_settings(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "example.py").write_text(EXAMPLE)
+    # Of the stub alone: what it imports is of no matter here, and takes long.
+    (tmp_path / "softlabels").mkdir()
+    (tmp_path / "softlabels/__init__.pyi").write_text(PATH.read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "mypy", "--follow-imports", "skip", "--config-file", "", "example.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    first, second, third = (
+        line for line in done.stdout.splitlines() if line.startswith("example.py") and "error" in line
+    )
+    assert first.startswith(
+        'example.py:5: error: Unexpected keyword argument "codek" for "dump"; did you mean "codec"?'
+    )
+    assert second.startswith('example.py:6: error: Argument "seed" to "dump" has incompatible type "str"')
+    assert third.startswith('example.py:7: error: Argument "format" to "dump" has incompatible type')
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_setting_of_a_command_is_in_its_help_and_its_signature(name: str, softlabels_command: Any) -> None:
+    command = COMMANDS[name]
+    function = getattr(softlabels, command.function or name)
+    shown = softlabels_command(name, "--help").output
+    for setting, field in command.settings().model_fields.items():
+        assert setting in inspect.signature(function).parameters
+        assert field.description, setting
+        own: Any = field.json_schema_extra or {}
+        if not own.get("argument"):
+            assert f"--{own.get('flag', setting).replace('_', '-')}" in shown
+    assert "--config" in shown
+    assert "--json" in shown
+
+
+def test_results_are_printed_as_json(shards: Path, softlabels_command: Any) -> None:
+    told = json.loads(softlabels_command("info", shards, "--json").output)
+    assert told == softlabels.info(str(shards))
+    assert told["images"] == 18
+    found = softlabels_command("verify", "--labels", shards, "--shards-only", "--json", "--quiet")
+    assert json.loads(found.output)["problems"] == []
+
+
+def test_info_and_report_read_a_config(shards: Path, tmp_path: Path, softlabels_command: Any) -> None:
+    (tmp_path / "info.yaml").write_text(f"labels: {shards}\n")
+    assert "18 images" in softlabels_command("info", "--config", tmp_path / "info.yaml").output
+    (tmp_path / "report.yaml").write_text("rot: runs\n")
+    refused = softlabels_command("report", "--config", tmp_path / "report.yaml")
+    assert refused.exit_code == 2
+    assert "has no setting 'rot'; did you mean 'root'" in refused.output
+
+
+def test_arguments_without_a_name_are_those_of_the_command_line(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="takes 2 arguments without a name"):
+        softlabels.report("runs", "report", "more")  # type: ignore[call-arg]
+    with pytest.raises(softlabels.RunError, match="no finished run"):
+        softlabels.report(tmp_path, tmp_path / "report")
