@@ -53,7 +53,7 @@ def convert(
 ) -> list[CopyReport]:
     """Copy a store into another format, bit by bit, or into another codec.
 
-    A codec that rounds needs --lossy. The same command goes on where a killed one stopped.
+    A codec that rounds needs `lossy=True`. The same command goes on where a killed one stopped.
 
     Args:
         cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
@@ -113,11 +113,11 @@ def dump(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on --device, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)
+        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
+        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
-            random[:SEED]; one per --teacher
+            random[:SEED]; one per `teacher`
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -167,7 +167,7 @@ def evaluate(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        student: a run's folder, file:PATH, or a network's name with --weights
+        student: a run's folder, file:PATH, or a network's name with `weights`
         weights: FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]
         size: side of the pictures  [default: the network's own]
         data: data set to evaluate on  [default: that of the run]
@@ -253,7 +253,7 @@ def import_labels(
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
-        seed: seed of --limit
+        seed: seed of `limit`
         views: only the first so many views  [default: all]
         name: the teacher's name in the store  [default: the project's]
         classes: classes of the teacher  [default: those of the data set]
@@ -325,12 +325,12 @@ def pack(
     dry_run: bool = False,
     check: bool = False,
 ) -> PackReport:
-    """Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for --data pack:DIR.
+    """Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for `data=pack:DIR`.
 
     The same command goes on where a killed one stopped. Teachers and students both see the packed pixels.
 
     Args:
-        data: data set to pack: all that --data takes elsewhere
+        data: data set to pack: all that `data` takes elsewhere
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by seed 0
@@ -343,7 +343,7 @@ def pack(
         threads: threads that decode and encode; auto: one per core
         on_bad_image: stop at an image that cannot be read, or pack it as unreadable
         dry_run: only say how large the pack will be and how long it will take
-        check: write nothing; read every byte of the pack at --out and compare checksums
+        check: write nothing; read every byte of the pack at `out` and compare checksums
     """
 
 def plan(
@@ -384,7 +384,8 @@ def plan(
 ) -> list[Plan]:
     """Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.
 
-    For images in files it also says what a pack of them would hold; `softlabels pack --dry-run` for other sizes.
+    For images in files it also says what a pack of them would hold; `softlabels pack` with `dry_run=True` for other
+    sizes.
 
     Args:
         cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
@@ -393,11 +394,11 @@ def plan(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on --device, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)
+        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
+        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
-            random[:SEED]; one per --teacher
+            random[:SEED]; one per `teacher`
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -556,8 +557,8 @@ def sweep(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on --device, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)
+        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
+        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
@@ -565,9 +566,9 @@ def sweep(
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
-        lr: peak learning rate, before --lr-scaling
-        lr_scaling: scale the rate with the effective batch, of all passes and processes, over --lr-base-batch
-        lr_base_batch: effective batch that --lr is meant for
+        lr: peak learning rate, before `lr_scaling`
+        lr_scaling: scale the rate with the effective batch, of all passes and processes, over `lr_base_batch`
+        lr_base_batch: effective batch that `lr` is meant for
         min_lr: learning rate at the end of the cosine
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
@@ -583,7 +584,7 @@ def sweep(
         patience: stop after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
-            --init]
+            `init`]
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
@@ -591,13 +592,13 @@ def sweep(
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
         teacher: teacher in the loop instead of stored labels (a control); repeatable
-        teacher_weights: weights of the teachers in the loop, one per --teacher
-        class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a --teacher of more classes is each
+        teacher_weights: weights of the teachers in the loop, one per `teacher`
+        class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a `teacher` of more classes is each
             class of the data set, by number or name  [default: found by name]
-        data: data set  [default: the one the labels were made of; without --labels it must be named]
+        data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
         eval_data: data set to evaluate on  [default: the test split of the data set]
-        eval_size: side of the pictures evaluated on  [default: --size]
+        eval_size: side of the pictures evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
@@ -619,7 +620,7 @@ def sweep(
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the sweep  [default: runs/sweep]
         grid: SETTING=VALUE,VALUE,... of `softlabels train`; repeatable
-        runs: runs of each combination, with seeds from --seed upward
+        runs: runs of each combination, with seeds from `seed` upward
     """
 
 def train(
@@ -690,7 +691,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a student from stored labels, on exactly the pixels that the teachers saw.
 
-    Without --labels it trains on hard labels: that is the baseline, and how a teacher is made.
+    Without `labels` it trains on hard labels: that is the baseline, and how a teacher is made.
 
     Args:
         cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
@@ -699,8 +700,8 @@ def train(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on --device, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)
+        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
+        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
@@ -708,9 +709,9 @@ def train(
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
-        lr: peak learning rate, before --lr-scaling
-        lr_scaling: scale the rate with the effective batch, of all passes and processes, over --lr-base-batch
-        lr_base_batch: effective batch that --lr is meant for
+        lr: peak learning rate, before `lr_scaling`
+        lr_scaling: scale the rate with the effective batch, of all passes and processes, over `lr_base_batch`
+        lr_base_batch: effective batch that `lr` is meant for
         min_lr: learning rate at the end of the cosine
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
@@ -726,7 +727,7 @@ def train(
         patience: stop after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
-            --init]
+            `init`]
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
@@ -734,13 +735,13 @@ def train(
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
         teacher: teacher in the loop instead of stored labels (a control); repeatable
-        teacher_weights: weights of the teachers in the loop, one per --teacher
-        class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a --teacher of more classes is each
+        teacher_weights: weights of the teachers in the loop, one per `teacher`
+        class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a `teacher` of more classes is each
             class of the data set, by number or name  [default: found by name]
-        data: data set  [default: the one the labels were made of; without --labels it must be named]
+        data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
         eval_data: data set to evaluate on  [default: the test split of the data set]
-        eval_size: side of the pictures evaluated on  [default: --size]
+        eval_size: side of the pictures evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
@@ -760,7 +761,7 @@ def train(
         channels_last: lay pictures out as convolutions on GPUs like them
         compare: compare student and teacher on every training image after the last step
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
-        out: folder of the run  [default: runs/STUDENT, with --init runs/STUDENT-tuned]
+        out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]
     """
 
 def verify(

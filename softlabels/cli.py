@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from types import UnionType
@@ -19,6 +21,24 @@ from softlabels.core.progress import Journal
 from softlabels.errors import ConfigError, SoftlabelsError, printable
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def with_options(text: str) -> str:
+    """`text` with options where it names settings: of `` `out` `` and `` `codec=topk` ``, --out and --codec topk."""
+    return re.sub(r"`([a-z_]+)(?:=([^`]*))?`", _option_of, text)
+
+
+def _option_of(found: re.Match[str]) -> str:
+    name, value = found.groups()
+    if name not in _settings():
+        return found[0]
+    flag = name.strip("_").replace("_", "-")
+    return f"--no-{flag}" if value == "False" else f"--{flag}" + ("" if value in (None, "True") else f" {value}")
+
+
+@functools.cache
+def _settings() -> frozenset[str]:
+    return frozenset(name for each in COMMANDS.values() for name in each.settings().model_fields)
 
 
 class Once(click.Option):
@@ -58,16 +78,16 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SoftlabelsError as problem:
-            click.echo(printable(f"softlabels: {problem}"), err=True)
+            click.echo(printable(with_options(f"softlabels: {problem}")), err=True)
             ctx.exit(2 if isinstance(problem, ConfigError) else 1)
         except KeyError as problem:
             if not (problem.args and isinstance(problem.args[0], str) and " " in problem.args[0]):
                 raise
-            click.echo(f"softlabels: {problem.args[0]}", err=True)
+            click.echo(with_options(f"softlabels: {problem.args[0]}"), err=True)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             goes_on = "; the same command goes on where this one stopped" if _resumes(ctx.invoked_subcommand) else ""
-            click.echo(f"softlabels: {str(stop) or f'interrupted{goes_on}'}", err=True)
+            click.echo(with_options(f"softlabels: {str(stop) or f'interrupted{goes_on}'}"), err=True)
             ctx.exit(1)
         except BrokenPipeError:
             # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
@@ -98,7 +118,7 @@ class Configured(click.Command):
     """
 
     def __init__(self, command: Command) -> None:
-        super().__init__(command.name, callback=self._call, help=command.help, context_settings=SETTINGS)
+        super().__init__(command.name, callback=self._call, help=with_options(command.help), context_settings=SETTINGS)
         self._command = command
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -122,21 +142,21 @@ class Configured(click.Command):
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         where = f"{self.name} (with {config})" if config else self.name or ""
         settings = self._command.checked(given, config, where)  # before anything that takes long is imported
-        outcome = self._command(settings, Journal(quiet=quiet))
+        outcome = self._command(settings, Journal(quiet=quiet, spell=with_options))
         if as_json:
             click.echo(json.dumps(plain(outcome), indent=2))
         else:
             click.echo("".join(f"{printable(line)}\n" for line in self._command.shown(outcome).splitlines()), nl=False)
         problems = getattr(outcome, "problems", [])
         for problem in problems:
-            click.echo(printable(f"softlabels: {problem}"), err=True)
+            click.echo(printable(with_options(f"softlabels: {problem}")), err=True)
         if problems:
             click.get_current_context().exit(1)
 
 
 def _option(name: str, field: Any) -> click.Parameter:
     kind, multiple = _click_type(field.annotation)
-    text = field.description or ""
+    text = with_options(field.description or "")
     default = field.get_default(call_default_factory=True)
     if default is not PydanticUndefined and default is not None and default not in ((), {}, False):
         text += f"  [default: {default}]"

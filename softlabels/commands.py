@@ -64,14 +64,14 @@ COMMANDS: Mapping[str, Command] = {
             "dumping.config:PlanConfig",
             "dumping.run:run_plan",
             "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real "
-            "batches.\n\nFor images in files it also says what a pack of them would hold; `softlabels pack --dry-run` "
-            "for other sizes.",
+            "batches.\n\nFor images in files it also says what a pack of them would hold; `softlabels pack` with "
+            "`dry_run=True` for other sizes.",
         ),
         Command(
             "pack",
             "dumping.config:PackConfig",
             "dumping.run_pack:run_pack",
-            "Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for --data pack:DIR.\n\n"
+            "Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for `data=pack:DIR`.\n\n"
             "The same command goes on where a killed one stopped. Teachers and students both see the packed pixels.",
             resumes=True,
         ),
@@ -88,7 +88,7 @@ COMMANDS: Mapping[str, Command] = {
             "train",
             "training.config:TrainConfig",
             "training.run:run_train",
-            "Train a student from stored labels, on exactly the pixels that the teachers saw.\n\nWithout --labels it "
+            "Train a student from stored labels, on exactly the pixels that the teachers saw.\n\nWithout `labels` it "
             "trains on hard labels: that is the baseline, and how a teacher is made.",
             resumes=True,
         ),
@@ -127,7 +127,7 @@ COMMANDS: Mapping[str, Command] = {
             "upkeep.config:ConvertConfig",
             "upkeep.run_convert:run_convert",
             "Copy a store into another format, bit by bit, or into another codec.\n\nA codec that rounds needs "
-            "--lossy. The same command goes on where a killed one stopped.",
+            "`lossy=True`. The same command goes on where a killed one stopped.",
             resumes=True,
         ),
         Command(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,30 @@ def test_only_the_run_files_of_a_stage_see_a_config(stage: str) -> None:
             continue
         configs = {name for name in imported(path) if "Config" in name.rpartition(".")[2]}
         assert configs <= {"softlabels.errors.ConfigError"}, path
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """Every text in the code that is no docstring."""
+    documented = {
+        id(first.value)
+        for node in ast.walk(tree)
+        if isinstance(body := getattr(node, "body", None), list)
+        for first in body
+        if isinstance(first, ast.Expr)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+            yield node.value
+
+
+def test_below_the_command_line_messages_name_settings_not_options() -> None:
+    options = re.compile(r"(?<![\w-])--[a-z]")
+    for path in files():
+        if unit(path) in ("cli", "__main__"):
+            continue
+        for text in texts(ast.parse(path.read_text(encoding="utf-8"))):
+            whole_word = re.fullmatch(r"--[a-z-]+", text)  # of a command that is printed to be run
+            assert whole_word or not options.search(text.replace("--shm-size", "")), f"{path}: {text}"
 
 
 def test_pipelines_use_the_public_names_only() -> None:

@@ -109,9 +109,9 @@ def check_lowest(temperature: float, lowest: float, codec: str, instead: str) ->
         ConfigError: with the codec, its range and the flags that help.
     """
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"a temperature is a number above 0, not {temperature}; set --temperature")
+        raise ConfigError(f"a temperature is a number above 0, not {temperature}; set `temperature`")
     if temperature < lowest:
         raise ConfigError(
             f"{codec} labels are honest at temperatures from {lowest:g} upward, not at {temperature:g}; "
-            f"train with --temperature {lowest:g} or dump with --codec {instead}"
+            f"train with `temperature={lowest:g}` or dump with `codec={instead}`"
         )

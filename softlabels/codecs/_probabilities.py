@@ -74,7 +74,7 @@ class Probabilities(Part):
         if abs(temperature - self.temperature) > 1e-6 * self.temperature:
             raise ConfigError(
                 f"{self.kind} labels are honest at temperature {self.temperature:g} alone, of which they are, not at "
-                f"{temperature:g}; train with --temperature {self.temperature:g} or dump with --codec topk"
+                f"{temperature:g}; train with `temperature={self.temperature:g}` or dump with `codec=topk`"
             )
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002

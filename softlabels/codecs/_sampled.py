@@ -77,7 +77,7 @@ class Sampled(Part):
         if abs(temperature - self.temperature) > 1e-6 * self.temperature:
             raise ConfigError(
                 f"{self.kind} labels are honest at temperature {self.temperature:g} alone, for which they were drawn, "
-                f"not at {temperature:g}; train with --temperature {self.temperature:g} or dump with --codec topk"
+                f"not at {temperature:g}; train with `temperature={self.temperature:g}` or dump with `codec=topk`"
             )
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:

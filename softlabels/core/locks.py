@@ -158,13 +158,13 @@ def _busy(path: Path) -> BusyError:
     holder = holder if holder.isdigit() else ""
     return BusyError(
         f"another process{f' ({holder})' if holder else ''} is writing {part}{path.parent} already; "
-        f"wait for it, stop it, or give each process a --part of its own",
+        f"wait for it, stop it, or give each process a `part` of its own",
         holder,
     )
 
 
 def _cannot_write(folder: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {folder}: {error.strerror}; choose another --out or mend its permissions")
+    return StoreError(f"cannot write {folder}: {error.strerror}; choose another `out` or mend its permissions")
 
 
 @functools.cache

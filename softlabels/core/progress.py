@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,16 @@ class Advance(Protocol):
 class Journal:
     """Lines and progress for a person: bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
-    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, *, quiet: bool = False, spell: Callable[[str], str] = lambda line: line
+    ) -> None:
         self._stream = stream if stream is not None else sys.stderr
-        self._quiet = quiet
+        self._quiet, self._spell = quiet, spell
 
     def say(self, line: str) -> None:
         """Print one line."""
         if not self._quiet:
-            print(printable(line), file=self._stream, flush=True)
+            print(printable(self._spell(line)), file=self._stream, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:

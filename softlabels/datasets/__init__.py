@@ -1,7 +1,7 @@
 """Data sets: images with stable keys and, where known, labels.
 
 A data set is a frozen part (``folder:DIR``, ``csv:FILE``, ``digits``, ...) whose `open` gives `Images`. `open_images`
-takes whatever people write after ``--data``. Images are found by key: a data set says nothing about order or batches.
+takes whatever people write after `data`. Images are found by key: a data set says nothing about order or batches.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _part(value: Any) -> Any:
         return DATASETS.make(f"folder:{value}")
     if path.is_file():
         hint = f"csv:{value}" if path.suffix == ".csv" else "a directory, or csv:FILE for a list of images"
-        raise ConfigError(f"--data {value} is a file; did you mean {hint}?")
+        raise ConfigError(f"`data={value}` is a file; did you mean {hint}?")
     return _function_or_kind(value)
 
 

@@ -171,7 +171,7 @@ def _keys(cells: Sequence[str], root: str, file: Path) -> list[str]:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
             f"{len(missing):,} of the {len(cells):,} files that {file} lists are missing: {shown}; "
-            "relative paths are looked up below the CSV's folder or --data-dir"
+            "relative paths are looked up below the CSV's folder or `data_dir`"
         )
     return list(lines)
 

@@ -17,7 +17,7 @@ def data_root(data_dir: str | None, kind: str, variable: str, holding: str) -> P
     """
     given = data_dir or os.environ.get(variable)
     if not given:
-        raise DataError(f"{kind} needs --data-dir DIR or ${variable}: a folder that holds {holding}")
+        raise DataError(f"{kind} needs `data_dir=DIR` or ${variable}: a folder that holds {holding}")
     root = Path(absolute(given))
     if not root.is_dir():
         source = "" if data_dir else f" (from ${variable})"

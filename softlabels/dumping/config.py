@@ -18,7 +18,7 @@ from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher
 class PackConfig(CommandConfig):
     """What `softlabels pack` does."""
 
-    data: AnyData = Field(None, description="data set to pack: all that --data takes elsewhere")
+    data: AnyData = Field(None, description="data set to pack: all that `data` takes elsewhere")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by seed 0")
@@ -33,7 +33,7 @@ class PackConfig(CommandConfig):
         "fail", description="stop at an image that cannot be read, or pack it as unreadable"
     )
     dry_run: bool = Field(False, description="only say how large the pack will be and how long it will take")
-    check: bool = Field(False, description="write nothing; read every byte of the pack at --out and compare checksums")
+    check: bool = Field(False, description="write nothing; read every byte of the pack at `out` and compare checksums")
 
     @field_validator("part")
     @classmethod
@@ -84,7 +84,7 @@ class DumpConfig(Rendering, Caching):
     weights: tuple[str, ...] = Field(
         (),
         description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
-        "or random[:SEED]; one per --teacher",
+        "or random[:SEED]; one per `teacher`",
     )
     class_map: str | None = Field(
         None,

@@ -338,7 +338,7 @@ class Look:
 
     def _refuse(self, what: str) -> None:
         if self._odd == "fail":
-            raise ModelError(f"teacher {self._teacher} {what} (--on-odd-logits warn goes on nevertheless)")
+            raise ModelError(f"teacher {self._teacher} {what} (`on_odd_logits=warn` goes on nevertheless)")
         self._say(f"warning: teacher {self._teacher} {what}")
 
 
@@ -387,8 +387,8 @@ def check_memory(codec: Codec, classes: int, recipe: Recipe, shards: Iterable[Sh
     if largest is not None and written > machine_memory():
         raise StoreError(
             f"a shard of {plural(largest.rows, 'image')} and {plural(largest.views, 'view')} takes {size(written)} of "
-            f"memory, and there are {size(machine_memory())}; make a new store with fewer --rows-per-shard, or dump "
-            f"fewer --views at a time"
+            f"memory, and there are {size(machine_memory())}; make a new store with fewer `rows_per_shard`, or dump "
+            f"fewer `views` at a time"
         )
     return made, written
 
@@ -404,7 +404,7 @@ class Filling:
         except MemoryError as problem:
             raise StoreError(
                 f"a shard of {extent[1]:,} images and {extent[0]:,} views does not fit into memory; make a new store "
-                f"with fewer --rows-per-shard, or dump fewer --views at a time"
+                f"with fewer `rows_per_shard`, or dump fewer `views` at a time"
             ) from problem
         self.shard, self._pictures, self._codec = shard, pictures, codec
         self.failed: dict[int, str] = {}
@@ -563,5 +563,5 @@ def check_finite(logits: Tensor, batch: Batch, pictures: Pictures) -> None:
         key = pictures.images.keys[int(batch.rows[place])].as_py()
         raise ModelError(
             f"the teacher gave NaN or infinite logits for image {key!r}, view {int(batch.views[place])}; check its "
-            f"weights, or run it without --amp fp16"
+            f"weights, or run it without `amp=fp16`"
         )

@@ -173,14 +173,14 @@ def _alone(root: Path, part: tuple[int, int]) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as problem:
-        raise StoreError(f"cannot write {path}: {problem.strerror}; choose another --out") from problem
+        raise StoreError(f"cannot write {path}: {problem.strerror}; choose another `out`") from problem
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as problem:
             raise StoreError(f"another process packs part {part[0]}/{part[1]} of {root}; wait for it") from problem
         except OSError as problem:
-            raise StoreError(f"cannot lock {path}: {problem.strerror}; choose another --out") from problem
+            raise StoreError(f"cannot lock {path}: {problem.strerror}; choose another `out`") from problem
         yield
     finally:
         os.close(handle)

@@ -230,7 +230,7 @@ def sample_logits(
         kept.append(readable)
     logits, places = torch.cat(said), torch.cat(kept).numpy()
     if not logits.isfinite().all():
-        raise ModelError(f"teacher {teacher.name} gave NaN or infinite logits; check its weights, or leave out --amp")
+        raise ModelError(f"teacher {teacher.name} gave NaN or infinite logits; check its weights, or leave out `amp`")
     return logits, pictures.words(rows[places], views[places])
 
 

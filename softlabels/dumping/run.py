@@ -183,11 +183,11 @@ def _recipe(config: DumpConfig) -> Recipe:
         raise held.foreign.refusal()
     if config.recipe != RECORDED:
         raise ConfigError(
-            f"the views of {config.out} are recorded with imported labels; label these with --recipe {RECORDED}, or "
-            f"choose another --out"
+            f"the views of {config.out} are recorded with imported labels; label these with `recipe={RECORDED}`, or "
+            f"choose another `out`"
         )
     if config.grow:
-        raise ConfigError(f"the views of {config.out} are recorded with imported labels; --grow has none to add")
+        raise ConfigError(f"the views of {config.out} are recorded with imported labels; `grow=True` has none to add")
     return held
 
 

@@ -56,7 +56,7 @@ def _say(report: PackReport, missing: list[int], config: PackConfig, journal: Jo
     journal.say(
         f"{plural(len(missing), 'shard')} of other parts still missing"
         if missing
-        else f"use it as --data pack:{config.out}"
+        else f"use it as `data=pack:{config.out}`"
     )
 
 

@@ -149,7 +149,7 @@ def arrange(
         first = arranged.keys[len(arranged) - new].as_py()
         raise StoreError(
             f"{root} holds {len(arranged) - new:,} of these {len(arranged):,} images; add the {new:,} new ones (the "
-            f"first is {first!r}) with --grow, or choose another --out"
+            f"first is {first!r}) with `grow=True`, or choose another `out`"
         )
     what = {
         "data": dict(images.spec) | ({"limit": limit} if limit is not None else {}),
@@ -201,7 +201,7 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
     if len(lost):
         raise StoreError(
             f"{store.location} has {len(store):,} images, of which {images.name} lacks {len(lost):,} (the first is "
-            f"{store.keys[lost[0]].as_py()!r}); bring them back, mind --limit and --split, or choose another --out"
+            f"{store.keys[lost[0]].as_py()!r}); bring them back, mind `limit` and `split`, or choose another `out`"
         )
     return subset(images, np.concatenate([known, new])), len(new)
 

@@ -101,7 +101,7 @@ def _of_another(folder: Path, project: str) -> str:
             f"{folder} holds labels of SRe2L (epoch_E/batch_B.tar: crops, flips, mixtures and logits of a whole batch, "
             f"without a word of which images it held); these are not imported; label the images with `softlabels dump`"
         )
-    return f"{folder} holds labels of {project}; import them with --from {project}"
+    return f"{folder} holds labels of {project}; import them with `from_={project}`"
 
 
 def listed(project: str, path: str | Path, images: Images) -> Listing:

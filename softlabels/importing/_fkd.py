@@ -75,7 +75,7 @@ class Fkd:
         if ids.shape[1] != self.codec.k or len(ids) <= max(views, default=-1):
             raise DataError(
                 f"{self._file(row)} holds {len(ids)} views of {ids.shape[1]} classes, other files {self.views} of "
-                f"{self.codec.k}; choose fewer --views, or leave the file out"
+                f"{self.codec.k}; choose fewer `views`, or leave the file out"
             )
         records = {"view_box": coords[views], "view_flip": flips[views]} if self._choices.pictures else {}
         return ImageLabels(ids[views], values[views], records)

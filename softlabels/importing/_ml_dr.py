@@ -119,7 +119,7 @@ class MlDr:
         """See `Source.labels`."""
         file, entries = self._file(row), self._read(row)
         if len(entries) <= max(views, default=-1):
-            raise DataError(f"{file} holds {len(entries)} views, other files {self.views}; choose fewer --views")
+            raise DataError(f"{file} holds {len(entries)} views, other files {self.views}; choose fewer `views`")
         chosen = [entries[int(view)] for view in views]
         said = [self._probabilities(entry) for entry in chosen]
         k = self.codec.k
@@ -139,7 +139,7 @@ class MlDr:
                     f"({type(problem).__name__}: {problem}); is it that of another run?"
                 ) from problem
         if taken.partner.max(initial=0) >= self._images:
-            raise DataError(f"{file} names image {taken.partner.max()} as a partner, of {self._images:,}; see --data")
+            raise DataError(f"{file} names image {taken.partner.max()} as a partner, of {self._images:,}; see `data`")
         return ImageLabels(known, values, taken.records(), taken.mixed)
 
     def _file(self, row: int) -> Path:
@@ -221,7 +221,7 @@ def _refuse(file: Path, chosen: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _unable(file: Path, what: str) -> ConfigError:
     return ConfigError(
-        f"{file} tells of {what}, of which pictures are not made here; import the labels alone with --labels-only"
+        f"{file} tells of {what}, of which pictures are not made here; import the labels alone with `labels_only=True`"
     )
 
 

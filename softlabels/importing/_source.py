@@ -124,7 +124,7 @@ def checked(
     known = numbers.astype(np.int64)
     if known.size and not 0 <= known.min() <= known.max() < classes:
         wrong = int(known.max()) if known.max() >= classes else int(known.min())
-        raise DataError(f"{where} names class {wrong} of {classes:,}; give the teacher's number of classes: --classes")
+        raise DataError(f"{where} names class {wrong} of {classes:,}; give the teacher's number of classes: `classes`")
     ordered = np.sort(known, axis=1)
     if (ordered[:, 1:] == ordered[:, :-1]).any():
         raise DataError(f"{where} names a class twice in one label; it is damaged or of another layout")

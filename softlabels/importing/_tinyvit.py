@@ -51,7 +51,7 @@ class TinyViT:
     def __init__(self, folder: Path, images: Images, choices: Choices) -> None:
         k, epochs = _epochs(folder)
         if k > choices.classes:
-            raise DataError(f"{epochs[0]} holds {k} classes of each label, but there are {choices.classes} (--classes)")
+            raise DataError(f"{epochs[0]} holds {k} classes of each label, but there are {choices.classes} (`classes`)")
         self._choices = choices
         names = _names(images.keys)
         self._epochs = [_Epoch.opened(epoch, k, images, names) for epoch in epochs]
@@ -153,8 +153,8 @@ def _question(folder: Path, images: Images, choices: Choices, missing: Rows) -> 
                 f"{told.rival:.0%} that of the image)"
             )
     return (
-        f"whether mixup or cutmix was on; say so: --mixup {_MIXUP:g} --cutmix {_CUTMIX:g} as in "
-        f"TinyViT's default config (AUG.MIXUP, AUG.CUTMIX){seen}, or --mixup 0 --cutmix 0"
+        f"whether mixup or cutmix was on; say so: `mixup={_MIXUP:g}` `cutmix={_CUTMIX:g}` as in "
+        f"TinyViT's default config (AUG.MIXUP, AUG.CUTMIX){seen}, or `mixup=0` `cutmix=0`"
     )
 
 

@@ -195,7 +195,7 @@ def _check_views(labels: Labels, view: int, seeded: Any, views: int) -> None:
     if foreign is not None and foreign.seeded and foreign.mixed is None:
         raise ConfigError(
             f"attach: {labels.store.root} does not say whether its views were mixed with others; import the labels "
-            f"again with --mixup and --cutmix"
+            f"again with `mixup` and `cutmix`"
         )
     if foreign is None:
         if view or seeded is not None:
@@ -216,7 +216,7 @@ def _check_clean(labels: Labels, views: int) -> None:
     if views != 1 or not set(kinds) <= clean:
         raise ConfigError(
             f"{labels.store.root} holds {views} views of {' + '.join(kinds)}: such labels belong to the crops "
-            f"that the teacher saw; use SoftLabelDataset, or dump labels with --recipe clean --views 1"
+            f"that the teacher saw; use SoftLabelDataset, or dump labels with `recipe=clean` `views=1`"
         )
 
 

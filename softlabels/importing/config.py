@@ -35,7 +35,7 @@ class ImportConfig(Caching):
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
-    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of --limit")
+    seed: int = Field(0, ge=0, lt=1 << 64, description="seed of `limit`")
     views: int | None = Field(None, ge=1, le=MOST, description="only the first so many views  [default: all]")
     name: str | None = Field(None, description="the teacher's name in the store  [default: the project's]")
     classes: int | None = Field(

@@ -37,7 +37,7 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     pairing = importing.check_pairing(source, listing.images)
     _check_pairing(config, pairing, journal)
     if config.limit is not None and source.recipe.mixes:
-        raise ConfigError("--limit leaves out images with which views of these labels are mixed; import them all")
+        raise ConfigError("`limit` leaves out images with which views of these labels are mixed; import them all")
     store, arranged = make_store(
         config.out,
         limited(whole, config.limit, config.seed),
@@ -72,14 +72,14 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
 def _classes(config: ImportConfig, images: Images) -> int:
     classes = config.classes or len(images.classes)
     if not classes:
-        raise ConfigError(f"{images.name} has no class names; give the teacher's number of classes: --classes")
+        raise ConfigError(f"{images.name} has no class names; give the teacher's number of classes: `classes`")
     return classes
 
 
 def _choices(config: ImportConfig, images: Images) -> Choices:
     mixing = (config.mixup, config.cutmix, config.mixup_prob, config.mixup_switch_prob)
     if config.from_ != "tinyvit" and mixing != (None, None, 1.0, 0.5):
-        raise ConfigError(f"--mixup and --cutmix are for --from tinyvit; files of {config.from_} say what was mixed")
+        raise ConfigError(f"`mixup` and `cutmix` are for `from_=tinyvit`; files of {config.from_} say what was mixed")
     return Choices(
         classes=_classes(config, images),
         temperature=config.temperature,
@@ -107,7 +107,7 @@ def _check_missing(config: ImportConfig, source: Source, images: Images, journal
     first = images.keys[int(source.missing[0])].as_py()
     said = f"{len(source.missing):,} of {len(images):,} images have no label in {config.source} (first: {first!r})"
     if config.on_missing == "fail":
-        raise DataError(f"{said}; leave them unlabelled with --on-missing skip, or give the data set that was labelled")
+        raise DataError(f"{said}; leave them unlabelled with `on_missing=skip`, or give the data set that was labelled")
     journal.say(f"{said}; they are left unlabelled")
 
 
@@ -116,13 +116,13 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
         journal.say(line)
     if pairing.doubt is not None and not config.allow_mismatch:
         raise DataError(
-            f"{config.source}: {pairing.doubt}; say with --mixup and --cutmix what was on when the labels were saved, "
-            f"or import them all the same with --allow-mismatch"
+            f"{config.source}: {pairing.doubt}; say with `mixup` and `cutmix` what was on when the labels were saved, "
+            f"or import them all the same with `allow_mismatch=True`"
         )
     if pairing.problem is not None and not config.allow_mismatch:
         raise DataError(
             f"{config.source} does not seem to be of these images: {pairing.problem}; give the data set that was "
-            f"labelled, in its order, or import them all the same with --allow-mismatch"
+            f"labelled, in its order, or import them all the same with `allow_mismatch=True`"
         )
 
 

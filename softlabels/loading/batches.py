@@ -229,7 +229,7 @@ _LOOK_SECONDS = 5
 _LONGEST_WAIT = 1800.0
 """Seconds after which a batch is not waited for any more."""
 
-_REMEDY = "use --workers threads:N or 0, a smaller --batch-size, or a larger /dev/shm (docker run --shm-size 8g)"
+_REMEDY = "use `workers=threads:N` or 0, a smaller `batch_size`, or a larger /dev/shm (docker run --shm-size 8g)"
 
 
 def _by_processes(
@@ -282,7 +282,7 @@ def _waited_for(source: Any, workers: int, size: int, decoding: mmap.mmap | None
             if time.monotonic() - began > _LONGEST_WAIT:
                 raise RunError(
                     f"no batch came from {workers} worker processes in {journal.duration(time.monotonic() - began)}; "
-                    f"look whether the images can be read, or use --workers threads:N"
+                    f"look whether the images can be read, or use `workers=threads:N`"
                 ) from problem
             continue
         if batch is None:
@@ -343,13 +343,13 @@ def _death(source: Any, decoding: mmap.mmap | None, problem: Exception) -> Softl
     ended = [(number, process.exitcode) for number, process in enumerate(processes) if process.exitcode]
     if not ended:
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
-        return RunError(f"a worker process failed ({reason}); use --workers threads:N, or 0")
+        return RunError(f"a worker process failed ({reason}); use `workers=threads:N`, or 0")
     number, code = ended[0]
     name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     if name == "SIGKILL":
         return RunError(
-            "a worker process was killed (SIGKILL), most likely as memory ran out; use fewer --workers or a smaller "
-            "--batch-size"
+            "a worker process was killed (SIGKILL), most likely as memory ran out; use fewer `workers` or a smaller "
+            "`batch_size`"
         )
     if name == "SIGBUS":
         return RunError(f"a worker process ended with SIGBUS: /dev/shm is full; {_REMEDY}")
@@ -358,7 +358,7 @@ def _death(source: Any, decoding: mmap.mmap | None, problem: Exception) -> Softl
         where = held.partition(b"\0")[0].decode(errors="replace")
         if where:
             return RunError(f"a worker process ended with {name} as it decoded {where}; repair or remove that image")
-    return RunError(f"a worker process ended with {name}; use --workers threads:N or 0 to see where")
+    return RunError(f"a worker process ended with {name}; use `workers=threads:N` or 0 to see where")
 
 
 def _report_decoding(decoding: mmap.mmap, worker: int) -> None:

@@ -49,7 +49,7 @@ def open_data(data: Any, data_dir: str | None, split: str | None = None) -> Imag
         ConfigError: none is named.
     """
     if data is None:
-        raise ConfigError("no data set is named; give --data: a directory, csv:FILE, imagenet, cifar10, digits, ...")
+        raise ConfigError("no data set is named; give `data`: a directory, csv:FILE, imagenet, cifar10, digits, ...")
     return open_images(data, data_dir=data_dir, split=split)
 
 
@@ -77,7 +77,7 @@ def check_place(out: str | PathLike[str], what: str, images: Images | None = Non
             own = other == what and (folder == place or what == "label store")
             if not own and all((folder / name).exists() for name in names):
                 where = "is" if folder == place else f"lies in {folder},"
-                raise ConfigError(f"{place} {where} a {other}; choose a folder beside it for the {what}: another --out")
+                raise ConfigError(f"{place} {where} a {other}; choose a folder beside it for the {what}: another `out`")
     while (whole := getattr(images, "images", None)) is not None:
         images = whole
     spec = {} if images is None else images.spec
@@ -87,7 +87,7 @@ def check_place(out: str | PathLike[str], what: str, images: Images | None = Non
     if place in (scanned, Path(spec.get("root", scanned))) or scanned in place.parents:
         raise ConfigError(
             f"{place} is in the folder of the images, {scanned}, and would count as one of them; choose a folder "
-            f"beside it for the {what}: another --out"
+            f"beside it for the {what}: another `out`"
         )
 
 
@@ -103,26 +103,26 @@ def label_images(labels: Labels, data: Any, data_dir: str | None) -> Images:
     spec = dict(labels.store.manifest.data)
     limit = spec.pop("limit", None)
     if spec.get("kind") == "function":
-        raise ConfigError(f"{labels.store.root} was made of {spec.get('target')!r}; name it yourself with --data")
+        raise ConfigError(f"{labels.store.root} was made of {spec.get('target')!r}; name it yourself with `data`")
     if spec.get("kind") == "folder":
         spec.setdefault("class_order", "text")  # a store from before there was a choice
     try:
         return limited(open_images(spec, data_dir=data_dir), limit, labels.seed)
     except DataError as problem:
-        options = "--data or --data-dir" if "data_dir" in spec else "--data"
+        options = "`data` or `data_dir`" if "data_dir" in spec else "`data`"
         raise DataError(f"{problem}; say with {options} where the images lie now") from problem
 
 
 def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
-    """What `--teacher` and `--weights` mean, pair by pair.
+    """What `teacher` and `weights` mean, pair by pair.
 
     Raises:
         ConfigError: no teacher, or not as many weights as teachers.
     """
     if not names:
-        raise ConfigError("no teacher is named; give --teacher NAME")
+        raise ConfigError("no teacher is named; give `teacher=NAME`")
     if len(weights) not in (0, len(names)):
-        raise ConfigError(f"{len(names)} --teacher but {len(weights)} --weights; give one for each teacher, or none")
+        raise ConfigError(f"{len(names)} `teacher` but {len(weights)} `weights`; give one for each teacher, or none")
     files: list[str | None] = [*weights] or [None] * len(names)
     return [teacher_spec(name, file) for name, file in zip(names, files, strict=True)]
 
@@ -159,7 +159,7 @@ def open_teacher(
     wider = classes if classes not in (None, count) else None
     if class_map and (wider or count is None):
         width = f"the labels there are of {wider:,} classes" if wider else "they have no names"
-        raise ConfigError(f"--class-map says which columns are the classes of {images.name}, and {width}; leave it out")
+        raise ConfigError(f"`class_map` says which columns are the classes of {images.name}, and {width}; leave it out")
     # A head that is drawn, or that a function makes, is made for these classes; others have those they have.
     made = spec.kind == "function" or random_seed(getattr(spec, "weights", None)) is not None
     wanted = wider or count
@@ -179,7 +179,7 @@ def open_teacher(
     if wider and teacher.classes != wider:
         raise ModelError(
             f"teacher {teacher.name} has {teacher.classes:,} classes (the store's labels are of {wider:,} classes); "
-            f"choose weights made for these, or another --out"
+            f"choose weights made for these, or another `out`"
         )
     if count is not None and not wider and (class_map or teacher.classes > count):
         return _for_classes(teacher, images, class_map, say)
@@ -202,7 +202,7 @@ def _for_classes(teacher: Teacher, images: Images, class_map: str | None, say: C
         numbers = f", or, where the labels are its class numbers, {images.spec.get('kind')}:... classes={head}"
         raise ConfigError(
             f"{teacher.name} has {head:,} classes, {images.name} {len(wanted):,}, and {problem}; say which column each "
-            f"class is with --class-map FILE (lines CLASS,COLUMN){numbers if are_numbers(wanted) else ''}, or choose "
+            f"class is with `class_map=FILE` (lines CLASS,COLUMN){numbers if are_numbers(wanted) else ''}, or choose "
             f"other weights or data"
         ) from problem
     first = ", ".join(f"{name} is {column}" for name, column in zip(wanted[:3], found.columns, strict=False))
@@ -242,7 +242,7 @@ def offering_to_skip(on_bad_image: str) -> Iterator[None]:
     except ImageError as problem:
         if on_bad_image == "skip":
             raise
-        raise DataError(f"{problem}, or leave bad images out with --on-bad-image skip") from problem
+        raise DataError(f"{problem}, or leave bad images out with `on_bad_image=skip`") from problem
 
 
 def describe(images: Images, journal: Journal) -> Images:
@@ -286,11 +286,11 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
             )
         if name not in named and kind == "function":
             # A store may come from a stranger, so only a user may have code imported.
-            raise ConfigError(f"{name} was made by {inner.get('function')!r}; name it yourself with --teacher")
+            raise ConfigError(f"{name} was made by {inner.get('function')!r}; name it yourself with `teacher`")
         # In what the labels were made in, so that what is compared, or made again, is of one kind.
         amp = None if card.precision in (None, "fp32") else card.precision
         if card.precision is not None and config.amp not in (None, amp):
-            raise ConfigError(f"labels of {name} were made in {card.precision}; leave --amp {config.amp} out")
+            raise ConfigError(f"labels of {name} were made in {card.precision}; leave `amp={config.amp}` out")
         machine = config if card.precision is None else config.model_copy(update={"amp": amp})
         if name in named:
             spec, clean = named[name], RECIPES.make(labels.store.manifest.recipe).clean
@@ -304,7 +304,7 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
         if opened.weights_sha256 != card.weights_sha256:
             raise StoreError(
                 f"{name} has other weights ({opened.weights_sha256[:12]}) than those that made the labels "
-                f"({card.weights_sha256[:12]}); give --teacher and --weights, or {instead}"
+                f"({card.weights_sha256[:12]}); give `teacher` and `weights`, or {instead}"
             )
         return opened
 

@@ -49,7 +49,7 @@ class ViewRecords:
         if views > held:
             raise StoreError(
                 f"{store.location} records {held} views of each image, asked for were {views}: they came with the "
-                f"labels of {holders[0].name} and cannot be drawn; choose --views {held}"
+                f"labels of {holders[0].name} and cannot be drawn; choose `views={held}`"
             )
         return ViewRecords(holders[0], tuple(recipe.records), rows)
 

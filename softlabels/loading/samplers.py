@@ -147,7 +147,7 @@ def _shards_within(pictures: SoftLabelDataset | LabelledPictures, room: int, vie
     if room < one:
         raise ConfigError(
             f"a window of {size(room)} has no room for one shard, whose labels of an epoch take {size(one)}; give "
-            f"--shuffle-window {one}B or more, or a number of shards"
+            f"`shuffle_window={one}B` or more, or a number of shards"
         )
     return room // one
 
@@ -175,7 +175,7 @@ def window_notes(samples: LabelledPictures, window: int | str | None, views_per_
         return notes
     needed, memory = wanted * sum(each.unit for each in packed), sum(each.memory for each in packed)
     fitting = held // (2 * views_per_image)  # a window, and the next one
-    advice = f"give --shuffle-window {fitting} (shards), or more --label-memory" if fitting else "give more of it"
+    advice = f"give `shuffle_window={fitting}` (shards), or more --label-memory" if fitting else "give more of it"
     return [
         *notes,
         f"warning: decoded, the labels {'' if window is None else 'of a window '}take {size(needed)}, more than the "

@@ -116,7 +116,7 @@ class Machine(CommandConfig):
         count = self.workers if isinstance(self.workers, int) else int(self.workers.partition(":")[2] or 0)
         if count > max(64, MOST_WORKERS * cores):
             raise ConfigError(
-                f"--workers {self.workers} on {cores} cores; give at most {max(64, MOST_WORKERS * cores)}"
+                f"`workers={self.workers}` on {cores} cores; give at most {max(64, MOST_WORKERS * cores)}"
             )
         if self.workers != "auto":
             return count if isinstance(self.workers, int) else Threads(count)
@@ -157,10 +157,10 @@ class Rendering(Machine):
 
     render: Literal["cpu", "device"] = Field(
         "cpu",
-        description="where decoded images are cut, resized and changed: by the workers, or on --device, in batches",
+        description="where decoded images are cut, resized and changed: by the workers, or on `device`, in batches",
     )
     decoder: Literal["cpu", "nvjpeg"] = Field(
-        "cpu", description="what decodes JPEG files with --render device: the workers, or a CUDA --device (nvjpeg)"
+        "cpu", description="what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)"
     )
 
     @property
@@ -176,7 +176,7 @@ class Rendering(Machine):
             if self.render != "device":
                 raise ConfigError("--decoder nvjpeg decodes where pictures are rendered; give --render device too")
             if self.torch_device().type != "cuda":
-                raise ConfigError(f"--decoder nvjpeg needs a CUDA device, and --device {self.device} is none here")
+                raise ConfigError(f"--decoder nvjpeg needs a CUDA device, and `device={self.device}` is none here")
             if getattr(self, "on_bad_image", "fail") == "skip":
                 raise ConfigError("--decoder nvjpeg cannot skip bad images; leave out one of the two")
         return Renderer(self.torch_device(), self.decoder == "nvjpeg") if self.render == "device" else None

@@ -314,7 +314,7 @@ class Pictures(Dataset[Tensor]):
                 raise DataError(
                     f"{self.population.images.name} has no image {self.population.keys[int(members[row])].as_py()!r}, "
                     f"with which view {view} of {self.images.keys[row].as_py()!r} is mixed; give the whole data set "
-                    f"that was labelled (--limit trains on a part of it)"
+                    f"that was labelled (`limit` trains on a part of it)"
                 )
 
 

@@ -48,7 +48,7 @@ class Cache:
             chosen = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "softlabels"
         path = Path(chosen).absolute()
         if path.exists() and not path.is_dir():
-            raise StoreError(f"the cache {path} is no folder; name another with --cache-dir or ${_KEPT}")
+            raise StoreError(f"the cache {path} is no folder; name another with `cache_dir` or ${_KEPT}")
         return Cache(path, limit)
 
     def reserve(self, note: Path, size: int) -> None:
@@ -60,7 +60,7 @@ class Cache:
         if self.limit is not None and size > self.limit:
             raise StoreError(
                 f"a shard has {size:,} bytes, the cache {self.folder} may hold {self.limit:,}; give it more with "
-                f"--cache-size"
+                f"`cache_size`"
             )
         with self._locked(fcntl.LOCK_EX):
             if self.limit is not None:
@@ -92,7 +92,7 @@ class Cache:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise StoreError(f"cannot write the cache {self.folder}: {error.strerror}; choose a --cache-dir") from error
+            raise StoreError(f"cannot write the cache {self.folder}: {error.strerror}; choose a `cache_dir`") from error
         _lock.own(handle)
         try:
             with waiting(f"another process that uses the cache {self.folder}"):

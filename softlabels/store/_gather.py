@@ -58,7 +58,7 @@ def check_extent(folder: Folder, views: int, most: int = MOST_SLOTS) -> None:
     if views * len(folder.runs) > min(most, MOST_SLOTS):
         raise StoreError(
             f"{views:,} views of {len(folder.runs):,} runs of rows in {folder.place} are more than is read; make a "
-            f"store with more --rows-per-shard"
+            f"store with more `rows_per_shard`"
         )
 
 

@@ -333,8 +333,8 @@ def _made(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, set --cache-size, or "
-            f"choose another --cache-dir"
+            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, set `cache_size`, or "
+            f"choose another `cache_dir`"
         ) from error
     finally:
         discard(path)

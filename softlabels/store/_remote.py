@@ -153,7 +153,7 @@ class Remote:
                 raise StoreError(f"{where} may not be used: {_line(problem)}; check the credentials") from problem
             except Exception as problem:
                 if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                    raise StoreError(f"no space left for {where}; free some, or set --cache-size") from problem
+                    raise StoreError(f"no space left for {where}; free some, or set `cache_size`") from problem
                 if type(problem).__name__ in _HOPELESS:
                     raise StoreError(f"{where} cannot be used: {_line(problem)}") from problem
                 if wait is None:

@@ -38,7 +38,7 @@ class TrainConfig(Settings, Rendering, Caching):
     student: AnyStudent = Field(
         None,
         description="student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the "
-        "one of --init]",
+        "one of `init`]",
     )
     init: str | None = Field(
         None, description="run or file of softlabels to go on from, to fine-tune: network, size and weights are read"
@@ -56,19 +56,19 @@ class TrainConfig(Settings, Rendering, Caching):
     teacher: tuple[AnyTeacher, ...] = Field(
         (), description="teacher in the loop instead of stored labels (a control); repeatable"
     )
-    teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per --teacher")
+    teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per `teacher`")
     class_map: str | None = Field(
         None,
-        description="file of lines CLASS,COLUMN (or a JSON object): which column of a --teacher of more classes is "
+        description="file of lines CLASS,COLUMN (or a JSON object): which column of a `teacher` of more classes is "
         "each class of the data set, by number or name  [default: found by name]",
     )
     data: AnyData = Field(
-        None, description="data set  [default: the one the labels were made of; without --labels it must be named]"
+        None, description="data set  [default: the one the labels were made of; without `labels` it must be named]"
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     eval_data: AnyData = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
     eval_size: int | None = Field(
-        None, ge=1, le=8192, description="side of the pictures evaluated on  [default: --size]"
+        None, ge=1, le=8192, description="side of the pictures evaluated on  [default: `size`]"
     )
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     recipe: AnyRecipe = Field(None, description="views to train on without labels  [default: crop-flip]")
@@ -109,7 +109,7 @@ class TrainConfig(Settings, Rendering, Caching):
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
     )
     out: str | None = Field(
-        None, description="folder of the run  [default: runs/STUDENT, with --init runs/STUDENT-tuned]"
+        None, description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]"
     )
 
     @field_validator("term")
@@ -142,7 +142,7 @@ class SweepConfig(TrainConfig):
     """What `softlabels sweep` does: the settings of a run, and which of them vary."""
 
     grid: tuple[str, ...] = Field((), description="SETTING=VALUE,VALUE,... of `softlabels train`; repeatable")
-    runs: int = Field(1, ge=1, le=MOST, description="runs of each combination, with seeds from --seed upward")
+    runs: int = Field(1, ge=1, le=MOST, description="runs of each combination, with seeds from `seed` upward")
     compare: bool = Field(True, description="compare each student with its teacher on every training image")
     out: str | None = Field(None, description="folder of the sweep  [default: runs/sweep]")
 
@@ -173,7 +173,7 @@ class SweepConfig(TrainConfig):
 class EvalConfig(Machine):
     """What `softlabels eval` does."""
 
-    student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with --weights")
+    student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with `weights`")
     weights: str | None = Field(
         None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
     )

@@ -220,4 +220,4 @@ def _folder(source: Path) -> Path:
 
 def _check_installed(form: Form) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime") if form != "torch" else ():
-        required(package, "onnx", f"--format {form}")
+        required(package, "onnx", f"`format={form}`")

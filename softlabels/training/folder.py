@@ -81,7 +81,7 @@ class Record:
                 clauses.append(f"{name}: {value!r} there, and this version has no such setting")
         if clauses:
             raise RunError(
-                f"{self.folder} holds another run ({'; '.join(clauses[:5])}); choose another --out or remove the folder"
+                f"{self.folder} holds another run ({'; '.join(clauses[:5])}); choose another `out` or remove the folder"
             )
 
     def check_inputs(self, now: Mapping[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Record:
         if self.inputs is not None and clauses:
             raise RunError(
                 f"{self.folder} holds a run of something else than there is now: {'; '.join(clauses[:3])}; choose "
-                f"another --out, or remove the folder to train anew"
+                f"another `out`, or remove the folder to train anew"
             )
 
 
@@ -172,7 +172,7 @@ def held(folder: Path) -> Iterator[None]:
         except BusyError as problem:
             who = f" ({problem.holder})" if problem.holder else ""
             raise RunError(
-                f"another process{who} trains in {folder}; wait for it, stop it, or choose another --out"
+                f"another process{who} trains in {folder}; wait for it, stop it, or choose another `out`"
             ) from problem
         yield
 
@@ -185,7 +185,7 @@ def _changed(name: str, before: Any, now: Any) -> list[str]:
         return [clause for key in now if key in before for clause in _changed(f"{name}.{key}", before[key], now[key])]
     if before == now:
         return []
-    advice = " (--teachers chooses)" if name == "labels.teachers" else ""
+    advice = " (`teachers` chooses)" if name == "labels.teachers" else ""
     return [f"{name} {_short(before)} then, {_short(now)} now{advice}"]
 
 

@@ -128,7 +128,7 @@ def train(
         ConfigError: `patience` without anything to evaluate on, or a layer that the student has not.
     """
     if settings.patience is not None and score is None:
-        raise ConfigError("--patience needs images to evaluate on; name them with --eval-data")
+        raise ConfigError("`patience` needs images to evaluate on; name them with `eval_data`")
     processes = place.processes
     order = Order(lesson.samples.pictures, settings, processes, lesson.samples)
     per_epoch = order.steps_per_epoch
@@ -214,10 +214,10 @@ def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
             raise
         reason, size = first_line(problem), settings.batch_size
     if size <= processes.count:
-        raise RunError(f"not even one picture fits into memory ({reason}); take a smaller --student or --size")
+        raise RunError(f"not even one picture fits into memory ({reason}); take a smaller `student` or `size`")
     raise RunError(
-        f"a pass of --batch-size {size} does not fit into memory ({reason}); --batch-size {size // 2} --accumulate "
-        f"{2 * settings.accumulate} makes steps of as many pictures; the last checkpoint is kept"
+        f"a pass of `batch_size={size}` does not fit into memory ({reason}); `batch_size={size // 2}` "
+        f"`accumulate={2 * settings.accumulate}` makes steps of as many pictures; the last checkpoint is kept"
     )
 
 
@@ -247,8 +247,8 @@ class _Progress:
         self.recent.zero_()
         if not math.isfinite(float(self.sums[0])):
             raise RunError(
-                f"the loss is no longer finite at step {self.step}; lower --lr, clip gradients (--clip-grad 1) or "
-                f"train without --amp fp16; "
+                f"the loss is no longer finite at step {self.step}; lower `lr`, clip gradients (`clip_grad=1`) or "
+                f"train without `amp=fp16`; "
                 + (
                     "no checkpoint was written yet"
                     if self.kept is None

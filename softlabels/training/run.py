@@ -62,7 +62,7 @@ PARTNER_CHECKS = 1024
 DEFAULT_STUDENT = "mobilenetv3"
 
 CLASSIFIER = "classifier"
-"""In --train-only: the layer that tells the classes, whatever the network calls it."""
+"""In `train_only`: the layer that tells the classes, whatever the network calls it."""
 
 
 def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
@@ -77,15 +77,15 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 def check_named(config: TrainConfig) -> None:
     """Raises ConfigError when neither labels nor a data set is named."""
     if not config.labels and config.data is None:
-        raise ConfigError("there is nothing to learn from; give --labels STORE, or --data for hard labels alone")
+        raise ConfigError("there is nothing to learn from; give `labels=STORE`, or `data` for hard labels alone")
 
 
 def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
     check_named(config)
     if config.labels and config.teacher:
-        raise ConfigError("--labels and --teacher exclude each other: stored labels need no teacher in the loop")
+        raise ConfigError("`labels` and `teacher` exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
-        raise ConfigError("--shuffle-window needs the shards of a label store; give --labels STORE")
+        raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
     folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
     before = processes.led(lambda: _before(folder, config))
@@ -227,7 +227,7 @@ def _told_when_interrupted(checkpoints: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         step = newest_step(checkpoints)
-        said = "it begins anew: there is no checkpoint yet (--checkpoint-every)"
+        said = "it begins anew: there is no checkpoint yet (`checkpoint_every`)"
         if step is not None:
             said = f"the same command goes on from the checkpoint of step {step:,}"
         raise KeyboardInterrupt(f"interrupted; {said}") from stop
@@ -238,12 +238,12 @@ def _student(config: TrainConfig) -> StudentPart:
     if config.init is None:
         return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
     if config.weights is not None:
-        raise ConfigError("--init and --weights exclude each other: --init brings the network's weights")
+        raise ConfigError("`init` and `weights` exclude each other: `init` brings the network's weights")
     told = read_description(config.init)
     if config.student is None and (told is None or told.architecture.startswith("function:")):
         # A file of weights must never choose code that is then run.
         own = told.architecture.removeprefix("function:") if told else "NAME"
-        raise ConfigError(f"{config.init} does not name a network that is known here; name it with --student {own}")
+        raise ConfigError(f"{config.init} does not name a network that is known here; name it with `student={own}`")
     student = config.student or (told.architecture if told else "")
     return student_spec(student, weights=config.init, size=config.size)
 
@@ -274,7 +274,7 @@ def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
     if CLASSIFIER not in settings.train_only:
         return settings
     if not spec.head:
-        raise ConfigError(f"--train-only {CLASSIFIER}: {spec.slug} does not say which layer that is; name the layer")
+        raise ConfigError(f"`train_only={CLASSIFIER}`: {spec.slug} does not say which layer that is; name the layer")
     layers = tuple(name for each in settings.train_only for name in (spec.head if each == CLASSIFIER else [each]))
     return settings.model_copy(update={"train_only": layers})
 
@@ -298,7 +298,7 @@ def _lesson(
         lesson, told = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
         return lesson, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.said, *told]
     if not (images.labels >= 0).any():
-        raise DataError(f"{images.name} has no hard labels to learn from; give --labels STORE")
+        raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
     _check_untaught(config)
     samples = LabelledPictures(pictures, renderer=config.renderer)
@@ -329,9 +329,9 @@ def _taught(
     objective, notes = _objective(config, 0.0), []
     shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
     needing = {
-        f"--alpha {shares[0]:g}": shares[0] > 0,
-        f"--alpha-end {shares[1]:g}": shares[1] > 0,
-        "--wrong-teacher hard": config.wrong_teacher == "hard",
+        f"`alpha={shares[0]:g}`": shares[0] > 0,
+        f"`alpha_end={shares[1]:g}`": shares[1] > 0,
+        "`wrong_teacher=hard`": config.wrong_teacher == "hard",
         **{f"loss {loss.kind!r}": loss.needs_labels for loss in objective.losses},
     }
     notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
@@ -348,14 +348,14 @@ def _taught(
 def _check_untaught(config: TrainConfig) -> None:
     """Refuse what only has a meaning beside a teacher."""
     for flag, given in (
-        ("--alpha-end", config.alpha_end is not None),
-        ("--min-confidence", config.min_confidence > 0),
-        ("--wrong-teacher", config.wrong_teacher != "keep"),
-        ("--loss", config.loss not in ("kl", {"kind": "kl"})),
-        ("--teachers", bool(config.teachers)),
+        ("`alpha_end`", config.alpha_end is not None),
+        ("`min_confidence`", config.min_confidence > 0),
+        ("`wrong_teacher`", config.wrong_teacher != "keep"),
+        ("`loss`", config.loss not in ("kl", {"kind": "kl"})),
+        ("`teachers`", bool(config.teachers)),
     ):
         if given:
-            raise ConfigError(f"{flag} needs a teacher; give --labels STORE or --teacher NAME")
+            raise ConfigError(f"{flag} needs a teacher; give `labels=STORE` or `teacher=NAME`")
 
 
 def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
@@ -368,7 +368,7 @@ def _stored_lesson(
     config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
 ) -> tuple[Lesson, int, list[str]]:
     if config.recipe is not None:
-        raise ConfigError("--recipe cannot be chosen with --labels: the views are the ones that the teacher saw")
+        raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     labels = inputs.labels
     assert labels is not None
     labels.share(config.label_memory)
@@ -377,7 +377,7 @@ def _stored_lesson(
     views = labels.complete_views(teachers)
     if config.views_per_image > views:
         raise ConfigError(
-            f"--views-per-image {config.views_per_image} is more than the {views} views that {labels.store.location} "
+            f"`views_per_image={config.views_per_image}` is more than the {views} views that {labels.store.location} "
             f"holds; choose {views} or fewer, or dump more views"
         )
     for name in teachers:
@@ -425,7 +425,7 @@ def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
     if inputs.views > there:
         raise StoreError(
             f"the run was begun with {plural(inputs.views, 'view')} of {labels.store.location}, which has "
-            f"{there} now; dump the others again, or choose another --out"
+            f"{there} now; dump the others again, or choose another `out`"
         )
     return inputs.views
 
@@ -436,7 +436,7 @@ def _check_complete(labels: Labels, teacher: str, incomplete: bool) -> None:
     if each.views < begun and not incomplete:
         raise StoreError(
             f"{labels.store.location} is incomplete: {teacher} has {each.views} of {begun} views for all images; "
-            f"run the dump again to go on, or train on the finished ones: --incomplete"
+            f"run the dump again to go on, or train on the finished ones: `incomplete=True`"
         )
 
 
@@ -447,7 +447,7 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
         try:
             codec.check_temperature(1.0)
         except ConfigError as problem:
-            raise ConfigError(f"--min-confidence is of probabilities at temperature 1: {problem}") from problem
+            raise ConfigError(f"`min_confidence` is of probabilities at temperature 1: {problem}") from problem
     for term in objective.terms:
         if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
             codec.check_temperature(term.temperature)
@@ -455,7 +455,7 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
                 raise ConfigError(
                     f"term {term.loss.kind!r} has temperature {term.temperature:g} and the objective "
                     f"{objective.temperature:g}, but {codec.kind} labels are read at one; leave the term's out, or "
-                    f"dump with --codec dense"
+                    f"dump with `codec=dense`"
                 )
 
 
@@ -494,17 +494,17 @@ def _scoring(
         return None
     if not (tested.labels >= 0).any():
         if config.eval_data is not None:
-            raise DataError(f"{tested.name} has no hard labels to score against; choose --eval-data")
-        journal.say(f"no evaluation: {tested.name} has no hard labels; name images with --eval-data")
+            raise DataError(f"{tested.name} has no hard labels to score against; choose `eval_data`")
+        journal.say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
         return None
     check_classes(tested, names, "the student")
     # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
     fewer = len(tested.classes) < classes and bool(names) and are_numbers(names) and are_numbers(tested.classes)
     if len(tested.classes) != classes and not fewer:
-        raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose --eval-data")
+        raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose `eval_data`")
     for line in image_notes(tested):
         journal.say(line)
-    preprocessing = preprocessing.changed("--eval-size", size=config.eval_size)
+    preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
     pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
     if config.eval_size is not None:
         journal.say(f"evaluated on pictures of {config.eval_size} px")
@@ -534,12 +534,12 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
     try:
         tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
     except DataError as problem:
-        journal.say(f"no evaluation: {problem}; name images with --eval-data")
+        journal.say(f"no evaluation: {problem}; name images with `eval_data`")
         return None
     known = trained_on(tested, images)
-    # What --limit or a missing label leaves out of the one side that there is makes no held-out side.
+    # What `limit` or a missing label leaves out of the one side that there is makes no held-out side.
     if len(known) in (len(tested), len(images)):
-        journal.say(f"no evaluation: {images.name} has no held-out side; name images with --eval-data")
+        journal.say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
         return None
     if not len(known):
         return tested

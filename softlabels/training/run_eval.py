@@ -35,7 +35,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     images = describe(open_data(data, data_dir, config.split), journal)
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
-        raise DataError(f"{images.name} has no hard labels to score against; give --data with labels")
+        raise DataError(f"{images.name} has no hard labels to score against; give `data` with labels")
     network = open_teacher(
         spec, config, images, clean=True, class_map=config.class_map, role="student", say=journal.say
     )

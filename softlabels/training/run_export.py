@@ -26,14 +26,14 @@ def run_export(config: ExportConfig, journal: Journal) -> Exported:
             own = told.architecture.removeprefix("function:")
             raise ModelError(
                 f"{student} belongs to a network of your own, and a file of weights may not choose code; name the "
-                f"function yourself: --function {own}"
+                f"function yourself: `function={own}`"
             )
     written = exporting.export(student, form, None if config.out is None else Path(config.out), function)
     journal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
     if images is None and form != "int8":
         return written
     agreement = exporting.compare(student, written, form, images, function)
-    what = "pictures of noise (name images with --data)" if images is None else f"images of {images.name}"
+    what = "pictures of noise (name images with `data`)" if images is None else f"images of {images.name}"
     line = f"student and file name the same class of {agreement.agreed:.2%} of {agreement.images:,} {what}"
     if agreement.student_top1 is not None and agreement.exported_top1 is not None:
         line += f"; top-1 of the student {agreement.student_top1:.2%}, of the file {agreement.exported_top1:.2%}"

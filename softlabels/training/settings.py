@@ -27,11 +27,11 @@ class Settings(CommandConfig):
         "memory  [default: all]",
     )
     optimizer: str = Field("adamw", description="any optimizer of timm's factory: sgd, adamw, lamb, ...")
-    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="peak learning rate, before --lr-scaling")
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False, description="peak learning rate, before `lr_scaling`")
     lr_scaling: Literal["none", "linear", "sqrt"] = Field(
-        "none", description="scale the rate with the effective batch, of all passes and processes, over --lr-base-batch"
+        "none", description="scale the rate with the effective batch, of all passes and processes, over `lr_base_batch`"
     )
-    lr_base_batch: int = Field(256, ge=1, le=MOST, description="effective batch that --lr is meant for")
+    lr_base_batch: int = Field(256, ge=1, le=MOST, description="effective batch that `lr` is meant for")
     min_lr: float = Field(0.0, ge=0, allow_inf_nan=False, description="learning rate at the end of the cosine")
     lr_scale: dict[str, float] = Field(
         {}, description="multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still"

@@ -51,7 +51,7 @@ def parameter_groups(
         ConfigError: a name fits no parameter (the network's own layers are shown), or nothing is left to train.
     """
     named = dict(network.named_parameters())
-    for option, layers in (("--lr-scale", lr_scale), ("--train-only", train_only)):
+    for option, layers in (("`lr_scale`", lr_scale), ("`train_only`", train_only)):
         for layer in layers:
             if layer != NORMS and not any(_is_in(name, layer) for name in named):
                 held = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
@@ -67,7 +67,7 @@ def parameter_groups(
             flat = parameter.ndim <= 1 or name.endswith(".bias") or name in undecayed
             groups.setdefault((_scale(name, lr_scale), 0.0 if flat else weight_decay), []).append(parameter)
     if not groups:
-        raise ConfigError("--lr-scale and --train-only hold every layer still; leave one to train")
+        raise ConfigError("`lr_scale` and `train_only` hold every layer still; leave one to train")
     return [{"params": each, "lr_scale": scale, "weight_decay": decay} for (scale, decay), each in groups.items()]
 
 
@@ -113,7 +113,7 @@ def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         )
     except Exception as problem:  # optimizers check their packages, devices and numbers in any way
         reason = " ".join(str(problem).split())[:160] or f"{type(problem).__name__}; it may need CUDA or a package"
-        raise ConfigError(f"--optimizer {settings.optimizer} cannot be made: {reason}; choose another") from problem
+        raise ConfigError(f"`optimizer={settings.optimizer}` cannot be made: {reason}; choose another") from problem
 
 
 def check_optimizer(settings: Settings) -> None:
@@ -139,13 +139,13 @@ def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
     except Exception as problem:  # of the optimizer's own code
         reason = " ".join(str(problem).split())[:160] or type(problem).__name__
         raise ConfigError(
-            f"--optimizer {name} cannot be used here: it fails to step, or to go on from a checkpoint ({reason}); "
+            f"`optimizer={name}` cannot be used here: it fails to step, or to go on from a checkpoint ({reason}); "
             f"choose another"
         ) from problem
     pairs = ((tensor, resumed["network"][key]) for key, tensor in at_once["network"].items())
     if not all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in pairs):
         raise ConfigError(
-            f"--optimizer {name} cannot be used: from a checkpoint it does not go on as an uninterrupted run would; "
+            f"`optimizer={name}` cannot be used: from a checkpoint it does not go on as an uninterrupted run would; "
             f"choose another"
         )
 
@@ -208,7 +208,9 @@ class Learner:
         self, network: nn.Module, preprocessing: Preprocessing, settings: Settings, steps: int, warmup: int, at: Place
     ) -> None:
         if settings.sync_bn and at.compile and at.processes.count > 1:
-            raise ConfigError("--sync-bn and --compile exclude each other: compiled batch norms cannot be joined")
+            raise ConfigError(
+                "`sync_bn=True` and `compile=True` exclude each other: compiled batch norms cannot be joined"
+            )
         # Not preserve_format: a batch that was made channels_last would not be taken.
         layout = torch.channels_last if at.channels_last else torch.contiguous_format
         self.network = network.to(at.device)
@@ -236,7 +238,7 @@ class Learner:
         self._second_order = _is_second_order(self._optimizer)
         if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
             raise ConfigError(
-                f"--optimizer {settings.optimizer} takes second derivatives, in one process and without --amp fp16; "
+                f"`optimizer={settings.optimizer}` takes second derivatives, in one process and without `amp=fp16`; "
                 f"choose another"
             )
 
@@ -271,9 +273,9 @@ class Learner:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
                 raise ConfigError(
-                    f"the student's batch norms need 2 pictures or more, and a pass of --batch-size "
-                    f"{self._settings.batch_size} in {self._place.processes.count} process(es) has 1; raise "
-                    f"--batch-size, or choose a larger --size or a student without batch norms"
+                    f"the student's batch norms need 2 pictures or more, and a pass of "
+                    f"`batch_size={self._settings.batch_size}` in {self._place.processes.count} process(es) has 1; "
+                    f"raise `batch_size`, or choose a larger `size` or a student without batch norms"
                 ) from problem
 
     def learn(

@@ -170,13 +170,13 @@ def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool)
     if not held.any():
         raise StoreError(
             f"no image of this data set has labels in {labels.store.location}: the first is {keys[0].as_py()!r} here "
-            f"and {labels.keys[0].as_py()!r} there; is --data the right one?"
+            f"and {labels.keys[0].as_py()!r} there; is `data` the right one?"
         )
     if without and not leave_out:
         first = keys[int(np.flatnonzero(~held)[0])].as_py()
         raise StoreError(
             f"{without:,} of {len(held):,} images have no labels in {labels.store.location} (first: {first!r}); "
-            f"dump them, or train without them: --unlabelled leave-out"
+            f"dump them, or train without them: `unlabelled=leave-out`"
         )
     return Joined(np.flatnonzero(held), found[held], without)
 

@@ -51,7 +51,7 @@ class TensorBoard(Part):
     kind: Literal["tensorboard"] = "tensorboard"
 
     def check(self) -> None:
-        required("tensorboard", "tensorboard", "--track tensorboard")
+        required("tensorboard", "tensorboard", "`track=tensorboard`")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         return _TensorBoard(
@@ -67,7 +67,7 @@ class WandB(Part):
     mode: Literal["offline", "online"] = "offline"
 
     def check(self) -> None:
-        required("wandb", "wandb", "--track wandb")
+        required("wandb", "wandb", "`track=wandb`")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         import wandb
@@ -96,7 +96,7 @@ class MLflow(Part):
     experiment: str = "softlabels"
 
     def check(self) -> None:
-        required("mlflow", "mlflow", "--track mlflow")
+        required("mlflow", "mlflow", "`track=mlflow`")
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> Tracking:
         from mlflow.tracking import MlflowClient

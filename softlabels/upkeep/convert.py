@@ -84,13 +84,13 @@ def check_recoding(old: Codec, new: Codec, *, lossy: bool) -> None:
     if isinstance(old, SparseCodec):
         raise ConfigError(
             f"{spelled(old)} labels stand for other logits at each temperature, so another codec could keep those of "
-            f"one only; dump with --codec {spelled(new)} instead"
+            f"one only; dump with `codec={spelled(new)}` instead"
         )
     exact = isinstance(new, Dense) and new.dtype == "fp32"
     if not (exact or lossy):
         raise ConfigError(
-            f"{spelled(new)} would round labels that are {spelled(old)} now; allow it with --lossy, or dump with "
-            f"--codec {spelled(new)}"
+            f"{spelled(new)} would round labels that are {spelled(old)} now; allow it with `lossy=True`, or dump with "
+            f"`codec={spelled(new)}`"
         )
 
 
@@ -202,7 +202,7 @@ def _check_runs(first: TeacherLabels, other: TeacherLabels) -> None:
     if first.runs != other.runs:
         raise StoreError(
             f"{first.location} and {other.location} cut their rows into other shards ({len(first.runs):,} and "
-            f"{len(other.runs):,} runs); dump with the same --rows-per-shard"
+            f"{len(other.runs):,} runs); dump with the same `rows_per_shard`"
         )
 
 

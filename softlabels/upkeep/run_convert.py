@@ -20,7 +20,7 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
     """Copy a store's labels into another format or codec; all is checked before anything is written."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     if _place(config.out) == _place(labels.store.location):
-        raise ConfigError(f"--out {config.out} is the store to convert; choose another folder")
+        raise ConfigError(f"`out={config.out}` is the store to convert; choose another folder")
     names = dict.fromkeys(labels.select(config.teachers))
     _check_any(labels.store.location, names)
     wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
@@ -43,7 +43,7 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     there = [open_store(out, cache)] if holds_store(out, cache) else []
     stores = _distinct([*there, *(open_store(each, cache) for each in config.labels)])
     if len(stores) == len(there):
-        raise ConfigError(f"--out {out} is the only store to merge; name those that are to be merged into it")
+        raise ConfigError(f"`out={out}` is the only store to merge; name those that are to be merged into it")
     converting.check_same(stores)
     names = sorted({name for store in stores for name in store.teachers})
     _check_any(", ".join(config.labels), names)
@@ -106,5 +106,6 @@ def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journ
         removed = source.removed
         if removed:
             journal.say(
-                f"  {len(removed):,} of them were damaged and removed; `softlabels repair --redump` makes them again"
+                f"  {len(removed):,} of them were damaged and removed; `softlabels repair` with `redump=True` makes "
+                f"them again"
             )

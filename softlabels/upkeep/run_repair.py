@@ -72,7 +72,7 @@ class _Workshop:
         """Dump these shards of a teacher again."""
         config, labels = self._config, self._labels
         repairing.check_contents(labels.store, self.images, shards)
-        reopen = reopening(config, labels, self.images, "leave --redump out to only remove the damage")
+        reopen = reopening(config, labels, self.images, "leave `redump=True` out to only remove the damage")
         teacher = reopen(name)
         views = max(shard.stop_view for shard in shards)
         for line in mixture(name, renderers(labels.of(name)), CPU):
@@ -110,7 +110,7 @@ def _lines(report: RepairReport, damaged: list[Shard], labels: Labels) -> list[s
 def _missing(report: RepairReport, missing: list[Shard], labels: Labels) -> str:
     return (
         f"{report.teacher}: {len(missing):,} shards that a repair removed are still missing: {_named(report.missing)}; "
-        f"`softlabels repair --redump` makes them again, or {_dump_command(report.teacher, missing, labels)}"
+        f"`softlabels repair` with `redump=True` makes them again, or {_dump_command(report.teacher, missing, labels)}"
     )
 
 
@@ -130,4 +130,4 @@ def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:
     where = labels.store.location
     if (Path(root) / saved_import(teacher)).exists():
         return f"`softlabels import` with the settings in {root / saved_import(teacher)} makes them again{besides}"
-    return f"the command that made {where} makes them again{besides}: dump (with --views {views}), convert or merge"
+    return f"the command that made {where} makes them again{besides}: dump (with `views={views}`), convert or merge"

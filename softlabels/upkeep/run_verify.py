@@ -37,7 +37,7 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
 
 def _rerun(findings: Findings, config: VerifyConfig, labels: Labels, images: Images) -> None:
     addresses = labels.rows(images.keys)
-    reopen = reopening(config, labels, images, "--samples 0 to leave this check out")
+    reopen = reopening(config, labels, images, "`samples=0` to leave this check out")
     for name in labels.teachers:
         if labels.of(name).card.spec.get("kind") == IMPORTED:
             findings.checks.append(f"{name}: imported, so its teacher is not run again")

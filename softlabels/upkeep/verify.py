@@ -151,7 +151,7 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
         if part:
             findings.notes.append(f"{said}; they are not looked at")
         else:
-            findings.check("images of the store", [f"{said}; bring them back, or name the part with --data"])
+            findings.check("images of the store", [f"{said}; bring them back, or name the part with `data`"])
     if findings.ok:
         compared, differing = compare_digests(labels, images)
         findings.check(f"digests of {compared:,} rendered views", differing)
@@ -187,7 +187,7 @@ def compare_teacher(
         seen = pictures.render(rows[some], views[some])
         said = teacher.logits(seen).cpu()
         if not said.isfinite().all():
-            raise ModelError(f"teacher {name} gives NaN or infinite logits; check its weights, or leave out --amp")
+            raise ModelError(f"teacher {name} gives NaN or infinite logits; check its weights, or leave out `amp`")
         apart = max(apart, dependence_on_neighbours(teacher.logits, seen, said))
         again.append(said)
     fresh, addresses = torch.cat(again), labels.rows(images.keys.take(rows.tolist()))

@@ -208,7 +208,7 @@ class Recipe(BaseModel):
             kinds = ", ".join(repr(step.kind) for step in self.steps if isinstance(step, Recorded))
             raise ConfigError(
                 f"views of {kinds} are recorded with the labels they were made for and cannot be drawn; choose another "
-                f"--recipe, or name the store that holds them"
+                f"`recipe`, or name the store that holds them"
             )
         draws = list(views.draws)
         for place, step in enumerate(self.steps):

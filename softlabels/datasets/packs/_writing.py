@@ -108,12 +108,12 @@ def create_pack(
         if differing == ["contents"]:
             raise DataError(
                 f"{root} was packed from other pictures under the same names (told by their {manifest.inputs['by']}); "
-                f"remove it to pack these, or choose another --out"
+                f"remove it to pack these, or choose another `out`"
             )
         differing = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in differing]
         if differing:
             raise DataError(
-                f"{root} holds another pack: {'; '.join(differing)[:500]}; use the same settings or another --out"
+                f"{root} holds another pack: {'; '.join(differing)[:500]}; use the same settings or another `out`"
             )
         return PackWriter(root, there)
     _written(root, manifest, manifest.table, {"pack": manifest.id}, _columns(images))

@@ -29,7 +29,7 @@ def fetch(url: str, what: str) -> Path:
     """The file of `url` in torch.hub's folder, downloaded when it is not there; its name's hash is checked.
 
     Raises:
-        ModelError: it is not there and cannot be downloaded; the message names `what`, the file and ``--weights``.
+        ModelError: it is not there and cannot be downloaded; the message names `what`, the file and `weights`.
     """
     file = cached_file(url)
     if file.exists():
@@ -58,7 +58,7 @@ def out_of_reach(what: str, url: str, file: Path | None, problem: Exception) -> 
     there = f"put the file from {url} at {file}, or give it as" if file else f"download {url} elsewhere and give it as"
     return ModelError(
         f"pretrained weights {what} are not on this machine and could not be downloaded ({reason}); {there} "
-        f"--weights FILE"
+        f"`weights=FILE`"
     )
 
 

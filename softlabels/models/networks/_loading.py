@@ -105,13 +105,13 @@ def trained_file(path: str | Path) -> Trained:
     where = str(file.path)
     told = Description.from_metadata(file.metadata, file.path)
     if told is None:
-        raise ModelError(f"{where} does not say its architecture; name it and add --weights {where}")
+        raise ModelError(f"{where} does not say its architecture; name it and add `weights={where}`")
     if told.architecture.startswith("function:"):
         # A file of weights must never choose code that is then run.
         function = told.architecture.removeprefix("function:")
         raise ModelError(
             f"{where} belongs to a network of your own, and a file of weights may not choose code; name the function "
-            f"yourself: {function} with --weights {where}"
+            f"yourself: {function} with `weights={where}`"
         )
     return _from_file(resolve(told.architecture), file, told, told.preprocessing)
 
@@ -266,7 +266,7 @@ def from_function(
 def _published(known: Architecture, name: str, training: bool) -> Trained:
     weights = published_weights(known, name)
     if weights is None:
-        raise ModelError(f"{known} has no published weights; give --weights FILE, or --weights random for a trial")
+        raise ModelError(f"{known} has no published weights; give `weights=FILE`, or `weights=random` for a trial")
     wanted = preprocessing(known, training=True) if training and name == "default" else weights.preprocessing
     return Trained(known, weights.load(), weights.classes, weights.class_names, wanted, weights.licence, weights.name)
 

@@ -40,7 +40,7 @@ class Timm:
             if repository[1] is None:
                 raise ModelError(
                     f"{network} is a repository of the hub, and networks are loaded from those of timm alone; download "
-                    f"its weights and give timm:NAME --weights FILE, or a module:function that calls timm.create_model"
+                    f"its weights and give timm:NAME `weights=FILE`, or a module:function that calls timm.create_model"
                 )
             return repository[2]
         return _former().get(network) or network
@@ -164,7 +164,7 @@ def _loaded(network: str, file: Path) -> dict[str, Tensor]:
     except Exception as problem:
         reason = " ".join(str(problem).split())[:200]
         raise ModelError(
-            f"{file} cannot be loaded as timm:{network} ({reason}); remove it, or give --weights FILE"
+            f"{file} cannot be loaded as timm:{network} ({reason}); remove it, or give `weights=FILE`"
         ) from (problem)
 
 

@@ -126,7 +126,7 @@ class Weights:
         keys = [each.key or "." for each in candidates]
         return ModelError(
             f"{self.path} holds several weights: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}; choose one "
-            f"by its key, such as --weights {self.path}:{keys[-1]}"
+            f"by its key, such as `weights={self.path}:{keys[-1]}`"
         )
 
 

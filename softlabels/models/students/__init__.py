@@ -61,7 +61,7 @@ def student_spec(
     size: int | None = None,
     **settings: Any,
 ) -> StudentPart:
-    """The part that ``--student NAME --weights W --size S`` means; further `settings` count where not None.
+    """The part that `student=NAME` `weights=W` `size=S` means; further `settings` count where not None.
 
     A mapping or a part, as a config has it, is taken as it is and may not be given any of these as well.
 

@@ -30,7 +30,7 @@ class FunctionStudent(networks.NetworkSettings):
     @classmethod
     def _weights_are_a_file(cls, weights: str | None) -> str | None:
         if weights == "default" or networks.random_seed(weights) is not None:
-            raise ValueError("a function's network comes with its own weights; give a file or leave --weights out")
+            raise ValueError("a function's network comes with its own weights; give a file or leave `weights` out")
         return weights
 
     @property
@@ -69,7 +69,7 @@ class FunctionStudent(networks.NetworkSettings):
         if kind != torch.float32:
             raise ModelError(
                 f"student {self.slug} has weights of {str(kind).removeprefix('torch.')}; return float32 ones "
-                f"(network.float()), and compute in half precision with --amp"
+                f"(network.float()), and compute in half precision with `amp`"
             )
         if self.weights is not None:
             where, _ = networks.fitted(network, self.weights, self.resolved)

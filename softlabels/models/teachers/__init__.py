@@ -114,7 +114,7 @@ TEACHERS: Table[TeacherPart] = tables.TEACHERS
 def teacher_spec(
     teacher: str | Mapping[str, Any] | TeacherPart, weights: str | None = None, **settings: Any
 ) -> TeacherPart:
-    """The part that ``--teacher NAME --weights W`` means; `settings` such as `size` or `name` count where not None.
+    """The part that `teacher=NAME` `weights=W` means; `settings` such as `size` or `name` count where not None.
 
     A mapping or a part, as a config has it, is taken as it is and may not be given `weights` or `settings` as well.
 

@@ -27,7 +27,7 @@ class FileTeacher(networks.NetworkSettings):
     def _no_other_weights(cls, weights: str | None) -> str | None:
         if weights is not None:
             raise ValueError(
-                "the file is the weights; leave --weights out, or name an architecture instead of the file"
+                "the file is the weights; leave `weights` out, or name an architecture instead of the file"
             )
         return weights
 

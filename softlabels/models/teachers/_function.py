@@ -26,7 +26,7 @@ class FunctionTeacher(networks.NetworkSettings):
     @classmethod
     def _weights_are_a_file(cls, weights: str | None) -> str | None:
         if weights == "default" or networks.random_seed(weights) is not None:
-            raise ValueError("a function's network comes with its own weights; give a file or leave --weights out")
+            raise ValueError("a function's network comes with its own weights; give a file or leave `weights` out")
         return weights
 
     @property

@@ -109,7 +109,7 @@ class NetworkTeacher:
             if is_out_of_memory(problem) or not _is_of_compiler(problem):
                 raise
             reason = first_line(problem)
-            raise ModelError(f"{whose} cannot be compiled ({reason}); leave out --compile") from problem
+            raise ModelError(f"{whose} cannot be compiled ({reason}); leave out `compile=True`") from problem
 
 
 def _is_of_compiler(problem: BaseException) -> bool:
@@ -136,7 +136,7 @@ def teach(
         ConfigError: `amp` is unknown, or `device` cannot be used.
     """
     if amp is not None and amp not in _AMP_TYPES:
-        raise ConfigError(f"mixed precision is fp16 or bf16, not {amp!r}; choose one with --amp or leave it out")
+        raise ConfigError(f"mixed precision is fp16 or bf16, not {amp!r}; choose one with `amp` or leave it out")
     network, whose = origin.network, f"{role} {name}"
     _refuse_batch_statistics(network, whose)
     fingerprint = digest(network.state_dict())
@@ -155,7 +155,7 @@ def teach(
     if classes is not None and classes != count:
         raise ModelError(
             f"{whose} ({origin.where}) has {count} classes, the data set {classes}; "
-            f"choose weights made for these classes, or other --data"
+            f"choose weights made for these classes, or other `data`"
         )
     set_mode(network, False)
     return NetworkTeacher(
