@@ -126,7 +126,7 @@ def test_items_that_are_mappings_get_a_further_entry(clean: Path) -> None:
 
 def test_labels_of_crops_are_not_attached_to_other_pictures(shards: Path, clean: Path, photos: Path) -> None:
     folder = torchvision.datasets.ImageFolder(photos)
-    with pytest.raises(softlabels.ConfigError, match=r"3 views of random-resized-crop.*--recipe clean --views 1"):
+    with pytest.raises(softlabels.ConfigError, match=r"3 views of random-resized-crop.*`recipe=clean` `views=1`"):
         softlabels.attach(folder, softlabels.open_labels(shards))
     labels = softlabels.open_labels(clean)
     with pytest.raises(softlabels.ConfigError, match="give keys="):

@@ -147,7 +147,7 @@ def test_logits_that_are_no_matrix_of_floats_are_refused(codec: Codec) -> None:
 @every
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_temperature_is_refused(codec: Codec, temperature: float) -> None:
-    with pytest.raises(ConfigError, match="--temperature"):
+    with pytest.raises(ConfigError, match="`temperature`"):
         codec.check_temperature(temperature)
 
 
@@ -170,7 +170,7 @@ def test_a_temperature_that_is_not_honest_is_refused_with_the_codec_to_use(
     codec = CODECS.make(name)
     codec.check_temperature(honest)
     if not_honest is not None:
-        with pytest.raises(ConfigError, match=f"{codec.kind}.* {not_honest}; .*--codec {instead}"):
+        with pytest.raises(ConfigError, match=f"{codec.kind}.* {not_honest}; .*`codec={instead}"):
             codec.check_temperature(not_honest)
 
 

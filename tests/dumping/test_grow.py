@@ -162,7 +162,7 @@ def test_a_loop_of_ones_own_grows_a_store_too(photos: Path, tmp_path: Path) -> N
 
     assert label(grow=False) == 18
     add(photos)
-    with pytest.raises(softlabels.StoreError, match="with --grow"):
+    with pytest.raises(softlabels.StoreError, match="with `grow=True`"):
         label(grow=False)
     assert label(grow=True) == 2
 

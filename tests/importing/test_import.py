@@ -133,7 +133,7 @@ def test_tinyvits_names_are_found_and_seeds_recorded(tmp_path: Path) -> None:
 
 
 def test_a_class_beyond_the_teachers_is_refused_with_the_file(sources: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(softlabels.DataError, match=r"\.tar names class 2 of 2; .*--classes"):
+    with pytest.raises(softlabels.DataError, match=r"\.tar names class 2 of 2; .*`classes`"):
         imported("fkd", sources / "fkd", photos, tmp_path / "s", classes=2)
     assert not (tmp_path / "s").exists()
     assert imported("fkd", sources / "fkd", photos, tmp_path / "s", classes=5).classes == 5
@@ -306,7 +306,7 @@ def test_images_without_labels_are_refused_or_left_unlabelled(
     gone = "train/class-1/003.tar" if project == "fkd" else "9.pth.tar"
     (tmp_path / "f" / gone).unlink()
     with pytest.raises(
-        softlabels.DataError, match=r"1 of 18 images have no label .*class-1/003.jpg.*--on-missing skip"
+        softlabels.DataError, match=r"1 of 18 images have no label .*class-1/003.jpg.*`on_missing=skip`"
     ):
         imported(project, tmp_path / "f", photos, tmp_path / "s")
     labels = imported(project, tmp_path / "f", photos, tmp_path / "s", on_missing="skip")
@@ -560,7 +560,7 @@ def test_files_of_another_project_are_recognised(project: str, sources: Path, ph
         with pytest.raises(softlabels.DataError, match=r"holds labels of SRe2L .*epoch_E/batch_B.tar.*not imported"):
             imported(project, folder, photos, tmp_path / "s")
     other = "tinyvit" if project != "tinyvit" else "ml-dr"
-    with pytest.raises(softlabels.DataError, match=rf"holds labels of {other}; import them with --from {other}"):
+    with pytest.raises(softlabels.DataError, match=rf"holds labels of {other}; import them with `from_={other}`"):
         imported(project, sources / other, photos, tmp_path / "s")
 
 
@@ -580,7 +580,7 @@ def test_what_is_not_replayed_is_named_and_its_labels_can_be_had_alone(
     augment: dict[str, Any], said: str, images: Any, photos: Path, tmp_path: Path
 ) -> None:
     shares, _ = rivals.write_ml_dr(tmp_path / "f", images, augment=augment)
-    with pytest.raises(softlabels.ConfigError, match=f"config.pth.tar tells of .*{said}.*--labels-only"):
+    with pytest.raises(softlabels.ConfigError, match=f"config.pth.tar tells of .*{said}.*`labels_only=True`"):
         imported("ml-dr", tmp_path / "f", photos, tmp_path / "s")
     labels = imported("ml-dr", tmp_path / "f", photos, tmp_path / "s", labels_only=True)
     np.testing.assert_allclose(labels.probabilities(range(ROWS), 2).numpy(), expected(shares, 2)[:, 2], atol=1e-6)
@@ -967,7 +967,7 @@ def test_the_same_command_goes_on_and_other_files_are_refused(
         imported("fkd", tmp_path / "f", photos, tmp_path / "s")
     with pytest.raises(softlabels.ConfigError, match="holds 3 views of each image, asked for were 9"):
         imported("fkd", sources / "fkd", photos, tmp_path / "t", views=9)
-    with pytest.raises(softlabels.ConfigError, match="--limit leaves out images with which views"):
+    with pytest.raises(softlabels.ConfigError, match="`limit` leaves out images with which views"):
         imported("ml-dr", sources / "mixed", photos, tmp_path / "t", limit=5)
     part = imported("ml-dr", sources / "ml-dr", photos, tmp_path / "t", limit=5)
     assert len(part) == 5

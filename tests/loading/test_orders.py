@@ -127,7 +127,7 @@ def test_a_window_of_bytes_is_one_of_shards(pictures: SoftLabelDataset) -> None:
     assert order("1GB") == order(RUNS)
     pictures.labels.share(unit)  # the order is the store's, whatever memory there is here
     assert order(f"{4 * unit}B") == order(4)
-    with pytest.raises(softlabels.SoftlabelsError, match=rf"no room for one shard.*--shuffle-window {unit}B or more"):
+    with pytest.raises(softlabels.SoftlabelsError, match=rf"no room for one shard.*`shuffle_window={unit}B` or more"):
         order(f"{unit - 1}B")
 
 

@@ -98,7 +98,7 @@ SEVERAL = {
 def test_of_several_weights_none_is_chosen_and_each_can_be(what: str) -> None:
     content, key = SEVERAL[what]
     torch.save(content, "c.pth")
-    with pytest.raises(ModelError, match=r"several weights: .*--weights c\.pth:") as raised:
+    with pytest.raises(ModelError, match=r"several weights: .*`weights=c\.pth:") as raised:
         read("c.pth")
     assert key.split(".")[0] in str(raised.value) and "\n" not in str(raised.value)
     assert read(f"c.pth:{key}") == networks.digest(AVERAGE)

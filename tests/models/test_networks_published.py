@@ -122,7 +122,7 @@ def test_without_a_network_timm_is_refused_at_once(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     began = time.monotonic()
-    with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*download https://.*--weights FILE"):
+    with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*download https://.*`weights=FILE`"):
         networks.trained("timm:resnet18", None)
     assert time.monotonic() - began < 5
 
@@ -138,7 +138,7 @@ def test_a_damaged_cached_file_is_named() -> None:
 
 
 def test_small_networks_have_no_published_weights() -> None:
-    with pytest.raises(ModelError, match=r"small:cnn_tiny has no published weights.*--weights FILE"):
+    with pytest.raises(ModelError, match=r"small:cnn_tiny has no published weights.*`weights=FILE`"):
         networks.trained("cnn_tiny", None)
 
 

@@ -99,7 +99,7 @@ def test_a_name_that_is_no_safe_folder_is_refused(name: str) -> None:
 
 
 def test_settings_that_make_no_sense_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match="leave --weights out"):
+    with pytest.raises(ConfigError, match="leave `weights` out"):
         teacher_spec("file:best.safetensors", "other.pt")
     with pytest.raises(ConfigError, match="no setting 'sise'"):
         teacher_spec("resnet18", sise=3)
@@ -147,7 +147,7 @@ def test_random_weights_are_their_seed(run: Path) -> None:
 
 
 def test_a_small_network_without_weights_says_what_is_missing() -> None:
-    with pytest.raises(ModelError, match="--weights FILE"):
+    with pytest.raises(ModelError, match="`weights=FILE`"):
         teacher_spec("cnn_small").open()
 
 

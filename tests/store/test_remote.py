@@ -69,7 +69,7 @@ def test_a_cache_that_is_too_small_says_which_option(bucket: str, softlabels_com
     trained = softlabels_command(*TRAIN, "--labels", bucket, "--cache-size", "1kB")
     assert trained.exit_code == 1
     assert "--cache-size" in trained.output.splitlines()[-1]
-    with pytest.raises(StoreError, match="--cache-size"):
+    with pytest.raises(StoreError, match="`cache_size`"):
         softlabels.open_labels(bucket, cache_size=10).logits([0], 0)
     for wrong in ("many", "-3", "3XB"):
         assert softlabels_command(*TRAIN, "--labels", bucket, "--cache-size", wrong).exit_code == 2

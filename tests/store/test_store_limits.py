@@ -33,7 +33,7 @@ def test_more_runs_and_views_than_are_read_are_refused_before_they_are_made(
     monkeypatch.setattr(_gather, "MOST_SLOTS", 64)
     labels = filled(tmp_path / "s", rows=50, rows_per_shard=10, views=12)  # 60 slots of 64
     assert_holds(open_store(tmp_path / "s").teacher("cnn"), 12)
-    with pytest.raises(StoreError, match=r"13 views of 5 runs .* more --rows-per-shard"):
+    with pytest.raises(StoreError, match=r"13 views of 5 runs .* more `rows_per_shard`"):
         labels.missing(13)
     assert labels.missing(12) == []
 

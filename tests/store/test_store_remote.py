@@ -171,7 +171,7 @@ def test_a_cache_smaller_than_the_store_is_never_exceeded(tmp_path: Path, bucket
 def test_a_cache_without_room_for_one_shard_says_so(tmp_path: Path, bucket: str, put: Any) -> None:
     filled(tmp_path / "s")
     sent(put, tmp_path / "s")
-    with pytest.raises(StoreError, match=r"may hold 100; give it more with --cache-size"):
+    with pytest.raises(StoreError, match=r"may hold 100; give it more with `cache_size`"):
         open_store(bucket, Cache.at(None, 100)).teacher("cnn").take([0], [0])
 
 

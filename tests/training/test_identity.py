@@ -187,7 +187,7 @@ def test_a_second_teacher_is_named_where_all_were_learnt_from(tmp_path: Path, ph
     store = labels(tmp_path / "shards", photos)
     train(tmp_path / "run", labels=store)
     labels(tmp_path / "shards", photos, teacher=["cnn_small"])
-    with pytest.raises(RunError, match=r"labels.teachers cnn_tiny then, cnn_small, cnn_tiny now .*--teachers"):
+    with pytest.raises(RunError, match=r"labels.teachers cnn_tiny then, cnn_small, cnn_tiny now .*`teachers`"):
         train(tmp_path / "run", labels=store)
     train(tmp_path / "run", labels=store, teachers=["cnn_tiny"])
 

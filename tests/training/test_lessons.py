@@ -130,7 +130,7 @@ def test_the_hard_parts_share_goes_in_a_line_from_the_first_step_to_the_last(
     records = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert "from 0 at the first step to 1 at the last" in header(tmp_path / "run")
     assert (records["hard"] > 0).all()
-    with pytest.raises(softlabels.ConfigError, match="--alpha-end needs a teacher"):
+    with pytest.raises(softlabels.ConfigError, match="`alpha_end` needs a teacher"):
         softlabels.train(data="digits", limit=8, alpha_end=1.0, out=str(tmp_path / "no"), **TINY)
 
 
@@ -246,7 +246,7 @@ def test_a_student_goes_on_from_an_earlier_run_on_hard_labels(stores: dict[str, 
     before, after = (load_file(tmp_path / "first" / "best.safetensors"), weights(tmp_path / "second"))
     for name in ("features.0.weight", "head.weight"):
         torch.testing.assert_close(before[name], after[name], atol=1e-6, rtol=0)
-    with pytest.raises(softlabels.ConfigError, match="--init and --weights exclude each other"):
+    with pytest.raises(softlabels.ConfigError, match="`init` and `weights` exclude each other"):
         softlabels.train(**common, weights="random", out=str(tmp_path / "no"))
     with pytest.raises(softlabels.ModelError, match="holds the weights of small:cnn_tiny, not of small:cnn_small"):
         softlabels.train(**{**common, "student": "cnn_small"}, out=str(tmp_path / "no"))
@@ -273,7 +273,7 @@ def test_the_classifier_alone_learns_at_another_size_and_is_evaluated_at_a_third
     changed = {name for name, tensor in weights(tmp_path / "norms").items() if not torch.equal(tensor, before[name])}
     assert {"features.1.weight", "features.1.running_mean", "head.weight"} <= changed
     assert not {"features.0.weight", "features.3.weight"} & changed
-    with pytest.raises(softlabels.ConfigError, match=r"--train-only body: the student has no such layer; it has feat"):
+    with pytest.raises(softlabels.ConfigError, match=r"`train_only=body`: the student has no such layer; it has feat"):
         softlabels.train(train_only="body", out=str(tmp_path / "no"), **common)
     with pytest.raises(softlabels.ConfigError, match="does not say which layer that is"):
         own = {**TINY, "student": "process_worker:student", "data": str(photos)}
@@ -394,7 +394,7 @@ def test_a_run_that_gets_no_better_stops_and_stays_stopped(photos: Path, tmp_pat
     assert result["steps"] == 9  # one evaluation that is the best, two that are not
     (tmp_path / "run" / "result.json").unlink()
     assert softlabels.train(out=str(tmp_path / "run"), **settings)["steps"] == 9
-    with pytest.raises(softlabels.ConfigError, match="--patience needs images"):
+    with pytest.raises(softlabels.ConfigError, match="`patience` needs images"):
         softlabels.train(**{**settings, "eval_data": None}, out=str(tmp_path / "no"))
 
 
@@ -505,7 +505,7 @@ def test_confidence_at_1_is_refused_of_labels_that_do_not_know_it(photos: Path, 
     codec = {"kind": "sampled", "k": 2, "temperature": 4.0}
     common = {"teacher": ["cnn_small"], "weights": ["random"], "data": str(photos), "views": 2, "device": "cpu"}
     softlabels.dump(codec=codec, out=str(tmp_path / "s"), quiet=True, **common)
-    with pytest.raises(softlabels.ConfigError, match="--min-confidence is of probabilities at temperature 1"):
+    with pytest.raises(softlabels.ConfigError, match="`min_confidence` is of probabilities at temperature 1"):
         softlabels.train(
             labels=str(tmp_path / "s"), temperature=4.0, min_confidence=0.5, out=str(tmp_path / "no"), **TINY
         )

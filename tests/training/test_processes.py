@@ -206,7 +206,7 @@ def test_the_one_picture_left_over_of_an_epoch_is_learnt_too(photos: Path, tmp_p
     left = {**common, "limit": 9, "epochs": 2, "workers": 0}
     result = softlabels.train(batch_size=8, out=str(tmp_path / "left"), **left)
     assert result["steps"] == 4
-    with pytest.raises(softlabels.ConfigError, match="need 2 pictures or more, and a pass of --batch-size 1"):
+    with pytest.raises(softlabels.ConfigError, match="need 2 pictures or more, and a pass of `batch_size=1`"):
         softlabels.train(batch_size=1, out=str(tmp_path / "no"), **left)
 
 

@@ -214,7 +214,7 @@ def test_an_incomplete_store_is_trained_on_only_when_told_so(photos: Path, tmp_p
     dump = {"teacher": ["cnn_tiny"], "weights": ["random"], "data": str(photos), "rows_per_shard": 6, "quiet": True}
     softlabels.dump(**dump, views=2, out=str(tmp_path / "s"))
     softlabels.dump(**dump, views=4, part="0/3", out=str(tmp_path / "s"))
-    with pytest.raises(softlabels.StoreError, match=r"2 of 4 views.*--incomplete"):
+    with pytest.raises(softlabels.StoreError, match=r"2 of 4 views.*`incomplete=True`"):
         softlabels.train(labels=str(tmp_path / "s"), out=str(tmp_path / "run"), **TINY)
     assert (
         softlabels.train(labels=str(tmp_path / "s"), incomplete=True, out=str(tmp_path / "run"), **TINY)["steps"] == 9
@@ -335,7 +335,7 @@ def test_an_optimizer_that_cannot_be_used_is_refused_before_the_folder_is_made(
 ) -> None:
     settings = {"data": "digits", "limit": 20, "recipe": "pad", **TINY, "epochs": 1}
     if not torch.cuda.is_available():
-        with pytest.raises(softlabels.ConfigError, match=r"--optimizer fusedadam cannot be made.*CUDA"):
+        with pytest.raises(softlabels.ConfigError, match=r"`optimizer=fusedadam` cannot be made.*CUDA"):
             softlabels.train(optimizer="fusedadam", out=str(tmp_path / "run"), **settings)
 
     class Forgetful(torch.optim.SGD):

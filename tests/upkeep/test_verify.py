@@ -115,7 +115,7 @@ def test_a_store_without_its_manifest_is_no_store(store: Path) -> None:
 def test_moved_images_are_found_with_data(store: Path) -> None:
     photos = store.parent / "photos"
     photos.rename(store.parent / "elsewhere")
-    with pytest.raises(softlabels.DataError, match="--data"):
+    with pytest.raises(softlabels.DataError, match="`data`"):
         softlabels.verify(labels=str(store), quiet=True)
     assert softlabels.verify(labels=str(store), data=str(store.parent / "elsewhere"), quiet=True).ok
 
@@ -164,7 +164,7 @@ def test_a_teacher_that_the_store_lacks_is_not_passed_over(store: Path) -> None:
 
 def test_only_options_that_help_are_named_when_images_have_moved(store: Path) -> None:
     (store.parent / "photos").rename(store.parent / "elsewhere")
-    with pytest.raises(softlabels.DataError, match="say with --data where the images lie now"):
+    with pytest.raises(softlabels.DataError, match="say with `data` where the images lie now"):
         softlabels.verify(labels=str(store), quiet=True)
 
 
