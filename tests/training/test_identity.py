@@ -69,7 +69,7 @@ def test_labels_that_were_dumped_anew_otherwise_are_another_run(
     with pytest.raises(RunError, match=said) as refusal:
         train(tmp_path / "run", labels=store)
     assert "\n" not in str(refusal.value)
-    assert "choose another --out" in str(refusal.value)
+    assert "choose another `out`" in str(refusal.value)
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["done", "resumed"])

@@ -273,7 +273,7 @@ def test_the_classifier_alone_learns_at_another_size_and_is_evaluated_at_a_third
     changed = {name for name, tensor in weights(tmp_path / "norms").items() if not torch.equal(tensor, before[name])}
     assert {"features.1.weight", "features.1.running_mean", "head.weight"} <= changed
     assert not {"features.0.weight", "features.3.weight"} & changed
-    with pytest.raises(softlabels.ConfigError, match=r"`train_only=body`: the student has no such layer; it has feat"):
+    with pytest.raises(softlabels.ConfigError, match=r"`train_only` body: the student has no such layer; it has feat"):
         softlabels.train(train_only="body", out=str(tmp_path / "no"), **common)
     with pytest.raises(softlabels.ConfigError, match="does not say which layer that is"):
         own = {**TINY, "student": "process_worker:student", "data": str(photos)}
