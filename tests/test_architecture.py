@@ -86,7 +86,7 @@ def test_what_a_part_does_not_know(place: str, stranger: str) -> None:
 @pytest.mark.parametrize("stage", ["dumping", "training", "importing", "upkeep", "reporting"])
 def test_only_the_run_files_of_a_stage_see_a_config(stage: str) -> None:
     for path in (ROOT / stage).glob("*.py"):
-        if path.stem == "config" or path.stem.startswith("run"):
+        if path.stem in ("config", "settings") or path.stem.startswith("run"):
             continue
         configs = {name for name in imported(path) if "Config" in name.rpartition(".")[2]}
         assert configs <= {"softlabels.errors.ConfigError"}, path
