@@ -21,7 +21,7 @@ from softlabels.records import IMPORTED
 from softlabels.runs._configs import RECORDED, DumpConfig, PlanConfig
 from softlabels.runs._folder import config_text
 from softlabels.runs._parts import alias, describe, limited, offering_to_skip, open_data, open_teacher, teacher_specs
-from softlabels.runs._store import Arrangement, arrange, as_written, mend, mendable_rows
+from softlabels.runs._store import Arrangement, arrange, as_written, check_labelled, mend, mendable_rows
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.teachers import Teacher
 from softlabels.views import RECIPES, Recipe
@@ -65,7 +65,11 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             journal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
             )
-        views = max([config.views, *(shard.stop_view for shard in again)])
+        check_labelled(
+            store, labels, arranged, [shard for shard in again if shard.run % config.share[1] == config.share[0]]
+        )
+        shards = [*again, *labels.due(config.views, config.share)]
+        views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
                 Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
