@@ -94,8 +94,8 @@ def dump(
 ) -> DumpReport:
     """Write every shard of this part that is not there yet, or was removed.
 
-    `views` are wanted of each image (None: those of `pictures`); what was removed is written whole, also beyond them. The
-    shards `again` are there, but are dumped once more in their places, as those of which an image can be read now
+    `views` are wanted of each image (None: those of `pictures`); what was removed is written whole, also beyond them.
+    The shards `again` are there, but are dumped once more in their places, as those of which an image can be read now
     (`readable_again`). `pictures` have the views of all of these.
 
     Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
