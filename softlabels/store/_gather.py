@@ -74,6 +74,8 @@ class Directory:
         self._rows = folder.runs.rows
         self._numbers = {shard: number for number, shard in enumerate(self.shards)}
         self._skipped: dict[Shard, frozenset[int]] = {}
+        self.skips = False
+        """Whether a header that was read has rows that were not labelled."""
         self._shard_of = np.full((len(folder.runs), self.width), -1, np.int32)
         for number, shard in reversed(list(enumerate(self.shards))):  # of two that hold a label, the first one counts
             self._shard_of[shard.run, shard.first_view : shard.stop_view] = number
@@ -119,6 +121,7 @@ class Directory:
         """The header of a shard as it is now; `unlabelled` goes by the one that was read last."""
         header = self.folder.header(shard)
         self._skipped[shard] = frozenset(header.skipped)
+        self.skips |= bool(header.skipped)
         return header
 
     def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
@@ -278,6 +281,8 @@ class MappedGather:
 
     def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
         """See `Gather.unlabelled`."""
+        if not self._directory.skips:  # the header of each shard that is mapped was read
+            return np.zeros(len(rows), bool)
         return self._directory.unlabelled(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
