@@ -569,12 +569,15 @@ class Histories(RuleBasedStateMachine):
 
     def finish(self) -> None:
         """Dump what is missing, so that every image has the same views from every teacher."""
-        views, before = 1, 0
-        while views > before:  # a dump makes removed shards again, with views that it was not asked for
-            before = views
-            views = 1 + max((view for _, each in self.kept for _, view in {*each.held, *each.due}), default=0)
+        dumped = 0
+        while dumped < (views := self.most_views()):  # removed shards come back with views that were not asked for
+            dumped = views
             for name, _ in self.kept:
                 self.dump_to(self.store, name, views)
+
+    def most_views(self) -> int:
+        """Views of the cell with most."""
+        return 1 + max((view for _, each in self.kept for _, view in {*each.held, *each.due}), default=0)
 
     def verify_teachers_and_images(self) -> None:
         if self.store.damage:
