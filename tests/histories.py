@@ -111,7 +111,9 @@ def put(path: Path, data: bytes) -> None:
 class Kept:
     """What a store holds of one teacher: cells, and which images of each were skipped.
 
-    `unsure` cells may be there or not: a killed writer was at them, and all their images are unreadable.
+    `unsure` cells may be there or not: a killed writer was at them, and all their images are unreadable. `due` cells
+    were taken away by a repair, and the next dump or `repair --redump` has to bring them back; `noted` ones are not
+    there either, and it may.
     """
 
     codec: str
@@ -119,6 +121,8 @@ class Kept:
     compression: str
     held: dict[Cell, set[str]] = field(default_factory=dict)
     unsure: set[Cell] = field(default_factory=set)
+    due: set[Cell] = field(default_factory=set)
+    noted: set[Cell] = field(default_factory=set)
 
     @property
     def skipped(self) -> set[str]:
@@ -151,8 +155,6 @@ class Model:
     additions: list[list[str]] = field(default_factory=list)
     teachers: dict[str, Kept] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
-    due: dict[str, set[Cell]] = field(default_factory=dict)
-    """Cells that a killed `repair --redump` took away: its next call has to bring them back."""
     begun: bool = False
     """Whether a killed dump may have left a table of images that the manifest does not name; the next removes it."""
 
@@ -169,6 +171,11 @@ class Model:
         """The cells of the first views, of the runs of a part."""
         index, count = part
         return {(run, view) for run in range(len(self.runs)) if run % count == index for view in range(views)}
+
+    def forget_what_is_due(self) -> None:
+        """A copy of a store has no notes of what was taken away."""
+        for each in self.teachers.values():
+            each.due, each.noted = set(), set()
 
     def damaged(self, teacher: str) -> set[Cell]:
         return {cell for each in self.damage if each.teacher == teacher for cell in each.cells}
@@ -363,7 +370,8 @@ class Histories(RuleBasedStateMachine):
         formats = {name: OTHER[each.format] if to == "other" else each.format for name, each in self.kept}
         format = next(iter(formats.values()))
         result = deepcopy(self.store)
-        result.path, result.damage, result.due, result.begun = self.place(), [], {}, False
+        result.path, result.damage, result.begun = self.place(), [], False
+        result.forget_what_is_due()
 
         def command() -> None:
             settings = {"format": format, "compression": compression, "codec": codec, "lossy": True}
@@ -417,7 +425,9 @@ class Histories(RuleBasedStateMachine):
         for model, what in ((self.store, here), (twin, there)):
             self.dump_to(model, *what)
         result = self.store if into_itself else deepcopy(self.store)
-        result.path = self.store.path if into_itself else self.place()
+        if not into_itself:
+            result.path = self.place()
+            result.forget_what_is_due()
 
         def command() -> None:
             sources = [str(self.store.path), str(twin.path)]
@@ -433,7 +443,10 @@ class Histories(RuleBasedStateMachine):
             outcome = do(command, None)
         assert outcome == "done", outcome
         for name, each in twin.teachers.items():
-            kept = result.teachers.setdefault(name, deepcopy(each))
+            if name not in result.teachers:
+                result.teachers[name] = deepcopy(each)
+                result.teachers[name].due, result.teachers[name].noted = set(), set()
+            kept = result.teachers[name]
             kept.held |= each.held
             kept.unsure = (kept.unsure | each.unsure) - kept.held.keys()
         self.does_nothing(command, result.path)
@@ -482,19 +495,19 @@ class Histories(RuleBasedStateMachine):
                 gone = {cell for each in before if each.teacher == name and not each.is_there for cell in each.cells}
                 for cell in gone:
                     kept.held.pop(cell, None)
+                kept.due |= gone
                 self.observe(self.store, name, self.store.cells(MOST_VIEWS) - self.store.damaged(name))
-                if redump:
-                    self.store.due.setdefault(name, set()).update(gone)
             return
         assert outcome == "done", outcome
         assert not self.store.damage, "a repair left damage"
         for name, kept in self.kept:
             gone = {cell for each in before if each.teacher == name for cell in each.cells}
             if redump:
-                wanted = gone | self.store.due.pop(name, set())
-                kept.held |= self.fresh(self.store, wanted)
+                kept.held |= self.fresh(self.store, gone | kept.due)
+                kept.due, kept.noted = set(), set()
                 self.observe(self.store, name, self.store.cells(MOST_VIEWS) - kept.held.keys())
             else:
+                kept.due |= gone
                 for cell in gone:
                     kept.held.pop(cell, None)
         self.does_nothing(command, self.store.path)
@@ -556,9 +569,15 @@ class Histories(RuleBasedStateMachine):
 
     def finish(self) -> None:
         """Dump what is missing, so that every image has the same views from every teacher."""
-        views = 1 + max((view for _, each in self.kept for _, view in each.held), default=0)
-        for name, _ in self.kept:
-            self.dump_to(self.store, name, views)
+        dumped = 0
+        while dumped < (views := self.most_views()):  # removed shards come back with views that were not asked for
+            dumped = views
+            for name, _ in self.kept:
+                self.dump_to(self.store, name, views)
+
+    def most_views(self) -> int:
+        """Views of the cell with most."""
+        return 1 + max((view for _, each in self.kept for _, view in {*each.held, *each.due}), default=0)
 
     def verify_teachers_and_images(self) -> None:
         if self.store.damage:
@@ -687,10 +706,11 @@ class Histories(RuleBasedStateMachine):
         wanted = after.cells(views, part)
         damage = [each for each in model.damage if each.teacher == teacher]
         hidden = {cell for each in damage if each.hides for cell in each.cells}
-        todo = {cell for cell in wanted if cell not in kept.held or cell in hidden}
+        due, noted = (cells & after.cells(MOST_VIEWS + 1, part) for cells in (kept.due, kept.noted))
+        todo = {cell for cell in wanted | due if cell not in kept.held or cell in hidden}
         stale = {cell for cell in wanted if kept.held.get(cell, set()) - self.bad}
         stops = not tolerant and any(self.fresh(after, todo - kept.unsure).values())
-        may_stop = not tolerant and (stale or any(self.fresh(after, todo).values()))
+        may_stop = not tolerant and (stale or any(self.fresh(after, todo | noted).values()))
         if stale:
             self.reader = None  # its shards may be replaced
 
@@ -714,11 +734,12 @@ class Histories(RuleBasedStateMachine):
         if outcome == "done":
             for cell in gone - wanted:
                 kept.held.pop(cell, None)
-            kept.held |= self.fresh(model, (todo | gone) & wanted)
-            kept.unsure -= wanted
+            kept.held |= self.fresh(model, (todo | gone) & (wanted | due))
+            kept.unsure -= wanted | due
             for cell in stale:
                 kept.held[cell] &= self.bad
-            self.observe(model, teacher, gone - wanted)
+            self.observe(model, teacher, (gone | noted) - wanted)
+            kept.due, kept.noted = kept.due - due, kept.noted - noted
             self.see_labelled(model, teacher)
             self.does_nothing(command, model.path)
             if part == (0, 1):
@@ -726,7 +747,8 @@ class Histories(RuleBasedStateMachine):
         else:
             for cell in gone:
                 kept.held.pop(cell, None)
-            self.observe(model, teacher, (todo | gone | kept.unsure) - model.damaged(teacher))
+            kept.noted |= gone
+            self.observe(model, teacher, (todo | gone | noted | kept.unsure) - model.damaged(teacher))
             self.see_labelled(model, teacher)
 
     def see_images(self, model: Model, after: Model, *, must: bool) -> None:
@@ -760,8 +782,6 @@ class Histories(RuleBasedStateMachine):
                 continue
             skipped = known.held[run, view] if known else self.fresh(model, [(run, view)])[run, view]
             keys = [key for key in model.runs[run] if key not in skipped]
-            # An image that is skipped in another view may be refused in this one.
-            keys = [key for key in keys if key not in kept.skipped]
             if not keys:
                 kept.unsure.add((run, view))
                 continue
@@ -771,7 +791,7 @@ class Histories(RuleBasedStateMachine):
                 kept.held[run, view] = set(skipped)
 
     def see_labelled(self, model: Model, teacher: str) -> None:
-        """Know which images that were skipped got labels; those that are unreadable cannot have got one."""
+        """Know which images that were skipped got labels, view by view; unreadable ones cannot have got one."""
         labels, kept = softlabels.open_labels(model.path), model.teachers[teacher]
         for (run, view), skipped in kept.held.items():
             if (run, view) in model.damaged(teacher):
@@ -779,9 +799,8 @@ class Histories(RuleBasedStateMachine):
             for key in skipped - self.bad:
                 row = labels.rows([key])
                 with contextlib.suppress(softlabels.StoreError):
-                    if labels.labelled(row, [teacher]).all():
-                        labels.logits(row, view, teacher)
-                        skipped.remove(key)
+                    labels.logits(row, view, teacher)
+                    skipped.remove(key)
 
     def does_nothing(self, command: Callable[[], None], path: Path) -> None:
         """A command that was done does nothing when it is given again."""
@@ -797,9 +816,8 @@ class Histories(RuleBasedStateMachine):
         assert not left, f"a dump left what killed writers left before it: {left}"
 
     def readable(self, model: Model, teacher: str, rows: dict[str, int]) -> Iterator[tuple[int, int, str]]:
-        """Row, view and key of every label that has to be read; not of images that were skipped in some view."""
-        skipped = model.teachers[teacher].skipped
-        for run, view in sorted(model.sound(teacher)):
+        """Row, view and key of every label that has to be read."""
+        for (run, view), skipped in sorted(model.sound(teacher).items()):
             yield from ((rows[key], view, key) for key in model.runs[run] if key not in skipped)
 
     def check(self, model: Model) -> None:
@@ -813,8 +831,8 @@ class Histories(RuleBasedStateMachine):
         for name, kept in model.teachers.items():
             self.compare(labels, name, list(self.readable(model, name, rows)), kept.codec)
             for cell in model.cells(MOST_VIEWS + 1) - kept.held.keys() - kept.unsure - model.damaged(name):
-                keys = [key for key in model.runs[cell[0]] if key not in kept.skipped]
-                assert not keys or self.is_refused(labels, name, [rows[keys[0]]], cell[1]), f"{cell} is not there"
+                for key in model.runs[cell[0]]:
+                    assert self.is_refused(labels, name, [rows[key]], cell[1]), f"{cell} is not there"
             for (_, view), skipped in model.sound(name).items():
                 for key in skipped:
                     assert self.is_refused(labels, name, [rows[key]], view), f"view {view} of {key} was skipped"
@@ -858,7 +876,8 @@ class Histories(RuleBasedStateMachine):
         """A damaged shard is not read to its end without a word, and what is read of it is right."""
         kept, refused = model.teachers[damage.teacher], 0
         for run, view in damage.cells:
-            wanted = [(rows[key], view, key) for key in model.runs[run] if key not in kept.skipped]
+            skipped = kept.held.get((run, view), set())
+            wanted = [(rows[key], view, key) for key in model.runs[run] if key not in skipped]
             if not wanted:
                 return
             try:

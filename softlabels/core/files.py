@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -28,6 +29,8 @@ TEMPORARY = ".partial-"
 _LONGEST_PREFIX = 200
 """Characters of a name that its temporary folder keeps: names have 255 bytes at most."""
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
 _SYNCS = 8
 """Files of one folder that are brought to the disk at the same time."""
 
@@ -37,7 +40,7 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; when the block ends well, fsync it and rename it to `path`.
 
     The block may make a file or a folder there. When it fails, or the process dies, `path` is as it was before.
-    An existing file is replaced; an existing folder is not (rename refuses), so folders need fresh names.
+    An existing file is replaced; an existing folder where `can_exchange` holds, elsewhere folders need fresh names.
 
     Raises:
         StoreError: the disk is full or the place cannot be written; the message names the place.
@@ -52,7 +55,8 @@ def whole(path: Path) -> Iterator[Path]:
         partial = room / path.name
         yield partial
         _sync_tree(partial)
-        partial.rename(path)
+        if not (partial.is_dir() and path.is_dir() and _exchange(partial, path)):
+            partial.rename(path)
         with contextlib.suppress(OSError):
             room.rmdir()  # before the folder is synced: afterwards it would wait for that to settle
         _sync(path.parent)
@@ -68,6 +72,27 @@ def whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
         if lock is not None:
             os.close(lock)
+
+
+def can_exchange(folder: Path) -> bool:
+    """Whether folders below `folder` can get each other's names in one moment: on Linux's own file systems."""
+    with tempfile.TemporaryDirectory(dir=folder) as room:
+        one, other = (Path(tempfile.mkdtemp(dir=room)) for _ in range(2))
+        return _exchange(one, other)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Have two files or folders get each other's names in one moment; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    here = ctypes.c_int(_AT_FDCWD)
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), ctypes.c_uint(_RENAME_EXCHANGE)) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(error, os.strerror(error), str(other))
 
 
 def remove_leftovers(folder: Path) -> None:

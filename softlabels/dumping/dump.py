@@ -92,10 +92,11 @@ def dump(
     odd_logits: OddLogits = "fail",
     journal: Journal,
 ) -> DumpReport:
-    """Write every shard of this part that is not there yet.
+    """Write every shard of this part that is not there yet, or was removed.
 
-    `views` are wanted of each image (None: those of `pictures`). The shards `again` are there, but are dumped once more
-    in their places, as those of which an image can be read now (`readable_again`).
+    `views` are wanted of each image (None: those of `pictures`); what was removed is written whole, also beyond them.
+    The shards `again` are there, but are dumped once more in their places, as those of which an image can be read now
+    (`readable_again`). `pictures` have the views of all of these.
 
     Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
     When the teacher's device is out of memory, the dump goes on with smaller batches.
@@ -112,7 +113,7 @@ def dump(
     look = Look(teacher.name, codec, odd_logits, journal.say, getattr(teacher, "amp", None) or "fp32")
     with labels.writing(part):
         replaced = [shard for shard in again if shard.run % part[1] == part[0]]
-        missing = labels.missing(pictures.views if views is None else views, part)
+        missing = labels.due(pictures.views if views is None else views, part)
         return dump_shards(
             pictures,
             teacher,

@@ -16,7 +16,7 @@ from softlabels.dumping import plan as planning
 from softlabels.dumping.config import DumpConfig, PlanConfig
 from softlabels.dumping.dump import DumpReport
 from softlabels.dumping.plan import Plan
-from softlabels.dumping.stores import Arrangement, arrange, as_written, mend, mendable_rows
+from softlabels.dumping.stores import Arrangement, arrange, as_written, check_labelled, mend, mendable_rows
 from softlabels.errors import ConfigError
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
@@ -76,7 +76,11 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
             journal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
             )
-        views = max([config.views, *(shard.stop_view for shard in again)])
+        check_labelled(
+            store, labels, arranged, [shard for shard in again if shard.run % config.share[1] == config.share[0]]
+        )
+        shards = [*again, *labels.due(config.views, config.share)]
+        views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
                 Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),

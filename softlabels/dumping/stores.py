@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from softlabels.datasets import Images, content_checksums, some_rows, subset
-from softlabels.errors import SoftlabelsError, StoreError
+from softlabels.errors import DataError, SoftlabelsError, StoreError
 from softlabels.loading.opening import check_place, matched
 from softlabels.loading.provenance import versions
 from softlabels.store import (
@@ -23,6 +23,7 @@ from softlabels.store import (
     Shard,
     Store,
     TeacherCard,
+    TeacherLabels,
     check_chunks,
     check_new,
     check_same,
@@ -68,10 +69,10 @@ class Arrangement:
         check_chunks(card.layout, self.runs.longest)
 
     def missing(self, name: str, views: int, part: tuple[int, int]) -> list[Shard]:
-        """The shards of this part that a teacher's first `views` views will lack, as `TeacherLabels.missing`."""
+        """The shards of this part that a teacher's first `views` views will lack, as `TeacherLabels.due`."""
         runs, held, found = self.runs, 0, []
         if self.card(name) is not None and self.there is not None:
-            held, found = len(self.there.manifest.runs), self.there.teacher(name).missing(views, part)
+            held, found = len(self.there.manifest.runs), self.there.teacher(name).due(views, part)
         index, count = part
         return [*found, *(runs.shard(run, 0, views) for run in range(held, len(runs)) if run % count == index)]
 
@@ -242,6 +243,24 @@ def mend(store: Store, images: Images, rows: Sequence[int]) -> None:
         )
     if changed:
         store.mend(changed)
+
+
+def check_labelled(store: Store, labels: TeacherLabels, images: Images, shards: Sequence[Shard]) -> None:
+    """Compare the images that these shards have labels of with what was labelled, before they are dumped again.
+
+    Raises:
+        DataError: one has other content now, or cannot be read; it is named.
+    """
+    skips = dict(labels.skips())
+    for shard in shards:
+        rows = np.setdiff1d(np.arange(shard.first_row, shard.stop_row), list(skips.get(shard, ())))
+        changed = rows[content_checksums(images, rows) != store.checksums[rows]]
+        if len(changed):
+            raise DataError(
+                f"image {images.keys[int(changed[0])].as_py()!r} has other content than when it was labelled, and its "
+                f"shard is to be dumped again, since other images of it can be read now; restore it, or make a new "
+                f"store"
+            )
 
 
 def _grown(store: Store, images: Images, data: Mapping[str, Any], cache: Cache | None) -> Store:

@@ -59,7 +59,6 @@ class Labels:
         self._by_teacher = {name: store.teacher(name) for name in self.teachers}
         self._codecs = {name: _codec(labels) for name, labels in self._by_teacher.items()}
         self._views: dict[str, int] = {}
-        self._skips: dict[str, NDArray[np.int64]] = {}
         self._shared = False
 
     def __len__(self) -> int:
@@ -145,8 +144,9 @@ class Labels:
         """
         where, numbers = self._addresses(rows, view)
         labels = self.of(teacher or self.teachers[0])
+        recorded = self.beside(labels, where, numbers)
         self._refuse_unlabelled(where, numbers, [labels.name])
-        return self.beside(labels, where, numbers)
+        return recorded
 
     def beside(
         self, labels: TeacherLabels, rows: NDArray[np.int64], views: NDArray[np.int64]
@@ -251,8 +251,9 @@ class Labels:
         if not self.recipe.mixes:
             return where, np.ones(len(where), np.float32)
         labels = self.of(teacher or self.teachers[0])
+        mixtures = self.recorded_mixtures(labels, where, numbers)
         self._refuse_unlabelled(where, numbers, [labels.name])
-        return self.recorded_mixtures(labels, where, numbers)
+        return mixtures
 
     def recorded_mixtures(
         self, labels: TeacherLabels, where: NDArray[np.int64], numbers: NDArray[np.int64]
@@ -308,8 +309,9 @@ class Labels:
         """
         name = self.of(teacher).name
         where, numbers = self._addresses(rows, view)
+        taken = self.take(where, numbers, [name])
         self._refuse_unlabelled(where, numbers, [name])
-        logits, codec = self.decode(self.take(where, numbers, [name]))[0], self._codecs[name]
+        logits, codec = self.decode(taken)[0], self._codecs[name]
         if codec.has_logits:
             return logits
         # What stands for the logarithm of 0 where sums are to stay finite is no logit of anybody's.
@@ -335,8 +337,9 @@ class Labels:
             self._codecs[name].check_temperature(temperature)
         self.check_blend(mixing, names)
         where, numbers = self._addresses(rows, view)
+        taken = self.take(where, numbers, names)
         self._refuse_unlabelled(where, numbers, names)
-        logits = self.decode(self.take(where, numbers, names), temperature)
+        logits = self.decode(taken, temperature)
         words = self.blend_words(where, numbers) if mixing.samples else None
         return (mixing(logits, temperature=temperature, words=words) / temperature).softmax(-1)
 
@@ -388,15 +391,9 @@ class Labels:
         return where
 
     def _refuse_unlabelled(self, rows: NDArray[np.int64], views: NDArray[np.int64], names: Sequence[str]) -> None:
-        """Raise StoreError when a teacher could not read one of these images; what lies there is no label."""
+        """Raise StoreError when a teacher could not read one of these images; what was taken of it is no label."""
         for name in names:
-            skips = self._skipped(name)
-            if not len(skips):
-                continue
-            lost = np.zeros(len(rows), bool)
-            for place in np.flatnonzero(np.isin(rows, skips[:, 0])).tolist():
-                spans = skips[skips[:, 0] == rows[place], 1:]
-                lost[place] = ((spans[:, 0] <= views[place]) & (views[place] < spans[:, 1])).any()
+            lost = self._by_teacher[name].unlabelled(rows, views)
             if lost.any():
                 raise StoreError(self.unlabelled_images(rows[lost], name))
 
@@ -411,17 +408,6 @@ class Labels:
             f"{len(distinct):,} of these images have no label by {name} ({named}: {reason}); repair the files and dump "
             f"again, or leave the images out"
         )
-
-    def _skipped(self, name: str) -> NDArray[np.int64]:
-        """Row, first view and stop view of what a teacher could not label, int64 (n, 3)."""
-        if name not in self._skips:
-            found = [
-                (row, shard.first_view, shard.stop_view)
-                for shard, rows in self._by_teacher[name].skips()
-                for row in rows
-            ]
-            self._skips[name] = np.array(found, np.int64).reshape(-1, 3)
-        return self._skips[name]
 
 
 def keys_at(keys: pa.ChunkedArray, rows: NDArray[np.int64]) -> list[str]:

@@ -23,7 +23,7 @@ from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
 from softlabels.store._frames import Frames, Lock
-from softlabels.store._shard import Shard
+from softlabels.store._shard import Header, Shard
 
 Rows = NDArray[np.int64]
 Taken = dict[str, NDArray[Any]]
@@ -72,6 +72,10 @@ class Directory:
         held = sum(shard.views for shard in self.shards)
         check_extent(folder, self.width, most=max(MOST_SLOTS >> 4, 16 * held))  # a stranger's store must have the files
         self._rows = folder.runs.rows
+        self._numbers = {shard: number for number, shard in enumerate(self.shards)}
+        self._skipped: dict[Shard, frozenset[int]] = {}
+        self.skips = False
+        """Whether a header that was read has rows that were not labelled."""
         self._shard_of = np.full((len(folder.runs), self.width), -1, np.int32)
         for number, shard in reversed(list(enumerate(self.shards))):  # of two that hold a label, the first one counts
             self._shard_of[shard.run, shard.first_view : shard.stop_view] = number
@@ -106,6 +110,31 @@ class Directory:
         """Of each slot the number of its shard, those that no shard holds left out: int64, at most (n,)."""
         numbers = self._shard_of.reshape(-1)[slots]
         return numbers[numbers >= 0].astype(np.int64)
+
+    def of(self, slots: Rows) -> list[Shard]:
+        """The shards that hold some of these slots, each once."""
+        wanted = np.zeros(len(self.shards), bool)
+        wanted[self.numbers(slots)] = True
+        return [self.shards[number] for number in np.flatnonzero(wanted).tolist()]
+
+    def header(self, shard: Shard) -> Header:
+        """The header of a shard as it is now; `unlabelled` goes by the one that was read last."""
+        header = self.folder.header(shard)
+        self._skipped[shard] = frozenset(header.skipped)
+        self.skips |= bool(header.skipped)
+        return header
+
+    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
+        """Which labels are none, since their images could not be read, bool (n,)."""
+        slots = self.slots(rows, views)
+        lost = []
+        for shard in self.of(slots):
+            if shard not in self._skipped:
+                self.header(shard)
+            lost += [self._numbers[shard] * self._rows + row for row in self._skipped[shard]]
+        if not lost:
+            return np.zeros(len(rows), bool)
+        return np.isin(self._shard_of.reshape(-1)[slots].astype(np.int64) * self._rows + rows, lost)
 
     def slot(self, shard: Shard, view: int) -> int:
         """The slot of one view of a shard."""
@@ -155,6 +184,11 @@ class Gather(Protocol):
     @abstractmethod
     def take(self, rows: Rows, views: Rows) -> Taken:
         """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
+        ...
+
+    @abstractmethod
+    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
+        """Which of these labels, that were just taken, are none, since their images could not be read: bool (n,)."""
         ...
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
@@ -245,6 +279,12 @@ class MappedGather:
             self._refuse_shrunken(slots)
         return taken
 
+    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
+        """See `Gather.unlabelled`."""
+        if not self._directory.skips:  # the header of each shard that is mapped was read
+            return np.zeros(len(rows), bool)
+        return self._directory.unlabelled(rows, views)
+
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
         away, shards = self.folder.away, self._directory.shards
@@ -279,7 +319,7 @@ class MappedGather:
         """See whether the mapped files of these labels are what they were; those that are not are opened anew."""
         began = time.perf_counter()
         guard()
-        for shard in self._shards(slots):
+        for shard in self._directory.of(slots):
             opened = self._opened.get(shard)
             if opened is not None and self._changed(opened):
                 with self._lock.get():
@@ -294,11 +334,6 @@ class MappedGather:
         except OSError as error:
             # A copy of a remote shard may make room for others; what is mapped of it is read on.
             return self.folder.away is None or error.errno != errno.ENOENT
-
-    def _shards(self, slots: Rows) -> list[Shard]:
-        wanted = np.zeros(len(self._directory.shards), bool)
-        wanted[self._directory.numbers(slots)] = True
-        return [self._directory.shards[number] for number in np.flatnonzero(wanted).tolist()]
 
     def _forget(self, shard: Shard) -> None:
         for view in range(shard.first_view, shard.stop_view):
@@ -360,7 +395,7 @@ class MappedGather:
         maps: dict[Place, Mapped] = {}
         statuses = []
         with folder.local(shard):
-            header = folder.header(shard)
+            header = self._directory.header(shard)
             chunks = list(folder.chunks(shard, header))
             for chunk in chunks:
                 if chunk.place not in maps:
@@ -378,7 +413,7 @@ class MappedGather:
         return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), chunks)
 
     def _refuse_shrunken(self, slots: Rows) -> None:
-        for shard in self._shards(slots):
+        for shard in self._directory.of(slots):
             opened = self._opened.get(shard)
             if opened is not None and any(each.shrank for each in opened.maps.values()):
                 with advice():
@@ -408,6 +443,10 @@ class PassingGather:
                 elif len(opened) >= self._most:
                     self._mapped.close(opened[: len(opened) // 2])
             return self._mapped.take(rows, views)
+
+    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
+        """See `Gather.unlabelled`."""
+        return self._mapped.unlabelled(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
@@ -448,6 +487,10 @@ class DecodedGather:
                         self._copy(contents.address, slots[chosen], rows, out, chosen)
                         self._frames.publish(slot, contents.array)
         return out
+
+    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
+        """See `Gather.unlabelled`."""
+        return self._directory.unlabelled(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
@@ -490,7 +533,7 @@ class DecodedGather:
         with self._lock.get():
             if slot not in self._chunks:
                 folder, shard = self._directory.folder, self._directory.shard(slot)
-                for chunk in folder.chunks(shard, folder.header(shard)):
+                for chunk in folder.chunks(shard, self._directory.header(shard)):
                     held = self._directory.slot(shard, chunk.view)
                     if self._directory.shard(held) == shard:
                         self._chunks.setdefault(held, []).append(chunk)

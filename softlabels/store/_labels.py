@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softlabels.core import locks as _lock
-from softlabels.core.files import TEMPORARY, remove_leftovers, whole, write_text
+from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, whole, write_text
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
@@ -143,6 +143,13 @@ class TeacherLabels:
         """Which of these rows were labelled, bool (n,): False for those skipped in any view that is held."""
         return ~np.isin(np.asarray(rows, np.int64), list(self.skipped))
 
+    def unlabelled(self, rows: ArrayLike, views: ArrayLike) -> NDArray[np.bool_]:
+        """Which labels that were just taken are none, since their images could not be read, bool (n,).
+
+        This goes by the headers of the shards that were read, whatever became of them since.
+        """
+        return self._reader.unlabelled(np.asarray(rows, np.int64), np.asarray(views, np.int64))
+
     def held(self, rows: ArrayLike, views: ArrayLike) -> NDArray[np.bool_]:
         """For which (row, view) a whole shard is there, bool (n,)."""
         where, numbers = np.asarray(rows, np.int64), np.asarray(views, np.int64)
@@ -219,10 +226,11 @@ class TeacherLabels:
                 for view, text in enumerate(texts, shard.first_view):
                     yield row, view, text
 
-    def missing(self, views: int, part: tuple[int, int] = (0, 1)) -> list[Shard]:
+    def missing(self, views: int, part: tuple[int, int] = (0, 1), *, besides: Sequence[Shard] = ()) -> list[Shard]:
         """The shards that the first `views` views still lack, of every n-th run from the i-th for `part` (i, n).
 
-        Only headers and file sizes are read. A shard that is cut off or has a damaged header is missing.
+        Those of `besides` count as if they were there. Only headers and file sizes are read. A shard that is cut off or
+        has a damaged header is missing.
 
         Raises:
             StoreError: a shard is of another store or a newer format.
@@ -231,7 +239,7 @@ class TeacherLabels:
         if not 0 <= views < MOST_VIEWS:
             raise StoreError(f"a store holds fewer than {MOST_VIEWS:,} views per image, asked for were {views:,}")
         check_extent(self._folder, views)
-        gaps = _gaps(self.shards, len(self._folder.runs))
+        gaps = _gaps([*self.shards, *besides], len(self._folder.runs))
         return [
             self._folder.runs.shard(run, first, min(stop, views))
             for run in range(index, len(self._folder.runs), count)
@@ -273,21 +281,24 @@ class TeacherLabels:
         """Add a shard: it is there whole, synced to the disk, or not at all. To be called within `writing`.
 
         Args:
-            shard: one that `missing` named.
+            shard: one that `missing` or `due` named.
             arrays: each (views, rows, ...) with dtype and shape as the card's layout says.
             skipped: rows that could not be labelled, and why; what their arrays hold is never read.
             digests: for some rows, of each view of the shard the digest of the rendered picture.
-            replacing: the shard is there and goes when this one is complete; a file in the same moment.
+            replacing: the shard is there and goes when this one is complete. In a folder that is in the same moment,
+                but for Zarr where `can_exchange` is not; behind a URL it goes before. A writer that is killed between
+                leaves a note, so that the shard is `due`.
 
         Raises:
-            StoreError: the arrays do not fit, some labels are there already, or the disk is full or read-only.
+            StoreError: the arrays do not fit, some labels are there already, fewer would be there than before, or the
+                disk is full or read-only.
         """
         self._check_part(shard)
         if self._folder.runs.parse(shard.name) != shard:
             raise StoreError(f"{shard} is no shard of {self._folder.place}; ask `missing` for those to write")
         stored = check_arrays(arrays, self.card.layout, (shard.views, shard.rows))
         header = self._folder.owner.header(shard, skipped or {}, digests or {})
-        damaged = self._damaged_overlaps(shard, replacing)
+        damaged = self._damaged_overlaps(shard, replacing, header.skipped)
         if self._shelf is not None:
             self._shelf.make_way(shard)  # what a killed writer did not get to send
         path = self._folder.shard_place(shard).path
@@ -297,7 +308,8 @@ class TeacherLabels:
             if wrong is not None:
                 raise StoreError(f"array {wrong!r} of {partial.name} is read back otherwise than written; see the disk")
             for other in damaged:
-                if other != shard or partial.is_dir() or self._shelf is not None:  # a file is replaced when it is named
+                # What is of one kind is replaced in the moment in which it is named.
+                if other != shard or self._shelf is not None or not _replaces(partial, path):
                     self._mark(other)
                     self._take_away(other)
         if self._shelf is not None:
@@ -317,8 +329,7 @@ class TeacherLabels:
     @property
     def removed(self) -> list[Shard]:
         """What was taken away by `remove`, or by a `write` that was killed, and is still missing; sorted."""
-        names = [name.removeprefix(REMOVED) for name in self._folder.entries() if name.startswith(REMOVED)]
-        gone = [shard for name in names if (shard := self._folder.runs.parse(name)) is not None]
+        gone = self._noted()
         gaps = _gaps(self.shards, len(self._folder.runs)) if gone else []
         lost = set()
         for shard in gone:
@@ -327,6 +338,12 @@ class TeacherLabels:
                 if begin < end:
                     lost.add(replace(shard, first_view=begin, stop_view=end))
         return sorted(lost)
+
+    def due(self, views: int, part: tuple[int, int] = (0, 1)) -> list[Shard]:
+        """What a dump of the first `views` views writes: what was `removed`, whole, then what is `missing` besides."""
+        index, count = _checked_part(part)
+        removed = [shard for shard in self.removed if shard.run % count == index]
+        return [*removed, *self.missing(views, part, besides=removed)]
 
     def verify(self) -> list[str]:
         """Read every byte of every file of this teacher; what is damaged or does not belong, one line each."""
@@ -372,16 +389,23 @@ class TeacherLabels:
                 f"for the part that holds run {shard.run}"
             )
 
-    def _damaged_overlaps(self, shard: Shard, replacing: bool) -> list[Shard]:
-        """What is damaged, or replaced, and overlaps `shard`. Raises StoreError when something sound does."""
+    def _damaged_overlaps(self, shard: Shard, replacing: bool, skipped: Mapping[int, str]) -> list[Shard]:
+        """What is damaged, or replaced, and overlaps `shard`.
+
+        Raises:
+            StoreError: something sound does, or what is replaced has labels of rows that are `skipped` now.
+        """
         found = []
         for other in sorted(self._named_in(shard.run)):
-            overlap = min(other.stop_view, shard.stop_view) - max(other.first_view, shard.first_view)
-            if overlap > 0:
+            if _overlap(other, shard):
                 place = self._folder.shard_place(other)
                 with contextlib.suppress(Damaged):
-                    self._folder.header(other)
-                    if not (replacing and other == shard) and not self._folder.problems(other):
+                    held = self._folder.header(other)
+                    if replacing and other == shard:
+                        lost = min(skipped.keys() - held.skipped.keys(), default=None)
+                        if lost is not None and not self._folder.problems(other):
+                            raise StoreError(f"{place} stays, since row {lost} would lose its label: {skipped[lost]}")
+                    elif not self._folder.problems(other):
                         raise StoreError(f"{place} holds labels of shard {shard.name} already; remove it first")
                 found.append(other)
         return found
@@ -399,6 +423,11 @@ class TeacherLabels:
         if self._shelf is not None:
             self._shelf.withdraw(shard)
         self._named_in(shard.run).discard(shard)
+
+    def _noted(self) -> list[Shard]:
+        """The shards of which there is a note that they were removed."""
+        names = [name.removeprefix(REMOVED) for name in self._folder.entries() if name.startswith(REMOVED)]
+        return [shard for name in names if (shard := self._folder.runs.parse(name)) is not None]
 
     def _mark(self, shard: Shard) -> None:
         """Note that a shard was there: whatever happens now, `removed` tells."""
@@ -429,11 +458,27 @@ class TeacherLabels:
             for leftover in self._shelf.leftovers():
                 if self._is_of_part(leftover, index, count):
                     self._shelf.clear(leftover)
+        lost = self.removed
+        for shard in self._noted():
+            if shard.run % count == index and not any(_overlap(shard, other) for other in lost):
+                self._unmark(shard)  # a writer was killed when the shard was there again
 
     def _is_of_part(self, leftover: str, index: int, count: int) -> bool:
         # Another part's writer may be at work on one of the other names.
         shard = self._folder.runs.parse(leftover.split(".", 1)[0])
         return count == 1 or (shard is not None and shard.run % count == index)
+
+
+def _overlap(one: Shard, other: Shard) -> bool:
+    """Whether two shards hold a label of the same image and view."""
+    return one.run == other.run and max(one.first_view, other.first_view) < min(one.stop_view, other.stop_view)
+
+
+def _replaces(fresh: Path, old: Path) -> bool:
+    """Whether `fresh` gets the name of `old` in one moment."""
+    if fresh.is_dir():
+        return old.is_dir() and not old.is_symlink() and can_exchange(fresh.parent)
+    return not old.is_dir()
 
 
 def _gaps(shards: Iterable[Shard], runs: int) -> list[list[tuple[int, int]]]:

@@ -40,8 +40,8 @@ from softlabels.store._remote import is_url
 
 _SUM = "# sha256 of all above: "
 _SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
-MENDED = "mended.json"
-"""Checksums of images that nobody could read when the store was made, and that were mended since."""
+MENDED = "relabelled.json"
+"""Checksums of images that nobody could read when the store was made, and that were repaired since."""
 
 
 class Mended(BaseModel):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from histories import do
+from histories import MACHINE, POOL, RECIPE, content, do, put
+from linear_teachers import NAMES
+from moving import all_bytes, flip
 from worlds import TINY, picture, write_pictures
 
 import softlabels
+from softlabels.core.files import can_exchange
 
 FORMATS = ("hdf5", "zarr")
 SETTINGS: dict[str, Any] = {"teacher": ["cnn_tiny"], "weights": ["random"], "device": "cpu", "quiet": True}
@@ -136,17 +145,143 @@ def test_a_mended_image_is_known_to_every_teacher_whichever_labels_it_first(phot
     assert findings.ok, findings.problems
 
 
-@pytest.mark.slow
-def test_a_dump_that_is_killed_while_it_labels_a_mended_image_keeps_the_labels_of_the_others(
-    photos: Path, tmp_path: Path
+# What a kill, a repair or a reader in between meets.
+
+TEACHER = NAMES[0]
+KEYS = tuple(key for key in POOL if key.endswith(("/0.png", "/1.png")))
+BROKEN = (KEYS[1], KEYS[4])
+"""One in each of two runs of rows."""
+
+
+def write_images(root: Path, broken: Collection[str] = ()) -> None:
+    for key in KEYS:
+        put(root / key, b"broken" if key in broken else content(key))
+
+
+def label(images: Path, out: Path, **settings: Any) -> None:
+    given = {"teacher": [TEACHER.replace("-", ":")], "data": str(images), "recipe": RECIPE, "views": 3, **MACHINE}
+    given |= {"codec": "dense:fp32", "rows_per_shard": 4, "batch_size": 5, "on_bad_image": "skip", **settings}
+    softlabels.dump(out=str(out), **given)
+
+
+def files(store: Path) -> dict[str, bytes]:
+    """All but locks, and the settings of the last dump, which name the folder."""
+    found = all_bytes(store).items()
+    return {name: data for name, data in found if not name.startswith(".writer-") and not name.endswith(".yaml")}
+
+
+def served(store: Path) -> dict[tuple[str, int], list[float] | None]:
+    """The logits of each image and view, None where they are refused."""
+    labels, found = softlabels.open_labels(store), {}
+    for row, key in enumerate(KEYS):
+        for view in range(3):
+            try:
+                found[key, view] = labels.logits([row], view)[0].tolist()
+            except softlabels.StoreError:
+                found[key, view] = None
+    return found
+
+
+READ = "import pickle, sys, pathlib, test_mending as t; stores = map(pathlib.Path, sys.argv[1:])"
+READ += "; sys.stdout.buffer.write(pickle.dumps([t.served(store) for store in stores]))"
+
+
+def served_to_another_process(stores: Sequence[Path]) -> list[dict[tuple[str, int], list[float] | None]]:
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *map(str, stores)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return pickle.loads(done.stdout)
+
+
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize(("system", "asked"), [("hdf5", 3), ("zarr", 1), ("zarr, folders exchanged", 1)])
+def test_a_dump_that_is_killed_while_it_labels_fixed_images_is_finished_by_the_same_command(
+    tmp_path: Path, system: str, asked: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dump(photos, tmp_path / "shards", views=3, format="hdf5")
-    mend(photos)
-    for moment in range(1, 60):
-        out = tmp_path / f"killed-{moment}"
-        shutil.copytree(tmp_path / "shards", out)
-        ended = do(lambda out=out: dump(photos, out, views=1, format="hdf5"), (moment, False))  # type: ignore[misc]
-        assert softlabels.open_labels(out).views == 3
+    """Killed before each operation on files, or each 7th: each label is as before or as after, and is not lost."""
+    if system == "zarr":  # a file system that cannot, as network ones
+        monkeypatch.setattr("softlabels.core.files._exchange", lambda *_: False)
+    elif "exchanged" in system and not can_exchange(tmp_path):
+        pytest.skip("this file system does not exchange folders")
+    images, format = tmp_path / "images", system.split(",")[0]
+    write_images(images, BROKEN)
+    for views in (1, 3):  # so that an image has its views in two shards
+        label(images, tmp_path / "before", views=views, format=format)
+    write_images(images)
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    label(images, tmp_path / "after", views=asked, format=format)
+    before, after, wanted = served(tmp_path / "before"), served(tmp_path / "after"), files(tmp_path / "after")
+    assert None in before.values()
+    assert None not in after.values()
+    stores, here, ended = [], [], ""
+    for moment in itertools.count(1, step):
+        stores.append(tmp_path / f"killed-{moment}")
+        shutil.copytree(tmp_path / "before", stores[-1])
+        ended = do(lambda out=stores[-1]: label(images, out, views=asked, format=format), (moment, False))  # type: ignore[misc]
+        here.append(served(stores[-1]))
         if ended == "done":
             break
-    assert 5 < moment < 59
+    assert moment > 15
+    assert here == served_to_another_process(stores)
+    for store, found in zip(stores, here, strict=True):
+        for place, row in found.items():
+            assert row in (before[place], after[place]) or (system == "zarr" and row is None), (store.name, place)
+        label(images, store, views=asked, format=format)
+        assert files(store) == wanted, store.name
+
+
+def test_a_dump_makes_what_a_repair_removed_whole_again(tmp_path: Path) -> None:
+    """Also the views that it does not ask for."""
+    write_images(tmp_path / "images")
+    out = tmp_path / "store"
+    label(tmp_path / "images", out)
+    before = files(out)
+    flip(out / TEACHER / "00001-v0-3.h5")
+    softlabels.repair(labels=str(out), **MACHINE)
+    assert softlabels.open_labels(out).views == 0
+    label(tmp_path / "images", out, views=1, part="0/2")  # another part
+    assert softlabels.open_labels(out).views == 0
+    label(tmp_path / "images", out, views=1)
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("compared", [True, False])
+@pytest.mark.parametrize("now", ["broken", "another"])
+def test_a_label_is_neither_lost_nor_changed_when_another_image_of_its_shard_is_labelled(
+    tmp_path: Path, now: str, compared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "store"
+    write_images(images, BROKEN)
+    label(images, out)
+    if not compared:  # as of a data set too large for every file to be read
+        monkeypatch.setattr("softlabels.dumping.stores.some_rows", lambda _: np.arange(1))
+    write_images(images)
+    put(images / KEYS[2], b"broken" if now == "broken" else content(POOL[-1]))
+    before = files(out)
+    with pytest.raises(softlabels.SoftlabelsError, match=KEYS[2]):
+        label(images, out)
+    assert files(out).items() >= {name: data for name, data in before.items() if name != "relabelled.json"}.items()
+    put(images / KEYS[2], content(KEYS[2]))
+    label(images, out)
+    assert None not in served(out).values()
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_image_that_was_skipped_after_a_reader_looked_is_refused_by_it(
+    tmp_path: Path, format: str, compression: str
+) -> None:
+    write_images(tmp_path / "images", BROKEN)
+    settings = {"format": format, "compression": compression}
+    label(tmp_path / "images", tmp_path / "store", part="0/2", **settings)
+    labels = softlabels.open_labels(tmp_path / "store")
+    assert labels.labelled(np.arange(len(KEYS))).sum() == len(KEYS) - 1  # nothing is known of the other part
+    label(tmp_path / "images", tmp_path / "store", **settings)
+    assert labels.logits([5], 0).abs().max() > 0
+    for read in (labels.logits, labels.probabilities):
+        with pytest.raises(softlabels.StoreError, match=BROKEN[1]):
+            read([4], 0)

@@ -157,3 +157,9 @@ int renameat(int from, const char *path, int to, const char *other) {
     if (path_is_below(from, path) && due(RENAME) == FAIL) return -1;
     return real(from, path, to, other);
 }
+
+int renameat2(int from, const char *path, int to, const char *other, unsigned int flags) {
+    REAL(renameat2);
+    if (path_is_below(from, path) && due(RENAME) == FAIL) return -1;
+    return real(from, path, to, other, flags);
+}
