@@ -62,7 +62,6 @@ from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers, batches
 from softlabels.loading.provenance import versions
-from softlabels.loading.rendering import Renderer
 from softlabels.loading.views import Pictures, frame
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
 from softlabels.models import devices
@@ -286,27 +285,25 @@ def part_pictures(setting: Setting) -> None:
     found, speed = rate(batch, taken), f"{rate(ready.nbytes, taken) / 1e9:.1f} GB/s of uint8"
     note("transfer", f"{found:,.0f} images/s", remark=speed, rate=found)
     cores = os.cpu_count() or 1
-    ways: dict[str, tuple[Workers, Renderer | None]] = {
-        f"{cores} threads": (Threads(cores), None),
-        f"{min(cores, 16)} processes": (min(cores, 16), None),
-        f"{cores} threads, on the device": (Threads(cores), Renderer(device)),
+    ways: dict[str, Workers] = {
+        f"{cores} threads": Threads(cores),
+        f"{min(cores, 16)} processes": min(cores, 16),
     }
-    for name, (workers, renderer) in ways.items():
+    for name, workers in ways.items():
         for views in (1, 4):
             with recorded_errors(setting, "pictures", f"rendering, {name}, {views} views"):
-                found = rendering_rate(setting, workers, renderer, views, size)
+                found = rendering_rate(setting, workers, views, size)
                 note(f"rendering, {name}, {views} views of an image together", f"{found:,.0f} images/s", rate=found,
-                     workers=workers.count if isinstance(workers, Threads) else -workers, views=views,
-                     on_device=renderer is not None)  # fmt: skip
+                     workers=workers.count if isinstance(workers, Threads) else -workers, views=views)  # fmt: skip
 
 
-def rendering_rate(setting: Setting, workers: Workers, renderer: Renderer | None, views: int, size: int) -> float:
+def rendering_rate(setting: Setting, workers: Workers, views: int, size: int) -> float:
     """Pictures per second of decoding and rendering alone."""
     scale, images = setting.scale, packed(setting)
     pictures = views_of(images, views, size)
     numbers = np.arange(len(pictures))
     parts = [numbers[start : start + scale.batch] for start in range(0, len(numbers), scale.batch)]
-    source = batches(LabelledPictures(pictures, renderer=renderer), itertools.cycle(parts), workers=workers)
+    source = batches(LabelledPictures(pictures), itertools.cycle(parts), workers=workers)
     for _ in range(2 if setting.tiny else 4):
         next(source)
     began, seen = time.perf_counter(), 0
@@ -382,26 +379,19 @@ def part_dump(setting: Setting, name: str) -> None:
             setting.note(part, "teacher alone, compiled", f"{alone:,.0f} images/s", alone / eager, remark, rate=alone)
     ready.clear()
     bounds = {"compute": alone, **input_bounds(setting)}
-    workers, renderer = best_workers(setting)
+    workers = best_workers(setting)
     tightest = min(bounds, key=lambda each: bounds[each])
     remark = ", ".join(f"{what} {value:,.0f}" for what, value in bounds.items())
     setting.note(part, "smallest bound", f"{bounds[tightest]:,.0f} images/s", None, f"{tightest}; {remark}", **bounds)
     total = max(int(alone * scale.seconds * 2.0), 4 * batch)
     for codec in map(CODECS.make, ("dense", "topk:10" if not setting.tiny else "topk:2", "quantized")):
         with recorded_errors(setting, part, f"dump, {spelled(codec)}"):
-            whole, steady = dumped(setting, Clocked(teacher, compiled), codec, total, workers, renderer)
+            whole, steady = dumped(setting, Clocked(teacher, compiled), codec, total, workers)
             against = bounds[tightest]
             remark = f"held by {tightest}; {whole:,.0f} with its beginning and end, {whole / against:.3f}"
             said, ratio = f"{steady:,.0f} images/s", steady / against
             setting.note(part, f"dump, {spelled(codec)}", said, ratio, remark, whole=whole, steady=steady)
     if device.type == "cuda":
-        with recorded_errors(setting, part, "dump, rendered on the device"):
-            whole, steady = dumped(
-                setting, Clocked(teacher, compiled), CODECS.make("topk:10"), total, workers, Renderer(device)
-            )
-            remark, said = "ratio to the teacher alone", f"{steady:,.0f} images/s"
-            what = "dump, topk:10, rendered on the device"
-            setting.note(part, what, said, steady / alone, remark, whole=whole, steady=steady)
         with recorded_errors(setting, part, "batch size"):
             passes = dumping.teacher_passes(teacher, "auto", most=512, say=lambda _: None)
             setting.note(part, "--batch-size auto", f"{passes.size}", None, f"{batch} is measured here")
@@ -410,7 +400,7 @@ def part_dump(setting: Setting, name: str) -> None:
 def input_bounds(setting: Setting) -> dict[str, float]:
     """Images per second of rendering, by the best way, and of transfer, as the first part found them."""
     known = [each for each in records(setting) if each["part"] == "pictures" and "rate" in each]
-    rendered = [each["rate"] for each in known if "workers" in each and not each["on_device"] and each["views"] == 4]
+    rendered = [each["rate"] for each in known if "workers" in each and each["views"] == 4]
     transfer = [each["rate"] for each in known if each["what"] == "transfer"]
     return {
         **({"rendering": max(rendered)} if rendered else {}),
@@ -418,16 +408,14 @@ def input_bounds(setting: Setting) -> dict[str, float]:
     }
 
 
-def best_workers(setting: Setting) -> tuple[Workers, None]:
+def best_workers(setting: Setting) -> Workers:
     """Threads or processes, whichever rendered faster."""
-    known = [each for each in records(setting) if "workers" in each and not each["on_device"]]
+    known = [each for each in records(setting) if "workers" in each]
     best = max(known, key=lambda each: each["rate"], default={"workers": os.cpu_count() or 1})["workers"]
-    return (Threads(best) if best > 0 else -best), None
+    return Threads(best) if best > 0 else -best
 
 
-def dumped(
-    setting: Setting, clocked: Clocked, codec: Codec, total: int, workers: Workers, renderer: Renderer | None
-) -> tuple[float, float]:
+def dumped(setting: Setting, clocked: Clocked, codec: Codec, total: int, workers: Workers) -> tuple[float, float]:
     """Images per second of a new store of about `total` labels: of all its time, and while the teacher was busy.
 
     The latter from a call at which the queues before and after the teacher are full to the last one.
@@ -447,7 +435,6 @@ def dumped(
         batch_size=batch,
         compile=clocked.compiled is not None,
         workers=workers,
-        renderer=renderer,
         journal=Journal(quiet=True),
     )
     seconds, starts = time.perf_counter() - began, clocked.starts
@@ -501,7 +488,7 @@ def part_train(setting: Setting) -> None:
     scale, device = setting.scale, setting.device
     name = scale.teachers[1]
     images, teacher = packed(setting), opened(setting, name)
-    workers, _ = best_workers(setting)
+    workers = best_workers(setting)
     codec = CODECS.make("topk:2" if setting.tiny else "topk:10")
     root, labels, pictures = new_store(setting, images, teacher, codec, VIEWS)
     quiet = Journal(quiet=True)

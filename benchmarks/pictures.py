@@ -8,9 +8,6 @@ computes. What that costs on this core has a line of its own, and --normalise ad
 every way once, so that what else the machine does falls on all of them; printed are the median rate and the median of
 the rounds' ratios, with what the project asks for. Packs are made in a temporary folder at a longer side of 320. The
 32x32 pictures are random ones, or those below --cifar DIR.
-
-Rows "of parts" decode no more of a JPEG file than its views show, which takes a TurboJPEG library of version 3 (``pip
-install softlabels[turbo]``); without one they are left out. All other rows decode whole files, library or not.
 """
 
 from __future__ import annotations
@@ -18,13 +15,11 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -116,21 +111,6 @@ def normalising(preprocessing: Preprocessing) -> float:
     return timed(preprocessing.normalise(pictures) for _ in range(8))
 
 
-class WholeImages:
-    """A data set that decodes whole files, as where no library for parts of them is installed."""
-
-    def __init__(self, images: Images) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "encoded":
-            raise AttributeError(name)
-        return getattr(self._images, name)
-
-
 def by_crew(pictures: Pictures, numbers: np.ndarray, crew: Crew, size: int = BATCH) -> float:
     """As `SoftLabelDataset` with threads: one batch after the other, each made by all of them together."""
     todo = [np.divmod(numbers[start : start + size], VIEWS) for start in range(0, len(numbers), size)]
@@ -161,7 +141,7 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
         packs[quality] = softlabels.open_images(f"pack:{folder / str(quality)}")
     preprocessing, recipe = Preprocessing(size=size, **IMAGENET), RECIPES.make("crop-flip")
     make = functools.partial(Pictures, recipe=recipe, seed=0, views=VIEWS, frame=frame(preprocessing))
-    files, jpeg, raw = make(WholeImages(source)), make(WholeImages(packs[90])), make(packs["raw"])
+    files, jpeg, raw = make(source), make(packs[90]), make(packs["raw"])
     rows = np.tile(np.arange(len(source)), repeats)
     # Workers have some batches ready when the clock starts; they must not be most of what is counted.
     longer = np.tile(rows, 4)
@@ -177,12 +157,6 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
     ways += [way(f"files, {n} views per decode", files, n, 0, 4.5 if n == 4 else None) for n in (2, 4, 8)]
     ways += [way("JPEG pack", jpeg, 1, 0, 5.0), way("JPEG pack, 4 views per decode", jpeg, 4, 0)]
     ways += [way("raw pack", raw, 1, 0, 12.0), way("raw pack, 4 views per decode", raw, 4, 0)]
-    if "parts of JPEG" in source.decoder:
-        in_parts = make(source)
-        ways += [way("files, of parts", in_parts, 1, 0), way("files, of parts, 4 views per decode", in_parts, 4, 0)]
-        ways.append(way("JPEG pack, of parts", make(packs[90]), 1, 0))
-    else:
-        print("no TurboJPEG library of version 3: rows of parts are left out", file=sys.stderr)
     ways.append(Way("normalising ready batches, 1 core", lambda: normalising(preprocessing), one))
     ways.append(Way(two, lambda: by_pil(pil, longer, 2)))
     for name, pictures in (("files", files), ("JPEG pack", jpeg), ("raw pack", raw)):
@@ -229,7 +203,7 @@ class Cheap:
 
 
 def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
-    images, recipe = WholeImages(softlabels.open_images(f"images:{photos}")), RECIPES.make("crop-flip")
+    images, recipe = softlabels.open_images(f"images:{photos}"), RECIPES.make("crop-flip")
     teacher, codec = Cheap(Preprocessing(size=size, **IMAGENET)), CODECS.make("dense")
     count = 0
 

@@ -16,12 +16,12 @@ from softlabels.core.config import Part, Table, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
-from softlabels.datasets._decode import Encoded, report_decoding
+from softlabels.datasets._decode import report_decoding
 from softlabels.datasets._digits import Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
-from softlabels.datasets._images import FileImages, Images, InParts, MemoryImages, Split, encoded, notes
+from softlabels.datasets._images import FileImages, Images, MemoryImages, Split, notes
 from softlabels.datasets._subset import SomeImages, subset
 from softlabels.datasets.packs._format import Packed, PackFormat, Packing
 from softlabels.datasets.packs._pack import Pack, PackedImages
@@ -35,13 +35,11 @@ __all__ = [
     "Csv",
     "DataSet",
     "Digits",
-    "Encoded",
     "FileImages",
     "Folder",
     "Function",
     "ImageNet",
     "Images",
-    "InParts",
     "MemoryImages",
     "Pack",
     "PackFormat",
@@ -53,7 +51,6 @@ __all__ = [
     "Unlabelled",
     "content_checksums",
     "create_pack",
-    "encoded",
     "fingerprint",
     "known_by",
     "notes",

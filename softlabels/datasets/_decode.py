@@ -9,8 +9,7 @@ import functools
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.datasets import _formats, _turbo
+from softlabels.datasets import _formats
 from softlabels.errors import DataError, ImageError, SoftlabelsError
-
-Boxes = NDArray[np.int64]
-"""Top, left, height and width of some boxes in an image: (n, 4)."""
 
 TORCHVISION = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif")
 PILLOW = (".png", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
@@ -41,116 +37,10 @@ def decoder_of(keys: pa.ChunkedArray) -> str:
 
 
 def torchvision_decoder() -> str:
-    """What decodes JPEG, WebP and GIF, and what parts of JPEG."""
+    """What decodes JPEG, WebP and GIF."""
     import torchvision
 
-    library = _turbo.library()
-    parts = f", parts of JPEG by {library.name}" if library else ""
-    return f"torchvision.io {torchvision.__version__}{parts}"
-
-
-class Encoded(Protocol):
-    """An image that is found and not yet decoded."""
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-
-    def decode(self, boxes: Boxes) -> tuple[Tensor, Boxes]:
-        """At least what lies in these boxes of the image, uint8 (3, h, w), and where in it they lie.
-
-        The pixels are, byte for byte, those that a decode of the whole image has there.
-        """
-
-
-@dataclass(frozen=True, eq=False)
-class Whole:
-    """An image that had to be decoded to be looked at."""
-
-    pixels: Tensor
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.pixels.shape[1]
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.pixels.shape[2]
-
-    def decode(self, boxes: Boxes) -> tuple[Tensor, Boxes]:
-        """All of it, and the boxes as they are."""
-        return self.pixels, boxes
-
-
-_WORTH = 1 / 3
-"""What must be left out for a part to be quicker than the whole, rows below it counted two times more: they are not
-even read, pixels above and beside are read and not made, and to cut costs a tenth of a decode (of photographs)."""
-
-
-@dataclass(frozen=True, eq=False)
-class JpegFile:
-    """A JPEG file of which parts can be decoded; `where` names it in messages."""
-
-    data: NDArray[np.uint8]
-    where: str
-    shape: _turbo.Shape
-    library: _turbo.TurboJpeg
-
-    @property
-    def height(self) -> int:
-        """In pixels."""
-        return self.shape.height
-
-    @property
-    def width(self) -> int:
-        """In pixels."""
-        return self.shape.width
-
-    def decode(self, boxes: Boxes) -> tuple[Tensor, Boxes]:
-        """What lies in the smallest box around these boxes, with a margin; all of it where that is quicker."""
-        top, left = boxes[:, :2].min(axis=0).tolist()
-        bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist()
-        below = 1 - bottom / self.height
-        beside = 1 - (bottom - top) * (right - left) / (self.height * self.width)
-        worth = 2 * below + beside > _WORTH
-        if _reports is not None:
-            _reports(self.where)
-        part = self.library.part(self.data, self.shape, (top, left, bottom, right)) if worth else None
-        if _reports is not None:
-            _reports("")
-        if part is None:
-            # Should something be wrong with it, the decoder of whole files decides whether it can be shown.
-            return decode_bytes(self.data, self.where), boxes
-        pixels, corner = part
-        return torch.from_numpy(pixels).permute(2, 0, 1), boxes - np.array([*corner, 0, 0])
-
-
-def encoded_bytes(data: NDArray[np.uint8], where: str) -> Encoded:
-    """An encoded file's bytes, of which no more is decoded than must be where the size alone is asked for.
-
-    Raises:
-        ImageError: as `decode_bytes`; an image that cannot be decoded in parts is decoded here.
-    """
-    library = _turbo.library()
-    shape = library.shape(data) if library else None
-    if library is None or shape is None or shape.height * shape.width > _formats.most_pixels():
-        return Whole(decode_bytes(data, where))
-    return JpegFile(data, where, shape, library)
-
-
-def encoded_file(path: str) -> Encoded:
-    """The image in the file at `path`, as `encoded_bytes` gives it.
-
-    Raises:
-        ImageError: as `decode_file`.
-    """
-    return encoded_bytes(read_bytes(path), path)
+    return f"torchvision.io {torchvision.__version__}"
 
 
 _reports: Callable[[str], None] | None = None

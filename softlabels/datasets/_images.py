@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.datasets._decode import Encoded, Whole, decode_file, decoder_of, encoded_file, read_bytes
+from softlabels.datasets._decode import decode_file, decoder_of, read_bytes
 from softlabels.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -68,29 +68,6 @@ class Images(Protocol):
         Raises:
             DataError: the file is missing, truncated or not a picture; the message names it.
         """
-
-
-@runtime_checkable
-class InParts(Protocol):
-    """Images that can say how large one is before they decode it, or only parts of it."""
-
-    def encoded(self, row: int) -> Encoded:
-        """One image, which may not be decoded yet.
-
-        Raises:
-            DataError: as `Images.decode`; its own `decode` raises the same.
-        """
-
-
-def encoded(images: Images, row: int) -> Encoded:
-    """One image of any data set, decoded only where it cannot be looked at otherwise.
-
-    Raises:
-        DataError: as `Images.decode`.
-    """
-    # Asked for by name, since asking the protocol takes as long as cutting a box out.
-    own = getattr(images, "encoded", None)
-    return own(row) if own else Whole(images.decode(row))
 
 
 def notes(images: Images) -> list[str]:
@@ -150,9 +127,6 @@ class FileImages:
 
     def decode(self, row: int) -> Tensor:
         return decode_file(self.path(row))
-
-    def encoded(self, row: int) -> Encoded:
-        return encoded_file(self.path(row))
 
 
 @dataclass(frozen=True, eq=False)

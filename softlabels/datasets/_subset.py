@@ -11,8 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from softlabels.datasets._decode import Encoded
-from softlabels.datasets._images import Images, encoded
+from softlabels.datasets._images import Images
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,9 +36,6 @@ class SomeImages:
 
     def decode(self, row: int) -> Tensor:
         return self.images.decode(int(self.rows[row]))
-
-    def encoded(self, row: int) -> Encoded:
-        return encoded(self.images, int(self.rows[row]))
 
 
 def subset(images: Images, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Images:

@@ -12,7 +12,7 @@ from softlabels.store import MOST_VIEWS, is_url
 
 if TYPE_CHECKING:
     from softlabels.datasets import Packing
-from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher, Caching, Rendering, share_of
+from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher, Caching, Machine, share_of
 
 
 class PackConfig(CommandConfig):
@@ -75,7 +75,7 @@ class PackConfig(CommandConfig):
         return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
 
 
-class DumpConfig(Rendering, Caching):
+class DumpConfig(Machine, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
     teacher: tuple[AnyTeacher, ...] = Field(

@@ -21,8 +21,6 @@ from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
 from softlabels.loading.labels import layout_beside, machine_memory
-from softlabels.loading.provenance import CPU, tagged
-from softlabels.loading.rendering import Renderer, check_alike
 from softlabels.loading.views import OF_PARTNER, Pictures
 from softlabels.models.devices import SideStream, is_out_of_memory
 from softlabels.models.teachers import (
@@ -88,7 +86,6 @@ def dump(
     views: int | None = None,
     again: Sequence[Shard] = (),
     skip_bad_images: bool = False,
-    renderer: Renderer | None = None,
     odd_logits: OddLogits = "fail",
     journal: Journal,
 ) -> DumpReport:
@@ -98,7 +95,6 @@ def dump(
     The shards `again` are there, but are dumped once more in their places, as those of which an image can be read now
     (`readable_again`). `pictures` have the views of all of these.
 
-    Pictures are rendered by the workers, or by a `renderer` on its device; digests are those of the CPU's rendering.
     When the teacher's device is out of memory, the dump goes on with smaller batches.
 
     Batches never straddle shards, so what a batch holds, and with it the last bit of each logit, does not depend on
@@ -125,7 +121,6 @@ def dump(
             compile=compile,
             workers=workers,
             skip_bad_images=skip_bad_images,
-            renderer=renderer,
             look=look,
             journal=journal,
         )
@@ -142,7 +137,6 @@ def dump_shards(
     compile: bool = False,
     workers: Workers,
     skip_bad_images: bool,
-    renderer: Renderer | None = None,
     look: Look | None = None,
     replaced: Container[Shard] = (),
     journal: Journal,
@@ -158,19 +152,13 @@ def dump_shards(
     passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, say=journal.say)
     batch_size, total = passes.size, sum(counts)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
-    samples = LabelledPictures(pictures, tolerant=skip_bad_images, renderer=renderer)
-    source, rendered_on = batches(samples, todo, workers=workers, device=device), renderer.name if renderer else CPU
-    compared = rendered_on == CPU
-    recorder = Recorder(labels, rendered_on, device, look, replaced)
+    source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers, device=device)
+    recorder = Recorder(labels, device, look, replaced)
     with journal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
         for done, shard in enumerate(shards):
             filling = Filling(shard, pictures, codec, teacher.classes)
             for _ in shard_batches(shard, pictures.views, batch_size):
                 batch = next(source)
-                if not compared and not batch.failed:
-                    rows, views = batch.rows.numpy(), batch.views.numpy()
-                    journal.say(check_alike(pictures, rows, views, batch.pictures, rendered_on))
-                    compared = True
                 logits = passes(batch.pictures)
                 if look is not None and not look.done:
                     look.begin(batch, logits, passes)
@@ -444,10 +432,9 @@ class Filling:
         """Labels that are missing since their images failed."""
         return len(self.failed) * (self.shard.stop_view - self.shard.first_view)
 
-    def write(self, labels: TeacherLabels, rendered_on: str = CPU, *, replacing: bool = False) -> None:
+    def write(self, labels: TeacherLabels, *, replacing: bool = False) -> None:
         """Write the shard, whole or not at all; in the place of the one that is there when it is `replacing` it."""
-        found = shard_digests(self.shard, self._pictures, self.failed)
-        digests = {row: [tagged(text, rendered_on) for text in texts] for row, texts in found.items()}
+        digests = shard_digests(self.shard, self._pictures, self.failed)
         labels.write(self.shard, self._arrays, skipped=self.failed, digests=digests, replacing=replacing)
 
 
@@ -465,12 +452,11 @@ class Recorder:
     def __init__(
         self,
         labels: TeacherLabels,
-        rendered_on: str,
         device: torch.device,
         look: Look | None = None,
         replaced: Container[Shard] = (),
     ) -> None:
-        self._labels, self._rendered_on, self._stream = labels, rendered_on, SideStream(device)
+        self._labels, self._stream = labels, SideStream(device)
         self._look, self._replaced = look, replaced
         self.failed: dict[int, str] = {}
         self.unlabelled = 0
@@ -505,7 +491,7 @@ class Recorder:
         self._encoder.submit(lambda: self._writer.submit(lambda: self._write(filling), waiting=1), waiting=_WAITING)
 
     def _write(self, filling: Filling) -> None:
-        filling.write(self._labels, self._rendered_on, replacing=filling.shard in self._replaced)
+        filling.write(self._labels, replacing=filling.shard in self._replaced)
         self.failed |= filling.failed
         self.unlabelled += filling.unlabelled
 

@@ -20,7 +20,6 @@ from softlabels.dumping.dump import check_memory, count
 from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches, prefetched
 from softlabels.loading.labels import layout_beside
-from softlabels.loading.rendering import Renderer
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import Pictures, Rows
 from softlabels.models.devices import CPU, Passes
@@ -136,7 +135,6 @@ def measure_speed(
     *,
     device: torch.device,
     workers: Workers,
-    renderer: Renderer | None = None,
     views: range | None = None,
 ) -> float:
     """Pictures per second of decoding, rendering and the teacher together, as a dump of these `views` (None: all) goes.
@@ -148,7 +146,7 @@ def measure_speed(
     shown = range(pictures.views) if views is None else views
     rows, _ = spread(len(pictures.images), 1, _IMAGES)
     some = (rows[first : first + batch_size] for first in itertools.cycle(range(0, len(rows), batch_size)))
-    source = _made(pictures, _whole(some, pictures.views, shown, batch_size), workers, renderer, device)
+    source = _made(pictures, _whole(some, pictures.views, shown, batch_size), workers, device)
 
     def answer() -> int:
         batch = next(source)
@@ -181,22 +179,15 @@ def _batches(
     views: Rows,
     batch_size: int,
     workers: Workers,
-    renderer: Renderer | None = None,
     device: torch.device = CPU,
 ) -> Iterator[Batch]:
     numbers = rows * pictures.views + views
     todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
-    return _made(pictures, todo, workers, renderer, device)
+    return _made(pictures, todo, workers, device)
 
 
-def _made(
-    pictures: Pictures,
-    todo: Iterable[Rows],
-    workers: Workers,
-    renderer: Renderer | None = None,
-    device: torch.device = CPU,
-) -> Iterator[Batch]:
-    return batches(LabelledPictures(pictures, tolerant=True, renderer=renderer), todo, workers=workers, device=device)
+def _made(pictures: Pictures, todo: Iterable[Rows], workers: Workers, device: torch.device = CPU) -> Iterator[Batch]:
+    return batches(LabelledPictures(pictures, tolerant=True), todo, workers=workers, device=device)
 
 
 def usual_codecs(classes: int) -> list[Codec]:
@@ -281,7 +272,6 @@ def plan(
     batch_size: BatchSize,
     compile: bool = False,
     workers: Workers = 0,
-    renderer: Renderer | None = None,
     codecs: Sequence[Codec] = (),
     sample: int = 0,
     say: Callable[[str], None] = lambda _: None,
@@ -300,7 +290,7 @@ def plan(
     shown = ranges.most_common(1)[0][0] if ranges else None
     most = max((count(shard) for shard in missing), default=images * views)
     passes = teacher_passes(teacher, batch_size, most=most, compile=compile, say=say)
-    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, renderer=renderer, views=shown)
+    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, views=shown)
     compared: tuple[CodecReport, ...] = ()
     if codecs:
         logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)

@@ -28,7 +28,7 @@ from softlabels.loading.opening import (
     open_teacher,
     teacher_specs,
 )
-from softlabels.loading.provenance import CPU, mixture, renderers, versions
+from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import RECORDED
 from softlabels.loading.views import Pictures, frame
@@ -67,9 +67,6 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         labels = store.prepare(teacher.name, job.card)
         for line in _seen_otherwise(store, recipe, teacher):
             journal.say(line)
-        renderer = config.renderer
-        for line in mixture(teacher.name, renderers(labels), renderer.name if renderer else CPU):
-            journal.say(line)
         again, readable = dumping.readable_again(labels, arranged, recipe)
         mend(store, arranged, sorted({*readable, *mendable_rows(store, arranged).tolist()}))
         if readable:
@@ -94,7 +91,6 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
                 views=config.views,
                 again=again,
                 skip_bad_images=config.on_bad_image == "skip",
-                renderer=renderer,
                 odd_logits=config.on_odd_logits,
                 journal=journal,
             )
@@ -285,7 +281,6 @@ def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, jo
         batch_size=config.batch_size,
         compile=config.compile,
         workers=config.helpers(images),
-        renderer=config.renderer,
         codecs=_compared(codec, teacher.classes) if config.codec_report else (),
         sample=config.codec_samples,
         say=journal.say,

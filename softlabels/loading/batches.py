@@ -32,7 +32,6 @@ from softlabels.core.progress import waiting
 from softlabels.datasets import Images, report_decoding, subset
 from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.labels import Labels
-from softlabels.loading.rendering import Renderer, Undone
 from softlabels.loading.views import Crew, Pictures, Rows, checked
 from softlabels.models.devices import CPU, SideStream
 from softlabels.views import Frame
@@ -50,14 +49,12 @@ class Batch:
 
     Where the recipe mixes, `partners` (n,) are the hard labels of the partners and `shares` float32 (n,) how much of
     each picture is the image's own. `failed` names the images that could not be decoded; their pictures are black.
-    While a batch is `undone`, its pictures are still to be rendered, and there are none.
     """
 
     pictures: Tensor
     rows: Tensor
     views: Tensor
     hard: Tensor
-    undone: Undone | None = None
     partners: Tensor | None = None
     shares: Tensor | None = None
     arrays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -69,7 +66,6 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Page-lock what goes to the device."""
         self.pictures, self.hard = self.pictures.pin_memory(), self.hard.pin_memory()
-        self.undone = None if self.undone is None else self.undone.pin_memory()
         return self
 
 
@@ -88,10 +84,9 @@ class LabelledPictures(Dataset[Batch]):
         teachers: Sequence[str] = (),
         *,
         tolerant: bool = False,
-        renderer: Renderer | None = None,
     ) -> None:
         self.pictures, self.labels, self.label_rows, self.teachers = pictures, labels, label_rows, tuple(teachers)
-        self._tolerant, self.renderer = tolerant, renderer
+        self._tolerant = tolerant
         if labels is not None:
             labels.share()
 
@@ -125,21 +120,11 @@ class LabelledPictures(Dataset[Batch]):
         return self.labelled(self.rendered(numbers))
 
     def rendered(self, numbers: Sequence[int] | Rows) -> Batch:
-        """The batch without what the teachers said; threads may ask at the same time.
-
-        With a `renderer` of a device the images are loaded only, and `finished` renders them.
-        """
+        """The batch without what the teachers said; threads may ask at the same time."""
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.pictures.views)
         failed: dict[int, str] = {}
-        noted, undone = failed if self._tolerant else None, None
-        if self.renderer is None:
-            rendered = self.pictures.render(rows, views, noted)
-        else:
-            undone = self.renderer.load(self.pictures, rows, views, noted)
-            rendered = torch.empty(0, dtype=torch.uint8)
         batch = Batch(
-            pictures=rendered,
-            undone=undone,
+            pictures=self.pictures.render(rows, views, failed if self._tolerant else None),
             rows=torch.from_numpy(rows),
             views=torch.from_numpy(views),
             hard=torch.from_numpy(self.pictures.images.labels[rows].astype(np.int64)),
@@ -155,14 +140,6 @@ class LabelledPictures(Dataset[Batch]):
             rows, views = self.label_rows[batch.rows.numpy()], batch.views.numpy()
             taken = self.labels.take(rows, views, self.teachers)
             batch.arrays = {name: {k: torch.from_numpy(a) for k, a in each.items()} for name, each in taken.items()}
-        return batch
-
-    def finished(self, batch: Batch) -> Batch:
-        """The batch with its pictures on the renderer's device, where they are not rendered yet."""
-        if self.renderer is not None and batch.undone is not None:
-            rows, views = batch.rows.numpy(), batch.views.numpy()
-            batch.pictures = self.renderer.render(self.pictures, batch.undone, rows, views)
-            batch.undone = None
         return batch
 
     def _mixtures(self, rows: Rows, views: Rows) -> tuple[Tensor, Tensor]:
@@ -199,13 +176,11 @@ def batches(
 ) -> Iterator[Batch]:
     """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`.
 
-    What is rendered on a device is rendered by this process. For a CUDA `device`, pictures are rendered there, or
-    copied there from page-locked memory, while it computes earlier batches; others copy pictures when they use them.
+    For a CUDA `device`, pictures are copied there from page-locked memory while it computes earlier batches; other
+    devices copy pictures when they use them.
     """
     stream = SideStream(device)
     for batch in _made(samples, numbers, workers, pin_memory=device.type == "cuda"):
-        with stream.after():
-            samples.finished(batch)
         batch.pictures = stream.join(stream.send(batch.pictures, device))
         yield batch
 

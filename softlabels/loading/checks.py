@@ -11,7 +11,7 @@ from torch import Tensor
 from softlabels.core.philox import hash_keys
 from softlabels.datasets import Images, content_checksums
 from softlabels.loading.labels import Labels, keys_at
-from softlabels.loading.provenance import changed_versions, untagged
+from softlabels.loading.provenance import changed_versions, digest_in
 from softlabels.loading.views import DIGEST_FRAME, Pictures
 from softlabels.store import TeacherLabels
 
@@ -100,8 +100,6 @@ def compare_images(labels: Labels, images: Images) -> list[str]:
 def compare_digests(labels: Labels, images: Images, most: int | None = None) -> tuple[int, list[str]]:
     """Render views whose digest is kept and compare: how many were compared, and what differs.
 
-    Digests are of what the CPU renders, also where the teacher saw what a device rendered.
-
     Args:
         most: views to compare at most, evenly spread over the store; None for all.
     """
@@ -124,7 +122,7 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
         f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw "
         f"({changed_versions(labels.of(name).card.versions, images)})"
         for (row, view, text, name), now in zip(known, found, strict=True)
-        if untagged(text)[0] != now
+        if digest_in(text) != now
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the pixels behind labels depend on: who decoded and rendered them, with which versions."""
+"""What the pixels behind labels depend on: what decoded them, and which versions."""
 
 from __future__ import annotations
 
@@ -9,37 +9,19 @@ from softlabels import __version__
 from softlabels.datasets import Images
 from softlabels.store import TeacherLabels
 
-CPU = "cpu"
-"""The renderer of `Pictures` itself: whole numbers, the same bytes on every machine."""
 
+def digest_in(text: str) -> str:
+    """The digest of a view in what a shard holds.
 
-def tagged(digest: str, renderer: str) -> str:
-    """A digest as a store keeps it: of the CPU's rendering, whoever rendered what the teacher saw, and who that was.
-
-    So it can be compared on any machine, and what differs is the pixels and not the renderer.
+    Earlier versions could render on a GPU what the teacher saw, and wrote its name and a colon before the digest of
+    what the CPU makes of the view.
     """
-    return digest if renderer == CPU else f"{renderer}:{digest}"
+    return text.rpartition(":")[2]
 
 
-def untagged(text: str) -> tuple[str, str]:
-    """The digest and the renderer of what `tagged` made."""
-    renderer, colon, digest = text.rpartition(":")
-    return digest, renderer if colon else CPU
-
-
-def renderers(labels: TeacherLabels) -> set[str]:
-    """Who rendered what this teacher saw, as far as digests tell."""
-    return {untagged(text)[1] for _, _, text in labels.digests()}
-
-
-def mixture(name: str, there: set[str], here: str) -> list[str]:
-    """In one line, that a teacher's labels are not all of pictures of this renderer; nothing where they are."""
-    if there <= {here}:
-        return []
-    return [
-        f"labels of {name} are of pictures rendered on {' and '.join(sorted(there))}, those of this run are "
-        f"rendered on {here}: the same views, about a level of 255 apart"
-    ]
+def seen_from_a_device(labels: TeacherLabels) -> bool:
+    """Whether an earlier version rendered some of what this teacher saw on a GPU, in floats."""
+    return any(":" in text for _, _, text in labels.digests())
 
 
 def versions(images: Images) -> dict[str, str]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from softlabels.datasets import Images
     from softlabels.loading.batches import Workers
-    from softlabels.loading.rendering import Renderer
 
 
 # Names are looked at before anything is imported or opened; what they stand for is made when work begins.
@@ -150,36 +149,6 @@ class Caching(CommandConfig):
     def cache(self) -> Cache:
         """The cache."""
         return Cache.at(self.cache_dir, self.cache_size)
-
-
-class Rendering(Machine):
-    """Where pictures are made."""
-
-    render: Literal["cpu", "device"] = Field(
-        "cpu",
-        description="where decoded images are cut, resized and changed: by the workers, or on `device`, in batches",
-    )
-    decoder: Literal["cpu", "nvjpeg"] = Field(
-        "cpu", description="what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)"
-    )
-
-    @property
-    def renderer(self) -> Renderer | None:
-        """What renders on the device; None where workers do.
-
-        Raises:
-            ConfigError: the device is not there, or nvJPEG is asked for where it cannot decode.
-        """
-        from softlabels.loading.rendering import Renderer
-
-        if self.decoder == "nvjpeg":
-            if self.render != "device":
-                raise ConfigError("--decoder nvjpeg decodes where pictures are rendered; give --render device too")
-            if self.torch_device().type != "cuda":
-                raise ConfigError(f"--decoder nvjpeg needs a CUDA device, and `device={self.device}` is none here")
-            if getattr(self, "on_bad_image", "fail") == "skip":
-                raise ConfigError("--decoder nvjpeg cannot skip bad images; leave out one of the two")
-        return Renderer(self.torch_device(), self.decoder == "nvjpeg") if self.render == "device" else None
 
 
 class Reopening(Machine, Caching):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from softlabels.core.philox import Words, hash_keys, philox
-from softlabels.datasets import Encoded, Images, SomeImages, encoded
+from softlabels.datasets import Images, SomeImages
 from softlabels.errors import DataError
 from softlabels.loading.records import Records, ViewRecords
 from softlabels.models.networks import Preprocessing
@@ -188,7 +188,7 @@ class Pictures(Dataset[Tensor]):
         Raises:
             DataError: an image cannot be decoded and `failed` is not given; the message names it.
         """
-        drawn = self.drawn(rows, views)
+        drawn = self._drawn(rows, views)
         pictures = self._unmixed(self.images, rows, drawn, failed, crew)
         return self._mixed(pictures, rows, drawn, failed, crew) if self.recipe.mixes else pictures
 
@@ -197,26 +197,12 @@ class Pictures(Dataset[Tensor]):
 
         Partners are places in the population, -1 for views that are not mixed.
         """
-        drawn = self.drawn(rows, views)
+        drawn = self._drawn(rows, views)
         return self._partners(rows, drawn), self.recipe.shares(drawn, self.frame.size)
 
     def recorded(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]] | None:
         """What is recorded of these views, (n, ...) each; None where all of them is drawn."""
         return None if self.records is None else self.records.take(rows, views)
-
-    def drawn(self, rows: Rows, views: Rows) -> Views:
-        """What is done to these images in these views, before any is mixed: n views."""
-        return self.recipe.draw(self.seed, self.hashes[rows], views, self.recorded(rows, views))
-
-    def mixed(self, rows: Rows, drawn: Views) -> tuple[Rows, Rows, Views]:
-        """The places of those views that are mixed (m,), their partners' rows in the population's images (m,), and the
-        partners' own views of the same numbers (m,)."""
-        members = self._partners(rows, drawn)
-        mixed = np.flatnonzero(members >= 0)
-        numbers, records = drawn.numbers[mixed], self.recorded(rows[mixed], drawn.numbers[mixed])
-        hashes = self.population.hashes[members[mixed]]
-        theirs = self.recipe.draw(self.seed, hashes, numbers, records, of_partner=True)
-        return mixed, self.population.rows[members[mixed]], theirs
 
     def words(self, rows: Rows, views: Rows) -> Words:
         """A random word for each label, for codecs that sample: uint64 (n,)."""
@@ -226,6 +212,10 @@ class Pictures(Dataset[Tensor]):
         """The first 8 bytes of BLAKE2b of each rendered view at the fixed small size, as hex."""
         rendered = self.at(DIGEST_FRAME).render(rows, views).contiguous().numpy()
         return [hashlib.blake2b(picture.tobytes(), digest_size=8).hexdigest() for picture in rendered]
+
+    def _drawn(self, rows: Rows, views: Rows) -> Views:
+        """What is done to these images in these views, before any is mixed: n views."""
+        return self.recipe.draw(self.seed, self.hashes[rows], views, self.recorded(rows, views))
 
     def _unmixed(
         self, images: Images, rows: Rows, drawn: Views, failed: dict[int, str] | None, crew: Crew | None
@@ -244,10 +234,10 @@ class Pictures(Dataset[Tensor]):
         self, pictures: Tensor, images: Images, drawn: Views, failed: dict[int, str] | None, some: Places
     ) -> None:
         """The views of some images where they stand in `pictures`; those of an image that failed are black."""
-        found: list[tuple[int, Rows, Encoded]] = []
+        found: list[tuple[int, Rows, Tensor]] = []
         for row, places in some:
             try:
-                found.append((row, places, encoded(images, row)))
+                found.append((row, places, images.decode(row)))
             except DataError as problem:
                 _note(row, places, problem, failed, pictures)
         for (row, places, image), boxes in zip(found, self._boxes(found, drawn), strict=True):
@@ -263,30 +253,34 @@ class Pictures(Dataset[Tensor]):
                 for place, picture in zip(places.tolist(), out, strict=True):
                     pictures[place] = picture
 
-    def _boxes(self, found: list[tuple[int, Rows, Encoded]], drawn: Views) -> list[Rows]:
+    def _boxes(self, found: list[tuple[int, Rows, Tensor]], drawn: Views) -> Sequence[Rows | None]:
         """The boxes (n, 4) of each image's views, worked out together: alone, each takes a tenth of a picture's time.
 
-        Of several images at once, not of a whole batch, since one may have to be decoded before its size is known.
+        Of several images at once, not of a whole batch, since an image is decoded before its size is known. None where
+        the recipe does more than crop.
         """
         if not self.recipe.crops or not found:
-            return [np.array([[0, 0, image.height, image.width]]) for _, _, image in found]
+            return [None] * len(found)
         counts = [len(places) for _, places, _ in found]
-        sizes = np.repeat([(image.height, image.width) for _, _, image in found], counts, axis=0)
+        sizes = np.repeat([image.shape[1:] for _, _, image in found], counts, axis=0)
         order = np.concatenate([places for _, places, _ in found])
         return np.split(self.recipe.boxes(drawn[order], sizes[:, 0], sizes[:, 1]), np.cumsum(counts)[:-1])
 
-    def _render_one(self, image: Encoded, boxes: Rows, views: Views, out: Tensor) -> None:
+    def _render_one(self, image: Tensor, boxes: Rows | None, views: Views, out: Tensor) -> None:
         """The views of one image into `out` (n, 3, size, size)."""
-        pixels, boxes = image.decode(boxes)
-        if self.recipe.crops:
-            self.recipe.render_boxes(pixels, boxes, views, self.frame, out)
+        if boxes is not None:
+            self.recipe.render_boxes(image, boxes, views, self.frame, out)
         else:
-            out.copy_(self.recipe.render_batch(pixels.expand(len(views), *pixels.shape), views, self.frame))
+            out.copy_(self.recipe.render_batch(image.expand(len(views), *image.shape), views, self.frame))
 
     def _mixed(
         self, pictures: Tensor, rows: Rows, drawn: Views, failed: dict[int, str] | None, crew: Crew | None
     ) -> Tensor:
-        mixed, sources, theirs = self.mixed(rows, drawn)
+        members = self._partners(rows, drawn)
+        mixed = np.flatnonzero(members >= 0)
+        sources, numbers = self.population.rows[members[mixed]], drawn.numbers[mixed]
+        records, hashes = self.recorded(rows[mixed], numbers), self.population.hashes[members[mixed]]
+        theirs = self.recipe.draw(self.seed, hashes, numbers, records, of_partner=True)
         lost: dict[int, str] | None = None if failed is None else {}
         partners = self._unmixed(self.population.images, sources, theirs, lost, crew)
         if len(mixed) < len(rows):

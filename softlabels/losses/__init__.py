@@ -23,8 +23,8 @@ from softlabels.losses._hard import hard_cross_entropy
 from softlabels.losses._jeffreys import jeffreys, sparse_jeffreys
 from softlabels.losses._js import js_divergence, sparse_js_divergence
 from softlabels.losses._kl import kl_divergence, sparse_kl_divergence
-from softlabels.losses._l1 import logit_l1, sparse_logit_l1
-from softlabels.losses._mse import logit_mse, sparse_logit_mse
+from softlabels.losses._l1 import logit_l1
+from softlabels.losses._mse import logit_mse
 from softlabels.losses._objective import Objective, Term
 from softlabels.losses._relational_angle import relational_angle
 from softlabels.losses._relational_distance import relational_distance
@@ -59,8 +59,6 @@ __all__ = [
     "sparse_jeffreys",
     "sparse_js_divergence",
     "sparse_kl_divergence",
-    "sparse_logit_l1",
-    "sparse_logit_mse",
     "sparse_soft_cross_entropy",
     "spherical_kd",
     "standardized_kl",

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from softlabels.core.config import Part
 from softlabels.losses._rows import Given, centred, mean_over, pair_of
-from softlabels.losses._sparse import sparse_centred, sparse_rows, sum_over_classes
 
 
 def logit_l1(
@@ -36,31 +35,6 @@ def logit_l1(
     return mean_over(centred(student - teacher).abs().sum(-1), valid)
 
 
-def sparse_logit_l1(
-    student_logits: Tensor,
-    ids: Tensor,
-    values: Tensor,
-    tail: Tensor,
-    *,
-    temperature: float = 1.0,  # noqa: ARG001
-    valid: Tensor | None = None,
-) -> Tensor:
-    """`logit_l1` to a teacher with logits `values` at the classes `ids` and `tail` (finite) at every other class.
-
-    Arguments as those of `sparse_kl_divergence`; no tensor of the teacher's has the shape (batch, classes).
-    """
-
-    def per_row(student: Tensor, ids: Tensor, values: Tensor, tail: Tensor) -> Tensor:
-        student, named, other = sparse_centred(student, values, tail)
-        return sum_over_classes(_terms, student, ids, named, other)
-
-    return mean_over(sparse_rows(per_row, student_logits, ids, values, tail, valid), valid)
-
-
-def _terms(student: Tensor, teacher: Tensor) -> Tensor:
-    return (student - teacher).abs()
-
-
 class LogitL1(Part):
     """`logit_l1` as a part."""
 
@@ -68,7 +42,6 @@ class LogitL1(Part):
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = True
-    sparse: ClassVar = staticmethod(sparse_logit_l1)
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
         return logit_l1(student_logits, teacher_logits, **given)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from softlabels.errors import ConfigError
-from softlabels.losses._rows import FLOOR, centred, check_valid, rows_of, softened, widened
+from softlabels.losses._rows import FLOOR, check_valid, rows_of, softened, widened
 
 
 class SparseLogits(Protocol):
@@ -110,14 +110,6 @@ def sparse_softened(
     masses = [values, tail + math.log(others)] if others > 0 else [values]
     log_total = torch.cat(masses, -1).logsumexp(-1, keepdim=True)
     return log_q, (values - log_total).clamp(min=FLOOR), (tail - log_total).clamp(min=FLOOR)
-
-
-def sparse_centred(student: Tensor, values: Tensor, tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Student's logits, and the teacher's named and other ones, each less their mean over the classes."""
-    # Relative to the tail the teacher's mean over the classes is that of K numbers.
-    values = values - tail
-    mean = values.sum(-1, keepdim=True) / student.shape[1]
-    return centred(student), values - mean, -mean
 
 
 def sum_over_classes(

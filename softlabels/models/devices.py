@@ -123,7 +123,7 @@ class SideStream:
         return torch.cuda.current_stream(self._stream.device).record_event() if self._stream is not None else None
 
     @contextmanager
-    def after(self, mark: torch.cuda.Event | None = None) -> Iterator[None]:
+    def after(self, mark: torch.cuda.Event | None) -> Iterator[None]:
         """What is asked for within is done in this queue, after what is marked."""
         if self._stream is None:
             yield

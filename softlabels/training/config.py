@@ -24,13 +24,12 @@ from softlabels.loading.settings import (
     AnyTeacher,
     Caching,
     Machine,
-    Rendering,
 )
 
 AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
 
 
-class TrainConfig(Settings, Rendering, Caching):
+class TrainConfig(Settings, Machine, Caching):
     """What `softlabels train` does."""
 
     LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}

@@ -23,7 +23,6 @@ from softlabels.loading.batches import LabelledPictures
 from softlabels.loading.checks import compare_digests, compare_partners
 from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_classes, check_place
-from softlabels.loading.provenance import CPU, mixture, renderers
 from softlabels.loading.samplers import spread, window_notes
 from softlabels.loading.views import Pictures, frame
 from softlabels.losses import BLENDS, Objective
@@ -295,14 +294,13 @@ def _lesson(
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
         names = [teacher.name for teacher in targets.teachers]
-        lesson, told = _taught(config, LabelledPictures(pictures, renderer=config.renderer), targets, names)
+        lesson, told = _taught(config, LabelledPictures(pictures), targets, names)
         return lesson, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.said, *told]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
     _check_untaught(config)
-    samples = LabelledPictures(pictures, renderer=config.renderer)
-    return Lesson(samples, NoTargets(), objective), len(images.classes), [note, *more]
+    return Lesson(LabelledPictures(pictures), NoTargets(), objective), len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -400,10 +398,7 @@ def _stored_lesson(
         images = subset(images, joined.rows)
     _check_pixels(labels, images, teachers)
     pictures = Pictures.of_store(labels.store, images, views, frame(preprocessing))
-    renderer = config.renderer
-    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers, renderer=renderer)
-    for name in teachers:
-        notes += mixture(name, renderers(labels.of(name)), renderer.name if renderer else CPU)
+    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     objective = _objective(config, 0.0)
     targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)

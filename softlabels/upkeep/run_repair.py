@@ -14,7 +14,6 @@ from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, matched, offering_to_skip, reopening
-from softlabels.loading.provenance import CPU, mixture, renderers
 from softlabels.loading.views import Pictures, frame
 from softlabels.store import Shard
 from softlabels.upkeep import repair as repairing
@@ -75,8 +74,6 @@ class _Workshop:
         reopen = reopening(config, labels, self.images, "leave `redump=True` out to only remove the damage")
         teacher = reopen(name)
         views = max(shard.stop_view for shard in shards)
-        for line in mixture(name, renderers(labels.of(name)), CPU):
-            journal.say(line)
         # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
         with offering_to_skip(config.on_bad_image):
             dump_shards(

@@ -18,7 +18,7 @@ from softlabels.datasets import Images
 from softlabels.errors import ModelError
 from softlabels.loading.checks import compare_digests, compare_images, compare_partners, compare_records, divergence
 from softlabels.loading.labels import Labels, keys_at, layout_beside
-from softlabels.loading.provenance import CPU, mixture, renderers
+from softlabels.loading.provenance import seen_from_a_device
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import Pictures, frame
 from softlabels.models.networks import Preprocessing
@@ -155,8 +155,6 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
     if findings.ok:
         compared, differing = compare_digests(labels, images)
         findings.check(f"digests of {compared:,} rendered views", differing)
-        for name in labels.teachers:
-            findings.notes += mixture(name, renderers(labels.of(name)), CPU)
 
 
 def compare_teacher(
@@ -213,7 +211,7 @@ def compare_teacher(
 def rounding_of(labels: TeacherLabels, precision: str) -> float:
     """How far logits may lie from those behind these labels for reasons of precision, in deviations of a row."""
     causes = {precision, labels.card.precision or "fp32"}
-    if renderers(labels) - {CPU}:
+    if seen_from_a_device(labels):
         causes.add("device")
     return max(ROUNDING[cause] for cause in causes)
 

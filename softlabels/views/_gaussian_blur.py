@@ -57,8 +57,7 @@ def blurred(pictures: Tensor, sigma: Reals, reach: int) -> Tensor:
     offsets = np.arange(reach + 1)
     weights = exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     whole = sum(2 * weights[:, offset] for offset in range(reach, 0, -1)) + weights[:, 0]
-    factors = torch.from_numpy((weights / whole[:, None]).astype(np.float32)).to(pictures.device)
-    factors = factors[:, :, None, None, None]
+    factors = torch.from_numpy((weights / whole[:, None]).astype(np.float32))[:, :, None, None, None]
     shown = torch.nn.functional.pad(pictures.float(), (reach,) * 4, mode="reflect")
     for axis in (3, 2):
         length = shown.shape[axis] - 2 * reach

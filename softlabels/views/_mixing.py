@@ -55,7 +55,7 @@ def blended(pictures: Tensor, partners: Tensor, shares: Reals) -> Tensor:
     Shares are taken down to steps of 2**-16. So no sum has more than 8 bits before and 16 behind the point, which are
     all that a float32 has room for: nothing is rounded before the end.
     """
-    steps = torch.from_numpy(np.floor(shares * _WHOLE).astype(np.float32) / np.float32(_WHOLE)).to(pictures.device)
+    steps = torch.from_numpy(np.floor(shares * _WHOLE).astype(np.float32) / np.float32(_WHOLE))
     own, made = steps[:, None, None, None], alike(pictures)
     # As many at once as stay in a processor's cache while they are floats.
     some = max(1, _FLOATS_AT_ONCE // max(1, pictures[:1].numel()))

@@ -23,26 +23,10 @@ def resized(pictures: Tensor, height: int, width: int, interpolation: str) -> Te
         return pictures
     if interpolation == "nearest":
         return interpolate(pictures, (height, width), mode="nearest")
-    if not _here(pictures):
-        return resized_in_floats(pictures, height, width, interpolation)
     if pictures.stride(1) == 1:
         # A box cut out of what a decoder leaves: packed, it takes the kernel for pixels that lie together.
         pictures = pictures.contiguous(memory_format=torch.channels_last)
     return interpolate(pictures, (height, width), mode=interpolation, antialias=True, align_corners=False)
-
-
-def resized_in_floats(pictures: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """As `resized`, on devices that have no antialiasing kernel for bytes: a level apart at most.
-
-    Rows first and then columns, rounded to levels in between, as the kernel for bytes does; it differs in the last bit
-    of its weights alone.
-    """
-    shown = pictures.float()
-    for size in ((shown.shape[2], width), (height, width)):
-        if tuple(shown.shape[2:]) != size:
-            shown = interpolate(shown, size, mode=interpolation, antialias=True, align_corners=False)
-            shown = shown.add_(0.5).floor_().clamp_(0, 255)
-    return shown.to(torch.uint8)
 
 
 def resized_boxes(
@@ -52,7 +36,7 @@ def resized_boxes(
 
     In memory of their own, laid out as that of the images; it is `out` where that is given, unless n is 1.
     """
-    if len(images) > images.shape[2] + images.shape[3] and _here(images):
+    if len(images) > images.shape[2] + images.shape[3]:
         return _resized_by_axis(images, boxes, size, interpolation)
     if len(images) == 1:
         ((top, left, height, width),) = boxes.tolist()
@@ -60,7 +44,7 @@ def resized_boxes(
         return box.clone() if height == width == size else resized(box, size, size, interpolation)
     shown = out
     if shown is None:
-        together = images.stride(1) == 1 and _here(images)
+        together = images.stride(1) == 1
         shown = blank(len(images), size) if together else images.new_empty((len(images), images.shape[1], size, size))
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         box = images[i : i + 1, :, top : top + height, left : left + width]
@@ -78,8 +62,8 @@ def blank(n: int, size: int) -> Tensor:
 
 
 def alike(pictures: Tensor) -> Tensor:
-    """Memory for as many pictures (n, 3, S, S), laid out as these and on their device."""
-    together = pictures.stride(1) == 1 and _here(pictures) and pictures.shape[2] == pictures.shape[3]
+    """Memory for as many pictures (n, 3, S, S), laid out as these."""
+    together = pictures.stride(1) == 1 and pictures.shape[2] == pictures.shape[3]
     return blank(len(pictures), pictures.shape[2]) if together else torch.empty_like(pictures)
 
 
@@ -125,16 +109,8 @@ def _as_one(
 
 def windows(pictures: Tensor, tops: NDArray[np.int64], lefts: NDArray[np.int64], side: int) -> Tensor:
     """From each of n pictures (n, 3, H, W) its own square window, copied: (n, 3, side, side)."""
-    if not _here(pictures):
-        corners = zip(pictures, tops.tolist(), lefts.tolist(), strict=True)
-        return torch.stack([each[:, top : top + side, left : left + side] for each, top, left in corners])
     every = sliding_window_view(pictures.numpy(), (side, side), axis=(2, 3))
     return torch.from_numpy(every[np.arange(len(pictures)), :, tops, lefts])
-
-
-def _here(pictures: Tensor) -> bool:
-    """Whether the pictures are in this machine's memory, where numpy reads them; elsewhere torch alone does."""
-    return pictures.device.type == "cpu"
 
 
 def centre(length: int, window: int) -> int:
@@ -146,10 +122,7 @@ def changed(pictures: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tenso
     """The pictures with `change` made to the chosen ones, in place where only some are."""
     if chosen.all():
         return change(pictures)
-    if chosen.any() and not _here(pictures):
-        which = torch.from_numpy(np.flatnonzero(chosen)).to(pictures.device)
-        pictures.index_copy_(0, which, change(pictures.index_select(0, which)))
-    elif chosen.any():
+    if chosen.any():
         # numpy copies whole rows at once here, which torch's indexing does element by element; in the order in which
         # the bytes lie, or each would be fetched alone.
         if pictures.stride(1) == 1:

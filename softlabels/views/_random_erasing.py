@@ -49,7 +49,7 @@ class RandomErasing(Part):
 
     def apply(self, pictures: Tensor, draws: Draws) -> Tensor:
         """uint8 (n, 3, H, W), those chosen with their rectangle painted over."""
-        colour = torch.tensor(rgb(self.fill), dtype=torch.uint8, device=pictures.device)[:, None, None]
+        colour = torch.tensor(rgb(self.fill), dtype=torch.uint8)[:, None, None]
         rectangles = self.rectangles(draws, pictures.shape[-1])
         for i in np.flatnonzero(rectangles[:, 2] * rectangles[:, 3]):
             top, left, height, width = rectangles[i].tolist()

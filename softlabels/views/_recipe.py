@@ -53,10 +53,7 @@ class Geometry(Step, Protocol):
 
 @runtime_checkable
 class Crop(Geometry, Protocol):
-    """A geometry that resizes its boxes and reads nothing else, so that no more of an image need be decoded.
-
-    Its boxes lie in the image.
-    """
+    """A geometry that resizes its boxes and reads nothing else; they lie in the image."""
 
     def boxes(self, draws: Draws, height: Sides, width: Sides) -> NDArray[np.int64]:
         """As of any geometry; each view may be of an image of its own size."""
@@ -254,17 +251,10 @@ class Recipe(BaseModel):
         Raises:
             DataError: the images are not uint8 of that shape, or not as many as the views.
         """
-        return self.change(self.cut(images, views, frame), views)
-
-    def cut(self, images: Tensor, views: Views, frame: Frame) -> Tensor:
-        """The first half of `render_batch`: where images are cut and how they come to the frame's size."""
         _check(images, views)
-        geometry, drawn, _ = self._parted(views)
-        return geometry.pictures(images, drawn, frame)
-
-    def change(self, pictures: Tensor, views: Views) -> Tensor:
-        """The second half: uint8 (n, 3, size, size) with all that follows done to them; they may be written over."""
-        for step, draws in self._parted(views)[2]:
+        geometry, drawn, changes = self._parted(views)
+        pictures = geometry.pictures(images, drawn, frame)
+        for step, draws in changes:
             pictures = step.apply(pictures, draws)
         return pictures
 
@@ -276,10 +266,9 @@ class Recipe(BaseModel):
     def render_boxes(
         self, image: Tensor, boxes: NDArray[np.int64], views: Views, frame: Frame, out: Tensor | None = None
     ) -> Tensor:
-        """What `render_batch` makes of n views of one image, of which uint8 (3, h, w) holds at least the boxes.
+        """What `render_batch` makes of n views of one image, uint8 (3, H, W), whose boxes (n, 4) are known already.
 
-        Only for recipes that crop. `boxes` (n, 4) are those of the views, as they lie in the pixels that are there.
-        Memory for the pictures, uint8 (n, 3, size, size), may be given as `out`.
+        Only for recipes that crop. Memory for the pictures, uint8 (n, 3, size, size), may be given as `out`.
         """
         _, crop, changes = self._kinds
         if crop is None:

@@ -203,7 +203,7 @@ class RecordedErasing(Part):
         """uint8 (n, 3, S, S), some with a rectangle painted over."""
         box = draws["erased"].astype(np.int64)
         edges = _scaled(np.concatenate([box[:, :2], box[:, :2] + box[:, 2:]], axis=1), self.size, pictures.shape[-1])
-        colour = torch.tensor(rgb(self.fill), dtype=torch.uint8, device=pictures.device)[:, None, None]
+        colour = torch.tensor(rgb(self.fill), dtype=torch.uint8)[:, None, None]
         for place in np.flatnonzero(box[:, 2] * box[:, 3]):
             top, left, bottom, right = edges[place].tolist()
             pictures[place, :, top:bottom, left:right] = colour

@@ -97,7 +97,6 @@ def test_a_worker_that_dies_is_told_with_its_image(
     from torchvision import io
 
     monkeypatch.setattr(samples, "_LOOK_SECONDS", 1)
-    monkeypatch.setenv("SOFTLABELS_TURBOJPEG", "off")
     here = os.getpid()
 
     def dies(*_: object, **__: object) -> torch.Tensor:

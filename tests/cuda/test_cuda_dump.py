@@ -15,11 +15,6 @@ from torch import Tensor
 import softlabels
 from softlabels.dumping import dump as dumping
 from softlabels.errors import ModelError
-from softlabels.loading import rendering
-from softlabels.loading.provenance import untagged
-from softlabels.loading.rendering import Renderer
-from softlabels.loading.views import Pictures
-from softlabels.views import RECIPES, Frame
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 VIEWS = 3
@@ -139,46 +134,3 @@ def test_labels_that_do_not_fit_where_they_are_encoded_are_encoded_by_the_cpu(
 
     monkeypatch.setattr("softlabels.codecs._topk.encoded", full)
     assert shard_bytes(dump(photos, tmp_path / "full", codec="topk:2")) == shard_bytes(whole)
-
-
-# --- rendering -------------------------------------------------------------------------------------------------------
-
-
-@needs_cuda
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        *("clean", "crop-flip-autoaugment", "crop-flip-trivialaugment", "crop-flip-mix", "pad-flip-erase"),
-        *("pad-flip-cifaraugment", "pad-flip-cutmix"),
-        "crop-flip-vflip-jitter-grayscale-blur-solarize-randaugment-erase-mix",
-    ],
-)
-def test_a_gpu_shows_the_same_pictures(photos: Path, recipe: str) -> None:
-    assert difference(photos, recipe, Renderer(torch.device("cuda"))) < 0.5
-
-
-@needs_cuda
-def test_nvjpeg_shows_nearly_the_same_pictures(photos: Path) -> None:
-    assert difference(photos, "crop-flip", Renderer(torch.device("cuda"), nvjpeg=True)) < 2
-
-
-def difference(photos: Path, recipe: str, renderer: Renderer) -> float:
-    """Mean difference, in levels, of what the renderer and the CPU make of all views."""
-    pictures = Pictures(softlabels.open_images(photos), RECIPES.make(recipe), 1, VIEWS, Frame(32))
-    numbers = torch.randperm(18 * VIEWS, generator=torch.Generator().manual_seed(0)).numpy()
-    rows, views = numbers // VIEWS, numbers % VIEWS
-    made = renderer.render(pictures, renderer.load(pictures, rows, views), rows, views)
-    return rendering.distance(pictures.render(rows, views), made)[0]
-
-
-@needs_cuda
-@pytest.mark.parametrize("workers", [0, "threads:2", 2])
-def test_a_store_rendered_by_a_gpu_is_verified_and_trained_on(photos: Path, tmp_path: Path, workers: int | str) -> None:
-    store = dump(
-        photos, tmp_path / "s", render="device", workers=workers, recipe="crop-flip-randaugment", codec="dense"
-    )
-    assert {untagged(text)[1] for _, _, text in softlabels.open_labels(store).of().digests()} == {"cuda"}
-    assert softlabels.verify(labels=str(store), quiet=True).ok
-    settings = {"student": "cnn_tiny", "batch_size": 6, "epochs": 1, "quiet": True, "render": "device"}
-    result = softlabels.train(labels=str(store), out=str(tmp_path / "run"), workers=workers, **settings)
-    assert result["steps"] == 3

@@ -56,8 +56,8 @@ def both_paths(kind, student, target, **given):
     return results
 
 
-def test_the_losses_that_are_sums_over_classes_have_a_sparse_path():
-    assert set(KINDS) == {"kl", "ce", "js", "jeffreys", "mse", "l1"}
+def test_the_losses_that_are_sums_over_probabilities_have_a_sparse_path():
+    assert set(KINDS) == {"kl", "ce", "js", "jeffreys"}
     for kind in losses.LOSSES.names:
         assert isinstance(losses.LOSSES.make(kind), losses.SparseLoss) == (kind in KINDS)
 
@@ -219,7 +219,7 @@ def test_shapes_that_do_not_belong_together_are_refused_in_words():
     with pytest.raises(ConfigError, match=r"need ids and values of shape \(5, K\) and a tail of shape \(5,\)"):
         losses.sparse_kl_divergence(student, target.ids[:4], target.logits[:4], target.tail_logit[:4])
     with pytest.raises(ConfigError, match="need ids and values"):
-        losses.sparse_logit_mse(student, target.ids, target.logits[:, :2], target.tail_logit)
+        losses.sparse_jeffreys(student, target.ids, target.logits[:, :2], target.tail_logit)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -75,6 +75,35 @@ def test_labels_of_other_pixels_are_noticed(store: Path) -> None:
     assert "mean KL" in findings.problems[0]
 
 
+def test_labels_of_pictures_that_an_earlier_version_rendered_on_a_gpu_are_verified(store: Path, tmp_path: Path) -> None:
+    """Their digests, with the name of the renderer before them, are compared like any others."""
+    from softlabels.models.teachers import ROUNDING
+
+    each = softlabels.open_labels(store).of("cnn_tiny")
+    plain = softlabels.verify(labels=str(store), quiet=True)
+    with each.writing():
+        for shard in list(each.shards):
+            content = each.read_shard(shard)
+            named = {row: [f"cuda+nvjpeg:{text}" for text in texts] for row, texts in content.digests.items()}
+            each.remove(shard)
+            each.write(shard, content.arrays, digests=named)
+    findings = softlabels.verify(labels=str(store), quiet=True)
+    assert findings.ok and findings.checks == plain.checks
+    assert findings.agreements[0].rounding == ROUNDING["device"] > plain.agreements[0].rounding
+    result = softlabels.train(
+        student="cnn_tiny", size=16, epochs=1, labels=str(store), out=str(tmp_path / "run"), quiet=True
+    )
+    assert result["steps"] > 0
+    with each.writing():
+        shard = each.shards[0]
+        content = each.read_shard(shard)
+        other = {row: [f"cuda:{text[::-1]}" for text in texts] for row, texts in content.digests.items()}
+        each.remove(shard)
+        each.write(shard, content.arrays, digests=other)
+    problems = softlabels.verify(labels=str(store), quiet=True).problems
+    assert problems and all("is not the one that cnn_tiny saw" in problem for problem in problems)
+
+
 def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
     store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from softlabels.core.arrayfile.arrays import ArrayFile, ArrayFormat, contents, e
 from softlabels.core.arrayfile.hdf5 import Hdf5Arrays
 from softlabels.core.arrayfile.zarr import ZarrArrays
 from softlabels.core.config import essence
-from softlabels.datasets._decode import Encoded, Whole, decode_bytes, encoded_bytes, torchvision_decoder
+from softlabels.datasets._decode import decode_bytes, torchvision_decoder
 from softlabels.errors import DataError
 
 MANIFEST = "pack.json"
@@ -79,19 +79,8 @@ class Packing(BaseModel):
                 raise DataError(f"{where} has {data.size:,} bytes instead of 3 x {height} x {width}; pack it again")
             return torch.from_numpy(data.reshape(height, width, 3)).permute(2, 0, 1)
         image = decode_bytes(data, where)
-        _check_size(image.shape[1], image.shape[2], packed, where)
-        return image
-
-    def encoded(self, packed: Packed, where: str) -> Encoded:
-        """The image, decoded only where it cannot be looked at otherwise.
-
-        Raises:
-            DataError: as `decode`.
-        """
-        if self.quality == "raw":
-            return Whole(self.decode(packed, where))
-        image = encoded_bytes(packed.data, where)
-        _check_size(image.height, image.width, packed, where)
+        if tuple(image.shape[1:]) != (height, width):
+            raise DataError(f"{where} is {image.shape[1]} x {image.shape[2]} instead of {height} x {width}; pack again")
         return image
 
     @property
@@ -109,11 +98,6 @@ class Packing(BaseModel):
         size = [max(1, round(side * self.max_side / longest)) for side in (height, width)]
         # In whole numbers: the same bytes on every machine.
         return interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-
-def _check_size(height: int, width: int, packed: Packed, where: str) -> None:
-    if (height, width) != (packed.height, packed.width):
-        raise DataError(f"{where} is {height} x {width} instead of {packed.height} x {packed.width}; pack again")
 
 
 class PackManifest(BaseModel):

@@ -17,7 +17,6 @@ from torch import Tensor
 from softlabels.core.arrayfile.arrays import ArrayFile
 from softlabels.core.config import Part
 from softlabels.core.reading import shrunken
-from softlabels.datasets._decode import Encoded
 from softlabels.datasets._images import Split, absolute
 from softlabels.datasets.packs._format import MANIFEST, Packed, PackManifest, open_shard, read_manifest
 from softlabels.errors import DataError
@@ -80,9 +79,6 @@ class PackedImages:
 
     def decode(self, row: int) -> Tensor:
         return self.manifest.packing.decode(self._filled(row), f"image {self._key(row)} of {self.root}")
-
-    def encoded(self, row: int) -> Encoded:
-        return self.manifest.packing.encoded(self._filled(row), f"image {self._key(row)} of {self.root}")
 
     def checksums(self) -> NDArray[np.uint64]:
         """A number for each image that changes with its bytes, from the shards' tables: uint64 (n,).

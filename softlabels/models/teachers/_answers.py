@@ -10,7 +10,8 @@ from torch import Tensor
 ROUNDING = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "device": 3e-2}
 """How far logits of one network and picture lie apart when they are computed again, in standard deviations of a row:
 in fp32, also on another kind of device (where TF32 has the fraction of fp16); in mixed precision; and of pictures that
-a device rendered. Two to three times what was measured; bilinear in the place of bicubic pixels moves them by 6e-2."""
+an earlier version rendered on a GPU. Two to three times what was measured; bilinear in the place of bicubic pixels
+moves them by 6e-2."""
 
 _HALVES = 3.0
 """How many times `ROUNDING` a logit may change on average when its batch is cut in two."""
