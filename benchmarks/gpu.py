@@ -600,6 +600,7 @@ def step_memory(setting: Setting, lesson: Lesson, size: int) -> float:
 def part_losses(setting: Setting) -> None:
     """Dense and sparse losses with their gradients, of the same top-10 labels."""
     device, batch = setting.device, setting.scale.loss_batch
+    send = functools.partial(devices.sent, device=device)
     for classes in setting.scale.classes:
         chance = torch.Generator(device=device).manual_seed(0)
         student = torch.randn(batch, classes, device=device, generator=chance)
@@ -611,18 +612,16 @@ def part_losses(setting: Setting) -> None:
             loss = LOSSES.make(kind)
             if not isinstance(loss, SparseLoss):
                 raise TypeError(f"{kind} has no sparse path")
-            sparse = [devices.sent(each, device) for each in codec.sparse(arrays, classes, temperature=2.0)]
+            sparse = codec.sparse(arrays, classes, temperature=2.0).map(send)
             dense = devices.sent(codec.decode(arrays, classes, temperature=2.0), device)
             ways: dict[str, Callable[[Tensor], Tensor]] = {
                 "dense": lambda said, loss=loss, dense=dense: loss(said, dense, temperature=2.0),
-                "sparse": lambda said, loss=loss, sparse=sparse: loss.sparse(said, *sparse, temperature=2.0),
+                "sparse": lambda said, loss=loss, sparse=sparse: loss.sparse(said, sparse, temperature=2.0),
                 "dense, decoded": lambda said, loss=loss, codec=codec, arrays=arrays, classes=classes: loss(
                     said, devices.sent(codec.decode(arrays, classes, temperature=2.0), device), temperature=2.0
                 ),
                 "sparse, decoded": lambda said, loss=loss, codec=codec, arrays=arrays, classes=classes: loss.sparse(
-                    said,
-                    *(devices.sent(each, device) for each in codec.sparse(arrays, classes, temperature=2.0)),
-                    temperature=2.0,
+                    said, codec.sparse(arrays, classes, temperature=2.0).map(send), temperature=2.0
                 ),
             }
             first: dict[str, tuple[float, float]] = {}

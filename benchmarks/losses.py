@@ -87,7 +87,7 @@ def ways(classes: int, kept: int, batch: int) -> tuple[Callable[[str], Callable[
             raise TypeError(f"{kind} has no sparse path")
 
         def value(said: Tensor) -> Tensor:
-            return loss.sparse(said, *codec.sparse(arrays, classes, temperature=TEMPERATURE), temperature=TEMPERATURE)
+            return loss.sparse(said, codec.sparse(arrays, classes, temperature=TEMPERATURE), temperature=TEMPERATURE)
 
         return step(value)
 

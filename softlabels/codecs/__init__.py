@@ -24,7 +24,7 @@ from torch import Tensor
 
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
-from softlabels.codecs._label import Arrays, Field, SparseLogits
+from softlabels.codecs._label import Arrays, Field
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
@@ -32,6 +32,7 @@ from softlabels.codecs._topk import TopK
 from softlabels.core import tables
 from softlabels.core.config import Table
 from softlabels.core.philox import Words
+from softlabels.core.types import SparseLogits
 
 __all__ = [
     "CODECS",

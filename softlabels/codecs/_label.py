@@ -1,11 +1,10 @@
-"""What every codec speaks of: fields, rows of logits, records of bytes, sparse labels."""
+"""What codecs share: fields, rows of logits, records of bytes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,23 +30,6 @@ class Field:
     def nbytes(self) -> int:
         """Bytes that one label takes in this array."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-class SparseLogits(NamedTuple):
-    """Labels that name K classes each and give all others one logit.
-
-    `ids` int64 (n, K), no class twice; `logits` float32 (n, K); `tail` float32 (n,), the logit of every other class.
-    All are CPU tensors, up to a constant per row.
-    """
-
-    ids: Tensor
-    logits: Tensor
-    tail: Tensor
-
-    def dense(self, classes: int) -> Tensor:
-        """The same labels as float32 (n, classes)."""
-        rows = torch.empty(len(self.tail), classes).copy_(self.tail[:, None])
-        return rows.scatter_(1, self.ids, self.logits)
 
 
 def bytes_of(layout: Mapping[str, Field]) -> float:

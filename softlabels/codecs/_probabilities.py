@@ -12,22 +12,12 @@ from torch import Tensor
 
 from softlabels.codecs._bits import Record
 from softlabels.codecs._gpu import encoded, rounded, stays
-from softlabels.codecs._label import (
-    RECORD,
-    Arrays,
-    Field,
-    SparseLogits,
-    array_of,
-    bytes_of,
-    check_lowest,
-    known_ids,
-    rows_of,
-    tensor,
-)
+from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of, tensor
 from softlabels.codecs._summary import highest
 from softlabels.codecs._topk import id_dtype
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
+from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
 
 _LEAST_LOG = -1000.0
@@ -107,7 +97,7 @@ class Probabilities(Part):
         Raises:
             StoreError: the arrays are not laid out so, or name a class that does not exist.
         """
-        return self.sparse(arrays, classes, temperature=temperature).dense(classes)
+        return self.sparse(arrays, classes, temperature=temperature).dense()
 
     def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows of all classes."""
@@ -122,7 +112,7 @@ class Probabilities(Part):
         others = left / max(classes - kept, 1)
         scale = self.temperature if temperature is None else temperature
         logs, tail = ((_logs(each) * scale).astype(np.float32) for each in (values, others))
-        return SparseLogits(tensor(known_ids(ids, classes)), tensor(logs), tensor(tail))
+        return SparseLogits(tensor(known_ids(ids, classes)), tensor(logs), tensor(tail), classes)
 
     @property
     def _value(self) -> np.dtype:

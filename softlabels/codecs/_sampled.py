@@ -13,22 +13,12 @@ from torch import Tensor
 
 from softlabels.codecs._bits import Record
 from softlabels.codecs._gpu import encoded, nudged, rounded, stays
-from softlabels.codecs._label import (
-    RECORD,
-    Arrays,
-    Field,
-    SparseLogits,
-    array_of,
-    bytes_of,
-    check_lowest,
-    known_ids,
-    rows_of,
-    tensor,
-)
+from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of, tensor
 from softlabels.codecs._summary import highest
 from softlabels.codecs._topk import id_dtype, joined, parted
 from softlabels.core.config import Part
 from softlabels.core.philox import Words, uniform
+from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
 
 _LEAST_LOG = -600.0
@@ -114,7 +104,7 @@ class Sampled(Part):
         Raises:
             StoreError: the arrays are not laid out so, or name a class that does not exist.
         """
-        return self.sparse(arrays, classes, temperature=temperature).dense(classes)
+        return self.sparse(arrays, classes, temperature=temperature).dense()
 
     def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows."""
@@ -123,7 +113,7 @@ class Sampled(Part):
         scale = self.temperature if temperature is None else temperature
         logits = tensor(logs.astype(np.float32)) * scale
         others = torch.full((len(record),), _NOT_DRAWN * scale)
-        return SparseLogits(tensor(known_ids(ids.astype(np.int64), classes)), logits, others)
+        return SparseLogits(tensor(known_ids(ids.astype(np.int64), classes)), logits, others, classes)
 
 
 class _Draws(NamedTuple):

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs._gpu import stays
-from softlabels.codecs._label import SparseLogits, tensor
+from softlabels.codecs._label import tensor
+from softlabels.core.types import SparseLogits
 
 Floats = NDArray[np.float64]
 
@@ -38,16 +39,15 @@ class Summary(NamedTuple):
     tail: Floats
     spread: Floats
 
-    def at(self, temperature: float) -> SparseLogits:
-        """The logits whose softmax at `temperature` has the masses told above."""
+    def at(self, temperature: float, classes: int) -> SparseLogits:
+        """The logits of all `classes` whose softmax at `temperature` has the masses described above."""
         last = self.depths[:, -1]
         gaussian = self.tail + self.spread * (1.0 - 1.0 / temperature)
         # Below 1 a Gaussian reaches above the kept classes. With no class above the last of them, what the tail weighs
         # is at most exp(-last * (1 / T - 1)) of what it weighs at 1: that is the depth below which it cannot come.
         tail = np.maximum(gaussian, last + (self.tail - last) * min(temperature, 1.0))
-        return SparseLogits(
-            tensor(self.ids), tensor((-self.depths).astype(np.float32)), tensor((-tail).astype(np.float32))
-        )
+        logits, others = (tensor((-each).astype(np.float32)) for each in (self.depths, tail))
+        return SparseLogits(tensor(self.ids), logits, others, classes)
 
     def apart(self) -> tuple[Summary, Summary]:
         """The least and the largest that `tail` and `spread` may be on the CPU, of a summary from a GPU."""

@@ -14,21 +14,12 @@ from torch import Tensor
 
 from softlabels.codecs._bits import Ascending, Record, pack, unpack, width
 from softlabels.codecs._gpu import encoded, stays
-from softlabels.codecs._label import (
-    RECORD,
-    Arrays,
-    Field,
-    SparseLogits,
-    array_of,
-    bytes_of,
-    check_lowest,
-    known_ids,
-    rows_of,
-)
+from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of
 from softlabels.codecs._steps import from_steps, to_steps
 from softlabels.codecs._summary import Summary, summarise
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
+from softlabels.core.types import SparseLogits
 
 LOWEST_TEMPERATURE = 0.5
 DEEPEST, _DEEPEST_FAST = 300.0, 65504.0
@@ -100,11 +91,11 @@ class TopK(Part):
         Raises:
             StoreError: the arrays are not laid out so, or name a class that does not exist.
         """
-        return self.sparse(arrays, classes, temperature=temperature).dense(classes)
+        return self.sparse(arrays, classes, temperature=temperature).dense()
 
     def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows."""
-        return self.summary(arrays, classes).at(1.0 if temperature is None else temperature)
+        return self.summary(arrays, classes).at(1.0 if temperature is None else temperature, classes)
 
     def summary(self, arrays: Arrays, classes: int) -> Summary:
         """What is stored of each label."""

@@ -1,1 +1,1 @@
-"""Ground for all parts, without a domain of its own."""
+"""What every part of the package builds on; nothing here knows images, networks or labels."""

@@ -75,7 +75,7 @@ class PackConfig(CommandConfig):
         return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
 
 
-class DumpConfig(Machine, Caching):
+class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin defines a method twice
     """What `softlabels dump` and `softlabels plan` do."""
 
     teacher: tuple[AnyTeacher, ...] = Field(

@@ -1,33 +1,28 @@
+"""What a student is trained on: a hard part, a soft part and further terms, with their weights."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 from torch import Tensor
 
-# The table is looked up when an objective is made, not when this file is read: the table's file imports this one.
-from softlabels import losses
+from softlabels.core.tables import LOSSES
+from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
-from softlabels.losses._hard import NO_LABEL, hard_cross_entropy
-from softlabels.losses._rows import MOST_IN_FP32, number
-
-if TYPE_CHECKING:
-    from softlabels.losses import Loss, SparseLogits
-
-
-def _loss(value: Any) -> Any:
-    return losses.LOSSES.make(value)
+from softlabels.losses._base import Loss, SparseLoss, number
+from softlabels.losses._rows import MOST_IN_FP32
+from softlabels.losses._true_class import NO_LABEL, hard_cross_entropy
 
 
 def _dumped(loss: Any) -> Any:
     return loss.model_dump()
 
 
-LossPart = Annotated[Any, PlainValidator(_loss), PlainSerializer(_dumped)]
+AnyLoss = Annotated[Loss, PlainValidator(LOSSES.make), PlainSerializer(_dumped)]
 """A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
-
 
 HIGHEST_TEMPERATURE = 10_000.0
 """Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
@@ -39,7 +34,7 @@ class Term(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: float = Field(allow_inf_nan=False)
-    loss: LossPart
+    loss: AnyLoss
     temperature: float | None = Field(None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
 
 
@@ -50,7 +45,7 @@ class Objective(BaseModel):
     not computed: alpha = 1 asks for no teacher, alpha = 0 for no label.
 
     Attributes:
-        alpha: share of the hard part, 0 to 1.
+        alpha: weight of the hard part, 0 to 1.
         loss: the soft part: a loss, its name or its mapping.
         temperature: T > 0 of the soft part.
         label_smoothing: of the hard part.
@@ -58,14 +53,14 @@ class Objective(BaseModel):
         ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
             (Rows with label -1 have no hard part in any case.)
         normalization: what sums over rows are divided by, as Caffe's layers name it: ``valid`` the rows that count in
-            that part (their mean), ``full`` all predictions and ``batch-size`` all pictures, those that do not count
-            too (with one label per picture the same number), ``none`` 1.
+            that part (their mean), ``full`` all predictions and ``batch-size`` all images, those that do not count
+            too (with one label per image the same number), ``none`` 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     alpha: float = Field(0.0, ge=0, le=1)
-    loss: LossPart = Field("kl", validate_default=True)
+    loss: AnyLoss = Field("kl", validate_default=True)
     temperature: float = Field(1.0, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     terms: tuple[Term, ...] = ()
@@ -97,26 +92,42 @@ class Objective(BaseModel):
 
         Args:
             student_logits: (batch, classes).
-            labels: integers (batch,), -1 where there is none; None: no labels.
+            labels: class ids (batch,), -1 where there is none; None: no labels.
             teacher_logits: (batch, classes), or sparse logits for losses that have an exact sparse path; None: none.
             valid: bool (batch,), the rows that count in any part; None: all.
-            partners: of pictures that are mixed of two images the label of the other one, integers (batch,).
-            shares: how much of each of these pictures is the image's own, (batch,).
-            over: when these rows are a share of more, `counts` of all shares summed. What comes back is then this
-                share's addend: the addends sum to what one call with all rows gives. (Of a loss that compares rows with
-                each other, such as dist, each share's own value counts, by its rows.) None: these rows are all.
+            partners: for views mixed of two images the class ids of the other one, (batch,).
+            shares: how much of each of these views is the image's own, (batch,).
+            over: when these rows are one slice of a larger batch, the sum of the `counts` of all its slices. What comes
+                back is then this slice's addend: the addends sum to what one call with all rows gives. (Of a loss that
+                compares rows with each other, such as dist, each slice's own value counts, by its rows.) None: these
+                rows are all.
 
         Raises:
             ConfigError: a part needs labels or a teacher that are not there, or a loss that needs the true class meets
-                mixed pictures; the message names it.
+                mixed views; the message names it.
         """
         valid = self._counted(labels, valid)
-        counted = self._masks(labels, valid, partners)
+        masks = self._masks(labels, valid, partners)
+
+        def normalised(name: str, mean: Tensor) -> Tensor:
+            if self.normalization == "valid" and over is None:
+                return mean
+            mask, batch = masks[name], len(student_logits)
+            rows = batch if mask is None else mask.sum()
+            if self.normalization == "none":
+                return mean * rows
+            return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1)))
+
         zero = torch.zeros((), device=student_logits.device)
         total, parts = zero, {"hard": zero, "soft": zero}
         if self.alpha > 0:
-            hard = self._hard(student_logits, labels, valid, partners, shares)
-            hard = self._normalised("hard", hard, counted, len(student_logits), over)
+            if labels is None:
+                raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
+            smoothing = self.label_smoothing
+            hard = hard_cross_entropy(
+                student_logits, labels, label_smoothing=smoothing, valid=valid, partners=partners, shares=shares
+            )
+            hard = normalised("hard", hard)
             total, parts["hard"] = total + self.alpha * hard, hard.detach()
         for name, weight, loss, temperature in self._soft_parts():
             if loss.needs_labels and partners is not None:
@@ -124,8 +135,8 @@ class Objective(BaseModel):
                     f"loss {loss.kind!r} needs the one true class of a picture and a mixed picture has two; choose "
                     f"another loss, or labels of a recipe without mixup and cutmix"
                 )
-            soft = self._soft(loss, temperature, student_logits, labels, teacher_logits, valid)
-            soft = self._normalised(name, soft, counted, len(student_logits), over)
+            soft = _soft(loss, student_logits, teacher_logits, temperature, labels, valid)
+            soft = normalised(name, soft)
             total, parts[name] = total + weight * soft, soft.detach()
         return total, parts
 
@@ -139,7 +150,7 @@ class Objective(BaseModel):
     ) -> dict[str, Tensor]:
         """What the sum over `rows` rows is divided by in each part that is computed; arguments as those of a call.
 
-        Summed over the shares of a batch they are what `over` takes.
+        Summed over the slices of a batch they are what `over` takes.
         """
         masks = self._masks(labels, self._counted(labels, valid), partners)
         whole = self.normalization != "valid"
@@ -151,14 +162,14 @@ class Objective(BaseModel):
         return any(loss.needs_teacher for _, _, loss, _ in self._soft_parts())
 
     @property
-    def losses(self) -> tuple[Loss, ...]:
-        """The losses of all parts besides the hard one, whatever their weight: a schedule may bring them in later."""
-        return (self.loss, *(term.loss for term in self.terms))
-
-    @property
     def needs_labels(self) -> bool:
         """Whether a part that is computed asks for labels."""
         return self.alpha > 0 or any(loss.needs_labels for _, _, loss, _ in self._soft_parts())
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses of all parts besides the hard one, whatever their weight: a schedule may bring them in later."""
+        return (self.loss, *(term.loss for term in self.terms))
 
     def describe(self) -> list[str]:
         """The exact objective, a line for each thing that implementations differ in."""
@@ -196,45 +207,6 @@ class Objective(BaseModel):
             return valid
         return _both(labels != self.ignore_label, valid)
 
-    def _hard(
-        self,
-        student_logits: Tensor,
-        labels: Tensor | None,
-        valid: Tensor | None,
-        partners: Tensor | None,
-        shares: Tensor | None,
-    ) -> Tensor:
-        if labels is None:
-            raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
-        return hard_cross_entropy(
-            student_logits,
-            labels,
-            label_smoothing=self.label_smoothing,
-            valid=valid,
-            partners=partners,
-            shares=shares,
-        )
-
-    def _soft(
-        self,
-        loss: Loss,
-        temperature: float,
-        student_logits: Tensor,
-        labels: Tensor | None,
-        teacher_logits: Tensor | SparseLogits | None,
-        valid: Tensor | None,
-    ) -> Tensor:
-        if teacher_logits is None and loss.needs_teacher:
-            raise ConfigError(f"loss {loss.kind!r} needs a teacher's labels and there are none; set alpha = 1")
-        if teacher_logits is None or isinstance(teacher_logits, Tensor):
-            # A loss that needs no teacher takes None in its place.
-            dense = cast(Tensor, teacher_logits)
-            return loss(student_logits, dense, temperature=temperature, labels=labels, valid=valid)
-        if isinstance(loss, losses.SparseLoss):
-            target = (teacher_logits.ids, teacher_logits.logits, teacher_logits.tail_logit)
-            return loss.sparse(student_logits, *target, temperature=temperature, valid=valid)
-        raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")
-
     def _masks(self, labels: Tensor | None, valid: Tensor | None, partners: Tensor | None) -> dict[str, Tensor | None]:
         """The rows that count in each part that is computed, bool (batch,); None: all."""
         known = None if labels is None else labels != NO_LABEL
@@ -243,22 +215,23 @@ class Objective(BaseModel):
             masks["hard"] = _both(known if partners is None else _both(known, partners != NO_LABEL), valid)
         return masks
 
-    def _normalised(
-        self,
-        name: str,
-        mean: Tensor,
-        counted: Mapping[str, Tensor | None],
-        batch: int,
-        over: Mapping[str, Tensor] | None,
-    ) -> Tensor:
-        """The mean over the rows that count in a part, made what `normalization` asks for."""
-        if self.normalization == "valid" and over is None:
-            return mean
-        mask = counted[name]
-        rows = batch if mask is None else mask.sum()
-        if self.normalization == "none":
-            return mean * rows
-        return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1)))
+
+def _soft(
+    loss: Loss,
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits | None,
+    temperature: float,
+    labels: Tensor | None,
+    valid: Tensor | None,
+) -> Tensor:
+    if teacher_logits is None and loss.needs_teacher:
+        raise ConfigError(f"loss {loss.kind!r} needs a teacher's labels and there are none; set alpha = 1")
+    if isinstance(teacher_logits, SparseLogits):
+        if not isinstance(loss, SparseLoss):
+            raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")
+        return loss.sparse(student_logits, teacher_logits, temperature=temperature, labels=labels, valid=valid)
+    # A loss that needs no teacher takes None in its place.
+    return loss(student_logits, cast(Tensor, teacher_logits), temperature=temperature, labels=labels, valid=valid)
 
 
 def _both(some: Tensor | None, other: Tensor | None) -> Tensor | None:

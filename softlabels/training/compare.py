@@ -12,7 +12,7 @@ from softlabels.loading.checks import divergence
 from softlabels.loading.samplers import OneViewEach
 from softlabels.training.distributed import ALONE, Processes
 from softlabels.training.evaluate import Classifier
-from softlabels.training.targets import Lesson, Target
+from softlabels.training.targets import Lesson
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def compare(
         said = classify(batch.pictures).float().cpu()
         target = lesson.targets(batch, torch.device("cpu"))
         if target is not None:
-            sums += _count(said, _dense(target, said.shape[1]).cpu(), batch.hard, temperature)
+            teacher = target if isinstance(target, Tensor) else target.dense()
+            sums += _count(said, teacher.cpu(), batch.hard, temperature)
     difference, agreed, right, labelled, images, kl = processes.total(sums).tolist()
     top1 = right / labelled if labelled else None
     mean = difference / max(images, 1) if lesson.has_logits else None
@@ -63,10 +64,3 @@ def _count(student: Tensor, teacher: Tensor, hard: Tensor, temperature: float) -
 
 def _centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(-1, keepdim=True)
-
-
-def _dense(target: Target, classes: int) -> Tensor:
-    if isinstance(target, Tensor):
-        return target
-    rows = target.tail_logit[:, None].expand(-1, classes)
-    return rows.scatter(1, target.ids, target.logits)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import SparseCodec
+from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
 from softlabels.loading.labels import Labels, blending_words
@@ -24,17 +25,7 @@ from softlabels.models.teachers import Teacher
 from softlabels.training.distributed import Processes
 from softlabels.views import Frame
 
-
-class Sparse(NamedTuple):
-    """Targets that name K of `classes`: `ids` int64 (n, K), `logits` (n, K), and `tail_logit` (n,) of each other."""
-
-    ids: Tensor
-    logits: Tensor
-    tail_logit: Tensor
-    classes: int
-
-
-Target = Tensor | Sparse
+Target = Tensor | SparseLogits
 """Logits (n, classes), or sparse ones; both up to a constant per row."""
 
 
@@ -87,11 +78,10 @@ class SparseTargets:
     classes: int
     temperature: float
 
-    def __call__(self, batch: Batch, device: torch.device) -> Sparse:
+    def __call__(self, batch: Batch, device: torch.device) -> SparseLogits:
         (arrays,) = batch.arrays.values()
-        said = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
-        ids, logits, tail = (sent(each, device) for each in said)
-        return Sparse(ids, logits, tail, self.classes)
+        logits = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
+        return logits.map(lambda tensor: sent(tensor, device))
 
     def at(self, temperature: float) -> SparseTargets:
         return replace(self, temperature=temperature)
@@ -226,7 +216,7 @@ def _highest(target: Target) -> tuple[Tensor, Tensor]:
     top = target.logits.max(-1)
     named = target.ids.gather(1, top.indices[:, None]).squeeze(1)
     others = target.classes - target.ids.shape[1]
-    masses = [target.logits, target.tail_logit[:, None] + math.log(others)] if others else [target.logits]
+    masses = [target.logits, target.tail[:, None] + math.log(others)] if others else [target.logits]
     return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
 
 

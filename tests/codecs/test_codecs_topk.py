@@ -104,7 +104,7 @@ def test_the_divergence_of_k_classes_and_the_rest_is_never_above_that_of_all_cla
     codec = TopK(k=k, record=record)
     arrays = codec.encode(rows)
     label = codec.sparse(arrays, 80, temperature=temperature)
-    stored = label.dense(80)
+    stored = label.dense()
     tail = others(rows, k)
 
     def buckets(values: Tensor) -> Tensor:

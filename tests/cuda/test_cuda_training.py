@@ -120,7 +120,8 @@ def test_sparse_losses_and_their_gradients_are_the_cpus(kind: str, rows: int, cl
     values, slopes = [], []
     for device in ("cpu", DEVICE):
         said = student.to(device).requires_grad_()
-        value = loss.sparse(said, *(sent(each, torch.device(device)) for each in target), temperature=2.0)
+        there = target.map(lambda tensor, device=device: sent(tensor, torch.device(device)))
+        value = loss.sparse(said, there, temperature=2.0)
         value.backward()
         values.append(value.detach().cpu())
         slopes.append(said.grad.cpu())  # type: ignore[union-attr]

@@ -55,7 +55,7 @@ def test_a_part_of_weight_zero_is_not_computed(monkeypatch):
         with pytest.raises(AssertionError):
             Objective(alpha=0.1)(student, labels, teacher)
     with monkeypatch.context() as patch:
-        patch.setattr(losses._kl, "kl_divergence", refuse)
+        patch.setattr(losses._divergences.KL, "function", refuse)
         Objective(alpha=1.0, terms=({"weight": 0, "loss": "kl"},))(student, labels, teacher)
         with pytest.raises(AssertionError):
             Objective(alpha=0.9)(student, labels, teacher)

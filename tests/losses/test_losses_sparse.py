@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,20 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from softlabels import losses
+from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
 
 KINDS = [kind for kind in losses.LOSSES.names if hasattr(losses.LOSSES.make(kind), "sparse")]
-
-
-@dataclass(frozen=True)
-class Sparse:
-    ids: torch.Tensor
-    logits: torch.Tensor
-    tail_logit: torch.Tensor
-
-    def dense(self, classes):
-        every = self.tail_logit[:, None].repeat(1, classes)
-        return every.scatter(1, self.ids.long(), self.logits)
 
 
 def example(seed, rows=5, classes=12, kept=3, spread=4.0, dtype=torch.float64):
@@ -40,23 +30,20 @@ def example(seed, rows=5, classes=12, kept=3, spread=4.0, dtype=torch.float64):
     student = torch.randn(rows, classes, generator=generator, dtype=dtype) * spread
     top = teacher.topk(kept, dim=-1)
     tail = teacher.mean(-1) - 1
-    return student, Sparse(top.indices, top.values, tail)
+    return student, SparseLogits(top.indices, top.values, tail, classes)
 
 
 def both_paths(kind, student, target, **given):
     loss, results = losses.LOSSES.make(kind), []
     for sparse in (True, False):
         each = student.clone().requires_grad_()
-        if sparse:
-            value = loss.sparse(each, target.ids, target.logits, target.tail_logit, **given)
-        else:
-            value = loss(each, target.dense(student.shape[1]), **given)
+        value = loss.sparse(each, target, **given) if sparse else loss(each, target.dense(), **given)
         value.backward()
         results.append((value.detach(), each.grad))
     return results
 
 
-def test_the_losses_that_are_sums_over_probabilities_have_a_sparse_path():
+def test_the_divergences_have_a_sparse_path():
     assert set(KINDS) == {"kl", "ce", "js", "jeffreys"}
     for kind in losses.LOSSES.names:
         assert isinstance(losses.LOSSES.make(kind), losses.SparseLoss) == (kind in KINDS)
@@ -96,7 +83,7 @@ def test_in_fp32_they_agree_to_float_tolerance_on_extreme_logits_too(kind, class
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_students_and_small_integer_ids_are_welcome(kind):
     student, target = example(2, dtype=torch.float32)
-    small = Sparse(target.ids.to(torch.int16), target.logits.half().float(), target.tail_logit)
+    small = replace(target, ids=target.ids.to(torch.int16), logits=target.logits.half().float())
     (value, _), (expected, _) = both_paths(kind, student.half(), small, temperature=2.0)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
@@ -105,7 +92,7 @@ def test_half_precision_students_and_small_integer_ids_are_welcome(kind):
 @pytest.mark.parametrize("kind", ["kl", "ce", "js"])
 def test_a_tail_of_minus_infinity_gives_the_other_classes_nothing(kind):
     student, target = example(3)
-    none_left = Sparse(target.ids, target.logits, torch.full_like(target.tail_logit, -torch.inf))
+    none_left = replace(target, tail=torch.full_like(target.tail, -torch.inf))
     (value, gradient), (expected, slope) = both_paths(kind, student, none_left)
     assert torch.isfinite(value) and torch.isfinite(gradient).all()
     torch.testing.assert_close(value, expected)
@@ -116,13 +103,13 @@ def test_a_tail_of_minus_infinity_gives_the_other_classes_nothing(kind):
 def test_rows_that_do_not_count_may_hold_anything_and_none_makes_zero(kind):
     student, target = example(4)
     valid = torch.tensor([True, False, True, True, False])
-    target.logits[~valid], target.tail_logit[~valid], student[~valid] = torch.nan, torch.nan, torch.nan
+    target.logits[~valid], target.tail[~valid], student[~valid] = torch.nan, torch.nan, torch.nan
     loss = losses.LOSSES.make(kind)
     student.requires_grad_()
-    value = loss.sparse(student, target.ids, target.logits, target.tail_logit, valid=valid)
+    value = loss.sparse(student, target, valid=valid)
     value.backward()
     assert torch.isfinite(value) and torch.isfinite(student.grad).all() and not student.grad[~valid].any()
-    nothing = loss.sparse(student, target.ids, target.logits, target.tail_logit, valid=torch.zeros_like(valid))
+    nothing = loss.sparse(student, target, valid=torch.zeros_like(valid))
     assert nothing.item() == 0 and nothing.requires_grad
 
 
@@ -152,10 +139,10 @@ def test_no_tensor_of_the_teacher_has_the_size_batch_times_classes(kind):
     loss = losses.LOSSES.make(kind)
     valid = torch.tensor([True, True, False, True])
     with Watch(student, 400) as sparse:
-        loss.sparse(student, target.ids, target.logits, target.tail_logit, temperature=2.0, valid=valid)
+        loss.sparse(student, target, temperature=2.0, valid=valid)
     assert not sparse.found
     with Watch(student, 400) as dense:
-        loss(student, target.dense(100), temperature=2.0, valid=valid)
+        loss(student, target.dense(), temperature=2.0, valid=valid)
     assert dense.found
 
 
@@ -166,9 +153,9 @@ def test_large_batches_are_computed_in_pieces_to_the_same_value_and_gradient(kin
     valid = torch.tensor([True, True, False, True, False, True, True])
     loss, results = losses.LOSSES.make(kind), []
     for at_once in (7 * 40, 3 * 40, 1):
-        monkeypatch.setattr(losses._sparse, "_AT_ONCE", {"cpu": at_once})
+        monkeypatch.setattr(losses._rows, "_AT_ONCE", {"cpu": at_once})
         each = student.to(dtype).requires_grad_()
-        value = loss.sparse(each, target.ids, target.logits, target.tail_logit, temperature=2.0, valid=valid)
+        value = loss.sparse(each, target, temperature=2.0, valid=valid)
         (3 * value).backward()
         results.append((value.detach(), each.grad))
     for value, gradient in results[1:]:
@@ -183,9 +170,9 @@ def test_of_large_batches_little_more_than_the_gradient_is_held(kind):
     student.requires_grad_()
     loss = losses.LOSSES.make(kind)
     with Held() as held:
-        loss.sparse(student, target.ids, target.logits, target.tail_logit, temperature=2.0).backward()
+        loss.sparse(student, target, temperature=2.0).backward()
     assert held.most < 1.5 * 4 * rows * classes
-    dense = target.dense(classes)
+    dense = target.dense()
     student.grad = None
     with Held() as whole:
         loss(student, dense, temperature=2.0).backward()
@@ -216,10 +203,15 @@ def test_teacher_free_builds_no_target_either():
 
 def test_shapes_that_do_not_belong_together_are_refused_in_words():
     student, target = example(6)
-    with pytest.raises(ConfigError, match=r"need ids and values of shape \(5, K\) and a tail of shape \(5,\)"):
-        losses.sparse_kl_divergence(student, target.ids[:4], target.logits[:4], target.tail_logit[:4])
-    with pytest.raises(ConfigError, match="need ids and values"):
-        losses.sparse_jeffreys(student, target.ids, target.logits[:, :2], target.tail_logit)
+    fewer = SparseLogits(target.ids[:4], target.logits[:4], target.tail[:4], 12)
+    with pytest.raises(ConfigError, match=r"student logits have shape \(5, 12\), teacher logits \(4, 12\)"):
+        losses.kl_divergence(student, fewer)
+    with pytest.raises(ConfigError, match=r"teacher logits \(5, 13\)"):
+        losses.js_divergence(student, replace(target, classes=13))
+    with pytest.raises(ConfigError, match=r"need ids and logits of shape \(n, K\) and a tail of shape \(n,\), got"):
+        replace(target, logits=target.logits[:, :2])
+    with pytest.raises(ConfigError, match="need ids and logits"):
+        replace(target, tail=target.tail[:4])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,11 +220,17 @@ def test_an_objective_takes_sparse_logits_in_place_of_dense_ones(kind):
     labels = torch.tensor([0, -1, 2, 3, 4])
     objective = losses.Objective(alpha=0.3, loss=kind, temperature=2.0)
     sparse, parts = objective(student, labels, target)
-    dense, expected = objective(student, labels, target.dense(12))
+    dense, expected = objective(student, labels, target.dense())
     torch.testing.assert_close(sparse, dense)
     torch.testing.assert_close(parts, expected)
-    with pytest.raises(ConfigError, match="'dkd' has no exact sparse path"):
-        losses.Objective(loss="dkd")(student, labels, target)
+    assert torch.equal(losses.LOSSES.make(kind)(student, target), losses.LOSSES.make(kind).sparse(student, target))
+
+
+@pytest.mark.parametrize("kind", ["dkd", "mse", "l1"])
+def test_losses_without_a_sparse_path_refuse_sparse_logits(kind):
+    student, target = example(7)
+    with pytest.raises(ConfigError, match=f"{kind!r} has no exact sparse path"):
+        losses.Objective(loss=kind)(student, torch.tensor([0, -1, 2, 3, 4]), target)
 
 
 @pytest.mark.slow

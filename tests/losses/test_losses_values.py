@@ -335,7 +335,8 @@ def test_the_sparse_path_has_the_written_out_value_and_the_slopes_of_finite_diff
     expected = written_out(kind, student.double().numpy(), dense, 2.0)
     slopes = finite_differences(kind, student.double().numpy(), dense, 2.0)
     student.requires_grad_()
-    value = losses.LOSSES.make(kind).sparse(student, ids, values, tail, temperature=2.0, valid=torch.tensor(VALID))
+    target = losses.SparseLogits(ids, values, tail, CLASSES)
+    value = losses.LOSSES.make(kind).sparse(student, target, temperature=2.0, valid=torch.tensor(VALID))
     value.backward()
     exact = dtype == torch.float64
     assert value.dtype == (torch.float64 if exact else torch.float32)

@@ -21,7 +21,7 @@ from softlabels.models.networks import build, preprocessing
 from softlabels.training.distributed import ALONE
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place, parameter_groups
-from softlabels.training.targets import Filter, Lesson, NoTargets, Sparse
+from softlabels.training.targets import Filter, Lesson, NoTargets
 from softlabels.views import RECIPES, Frame
 
 
@@ -75,7 +75,7 @@ def test_sparse_labels_never_become_rows_of_all_classes(
 def test_the_sparse_path_trains_as_the_dense_one(
     stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learnt = {"labels": str(stores["topk-2"]), "temperature": 2.0, "term": ["0.5*mse"], "optimizer": "sgd", **TINY}
+    learnt = {"labels": str(stores["topk-2"]), "temperature": 2.0, "term": ["0.5*js"], "optimizer": "sgd", **TINY}
     softlabels.train(out=str(tmp_path / "sparse"), **learnt)
     monkeypatch.setattr("softlabels.training.targets.SparseLoss", type("Nothing", (), {}))
     softlabels.train(out=str(tmp_path / "dense"), **learnt)
@@ -213,8 +213,8 @@ def test_a_filter_judges_sparse_labels_as_dense_ones(codec: str) -> None:
     coding: Any = CODECS.make(codec)
     said = coding.sparse(coding.encode(logits), 30)
     sort = Filter(min_confidence=0.6, wrong_teacher="hard")
-    sparse = sort.sorted(Sparse(*said, 30), labels)
-    dense = sort.sorted(said.dense(30), labels)
+    sparse = sort.sorted(said, labels)
+    dense = sort.sorted(said.dense(), labels)
     assert torch.equal(sparse[0], dense[0])
     assert torch.equal(sparse[1], dense[1])
     assert 0 < sparse[0].sum() < 50

@@ -1,0 +1,114 @@
+"""What a loss and a blend are: their protocols, and what all losses of this package have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypedDict, Unpack, runtime_checkable
+
+from torch import Tensor
+
+from softlabels.core.config import Part
+from softlabels.core.philox import Words
+from softlabels.core.types import SparseLogits
+
+
+class Given(TypedDict, total=False):
+    """The keywords that every loss takes; `softlabels.losses` documents them."""
+
+    temperature: float
+    labels: Tensor | None
+    valid: Tensor | None
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A frozen part that measures how far a student is from its target."""
+
+    needs_teacher: ClassVar[bool]
+    """Whether it looks at `teacher_logits`; if not, they may be None."""
+    needs_labels: ClassVar[bool]
+    """Whether it looks at `labels`; if so, it leaves out rows with label -1."""
+    needs_logits: ClassVar[bool]
+    """Whether it needs a finite teacher's logit for every class. If not, labels that are probabilities and give some
+    classes 0 will do."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
+        """A scalar from logits (batch, classes)."""
+
+    def formula(self, temperature: float) -> str:
+        """What one row contributes, in one line, with the numbers filled in."""
+
+
+@runtime_checkable
+class SparseLoss(Loss, Protocol):
+    """A loss that takes sparse logits too and is exact on them, without a teacher's tensor (batch, classes)."""
+
+    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[Given]) -> Tensor:
+        """The scalar that the loss gives for ``teacher_logits.dense()``."""
+
+
+class Blend(Protocol):
+    """A frozen part that makes one target of several teachers."""
+
+    samples: ClassVar[bool]
+    """Whether it draws, and so needs `words`."""
+    needs_logits: ClassVar[bool]
+    """Whether it adds up the logits of several teachers, and not their probabilities."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:
+        """Logits (batch, classes) whose softmax at `temperature` is the target, from (teachers, batch, classes).
+
+        One teacher's are returned as they are. `words`: uint64 (batch,), one random word per row.
+        """
+
+    def formula(self, temperature: float) -> str:
+        """The target in one line."""
+
+
+class LossPart(Part):
+    """A loss that calls `function` with its fields as keywords; it states where it differs from these values.
+
+    `text` is its formula, with {T} for the division by T and {T2} for the factor T^2 (both nothing at T = 1), {pq} for
+    where p and q come from, and the names of fields for their numbers.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    text: ClassVar[str]
+    needs_teacher: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = True
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
+        return self.function(student_logits, teacher_logits, **given, **self._fields())
+
+    def formula(self, temperature: float) -> str:
+        t, squared = over(temperature), "" if temperature == 1 else f"{number(temperature**2)} * "
+        pq = f"p = softmax(teacher{t}), q = softmax(student{t})"
+        fields = {name: number(value) for name, value in self._fields().items()}
+        return self.text.format(T=t, T2=squared, pq=pq, **fields)
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: value for name, value in self if name != "kind"}
+
+
+class SparseLossPart(LossPart):
+    """A loss whose `function` takes sparse logits too."""
+
+    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[Given]) -> Tensor:
+        return self.function(student_logits, teacher_logits, **given)
+
+
+def number(value: float) -> str:
+    """A number as a formula shows it."""
+    return f"{value:.6g}"
+
+
+def over(temperature: float) -> str:
+    """The division by T as a formula shows it, or nothing at T = 1."""
+    return "" if temperature == 1 else f" / {number(temperature)}"

@@ -1,0 +1,183 @@
+"""Divergences between the softened probabilities p = softmax(teacher / T) and q = softmax(student / T).
+
+All of them are sums over the classes, exact on sparse logits too. A teacher's logit of -inf is a probability of 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from softlabels.core.types import SparseLogits
+from softlabels.losses._base import LossPart, SparseLossPart
+from softlabels.losses._rows import log_softmax, mean_divergence, mean_over, rows_of
+
+
+def kl_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """T^2 * KL(teacher || student) at temperature T, the mean over the valid rows.
+
+    ``T^2 * sum_k p_k (ln p_k - ln q_k)``. T^2 keeps the size of the gradient when T changes.
+
+    Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531, section 2.
+    """
+    return mean_divergence(_kl, student_logits, teacher_logits, temperature, valid, _sparse_kl)
+
+
+def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True)
+
+
+def _sparse_kl(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> Tensor:
+    named = (log_p.exp() * (log_p - log_q.gather(1, ids))).sum(-1)
+    others, log_tail = log_q.shape[1] - ids.shape[1], log_tail.squeeze(-1)
+    return named + log_tail.exp() * (others * log_tail - log_q.scatter(1, ids, 0.0).sum(-1))
+
+
+class KL(SparseLossPart):
+    """`kl_divergence` as a part."""
+
+    kind: Literal["kl"] = "kl"
+    function: ClassVar = staticmethod(kl_divergence)
+    needs_logits: ClassVar[bool] = False
+    text: ClassVar[str] = "{T2}sum p (ln p - ln q), {pq} [T^2 * KL(teacher || student)]"
+
+
+def soft_cross_entropy(
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """T^2 times the cross-entropy of the student under the teacher at temperature T, the mean over the valid rows.
+
+    ``-T^2 * sum_k p_k ln q_k``: `kl_divergence` plus T^2 times the teacher's entropy, so the same gradient and another
+    value.
+
+    Source: Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2.
+    """
+    return -mean_divergence(_p_ln_q, student_logits, teacher_logits, temperature, valid, _sparse_p_ln_q)
+
+
+def _p_ln_q(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return log_p.exp() * log_q
+
+
+def _sparse_p_ln_q(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> Tensor:
+    named = (log_p.exp() * log_q.gather(1, ids)).sum(-1)
+    return named + log_tail.squeeze(-1).exp() * log_q.scatter(1, ids, 0.0).sum(-1)
+
+
+class SoftCrossEntropy(SparseLossPart):
+    """`soft_cross_entropy` as a part."""
+
+    kind: Literal["ce"] = "ce"
+    function: ClassVar = staticmethod(soft_cross_entropy)
+    needs_logits: ClassVar[bool] = False
+    text: ClassVar[str] = "-{T2}sum p ln q, {pq}"
+
+
+def js_divergence(
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """T^2 times the Jensen-Shannon divergence at temperature T, the mean over the valid rows.
+
+    ``T^2 * (KL(p || m) + KL(q || m)) / 2``, m = (p + q) / 2. Symmetric, and at T = 1 at most ln 2. What PaddleClas
+    calls JS is something else: half of `jeffreys`.
+
+    Source: Lin 1991, "Divergence measures based on the Shannon entropy", IEEE Trans. Inf. Theory 37(1).
+    """
+    return mean_divergence(_js, student_logits, teacher_logits, temperature, valid)
+
+
+def _js(log_q: Tensor, log_p: Tensor) -> Tensor:
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 0.5 * (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m))
+
+
+class JS(SparseLossPart):
+    """`js_divergence` as a part."""
+
+    kind: Literal["js"] = "js"
+    function: ClassVar = staticmethod(js_divergence)
+    needs_logits: ClassVar[bool] = False
+    text: ClassVar[str] = "{T2}(KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, {pq}"
+
+
+def jeffreys(
+    student_logits: Tensor,
+    teacher_logits: Tensor | SparseLogits,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """T^2 times the Jeffreys divergence at temperature T, the mean over the valid rows.
+
+    ``T^2 * (KL(p || q) + KL(q || p)) = T^2 * sum_k (p_k - q_k) (ln p_k - ln q_k)``. Symmetric, without bound. For a
+    probability of 0 the true value is infinite; here e^-10000 stands for it. Half of this is the "JS" loss of SSLD and
+    PaddleClas.
+
+    Source: Jeffreys 1946, "An invariant form for the prior probability in estimation problems", Proc. R. Soc. A 186;
+    in distillation: Cui et al. 2021, "Beyond self-supervision", arXiv:2103.05959 (halved).
+    """
+    return mean_divergence(_jeffreys, student_logits, teacher_logits, temperature, valid)
+
+
+def _jeffreys(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return (log_p.exp() - log_q.exp()) * (log_p - log_q)
+
+
+class Jeffreys(SparseLossPart):
+    """`jeffreys` as a part."""
+
+    kind: Literal["jeffreys"] = "jeffreys"
+    function: ClassVar = staticmethod(jeffreys)
+    text: ClassVar[str] = "{T2}sum (p - q) (ln p - ln q), {pq}"
+
+
+def confidence_penalty(
+    student_logits: Tensor,
+    teacher_logits: Tensor | None = None,  # noqa: ARG001
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Entropy regularisation: T^2 times the negative entropy of the student at temperature T, over the valid rows.
+
+    ``T^2 * sum_k q_k ln q_k``: at T = 1 between -ln classes and 0. With a positive weight in an objective it keeps the
+    student from being sure; with a negative one it asks for that.
+
+    Source: Pereyra et al. 2017, "Regularizing neural networks by penalizing confident output distributions",
+    arXiv:1701.06548.
+    """
+    log_q = log_softmax(rows_of(student_logits, valid), temperature)
+    return mean_over((log_q.exp() * log_q).sum(-1), valid, temperature)
+
+
+class ConfidencePenalty(LossPart):
+    """`confidence_penalty` as a part."""
+
+    kind: Literal["confidence-penalty"] = "confidence-penalty"
+    function: ClassVar = staticmethod(confidence_penalty)
+    needs_teacher: ClassVar[bool] = False
+    needs_logits: ClassVar[bool] = False
+    text: ClassVar[str] = "{T2}sum q ln q, q = softmax(student{T})"

@@ -1,0 +1,154 @@
+"""Losses on the logits themselves: their differences, and the KL divergence of rescaled ones.
+
+Both sides are centred (less their mean over the classes) because a teacher's logits are known up to a constant per row,
+which a softmax does not see either. Teacher logits must be finite.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from softlabels.losses._base import LossPart
+from softlabels.losses._divergences import kl_divergence
+from softlabels.losses._rows import centred, mean_over, pair_of
+
+_LEAST = 1e-7
+"""Added to a norm or deviation that is divided by: a constant row becomes zeros."""
+
+
+def logit_mse(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,  # noqa: ARG001
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Squared difference of centred logits: the sum over the classes, the mean over the valid rows.
+
+    ``sum_k (s'_k - t'_k)^2``, s' and t' the centred rows; divide by the number of classes for the mean over them. The
+    temperature changes nothing: logits / T, times T^2, is the same for every T. For large T, `kl_divergence` tends to
+    this divided by 2 * classes.
+
+    Source: Ba and Caruana 2014, "Do deep nets really need to be deep?", arXiv:1312.6184; Kim et al. 2021,
+    arXiv:2105.08919. The centring is ours.
+    """
+    student, teacher = pair_of(student_logits, teacher_logits, valid)
+    return mean_over(centred(student - teacher).square().sum(-1), valid)
+
+
+class LogitMSE(LossPart):
+    """`logit_mse` as a part."""
+
+    kind: Literal["mse"] = "mse"
+    function: ClassVar = staticmethod(logit_mse)
+    text: ClassVar[str] = "sum (s - t)^2, s and t: logits of student and teacher less their mean over the classes"
+
+
+def logit_l1(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,  # noqa: ARG001
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Absolute difference of centred logits: the sum over the classes, the mean over the valid rows.
+
+    ``sum_k |s'_k - t'_k|``, s' and t' the centred rows; divide by the number of classes for the mean over them. The
+    temperature is not used. Where a difference is 0, so is its gradient.
+
+    Source: as `logit_mse`, with the absolute value in place of the square.
+    """
+    student, teacher = pair_of(student_logits, teacher_logits, valid)
+    return mean_over(centred(student - teacher).abs().sum(-1), valid)
+
+
+class LogitL1(LossPart):
+    """`logit_l1` as a part."""
+
+    kind: Literal["l1"] = "l1"
+    function: ClassVar = staticmethod(logit_l1)
+    text: ClassVar[str] = "sum |s - t|, s and t: logits of student and teacher less their mean over the classes"
+
+
+def standardized_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """`kl_divergence` between logits that are standardised row by row, so that the student is free in shift and scale.
+
+    ``T^2 * sum_k p_k (ln p_k - ln q_k)``, p = softmax(Z(teacher) / T), q = softmax(Z(student) / T),
+    ``Z(z) = (z - mean z) / (std z + 1e-7)``, mean and std over the K classes, ``std z = sqrt(sum (z - mean z)^2 /
+    (K - 1))`` as ``torch.std`` has it. A constant row becomes zeros, and the gradient there is of the size 1e7. T is
+    the paper's base temperature (there 2).
+
+    Source: Sun et al. 2024, "Logit standardization in knowledge distillation", arXiv:2403.01427;
+    the 1e-7 and the K - 1 as in the authors' code.
+    """
+    student, teacher = pair_of(student_logits, teacher_logits, valid)
+    return kl_divergence(_standardised(student), _standardised(teacher), temperature=temperature, valid=valid)
+
+
+def _standardised(logits: Tensor) -> Tensor:
+    logits = centred(logits)
+    # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
+    deviation = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
+    return logits / (deviation + _LEAST)
+
+
+class StandardizedKL(LossPart):
+    """`standardized_kl` as a part."""
+
+    kind: Literal["standardized-kl"] = "standardized-kl"
+    function: ClassVar = staticmethod(standardized_kl)
+    text: ClassVar[str] = (
+        "{T2}sum p (ln p - ln q), p = softmax(Z(teacher){T}), q = softmax(Z(student){T}), "
+        "Z(z) = (z - mean) / std over the K classes, std with K - 1"
+    )
+
+
+def spherical_kd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    labels: Tensor | None = None,  # noqa: ARG001
+    valid: Tensor | None = None,
+) -> Tensor:
+    """`kl_divergence` between logits that are projected onto one sphere, so that only their direction is learnt.
+
+    ``T^2 * sum_k p_k (ln p_k - ln q_k)``, p = softmax(S(teacher) / T), q = softmax(S(student) / T),
+    ``S(z) = R * z' / (|z'| + 1e-7)``, z' a centred row, | | the Euclidean norm, and R the mean of the teacher's |z'|
+    over the valid rows. A constant row becomes zeros. T is 4 in the authors' README.
+
+    Source: Guo et al. 2020, "Reducing the teacher-student gap via spherical knowledge distillation", arXiv:2010.07485.
+    The authors' code has two other radii: in its README a fixed one, 2 to 3 times the root of the number of classes
+    (nearly `standardized_kl` at T / 2 to T / 3, but for T^2); in its script each row's own teacher norm.
+    """
+    student, teacher = (centred(each) for each in pair_of(student_logits, teacher_logits, valid))
+    radius = mean_over(vector_norm(teacher, dim=-1), valid)
+    student, teacher = (radius * _direction(each) for each in (student, teacher))
+    return kl_divergence(student, teacher, temperature=temperature, valid=valid)
+
+
+def _direction(logits: Tensor) -> Tensor:
+    return logits / (vector_norm(logits, dim=-1, keepdim=True) + _LEAST)
+
+
+class SphericalKD(LossPart):
+    """`spherical_kd` as a part."""
+
+    kind: Literal["spherical-kd"] = "spherical-kd"
+    function: ClassVar = staticmethod(spherical_kd)
+    text: ClassVar[str] = (
+        "{T2}sum p (ln p - ln q), p = softmax(S(teacher){T}), q = softmax(S(student){T}), "
+        "S(z) = R z' / |z'|, z' centred, R the mean norm of the teacher's rows"
+    )
