@@ -76,8 +76,6 @@ def dump(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    render: Literal["cpu", "device"] = "cpu",
-    decoder: Literal["cpu", "nvjpeg"] = "cpu",
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
@@ -113,8 +111,6 @@ def dump(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
@@ -355,8 +351,6 @@ def plan(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    render: Literal["cpu", "device"] = "cpu",
-    decoder: Literal["cpu", "nvjpeg"] = "cpu",
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
@@ -394,8 +388,6 @@ def plan(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
@@ -486,8 +478,6 @@ def sweep(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    render: Literal["cpu", "device"] = "cpu",
-    decoder: Literal["cpu", "nvjpeg"] = "cpu",
     epochs: int = 100,
     batch_size: int = 256,
     accumulate: int = 1,
@@ -557,8 +547,6 @@ def sweep(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
@@ -632,8 +620,6 @@ def train(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    render: Literal["cpu", "device"] = "cpu",
-    decoder: Literal["cpu", "nvjpeg"] = "cpu",
     epochs: int = 100,
     batch_size: int = 256,
     accumulate: int = 1,
@@ -700,8 +686,6 @@ def train(
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for pictures in memory
-        render: where decoded images are cut, resized and changed: by the workers, or on `device`, in batches
-        decoder: what decodes JPEG files with --render device: the workers, or a CUDA `device` (nvjpeg)
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
