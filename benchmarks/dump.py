@@ -42,7 +42,7 @@ from softlabels.dumping import dump as dumping
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Threads
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models.teachers import teacher_spec
 from softlabels.views import RECIPES
 
@@ -110,7 +110,7 @@ class Bench:
         self.images = softlabels.open_images(f"images:{root / 'photos'}")
         self.teacher = teacher_spec(options.teacher, "random").open(options.device)
         self.recipe, self.codec = RECIPES.make("crop-flip"), CODECS.make("topk:10")
-        self.pictures = Pictures(self.images, self.recipe, 0, 1, frame(self.teacher.preprocessing))
+        self.pictures = Pictures(self.images, self.recipe, 0, 1, image_spec(self.teacher.preprocessing))
         rows = np.arange(options.images)
         self.ready = self.pictures.render(rows, np.zeros_like(rows)).split(options.batch_size)
         self.stores = 0
@@ -135,7 +135,7 @@ class Bench:
             format="hdf5", images=images, recipe=self.recipe,
         )  # fmt: skip
         labels, clocked = store.prepare(self.teacher.name, said), Clocked(self.teacher)
-        pictures = Pictures.of_store(store, images, 1, frame(self.teacher.preprocessing))
+        pictures = Pictures.of_store(store, images, 1, image_spec(self.teacher.preprocessing))
         began = time.perf_counter()
         dumping.dump(
             pictures,

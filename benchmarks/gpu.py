@@ -62,7 +62,7 @@ from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers, batches
 from softlabels.loading.provenance import versions
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
 from softlabels.models import devices
 from softlabels.models.students import student_spec
@@ -71,7 +71,7 @@ from softlabels.training.loop import train
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place
 from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 HARD, SOFT = Objective(alpha=1.0), Objective(alpha=0.0)
 
@@ -252,7 +252,7 @@ def packed(setting: Setting) -> Images:
 
 
 def views_of(images: Images, views: int, size: int) -> Pictures:
-    return Pictures(images, RECIPES.make("crop-flip"), 0, views, Frame(size))
+    return Pictures(images, RECIPES.make("crop-flip"), 0, views, ImageSpec(size))
 
 
 def part_pictures(setting: Setting) -> None:
@@ -458,7 +458,7 @@ def new_store(
             classes=teacher.classes, format="hdf5", images=arranged, recipe=recipe,
         ),
     )  # fmt: skip
-    return root, labels, Pictures.of_store(store, arranged, views, frame(teacher.preprocessing))
+    return root, labels, Pictures.of_store(store, arranged, views, image_spec(teacher.preprocessing))
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------
@@ -534,7 +534,7 @@ def stored(images: Images, root: Path, pictures: Pictures) -> Lesson:
 def in_the_loop(setting: Setting, images: Images, teacher: Any) -> Lesson:
     """Learning from a teacher beside the student."""
     pictures = shown(setting, images)
-    targets = LiveTargets([teacher], [pictures], pictures.frame, BLENDS.make("mean-probabilities"), 1.0)
+    targets = LiveTargets([teacher], [pictures], pictures.image_spec, BLENDS.make("mean-probabilities"), 1.0)
     return Lesson(LabelledPictures(pictures), targets, SOFT)
 
 
@@ -546,7 +546,7 @@ def trained(
     setting: Setting, lesson: Lesson, workers: Workers, *, student: str = "", batch: int = 0, views: int = VIEWS
 ) -> float:
     """Pictures per second of an epoch of a new student, as `softlabels train` makes it."""
-    spec = student_spec(student or setting.scale.student, size=lesson.samples.pictures.frame.size)
+    spec = student_spec(student or setting.scale.student, size=lesson.samples.pictures.image_spec.size)
     folder = setting.out / "work" / f"run-{os.getpid()}-{time.monotonic_ns()}"
     classes = len(lesson.samples.pictures.images.classes)
     report = train(
@@ -568,7 +568,7 @@ def step_memory(setting: Setting, lesson: Lesson, size: int) -> float:
     scale, device = setting.scale, setting.device
     forget(device)
     try:
-        side = lesson.samples.pictures.frame.size
+        side = lesson.samples.pictures.image_spec.size
         spec = student_spec(scale.student, size=side)
         images = lesson.samples.pictures.images
         learner = Learner(

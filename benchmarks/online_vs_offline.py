@@ -43,7 +43,7 @@ from softlabels.models.teachers import teacher_spec
 from softlabels.training.loop import train
 from softlabels.training.state import Learner, Place, Settings
 from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 CLASSES = 1000
 STUDENT = "mobilenet_v3_small"
@@ -142,7 +142,7 @@ class Cost:
 def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Lesson:
     """Learning from stored labels, or from hard ones."""
     images = pictures()
-    seen = Frame(options.size)
+    seen = ImageSpec(options.size)
     if labels is None:
         return Lesson(LabelledPictures(Pictures(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
     rows = labels.rows(images.keys)
@@ -153,9 +153,9 @@ def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Les
 
 def watched(options: argparse.Namespace, spec: dict[str, Any]) -> Lesson:
     """Learning from a teacher in the loop."""
-    shown = Pictures(pictures(), RECIPES.make("crop-flip"), 0, 1, Frame(options.size))
+    shown = Pictures(pictures(), RECIPES.make("crop-flip"), 0, 1, ImageSpec(options.size))
     teacher = teacher_spec(spec).open(device=options.device)
-    targets = LiveTargets([teacher], [shown], shown.frame, BLENDS.make("mean-probabilities"), 1.0)
+    targets = LiveTargets([teacher], [shown], shown.image_spec, BLENDS.make("mean-probabilities"), 1.0)
     return Lesson(LabelledPictures(shown), targets, SOFT)
 
 

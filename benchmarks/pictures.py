@@ -37,7 +37,7 @@ from softlabels.dumping import dump as dumping
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
-from softlabels.loading.views import Crew, Pictures, frame
+from softlabels.loading.views import Crew, Pictures, image_spec
 from softlabels.models.networks import Preprocessing
 from softlabels.views import RECIPES, Recipe, blank
 
@@ -54,7 +54,7 @@ class ByPil(Dataset[Tensor]):
     def __init__(self, source: Images, recipe: Recipe, hashes: np.ndarray, size: int, pad: int = 0) -> None:
         self.source, self.recipe, self.hashes, self.size, self.pad = source, recipe, hashes, size, pad
         rows = np.arange(len(hashes))
-        self.drawn = recipe.draw(0, hashes, np.zeros_like(rows))
+        self.drawn = recipe.make_params(0, hashes, np.zeros_like(rows))
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -68,7 +68,7 @@ class ByPil(Dataset[Tensor]):
             image = functional.crop(image, top + self.pad, left + self.pad, height, width)
         else:
             image = functional.resized_crop(image, top, left, height, width, [self.size, self.size])
-        if view.draws[1]["flip"][0]:
+        if view.by_step[1]["flip"][0]:
             image = functional.hflip(image)
         return functional.normalize(functional.to_tensor(image), IMAGENET["mean"], IMAGENET["std"])
 
@@ -140,7 +140,7 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
         softlabels.pack(data=f"images:{photos}", out=str(folder / str(quality)), quality=quality, quiet=True)
         packs[quality] = softlabels.open_images(f"pack:{folder / str(quality)}")
     preprocessing, recipe = Preprocessing(size=size, **IMAGENET), RECIPES.make("crop-flip")
-    make = functools.partial(Pictures, recipe=recipe, seed=0, views=VIEWS, frame=frame(preprocessing))
+    make = functools.partial(Pictures, recipe=recipe, seed=0, views=VIEWS, image_spec=image_spec(preprocessing))
     files, jpeg, raw = make(source), make(packs[90]), make(packs["raw"])
     rows = np.tile(np.arange(len(source)), repeats)
     # Workers have some batches ready when the clock starts; they must not be most of what is counted.
@@ -173,13 +173,13 @@ def small_ways(cifar: str | None, normalise: bool) -> list[Way]:
     one = "PIL transforms, 32x32 in memory, 1 core"
 
     def way(recipe: str, wanted: float | None = None) -> Way:
-        pictures = Pictures(images, RECIPES.make(recipe), 0, VIEWS, frame(preprocessing))
+        pictures = Pictures(images, RECIPES.make(recipe), 0, VIEWS, image_spec(preprocessing))
         last = preprocessing if normalise else None
         return Way(
             f"32x32 in memory, {recipe}", lambda: by_us(pictures, rows * VIEWS, 0, last, SMALL_BATCH), one, wanted
         )
 
-    hashes = Pictures(images, RECIPES.make("pad-flip"), 0, 1, frame(preprocessing)).hashes
+    hashes = Pictures(images, RECIPES.make("pad-flip"), 0, 1, image_spec(preprocessing)).hashes
     pil = ByPil(images, RECIPES.make("pad-flip"), hashes, 32, pad=4)
     return [Way(one, lambda: by_pil(pil, rows[:2048], 0, SMALL_BATCH)), way("pad-flip", 25.0), way("crop-flip")]
 
@@ -217,7 +217,7 @@ def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
             "cheap",
             card(**said, preprocessing={"size": size}, codec=codec, classes=3, images=images, recipe=recipe),
         )
-        pictures = Pictures.of_store(store, images, views, frame(teacher.preprocessing))
+        pictures = Pictures.of_store(store, images, views, image_spec(teacher.preprocessing))
         began = time.process_time()
         dumping.dump(pictures, teacher, codec, labels, batch_size=BATCH, journal=Journal(quiet=True))
         return len(images) * views / (time.process_time() - began)

@@ -83,7 +83,9 @@ def test_imports_run_downward_only(path: Path) -> None:
 )
 def test_what_a_part_does_not_know(place: str, stranger: str) -> None:
     for path in (ROOT / place).rglob("*.py"):
-        assert not any(name == stranger or name.startswith(f"{stranger}.") for name in imported(path, typing=False)), path
+        assert not any(name == stranger or name.startswith(f"{stranger}.") for name in imported(path, typing=False)), (
+            path
+        )
 
 
 @pytest.mark.parametrize("stage", ["dumping", "training", "importing", "upkeep", "reporting"])

@@ -25,7 +25,7 @@ import torch
 
 import softlabels
 from softlabels.loading.batches import LabelledPictures, Threads, batches
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models.networks import Preprocessing
 from softlabels.views import RECIPES
 
@@ -75,7 +75,7 @@ def our_epochs(photos: str, folder: Path, size: int, threads: int, repeats: int)
     softlabels.pack(data=f"images:{photos}", out=str(folder), quality="raw", max_side=SIDE, quiet=True)
     images = softlabels.open_images(f"pack:{folder}")
     preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
-    pictures = Pictures(images, RECIPES.make("crop-flip"), seed=0, views=1 << 20, frame=frame(preprocessing))
+    pictures = Pictures(images, RECIPES.make("crop-flip"), seed=0, views=1 << 20, image_spec=image_spec(preprocessing))
     generator = np.random.default_rng(0)
 
     def epoch() -> Iterator[Any]:

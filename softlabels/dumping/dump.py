@@ -411,7 +411,7 @@ class Filling:
         check_finite(logits, batch, self._pictures)
         rows, views = batch.rows.numpy(), batch.views.numpy()
         label = dict(self._encoded(logits, self._pictures.words(rows, views)))
-        label |= self._pictures.recorded(rows, views) or {}
+        label |= self._pictures.source.records(rows, views)
         if self._pictures.recipe.mixes:
             members, label["mix_share"] = self._pictures.mixtures(rows, views)
             label["mix_partner"] = np.where(members >= 0, members, rows)

@@ -29,9 +29,9 @@ from softlabels.loading.opening import (
     teacher_specs,
 )
 from softlabels.loading.provenance import versions
-from softlabels.loading.records import IMPORTED
+from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
 from softlabels.loading.settings import RECORDED
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models.networks import Preprocessing
 from softlabels.models.teachers import Teacher
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
@@ -80,7 +80,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
-                Pictures.of_store(store, arranged, views, frame(teacher.preprocessing)),
+                Pictures.of_store(store, arranged, views, image_spec(teacher.preprocessing)),
                 teacher,
                 codec,
                 labels,
@@ -106,7 +106,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
 def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[str]:
     """A line for each import whose labels are of pictures that were resized otherwise than this teacher sees them."""
     ours = teacher.preprocessing.interpolation
-    cards = ((name, store.teacher(name).card) for name in store.teachers) if recipe.records else ()
+    cards = ((name, store.teacher(name).card) for name in store.teachers) if record_spec(recipe) else ()
     for name, each in cards:
         theirs = each.preprocessing.get("interpolation", ours)
         if each.spec.get("kind") == IMPORTED and theirs != ours:
@@ -175,12 +175,13 @@ def _recipe(config: DumpConfig) -> Recipe:
     """
     there = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
     held = RECIPES.make(there.manifest.recipe) if there is not None else None
-    if held is None or not (held.records or held.foreign):
+    steps = [] if held is None else recorded_steps(held)
+    if held is None or not steps:
         if config.recipe == RECORDED:
             raise ConfigError(f"{config.out} holds no recorded views; `softlabels import` makes a store that does")
         return RECIPES.make(config.recipe)
-    if held.foreign is not None:
-        raise held.foreign.refusal()
+    for step in steps:
+        step.check_renderable()
     if config.recipe != RECORDED:
         raise ConfigError(
             f"the views of {config.out} are recorded with imported labels; label these with `recipe={RECORDED}`, or "
@@ -265,13 +266,13 @@ def _card(
 
 
 def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, journal: Journal) -> Plan:
-    recipe, seen = _recipe(config), frame(teacher.preprocessing)
+    recipe, seen = _recipe(config), image_spec(teacher.preprocessing)
     job = _job(config, images, recipe, teacher, codec, journal)
     there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,
         Pictures.of_store(there, arranged, config.views, seen)
-        if there and recipe.records
+        if there and record_spec(recipe)
         else Pictures(arranged, recipe, config.seed, config.views, seen),
         codec,
         runs=job.store.runs,

@@ -23,7 +23,7 @@ from softlabels.errors import ConfigError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
 from softlabels.loading.views import Pictures
 from softlabels.store import Store
-from softlabels.views import RECIPES, Frame, Recipe
+from softlabels.views import RECIPES, ImageSpec, Recipe
 
 
 class LabelWriter:
@@ -61,8 +61,8 @@ class LabelWriter:
             StoreError: the store holds another teacher of this name, or cannot be written.
         """
         coding: Codec = CODECS.make(codec)
-        frame = Frame(size, interpolation, resize)
-        pictures = Pictures.of_store(self.store, self._images, self._views, frame)
+        image_spec = ImageSpec(size, interpolation, resize)
+        pictures = Pictures.of_store(self.store, self._images, self._views, image_spec)
         classes = self.store.manifest.classes
         own = card(
             spec={"kind": "own", "name": teacher},

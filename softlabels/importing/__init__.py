@@ -29,6 +29,7 @@ from softlabels.importing._pairing import Pairing, check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Source
 from softlabels.importing._tinyvit import TinyViT
 from softlabels.loading.labels import layout_beside
+from softlabels.loading.records import record_spec
 from softlabels.loading.views import Pictures
 from softlabels.store import Shard, TeacherLabels
 from softlabels.views import RecordedMix, SeededMix
@@ -135,7 +136,7 @@ class ShardRecords:
         self._shard, self._arrays = shard, arrays
 
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """See `Records.take`."""
+        """See `Taker.take`."""
         assert self._shard is not None
         where, numbers = rows - self._shard.first_row, np.asarray(views) - self._shard.first_view
         return {name: array[numbers, where] for name, array in self._arrays.items()}
@@ -160,6 +161,7 @@ def import_labels(
     *,
     views: int,
     pictures: Pictures | None,
+    records: ShardRecords,
     part: tuple[int, int] = (0, 1),
     journal: Journal,
 ) -> tuple[int, int]:
@@ -168,8 +170,8 @@ def import_labels(
     Args:
         places: the row of each of the store's images in the source's data set, -1 for those that it does not count:
             int64 (rows,).
-        pictures: makes the pictures whose digests are kept, with `ShardRecords` for records; None for views that are
-            not made here.
+        pictures: makes the pictures whose digests are kept, from `records`; None for views that are not made here.
+        records: hold those of the shard that is written.
 
     Raises:
         DataError: a file cannot be read, or holds something else; it is named.
@@ -186,9 +188,7 @@ def import_labels(
                 arrays, failed = _filled(source, shard, places, of_place, labels, missing, advance)
                 digests: dict[int, list[str]] = {}
                 if pictures is not None:
-                    records = pictures.records
-                    assert isinstance(records, ShardRecords)
-                    records.hold(shard, {name: arrays[name] for name in source.recipe.records})
+                    records.hold(shard, {name: arrays[name] for name in record_spec(source.recipe)})
                     digests = _digests(shard, pictures, failed)
                 labels.write(shard, arrays, skipped=failed, digests=digests)
     return len(shards), total
@@ -229,10 +229,10 @@ def _filled(
             made = dict(source.codec.encode_probabilities(said.ids, said.values, labels.card.classes))
             made |= {name: array for name, array in said.records.items() if name in beside}
             if mixer is not None:
-                drawn = mixer.recall(made)
-                partners = of_place[np.where(drawn["chosen"], said.records["mix_partner"], place)]
+                params = mixer.replay(made)
+                partners = of_place[np.where(params["chosen"], said.records["mix_partner"], place)]
                 made["mix_partner"] = partners.astype(np.uint32)
-                made["mix_share"] = mixer.shares(drawn, mixer.size).astype(np.float32)
+                made["mix_share"] = mixer.shares(params, mixer.size).astype(np.float32)
             for name, array in made.items():
                 arrays[name][:, row - shard.first_row] = array
         advance(shard.views)

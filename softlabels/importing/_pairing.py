@@ -140,7 +140,7 @@ def _pixel_crops(recipe: Recipe) -> RecordedCrop | None:
 def _fit(crops: RecordedCrop, labels: ImageLabels, images: Images, row: int) -> bool:
     height, width = images.decode(row).shape[-2:]
     try:
-        crops.boxes(crops.recall({"box": labels.records["view_box"]}), height, width)
+        crops.boxes(crops.replay({"box": labels.records["view_box"]}), height, width)
     except DataError:
         return False
     return True

@@ -109,7 +109,7 @@ class TinyViT:
     def shown(self, row: int, views: Rows) -> tuple[Rows, Rows]:
         """See `MixedByWord.shown`."""
         mixture = self._mixture(row, views, self._found(row, views)["seed"].astype(np.int64))
-        own = self._likely.shares(self._likely.recall(mixture), self._likely.size)
+        own = self._likely.shares(self._likely.replay(mixture), self._likely.size)
         known = mixture["mix_seed"] != SeededMix.unknown
         mixed = np.where(known, np.where(own >= 0.5, row, mixture["mix_partner"]), SeededMix.unknown)
         unmixed = np.where(known, row, SeededMix.unknown)

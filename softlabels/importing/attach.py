@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels
-from softlabels.views import RECIPES, SeededMix
+from softlabels.views import RECIPES, SeededMix, foreign_view
 
 SEED, PARTNER_SEED = "view_seed", "other_seed"
 """Under which names the seeds of views are recorded, and those of the views that they are mixed with."""
@@ -80,11 +80,11 @@ class AttachedLabels(Dataset[Any]):
         items = [item(number, seed) for number, seed in zip(numbers, recorded[SEED].tolist(), strict=True)]
         if self._mix is None:
             return items
-        drawn = self._mix.recall(recorded)
-        for place in np.flatnonzero(drawn["chosen"]).tolist():
-            partner = int(self._numbers[drawn["partner"][place]])
+        params = self._mix.replay(recorded)
+        for place in np.flatnonzero(params["chosen"]).tolist():
+            partner = int(self._numbers[params["partner"][place]])
             other = item(partner, int(recorded[PARTNER_SEED][place]))
-            items[place] = _mixed(self._mix, items[place], other, drawn[place : place + 1])
+            items[place] = _mixed(self._mix, items[place], other, params[place : place + 1])
         return items
 
     def _recorded(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -112,7 +112,7 @@ class AttachedLabels(Dataset[Any]):
             )
 
 
-def _mixed(mix: SeededMix, item: Any, other: Any, drawn: NDArray[Any]) -> Any:
+def _mixed(mix: SeededMix, item: Any, other: Any, params: NDArray[Any]) -> Any:
     """An item whose picture, its first part, is mixed with that of another."""
     parts = [(each, ()) if isinstance(each, Tensor) else (each[0], tuple(each[1:])) for each in _parted(item, other)]
     (own, rest), (theirs, _) = parts
@@ -126,7 +126,7 @@ def _mixed(mix: SeededMix, item: Any, other: Any, drawn: NDArray[Any]) -> Any:
             f"attach: the views of these labels are mixed, for which pictures must be float tensors (3, H, W) of one "
             f"size, normalised as for the teacher; these are {found[0]} and {found[1]}"
         )
-    picture = mix.mix(own[None], theirs[None], drawn)[0]
+    picture = mix.mix(own[None], theirs[None], params)[0]
     return (picture, *rest) if isinstance(item, tuple | list) else picture
 
 
@@ -191,7 +191,7 @@ def attach(
 
 
 def _check_views(labels: Labels, view: int, seeded: Any, views: int) -> None:
-    foreign = labels.recipe.foreign
+    foreign = foreign_view(labels.recipe.steps)
     if foreign is not None and foreign.seeded and foreign.mixed is None:
         raise ConfigError(
             f"attach: {labels.store.root} does not say whether its views were mixed with others; import the labels "

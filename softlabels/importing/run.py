@@ -20,7 +20,7 @@ from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
 from softlabels.loading.views import Pictures
 from softlabels.store import Store, TeacherCard, TeacherLabels
-from softlabels.views import Frame
+from softlabels.views import ImageSpec, foreign_view
 
 
 def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
@@ -51,12 +51,14 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     name = config.name or config.from_
     labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
     places, _ = matched(store, listing.images)
+    records = ShardRecords()
     shards, written = importing.import_labels(
         source,
         places,
         labels,
         views=views,
-        pictures=_pictures(source, store, arranged, views),
+        pictures=_pictures(source, store, arranged, views, records),
+        records=records,
         part=share_of(config.part),
         journal=journal,
     )
@@ -127,7 +129,7 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> 
 
 
 def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images, store: Store) -> TeacherCard:
-    seen = {"size": source.size, "interpolation": None if source.recipe.foreign else source.interpolation}
+    seen = {"size": source.size, "interpolation": None if foreign_view(source.recipe.steps) else source.interpolation}
     name = config.name or config.from_
     made = card(
         spec={
@@ -149,11 +151,11 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
     return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
 
 
-def _pictures(source: Source, store: Store, images: Images, views: int) -> Pictures | None:
+def _pictures(source: Source, store: Store, images: Images, views: int, records: ShardRecords) -> Pictures | None:
     """What makes the pictures whose digests are kept; None where only the other project can."""
-    if source.recipe.foreign is not None:
+    if foreign_view(source.recipe.steps) is not None:
         return None
-    return Pictures(images, source.recipe, store.manifest.seed, views, Frame(32), records=ShardRecords())
+    return Pictures(images, source.recipe, store.manifest.seed, views, ImageSpec(32), taker=records)
 
 
 def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, journal: Journal) -> None:
@@ -166,8 +168,9 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         f"{config.out}; they are honest at temperature "
         f"{source.codec.temperature:g} alone"
     )
-    if source.recipe.foreign is not None:
-        journal.say(f"their pictures are made by {source.recipe.foreign.of}: docs/importing.md says how to pair them")
+    foreign = foreign_view(source.recipe.steps)
+    if foreign is not None:
+        journal.say(f"their pictures are made by {foreign.of}: docs/importing.md says how to pair them")
     elif source.interpolation is not None:
         journal.say(
             f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "

@@ -34,7 +34,7 @@ from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.labels import Labels
 from softlabels.loading.views import Crew, Pictures, Rows, checked
 from softlabels.models.devices import CPU, SideStream
-from softlabels.views import Frame
+from softlabels.views import ImageSpec
 
 _AHEAD = 2
 """Batches that wait, beside those that threads are making."""
@@ -145,8 +145,8 @@ class LabelledPictures(Dataset[Batch]):
     def _mixtures(self, rows: Rows, views: Rows) -> tuple[Tensor, Tensor]:
         """Hard labels of the partners (the image's own where it is not mixed) and shares, (n,) each."""
         members, shares = self.pictures.mixtures(rows, views)
-        population = self.pictures.population
-        theirs = population.images.labels[population.rows[members]]
+        pool = self.pictures.pool
+        theirs = pool.images.labels[pool.rows[members]]
         hard = np.where(members >= 0, theirs, self.pictures.images.labels[rows]).astype(np.int64)
         return torch.from_numpy(hard), torch.from_numpy(shares.astype(np.float32))
 
@@ -221,8 +221,8 @@ def _by_processes(
     first = next(rest, None)
     if first is None:
         return
-    size = len(first) * 3 * samples.pictures.frame.size**2
-    prefetch = _prefetch(size, workers, samples.pictures.frame.size, len(first))
+    size = len(first) * 3 * samples.pictures.image_spec.size**2
+    prefetch = _prefetch(size, workers, samples.pictures.image_spec.size, len(first))
     # Anonymous memory, of which nothing is left however this process ends; only forked workers share it.
     decoding = mmap.mmap(-1, workers * _NAME_BYTES) if multiprocessing.get_start_method() == "fork" else None
     loader: DataLoader[Batch | _Refused] = DataLoader(
@@ -456,8 +456,8 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
             if len(lost):
                 raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
         labels.share()
-        frame = Frame(size, _interpolation(labels, names) if interpolation is None else interpolation)
-        self.pictures = Pictures.of_store(labels.store, images, views, frame)
+        image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
+        self.pictures = Pictures.of_store(labels.store, images, views, image_spec)
 
     @property
     def views(self) -> int:

@@ -12,7 +12,8 @@ from softlabels.core.philox import hash_keys
 from softlabels.datasets import Images, content_checksums
 from softlabels.loading.labels import Labels, keys_at
 from softlabels.loading.provenance import changed_versions, digest_in
-from softlabels.loading.views import DIGEST_FRAME, Pictures
+from softlabels.loading.records import ViewRecords, param_source, record_spec
+from softlabels.loading.views import DIGEST_SPEC, Pictures
 from softlabels.store import TeacherLabels
 
 MOST_NAMED = 10
@@ -38,7 +39,7 @@ def compare_records(labels: Labels, name: str) -> list[str]:
             numbers = np.full(len(known), view)
             theirs, its = (labels.beside(each, known, numbers) for each in (first, other))
             same = np.ones(len(known), bool)
-            for key in labels.recipe.records:
+            for key in record_spec(labels.recipe):
                 same &= (theirs[key] == its[key]).reshape(len(known), -1).all(axis=1)
             differing += [
                 f"view {view} of {key!r} is recorded otherwise by {name} than by {first.name}"
@@ -52,18 +53,19 @@ def compare_records(labels: Labels, name: str) -> list[str]:
 def compare_partners(labels: Labels, name: str, rows: NDArray[np.int64]) -> list[str]:
     """Where what a teacher's labels of these rows were mixed with, as recorded, is not what is drawn now."""
     teacher = labels.of(name)
-    size = teacher.card.preprocessing["size"]
+    size, recorded = teacher.card.preprocessing["size"], record_spec(labels.recipe)
     differing: list[str] = []
     for some in _stretches(rows[labels.labelled(rows, [name])], teacher):
-        hashes, population = hash_keys(keys_at(labels.keys, some)), labels.store.population(some)
+        hashes, pool = hash_keys(keys_at(labels.keys, some)), labels.store.population(some)
+        taker = ViewRecords(teacher, tuple(recorded), some) if recorded else None
+        source = param_source(labels.recipe, labels.seed, hashes, taker)
         for view in range(teacher.views):
             numbers = np.full(len(some), view)
-            records = labels.beside(teacher, some, numbers) if labels.recipe.records else None
-            drawn = labels.recipe.draw(labels.seed, hashes, view, records)
-            members = labels.recipe.partners(drawn, population)
+            params = source.params(np.arange(len(some)), numbers)
+            members = labels.recipe.partners(params, pool)
             partners, shares = labels.recorded_mixtures(teacher, some, numbers)
             same = (partners == np.where(members >= 0, members, some)) & np.isclose(
-                shares, labels.recipe.shares(drawn, size)
+                shares, labels.recipe.shares(params, size)
             )
             differing += [
                 f"view {view} of {key!r} was mixed by {name} with another image, or in another share, than is drawn "
@@ -116,7 +118,7 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
     if not known:
         return 0, []
     rows, views = (np.array([each[column] for each in known], np.int64) for column in (0, 1))
-    pictures = Pictures.of_store(labels.store, images, int(views.max()) + 1, DIGEST_FRAME)
+    pictures = Pictures.of_store(labels.store, images, int(views.max()) + 1, DIGEST_SPEC)
     found = pictures.digests(rows, views)
     return len(known), [
         f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw "

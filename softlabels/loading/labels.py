@@ -19,6 +19,7 @@ from torch import Tensor
 from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.errors import ConfigError, StoreError, did_you_mean
+from softlabels.loading.records import record_spec
 from softlabels.losses import BLENDS, Blend
 from softlabels.store import Cache, Store, TeacherLabels, open_store
 from softlabels.views import RECIPES, Recipe
@@ -35,7 +36,7 @@ _BLENDING = 4
 
 def layout_beside(recipe: Recipe) -> dict[str, Field]:
     """What is recorded with each label of such views, beside what its codec keeps."""
-    recorded = {name: Field(dtype, shape) for name, (dtype, shape) in recipe.records.items()}
+    recorded = {name: Field(dtype, shape) for name, (dtype, shape) in record_spec(recipe).items()}
     return recorded | (MIX_LAYOUT if recipe.mixes else {})
 
 

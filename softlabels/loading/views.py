@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.datasets import Images, SomeImages
 from softlabels.errors import DataError
-from softlabels.loading.records import Records, ViewRecords
+from softlabels.loading.records import Taker, ViewRecords, param_source, recorded_steps
 from softlabels.models.networks import Preprocessing
 from softlabels.store import Store
-from softlabels.views import RECIPES, Frame, Recipe, Views, blank
+from softlabels.views import RECIPES, ImageSpec, Recipe, ViewParams, blank
 
 Rows = NDArray[np.int64]
 Places = Sequence[tuple[int, Rows]]
@@ -40,18 +40,18 @@ OF_PARTNER = "the partner of view "
 _AT_ONCE = 16
 """Images that are looked at together."""
 
-DIGEST_FRAME = Frame(size=32)
+DIGEST_SPEC = ImageSpec(size=32)
 """How pictures are rendered whose digest is kept: small, square, bilinear, whatever the teacher sees."""
 
 
-def frame(preprocessing: Preprocessing) -> Frame:
+def image_spec(preprocessing: Preprocessing) -> ImageSpec:
     """What a model with this preprocessing sees."""
-    return Frame(preprocessing.size, preprocessing.interpolation, preprocessing.resize, preprocessing.crop)
+    return ImageSpec(preprocessing.size, preprocessing.interpolation, preprocessing.resize, preprocessing.crop)
 
 
 @dataclass(frozen=True, eq=False)
-class Population:
-    """The images among which mixed views find their partners, in the order in which draws count them.
+class MixPool:
+    """The images among which mixed views find their partners, in the order in which partners are counted.
 
     Attributes:
         keys: of its N members.
@@ -69,13 +69,13 @@ class Population:
     sizes: Rows
 
     @staticmethod
-    def of(images: Images, hashes: Words) -> Population:
+    def of(images: Images, hashes: Words) -> MixPool:
         """The images themselves, all there from the beginning."""
         count = len(images)
-        return Population(images.keys, hashes, images, np.arange(count), np.full(count, count))
+        return MixPool(images.keys, hashes, images, np.arange(count), np.full(count, count))
 
     @staticmethod
-    def of_store(store: Store, images: Images) -> Population:
+    def of_store(store: Store, images: Images) -> MixPool:
         """Those of a store, in its order, for pictures of `images`, which are a part of it.
 
         Raises:
@@ -86,7 +86,7 @@ class Population:
             source = source.images
         rows, found = np.full(len(store), -1, np.int64), store.find(source.keys)
         rows[found[found >= 0]] = np.flatnonzero(found >= 0)
-        return Population(store.keys, key_hashes(store.keys), source, rows, store.population(store.rows(images.keys)))
+        return MixPool(store.keys, key_hashes(store.keys), source, rows, store.population(store.rows(images.keys)))
 
 
 class Crew:
@@ -120,9 +120,8 @@ class Pictures(Dataset[Tensor]):
     """Every view of every image, rendered for one model: a map-style data set of ``len(images) * views`` samples.
 
     Item: uint8 (3, size, size). Views are drawn from (recipe, seed, key, view number) alone; the partner of a mixed
-    view also from the population, which is `images` where nothing is said. It is seen in its own view of that number.
-
-    What a recipe does not draw, `records` tell.
+    view also from the pool, by default `images`. It is seen in its own view of that number. With a `taker`, recorded
+    steps are replayed from the records that it takes.
 
     Raises:
         DataError: an image with which a view is mixed is missing; it is named.
@@ -134,18 +133,18 @@ class Pictures(Dataset[Tensor]):
         recipe: Recipe,
         seed: int,
         views: int,
-        frame: Frame,
-        population: Population | None = None,
-        records: Records | None = None,
+        image_spec: ImageSpec,
+        pool: MixPool | None = None,
+        taker: Taker | None = None,
     ) -> None:
-        self.records = records
-        self.images, self.recipe, self.seed, self.views, self.frame = images, recipe, seed, views, frame
+        self.images, self.recipe, self.seed, self.views, self.image_spec = images, recipe, seed, views, image_spec
         self.hashes = key_hashes(images.keys)
-        self.population = population or Population.of(images, self.hashes)
+        self.source = param_source(recipe, seed, self.hashes, taker)
+        self.pool = pool or MixPool.of(images, self.hashes)
         self._check_partners()
 
     @staticmethod
-    def of_store(store: Store, images: Images, views: int, frame: Frame) -> Pictures:
+    def of_store(store: Store, images: Images, views: int, image_spec: ImageSpec) -> Pictures:
         """The first views that the labels of a store are of, for images of it in any order and number.
 
         Raises:
@@ -154,16 +153,15 @@ class Pictures(Dataset[Tensor]):
             ConfigError: only another project can make the pictures of these views.
         """
         recipe, seed = RECIPES.make(store.manifest.recipe), store.manifest.seed
-        if recipe.foreign is not None:
-            raise recipe.foreign.refusal()
-        records = ViewRecords.of_store(store, recipe, store.rows(images.keys), views) if recipe.records else None
-        population = Population.of_store(store, images) if recipe.mixes else None
-        return Pictures(images, recipe, seed, views, frame, population, records)
+        rows = store.rows(images.keys)
+        taker = ViewRecords.of_store(store, recipe, rows, views) if recorded_steps(recipe) else None
+        pool = MixPool.of_store(store, images) if recipe.mixes else None
+        return Pictures(images, recipe, seed, views, image_spec, pool, taker)
 
-    def at(self, frame: Frame) -> Pictures:
+    def at(self, image_spec: ImageSpec) -> Pictures:
         """The same views, rendered for another model."""
         other = Pictures.__new__(Pictures)
-        other.__dict__.update(self.__dict__, frame=frame)
+        other.__dict__.update(self.__dict__, image_spec=image_spec)
         return other
 
     def __len__(self) -> int:
@@ -188,21 +186,17 @@ class Pictures(Dataset[Tensor]):
         Raises:
             DataError: an image cannot be decoded and `failed` is not given; the message names it.
         """
-        drawn = self._drawn(rows, views)
-        pictures = self._unmixed(self.images, rows, drawn, failed, crew)
-        return self._mixed(pictures, rows, drawn, failed, crew) if self.recipe.mixes else pictures
+        params = self.source.params(rows, views)
+        pictures = self._unmixed(self.images, rows, params, failed, crew)
+        return self._mixed(pictures, rows, params, failed, crew) if self.recipe.mixes else pictures
 
     def mixtures(self, rows: Rows, views: Rows) -> tuple[Rows, NDArray[np.float64]]:
         """With whom these views are mixed, and how much of each picture is the image's own: (n,) each.
 
-        Partners are places in the population, -1 for views that are not mixed.
+        Partners are places in the pool, -1 for views that are not mixed.
         """
-        drawn = self._drawn(rows, views)
-        return self._partners(rows, drawn), self.recipe.shares(drawn, self.frame.size)
-
-    def recorded(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]] | None:
-        """What is recorded of these views, (n, ...) each; None where all of them is drawn."""
-        return None if self.records is None else self.records.take(rows, views)
+        params = self.source.params(rows, views)
+        return self._partners(rows, params), self.recipe.shares(params, self.image_spec.size)
 
     def words(self, rows: Rows, views: Rows) -> Words:
         """A random word for each label, for codecs that sample: uint64 (n,)."""
@@ -210,28 +204,26 @@ class Pictures(Dataset[Tensor]):
 
     def digests(self, rows: Rows, views: Rows) -> list[str]:
         """The first 8 bytes of BLAKE2b of each rendered view at the fixed small size, as hex."""
-        rendered = self.at(DIGEST_FRAME).render(rows, views).contiguous().numpy()
+        rendered = self.at(DIGEST_SPEC).render(rows, views).contiguous().numpy()
         return [hashlib.blake2b(picture.tobytes(), digest_size=8).hexdigest() for picture in rendered]
 
-    def _drawn(self, rows: Rows, views: Rows) -> Views:
-        """What is done to these images in these views, before any is mixed: n views."""
-        return self.recipe.draw(self.seed, self.hashes[rows], views, self.recorded(rows, views))
-
     def _unmixed(
-        self, images: Images, rows: Rows, drawn: Views, failed: dict[int, str] | None, crew: Crew | None
+        self, images: Images, rows: Rows, params: ViewParams, failed: dict[int, str] | None, crew: Crew | None
     ) -> Tensor:
         if images.pixels is not None:
-            return self.recipe.render_batch(images.pixels.index_select(0, torch.from_numpy(rows)), drawn, self.frame)
-        pictures, distinct = blank(len(rows), self.frame.size), list(_places(rows))
+            return self.recipe.render_batch(
+                images.pixels.index_select(0, torch.from_numpy(rows)), params, self.image_spec
+            )
+        pictures, distinct = blank(len(rows), self.image_spec.size), list(_places(rows))
         each = _AT_ONCE if crew is None else crew.share(len(distinct), _AT_ONCE)
         pieces = [distinct[start : start + each] for start in range(0, len(distinct), each)]
-        fill = functools.partial(self._fill, pictures, images, drawn, failed)
+        fill = functools.partial(self._fill, pictures, images, params, failed)
         for _ in map(fill, pieces) if crew is None else crew.map(fill, pieces):
             pass
         return pictures
 
     def _fill(
-        self, pictures: Tensor, images: Images, drawn: Views, failed: dict[int, str] | None, some: Places
+        self, pictures: Tensor, images: Images, params: ViewParams, failed: dict[int, str] | None, some: Places
     ) -> None:
         """The views of some images where they stand in `pictures`; those of an image that failed are black."""
         found: list[tuple[int, Rows, Tensor]] = []
@@ -240,12 +232,12 @@ class Pictures(Dataset[Tensor]):
                 found.append((row, places, images.decode(row)))
             except DataError as problem:
                 _note(row, places, problem, failed, pictures)
-        for (row, places, image), boxes in zip(found, self._boxes(found, drawn), strict=True):
+        for (row, places, image), boxes in zip(found, self._boxes(found, params), strict=True):
             first, last = int(places[0]), int(places[-1]) + 1
             together = last - first == len(places)
-            out = pictures[first:last] if together else blank(len(places), self.frame.size)
+            out = pictures[first:last] if together else blank(len(places), self.image_spec.size)
             try:
-                self._render_one(image, boxes, drawn[first:last] if together else drawn[places], out)
+                self._render_one(image, boxes, params[first:last] if together else params[places], out)
             except DataError as problem:
                 _note(row, places, problem, failed, pictures)
                 continue
@@ -253,7 +245,7 @@ class Pictures(Dataset[Tensor]):
                 for place, picture in zip(places.tolist(), out, strict=True):
                     pictures[place] = picture
 
-    def _boxes(self, found: list[tuple[int, Rows, Tensor]], drawn: Views) -> Sequence[Rows | None]:
+    def _boxes(self, found: list[tuple[int, Rows, Tensor]], params: ViewParams) -> Sequence[Rows | None]:
         """The boxes (n, 4) of each image's views, worked out together: alone, each takes a tenth of a picture's time.
 
         Of several images at once, not of a whole batch, since an image is decoded before its size is known. None where
@@ -264,49 +256,48 @@ class Pictures(Dataset[Tensor]):
         counts = [len(places) for _, places, _ in found]
         sizes = np.repeat([image.shape[1:] for _, _, image in found], counts, axis=0)
         order = np.concatenate([places for _, places, _ in found])
-        return np.split(self.recipe.boxes(drawn[order], sizes[:, 0], sizes[:, 1]), np.cumsum(counts)[:-1])
+        return np.split(self.recipe.boxes(params[order], sizes[:, 0], sizes[:, 1]), np.cumsum(counts)[:-1])
 
-    def _render_one(self, image: Tensor, boxes: Rows | None, views: Views, out: Tensor) -> None:
+    def _render_one(self, image: Tensor, boxes: Rows | None, params: ViewParams, out: Tensor) -> None:
         """The views of one image into `out` (n, 3, size, size)."""
         if boxes is not None:
-            self.recipe.render_boxes(image, boxes, views, self.frame, out)
+            self.recipe.render_boxes(image, boxes, params, self.image_spec, out)
         else:
-            out.copy_(self.recipe.render_batch(image.expand(len(views), *image.shape), views, self.frame))
+            out.copy_(self.recipe.render_batch(image.expand(len(params), *image.shape), params, self.image_spec))
 
     def _mixed(
-        self, pictures: Tensor, rows: Rows, drawn: Views, failed: dict[int, str] | None, crew: Crew | None
+        self, pictures: Tensor, rows: Rows, params: ViewParams, failed: dict[int, str] | None, crew: Crew | None
     ) -> Tensor:
-        members = self._partners(rows, drawn)
+        members = self._partners(rows, params)
         mixed = np.flatnonzero(members >= 0)
-        sources, numbers = self.population.rows[members[mixed]], drawn.numbers[mixed]
-        records, hashes = self.recorded(rows[mixed], numbers), self.population.hashes[members[mixed]]
-        theirs = self.recipe.draw(self.seed, hashes, numbers, records, of_partner=True)
+        sources, numbers = self.pool.rows[members[mixed]], params.numbers[mixed]
+        theirs = self.source.partner_params(rows[mixed], numbers, self.pool.hashes[members[mixed]])
         lost: dict[int, str] | None = None if failed is None else {}
-        partners = self._unmixed(self.population.images, sources, theirs, lost, crew)
+        partners = self._unmixed(self.pool.images, sources, theirs, lost, crew)
         if len(mixed) < len(rows):
             some, partners = partners, torch.zeros_like(pictures)
             partners[torch.from_numpy(mixed)] = some
-        made = self.recipe.mix(pictures, partners, drawn)
+        made = self.recipe.mix(pictures, partners, params)
         for place, source in zip(mixed.tolist(), sources.tolist(), strict=True):
             if lost and failed is not None and source in lost:
-                failed.setdefault(int(rows[place]), f"{OF_PARTNER}{drawn.numbers[place]}: {lost[source]}")
+                failed.setdefault(int(rows[place]), f"{OF_PARTNER}{params.numbers[place]}: {lost[source]}")
         if failed:
             made[torch.from_numpy(np.isin(rows, list(failed)))] = 0
         return made
 
-    def _partners(self, rows: Rows, drawn: Views) -> Rows:
-        return self.recipe.partners(drawn, self.population.sizes[rows])
+    def _partners(self, rows: Rows, params: ViewParams) -> Rows:
+        return self.recipe.partners(params, self.pool.sizes[rows])
 
     def _check_partners(self) -> None:
         """Refuse to begin what could not end; only a data set that lacks members costs a look at every draw."""
-        if not self.recipe.mixes or (self.population.rows >= 0).all():
+        if not self.recipe.mixes or (self.pool.rows >= 0).all():
             return
         every = np.arange(len(self.images))
         for view in range(self.views):
             members, _ = self.mixtures(every, np.full(len(every), view))
-            for row in np.flatnonzero((members >= 0) & (self.population.rows[members] < 0))[:1].tolist():
+            for row in np.flatnonzero((members >= 0) & (self.pool.rows[members] < 0))[:1].tolist():
                 raise DataError(
-                    f"{self.population.images.name} has no image {self.population.keys[int(members[row])].as_py()!r}, "
+                    f"{self.pool.images.name} has no image {self.pool.keys[int(members[row])].as_py()!r}, "
                     f"with which view {view} of {self.images.keys[row].as_py()!r} is mixed; give the whole data set "
                     f"that was labelled (`limit` trains on a part of it)"
                 )

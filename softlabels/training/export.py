@@ -18,7 +18,7 @@ from softlabels.core.files import whole, write_json
 from softlabels.core.installed import required
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import networks
 from softlabels.views import RECIPES
 
@@ -203,7 +203,7 @@ def _shown(wanted: networks.Preprocessing, images: Images | None, batch: int = 6
             shape = (len(rows), 3, wanted.size, wanted.size)
             yield torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice), torch.full((len(rows),), -1)
         else:
-            clean = Pictures(images, RECIPES.make("clean"), 0, 1, frame(wanted))
+            clean = Pictures(images, RECIPES.make("clean"), 0, 1, image_spec(wanted))
             yield clean.render(rows, np.zeros_like(rows)), torch.from_numpy(images.labels[rows].astype(np.int64))
 
 

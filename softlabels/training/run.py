@@ -24,7 +24,7 @@ from softlabels.loading.checks import compare_digests, compare_partners
 from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_classes, check_place
 from softlabels.loading.samplers import spread, window_notes
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.losses import BLENDS, Objective
 from softlabels.models.networks import (
     Preprocessing,
@@ -287,7 +287,7 @@ def _lesson(
     images = inputs.images
     recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
-    pictures = Pictures(images, recipe, config.seed, views, frame(preprocessing))
+    pictures = Pictures(images, recipe, config.seed, views, image_spec(preprocessing))
     more = image_notes(images)
     note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
     if config.teacher:
@@ -358,8 +358,8 @@ def _check_untaught(config: TrainConfig) -> None:
 
 def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
     teachers = inputs.teachers
-    seen = [pictures.at(frame(teacher.preprocessing)) for teacher in teachers]
-    return LiveTargets(teachers, seen, pictures.frame, BLENDS.make(config.blend), config.temperature)
+    seen = [pictures.at(image_spec(teacher.preprocessing)) for teacher in teachers]
+    return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature)
 
 
 def _stored_lesson(
@@ -397,7 +397,7 @@ def _stored_lesson(
         notes.append(f"{joined.without:,} images have no labels and are left out")
         images = subset(images, joined.rows)
     _check_pixels(labels, images, teachers)
-    pictures = Pictures.of_store(labels.store, images, views, frame(preprocessing))
+    pictures = Pictures.of_store(labels.store, images, views, image_spec(preprocessing))
     samples = LabelledPictures(pictures, labels, joined.label_rows, teachers)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     objective = _objective(config, 0.0)
@@ -500,7 +500,7 @@ def _scoring(
     for line in image_notes(tested):
         journal.say(line)
     preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
-    pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, frame(preprocessing))
+    pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
         journal.say(f"evaluated on pictures of {config.eval_size} px")
     batch_size, workers = max(config.batch_size, 256), config.helpers(tested)

@@ -12,7 +12,7 @@ from softlabels.datasets import DATASETS
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import describe, limited, open_data, open_teacher
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models.networks import weights_file
 from softlabels.models.teachers import teacher_spec
 from softlabels.training.config import EvalConfig
@@ -39,7 +39,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     network = open_teacher(
         spec, config, images, clean=True, class_map=config.class_map, role="student", say=journal.say
     )
-    pictures = Pictures(images, RECIPES.make("clean"), 0, 1, frame(network.preprocessing))
+    pictures = Pictures(images, RECIPES.make("clean"), 0, 1, image_spec(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
     journal.say(
         f"{network.name}, {_scored_weights(spec)}, on {plural(score.images, 'image')}: top-1 {score.top1:.2%}, top-5 "

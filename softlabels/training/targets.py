@@ -23,7 +23,7 @@ from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
 from softlabels.models.devices import sent
 from softlabels.models.teachers import Teacher
 from softlabels.training.distributed import Processes
-from softlabels.views import Frame
+from softlabels.views import ImageSpec
 
 Target = Tensor | SparseLogits
 """Logits (n, classes), or sparse ones; both up to a constant per row."""
@@ -117,14 +117,14 @@ class LiveTargets:
 
     teachers: Sequence[Teacher]
     pictures: Sequence[Pictures]
-    student_frame: Frame
+    image_spec: ImageSpec
     blend: Blend
     temperature: float
 
     def __call__(self, batch: Batch, device: torch.device) -> Tensor:
         rows, views = batch.rows.numpy(), batch.views.numpy()
         said = [
-            teacher.logits(batch.pictures if pictures.frame == self.student_frame else pictures.render(rows, views))
+            teacher.logits(batch.pictures if pictures.image_spec == self.image_spec else pictures.render(rows, views))
             for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
         ]
         words = None

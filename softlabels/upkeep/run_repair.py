@@ -14,7 +14,7 @@ from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, matched, offering_to_skip, reopening
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.store import Shard
 from softlabels.upkeep import repair as repairing
 from softlabels.upkeep.config import RepairConfig
@@ -77,7 +77,7 @@ class _Workshop:
         # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
         with offering_to_skip(config.on_bad_image):
             dump_shards(
-                Pictures.of_store(labels.store, self.images, views, frame(teacher.preprocessing)),
+                Pictures.of_store(labels.store, self.images, views, image_spec(teacher.preprocessing)),
                 teacher,
                 labels.codec(name),
                 labels.of(name),

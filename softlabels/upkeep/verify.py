@@ -19,8 +19,8 @@ from softlabels.errors import ModelError
 from softlabels.loading.checks import compare_digests, compare_images, compare_partners, compare_records, divergence
 from softlabels.loading.labels import Labels, keys_at, layout_beside
 from softlabels.loading.provenance import seen_from_a_device
-from softlabels.loading.records import IMPORTED
-from softlabels.loading.views import Pictures, frame
+from softlabels.loading.records import IMPORTED, record_spec
+from softlabels.loading.views import Pictures, image_spec
 from softlabels.models.networks import Preprocessing
 from softlabels.models.teachers import ROUNDING, Teacher, dependence_on_neighbours, is_rounding, spread_of
 from softlabels.store import TeacherLabels
@@ -108,7 +108,7 @@ def check_store(labels: Labels) -> Findings:
         findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
         sound = len(findings.problems) == before
-        if sound and labels.recipe.records and name != labels.teachers[0]:
+        if sound and record_spec(labels.recipe) and name != labels.teachers[0]:
             findings.check(f"{name}: recorded views", compare_records(labels, name))
         if sound and labels.recipe.mixes:
             findings.check(f"{name}: recorded partners", compare_partners(labels, name, np.arange(len(labels))))
@@ -177,7 +177,7 @@ def compare_teacher(
         ModelError: it gives logits that are not finite.
     """
     codec, stored = labels.codec(name), labels.of(name)
-    pictures = Pictures.of_store(labels.store, images, stored.views, frame(teacher.preprocessing))
+    pictures = Pictures.of_store(labels.store, images, stored.views, image_spec(teacher.preprocessing))
     rounding = rounding_of(stored, precision)
     again, apart = [], 0.0
     for start in range(0, len(rows), BATCH):

@@ -1,22 +1,35 @@
 """Views: numbered random variations of an image, drawn without a resolution and rendered at any size.
 
-A recipe is a list of steps. `Recipe.draw` says what is done to an image in its view number v, as a pure function of
-(recipe, seed, image key, v): never of order, batch, worker or library version. `Recipe.render` makes the picture of a
-view at the size that a model wants; a teacher and a student of different sizes see the same crop.
+A recipe is a list of steps. `Recipe.make_params` gives the parameters of view number v of an image, as a pure function
+of (recipe, seed, image key, v): never of order, batch, worker or library version. `Recipe.render` makes the view at the
+size that a model wants; a teacher and a student of different sizes see the same crop.
 
-A new step is one file with a `Part` that keeps the protocol `Step` and one of `Geometry` (images to pictures), `Change`
-(pictures to pictures) and `Mix` (two pictures to one), one line in `STEPS`, and one example in its test. A geometry
-that only resizes boxes is a `Crop`, for which no more of an image is decoded than the boxes.
+A new step is a class in its family's file, a `Part` that keeps the protocol `Step` and one of `Crop` (a box of the
+image), `CropAndResize` (images to views by itself), `Transform` (views to views) and `Mix` (two views to one), one line
+in `STEPS`, and one example in its test.
 """
 
 from softlabels.core import tables
 from softlabels.core.config import Table
-from softlabels.views._operations import NAMES as OPERATION_NAMES
+from softlabels.views._auto_augment import NAMES as OPERATION_NAMES
+from softlabels.views._params import INTERPOLATIONS, ImageSpec, ViewParams
 from softlabels.views._pixels import blank
-from softlabels.views._recipe import Change, Crop, Geometry, Mix, Recipe, Recipes, Step
-from softlabels.views._recorded import ForeignView, Recorded, RecordedCrop, RecordedMix
+from softlabels.views._recipe import (
+    Crop,
+    CropAndResize,
+    DrawnParams,
+    Mix,
+    ParamSource,
+    Recipe,
+    Recipes,
+    Recorded,
+    Records,
+    RecordSpec,
+    Step,
+    Transform,
+)
+from softlabels.views._recorded import RecordedCrop, RecordedMix, foreign_view
 from softlabels.views._seeded_mix import SeededMix
-from softlabels.views._views import INTERPOLATIONS, Frame, View, Views
 
 __all__ = [
     "INTERPOLATIONS",
@@ -24,29 +37,32 @@ __all__ = [
     "RECIPES",
     "RECORDED",
     "STEPS",
-    "Change",
     "Crop",
-    "ForeignView",
-    "Frame",
-    "Geometry",
+    "CropAndResize",
+    "DrawnParams",
+    "ImageSpec",
     "Mix",
+    "ParamSource",
     "Recipe",
     "Recipes",
+    "RecordSpec",
     "Recorded",
     "RecordedCrop",
     "RecordedMix",
+    "Records",
     "SeededMix",
     "Step",
-    "View",
-    "Views",
+    "Transform",
+    "ViewParams",
     "blank",
+    "foreign_view",
 ]
 
 STEPS: Table[Step] = tables.STEPS
 """Every step that is drawn, by its kind."""
 
 RECORDED: Table[Step] = tables.RECORDED
-"""Every step whose draws come with labels of other projects, by its kind."""
+"""Every step whose parameters come with labels of other projects, by its kind."""
 
 RECIPES = Recipes(STEPS, RECORDED, tables.RECIPE_NAMES)
 """Recipes by short name, and what turns any description into a recipe."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,10 +16,15 @@ from softlabels.core.config import Table, validated
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.core.tables import RecipeNames
 from softlabels.errors import ConfigError, DataError
-from softlabels.views._chance import Draws, whole_below
-from softlabels.views._recorded import ForeignView, Recorded, Records, Spec
-from softlabels.views._resize_centre_crop import ResizeCentreCrop
-from softlabels.views._views import Frame, Sides, View, Views
+from softlabels.views._crops import ResizeCentreCrop
+from softlabels.views._params import Boxes, ImageSpec, Lengths, Params, ViewParams
+from softlabels.views._pixels import resize_boxes
+
+Rows = NDArray[np.int64]
+Records = Mapping[str, NDArray[Any]]
+"""What is recorded of n views, (n, ...) each, by name."""
+RecordSpec = dict[str, tuple[str, tuple[int, ...]]]
+"""Dtype and shape of each array that is recorded of one view, by name."""
 
 _CLEAN = ResizeCentreCrop()
 _ROWS_AT_ONCE = 4096
@@ -26,7 +32,7 @@ _ROWS_AT_ONCE = 4096
 
 
 class Step(Protocol):
-    """A random step: a part of a recipe. It is told its random words and never asks for others."""
+    """A random step of a recipe. It receives its random words and never asks for others."""
 
     @property
     def kind(self) -> str:
@@ -34,105 +40,101 @@ class Step(Protocol):
 
     @property
     def blocks(self) -> int:
-        """How many blocks of four Philox words a draw takes."""
+        """How many blocks of four Philox words its parameters take."""
 
-    def draw(self, words: Words) -> Draws:
-        """What the words (n, 4 * blocks) uint64 mean: a structured array (n,), without any resolution."""
-
-
-@runtime_checkable
-class Geometry(Step, Protocol):
-    """A step that makes pictures out of images: where the image is cut and how it comes to the frame's size."""
-
-    def boxes(self, draws: Draws, height: int, width: int) -> NDArray[np.int64]:
-        """Top, left, height, width of the part of the image that is read, int64 (n, 4); padding lies outside it."""
-
-    def pictures(self, images: Tensor, draws: Draws, frame: Frame) -> Tensor:
-        """uint8 (n, 3, H, W) images as uint8 (n, 3, size, size) pictures in memory of their own."""
+    def make_params(self, words: Words) -> Params:
+        """Parameters of n views from words (n, 4 * blocks) uint64: a structured array (n,), without any resolution."""
 
 
 @runtime_checkable
-class Crop(Geometry, Protocol):
-    """A geometry that resizes its boxes and reads nothing else; they lie in the image."""
+class Crop(Step, Protocol):
+    """A step that cuts a box out of the image, which is then resized to what a model sees."""
 
-    def boxes(self, draws: Draws, height: Sides, width: Sides) -> NDArray[np.int64]:
-        """As of any geometry; each view may be of an image of its own size."""
-
-    def cropped(self, images: Tensor, boxes: NDArray[np.int64], frame: Frame, out: Tensor | None = None) -> Tensor:
-        """Boxes (n, 4) of uint8 (n, 3, H, W), resized: uint8 (n, 3, size, size) in memory of their own.
-
-        That is `out` where it is given, unless n is 1.
-        """
+    def boxes(self, params: Params, height: Lengths, width: Lengths) -> Boxes:
+        """The box of each view in pixels of an image of that size, or (n,) sizes, and inside of it: (n, 4)."""
 
 
 @runtime_checkable
-class Change(Step, Protocol):
-    """A step that changes pictures and keeps their size."""
+class CropAndResize(Step, Protocol):
+    """A step that crops and resizes by itself: it pads first, or resizes before it crops."""
 
-    def apply(self, pictures: Tensor, draws: Draws) -> Tensor:
-        """uint8 (n, 3, size, size), changed, each by its own draw alone; `pictures` may be written over."""
+    def boxes(self, params: Params, height: int, width: int) -> Boxes:
+        """The part of the image that each view reads; padding lies outside of it: (n, 4)."""
+
+    def crop(self, images: Tensor, params: Params, spec: ImageSpec) -> Tensor:
+        """uint8 (n, 3, H, W) as uint8 (n, 3, size, size) in memory of their own."""
+
+
+@runtime_checkable
+class Transform(Step, Protocol):
+    """A step that changes images and keeps their size."""
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """uint8 (n, 3, size, size), changed, each by its own parameters alone; `images` may be written over."""
 
 
 @runtime_checkable
 class Mix(Step, Protocol):
-    """A step that mixes the picture of a view with that of a partner image in its own view of the same number.
+    """A step that mixes the view of an image with that of a partner image of the same view number."""
 
-    Its draws have the fields `chosen` (n,) bool and `partner` (n,), the partner's place in the population in [0, 1).
-    """
+    def partners(self, params: Params, pool: int | Rows) -> Rows:
+        """Which of `pool` images (one number, or one for each view) each view is mixed with: (n,), -1 for none."""
 
-    def shares(self, draws: Draws, size: int) -> NDArray[np.float64]:
-        """How much of each picture of `size` is the image's own, 1 where it is not mixed: (n,)."""
+    def shares(self, params: Params, size: int) -> NDArray[np.float64]:
+        """How much of each view of `size` is the image's own, 1 where it is not mixed: (n,)."""
 
-    def mix(self, pictures: Tensor, partners: Tensor, draws: Draws) -> Tensor:
+    def mix(self, images: Tensor, partners: Tensor, params: Params) -> Tensor:
         """uint8 (n, 3, size, size) of both to new uint8 (n, 3, size, size)."""
 
 
-class _Kinds(NamedTuple):
-    """What the steps of a recipe are: where pictures begin, whether as mere boxes, and which of the steps change them.
+@runtime_checkable
+class Recorded(Step, Protocol):
+    """A step whose parameters cannot be drawn: they are recorded with the labels of the views."""
 
-    Kept, since asking a protocol takes as long as rendering a small picture.
-    """
+    @property
+    def records(self) -> RecordSpec:
+        """What is recorded of each view."""
 
-    geometry: Geometry | None
-    crop: Crop | None
-    changes: slice
+    def replay(self, records: Records) -> Params:
+        """The parameters of n views, from what is recorded of them."""
+
+    def check_renderable(self) -> None:
+        """Raises ConfigError where only another project can render such views."""
 
 
 class Recipe(BaseModel):
-    """The steps in order, and the version of the arithmetic that turns random words into draws.
+    """The steps in order, and the version of the arithmetic that turns random words into parameters.
 
     A view is a pure function of (recipe, seed, image key, view number). Its random words are Philox4x64-10 with
     key (hash of the image key, seed) and counter (block, view number, stream of the step, version); the stream is the
-    hash of ``kind/occurrence``, so steps added or taken away leave the draws of the others as they are. When the
+    hash of ``kind/occurrence``, so steps added or taken away leave the parameters of the others as they are. When the
     arithmetic changes, it gets a new version number, and the old one stays.
 
-    The first step may be a geometry; without one, pictures are cut as the clean view is. The last may be a mix; then
-    the picture of a view is `mix` of what `render` makes of the image and of its partner in the same view number.
-
-    A step may be recorded: then `draw` is told what the labels of the views recorded, under the names of `records`.
+    The first step may be a crop; without one, images are cropped as for the clean view. The last may be a mix; then a
+    view is `mix` of what `render` makes of the image and of its partner in the same view number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     version: Literal[1] = 1
     steps: tuple[Step, ...]
-    _kinds: _Kinds = PrivateAttr()
-    _mixer: Mix | None = PrivateAttr()
-    _recorded: bool = PrivateAttr()
+    # Kept, since asking a protocol takes as long as rendering a small image.
+    _crop: Crop | CropAndResize | None = PrivateAttr()
+    _boxes_only: bool = PrivateAttr()
+    _transforms: slice = PrivateAttr()
+    _mix: Mix | None = PrivateAttr()
 
     @field_validator("steps", mode="plain")
     @classmethod
     def _in_order(cls, steps: Sequence[Step]) -> tuple[Step, ...]:
         for place, step in enumerate(steps):
-            if not isinstance(step, (Geometry, Change, Mix)):
+            if not isinstance(step, (Crop, Transform, Mix)):
                 raise ConfigError(f"step {place} of the recipe is no step: {step!r}; make recipes with RECIPES.make")
-            if isinstance(step, Geometry) and place > 0:
-                raise ConfigError(
-                    f"{step.kind!r} cuts pictures, which only the first step can, but it is step {place + 1}"
-                )
+            if isinstance(step, Crop) and place > 0:
+                raise ConfigError(f"{step.kind!r} crops, which only the first step can, but it is step {place + 1}")
             if isinstance(step, Mix) and place < len(steps) - 1:
                 raise ConfigError(
-                    f"{step.kind!r} mixes pictures, which only the last step can, but it is step {place + 1}"
+                    f"{step.kind!r} mixes images, which only the last step can, but it is step {place + 1}"
                 )
         names = [name for step in steps if isinstance(step, Recorded) for name in step.records]
         if len(set(names)) < len(names):
@@ -144,77 +146,22 @@ class Recipe(BaseModel):
         return list(steps)
 
     def model_post_init(self, context: Any) -> None:  # noqa: ARG002
-        """Note once which steps cut, change and mix."""
+        """Note once which steps crop, transform and mix."""
         first, last = (self.steps[0], self.steps[-1]) if self.steps else (None, None)
-        self._mixer = last if isinstance(last, Mix) else None
-        geometry = first if isinstance(first, Geometry) else None
-        changes = slice(int(geometry is not None), len(self.steps) - int(self._mixer is not None))
-        self._kinds = _Kinds(geometry, geometry if isinstance(geometry, Crop) else None, changes)
-        self._recorded = any(isinstance(step, Recorded) for step in self.steps)
+        self._crop = first if isinstance(first, Crop) else None
+        self._mix = last if isinstance(last, Mix) else None
+        self._boxes_only = self._crop is not None and not isinstance(self._crop, CropAndResize)
+        self._transforms = slice(int(self._crop is not None), len(self.steps) - int(self._mix is not None))
 
-    @property
-    def clean(self) -> bool:
-        """Whether pictures are cut as those on which networks are evaluated, and not at random."""
-        return self._kinds.geometry is None or isinstance(self._kinds.geometry, ResizeCentreCrop)
+    # ---- parameters
 
-    @property
-    def records(self) -> Spec:
-        """Dtype and shape of what is recorded of each view, by name; empty where all of it is drawn."""
-        if not self._recorded:
-            return {}
-        own = {name: each for step in self._own for name, each in step.records.items()}
-        mixer = self._mixer if isinstance(self._mixer, Recorded) else None
-        sides = ("view", "other") if mixer else ("view",)
-        named = {f"{side}_{name}": each for side in sides for name, each in own.items()}
-        return named | (mixer.records if mixer else {})
-
-    @property
-    def foreign(self) -> ForeignView | None:
-        """The step whose views cannot be made here, if there is one."""
-        return next((step for step in self.steps if isinstance(step, ForeignView)), None)
-
-    @property
-    def _own(self) -> list[Recorded]:
-        """The recorded steps that are done to image and partner alike."""
-        return [step for step in self.steps if isinstance(step, Recorded) and step is not self._mixer]
-
-    def draw(
-        self,
-        seed: int,
-        hashes: ArrayLike,
-        views: ArrayLike,
-        records: Records | None = None,
-        *,
-        of_partner: bool = False,
-    ) -> Views:
+    def make_params(self, seed: int, hashes: ArrayLike, views: ArrayLike) -> ViewParams:
         """One view for each image key hash (uint64) and view number (int64), which broadcast to one axis (n,).
 
-        Args:
-            records: what the labels of these views recorded, (n, ...) each, where steps of the recipe are recorded.
-            of_partner: the hashes are of partners, in the views that were recorded for them.
-
         Raises:
-            ConfigError: the seed or a view number is negative, the seed does not fit into 64 bits, or records are
-                needed and not given.
+            ConfigError: the seed or a view number is negative, the seed does not fit into 64 bits, or a step is
+                recorded.
         """
-        drawn = self._drawn(seed, hashes, views)
-        return self._recalled(drawn, records, "other" if of_partner else "view") if self._recorded else drawn
-
-    def _recalled(self, views: Views, records: Records | None, side: str) -> Views:
-        if records is None:
-            kinds = ", ".join(repr(step.kind) for step in self.steps if isinstance(step, Recorded))
-            raise ConfigError(
-                f"views of {kinds} are recorded with the labels they were made for and cannot be drawn; choose another "
-                f"`recipe`, or name the store that holds them"
-            )
-        draws = list(views.draws)
-        for place, step in enumerate(self.steps):
-            if isinstance(step, Recorded):
-                prefix = "" if step is self._mixer else f"{side}_"
-                draws[place] = step.recall({name: records[prefix + name] for name in step.records})
-        return Views(views.numbers, tuple(draws))
-
-    def _drawn(self, seed: int, hashes: ArrayLike, views: ArrayLike) -> Views:
         keys, numbers = np.broadcast_arrays(
             np.atleast_1d(np.asarray(hashes, np.uint64)), np.atleast_1d(np.asarray(views, np.int64))
         )
@@ -223,93 +170,13 @@ class Recipe(BaseModel):
         if (numbers < 0).any():
             raise ConfigError(f"view numbers begin at 0; got {numbers.min()}")
         parts = [
-            tuple(self._draw(seed, keys[at : at + _ROWS_AT_ONCE], numbers[at : at + _ROWS_AT_ONCE]))
+            self._chunk(seed, keys[at : at + _ROWS_AT_ONCE], numbers[at : at + _ROWS_AT_ONCE])
             for at in range(0, max(len(keys), 1), _ROWS_AT_ONCE)
         ]
-        draws = parts[0] if len(parts) == 1 else tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
-        return Views(numbers.copy(), draws)
+        by_step = parts[0] if len(parts) == 1 else [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return ViewParams(numbers.copy(), tuple(by_step))
 
-    def boxes(self, views: Views, height: Sides, width: Sides) -> NDArray[np.int64]:
-        """Top, left, height and width of the source box of each view, in pixels of an image of that size: (n, 4).
-
-        A box may reach beyond the image where the recipe pads. Where it `crops`, each view may have a size of its own.
-        """
-        geometry, drawn, _ = self._parted(views)
-        return geometry.boxes(drawn, height, width)  # type: ignore[arg-type]
-
-    def render(self, image: Tensor, view: View, frame: Frame) -> Tensor:
-        """The picture that `view` shows of one image: uint8 (3, H, W) on the CPU to uint8 (3, size, size).
-
-        Raises:
-            DataError: the image is not uint8 of that shape.
-        """
-        return self.render_batch(image[None], view.batch(), frame)[0]
-
-    def render_batch(self, images: Tensor, views: Views, frame: Frame) -> Tensor:
-        """uint8 (n, 3, H, W) and n views to uint8 (n, 3, size, size); row by row the same bytes as `render`.
-
-        Raises:
-            DataError: the images are not uint8 of that shape, or not as many as the views.
-        """
-        _check(images, views)
-        geometry, drawn, changes = self._parted(views)
-        pictures = geometry.pictures(images, drawn, frame)
-        for step, draws in changes:
-            pictures = step.apply(pictures, draws)
-        return pictures
-
-    @property
-    def crops(self) -> bool:
-        """Whether pictures are made of nothing but the `boxes` of their views, see `render_boxes`."""
-        return self._kinds.crop is not None
-
-    def render_boxes(
-        self, image: Tensor, boxes: NDArray[np.int64], views: Views, frame: Frame, out: Tensor | None = None
-    ) -> Tensor:
-        """What `render_batch` makes of n views of one image, uint8 (3, H, W), whose boxes (n, 4) are known already.
-
-        Only for recipes that crop. Memory for the pictures, uint8 (n, 3, size, size), may be given as `out`.
-        """
-        _, crop, changes = self._kinds
-        if crop is None:
-            raise DataError("this recipe reads more of an image than boxes; render its pictures with render_batch")
-        pictures = crop.cropped(image.expand(len(boxes), *image.shape), boxes, frame, out)
-        for step, draws in zip(self.steps[changes], views.draws[changes], strict=True):
-            pictures = step.apply(pictures, draws)  # type: ignore[attr-defined]
-        return pictures if out is None or pictures is out else out.copy_(pictures)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether pictures are mixed with those of partners, see `partners` and `mix`."""
-        return self._mixer is not None
-
-    def partners(self, views: Views, population: int | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of `population` images (one number, or one for each view) each view is mixed with, each equally likely:
-        rows int64 (n,), -1 for none.
-
-        The population is part of what is drawn, so its count and order must be recorded with the labels. An image can
-        be its own partner.
-        """
-        if self._mixer is None:
-            return np.full(len(views), -1)
-        draws = views.draws[-1]
-        if isinstance(self._mixer, Recorded):
-            return np.where(draws["chosen"], draws["partner"], -1)
-        return np.where(draws["chosen"], whole_below(draws["partner"], population), -1)
-
-    def mix(self, pictures: Tensor, partners: Tensor, views: Views) -> Tensor:
-        """The mixed pictures of `views`: uint8 (n, 3, S, S) from what `render_batch` made of images and partners.
-
-        The partner of a view is rendered in its own draw of the same view number. Its row is read only where the view
-        is mixed.
-        """
-        return pictures if self._mixer is None else self._mixer.mix(pictures, partners, views.draws[-1])
-
-    def shares(self, views: Views, size: int) -> NDArray[np.float64]:
-        """How much of each picture of `size` is the image's own, not its partner's; it weighs hard labels: (n,)."""
-        return np.ones(len(views)) if self._mixer is None else self._mixer.shares(views.draws[-1], size)
-
-    def _draw(self, seed: int, keys: Words, numbers: NDArray[np.int64]) -> list[Draws]:
+    def _chunk(self, seed: int, keys: Words, numbers: Rows) -> list[Params]:
         sizes = [step.blocks for step in self.steps]
         streams = _streams(tuple(step.kind for step in self.steps))
         blocks = np.concatenate([np.arange(size, dtype=np.uint64) for size in (*sizes, 0)])
@@ -317,14 +184,133 @@ class Recipe(BaseModel):
         words = philox((keys[:, None], np.uint64(seed)), counter).reshape(len(keys), 4 * len(blocks))
         ends = 4 * np.cumsum(sizes, dtype=np.int64)
         return [
-            step.draw(words[:, end - 4 * size : end]) for step, size, end in zip(self.steps, sizes, ends, strict=True)
+            step.make_params(words[:, end - 4 * size : end])
+            for step, size, end in zip(self.steps, sizes, ends, strict=True)
         ]
 
-    def _parted(self, views: Views) -> tuple[Geometry, Draws, Sequence[tuple[Change, Draws]]]:
-        """The geometry with its draws, and the changes with theirs."""
-        geometry, _, changes = self._kinds
-        pairs: Any = list(zip(self.steps[changes], views.draws[changes], strict=True))
-        return (geometry, views.draws[0], pairs) if geometry else (_CLEAN, np.empty(len(views), dtype=[]), pairs)
+    # ---- rendering
+
+    @property
+    def clean(self) -> bool:
+        """Whether images are cropped as those on which networks are evaluated, and not at random."""
+        return self._crop is None or isinstance(self._crop, ResizeCentreCrop)
+
+    def boxes(self, params: ViewParams, height: Lengths, width: Lengths) -> Boxes:
+        """The box of each view, in pixels of an image of that size: (n, 4).
+
+        A box may reach beyond the image where the recipe pads. Where it `crops`, each view may have a size of its own.
+        """
+        crop, own = self._cropping(params)
+        return crop.boxes(own, height, width)  # type: ignore[arg-type]
+
+    def render(self, image: Tensor, params: ViewParams, spec: ImageSpec) -> Tensor:
+        """The view of one image with the parameters (1,): uint8 (3, H, W) on the CPU to uint8 (3, size, size).
+
+        Raises:
+            DataError: the image is not uint8 of that shape.
+        """
+        return self.render_batch(image[None], params, spec)[0]
+
+    def render_batch(self, images: Tensor, params: ViewParams, spec: ImageSpec) -> Tensor:
+        """uint8 (n, 3, H, W) and n views to uint8 (n, 3, size, size); row by row the same bytes as `render`.
+
+        Raises:
+            DataError: the images are not uint8 of that shape, or not as many as the views.
+        """
+        _check(images, params)
+        crop, own = self._cropping(params)
+        if self._boxes_only:
+            boxes = crop.boxes(own, *images.shape[-2:])
+            return self._transformed(resize_boxes(images, boxes, spec.size, spec.interpolation), params)
+        return self._transformed(crop.crop(images, own, spec), params)  # type: ignore[union-attr]
+
+    @property
+    def crops(self) -> bool:
+        """Whether views show nothing but their `boxes`, resized; see `render_boxes`."""
+        return self._boxes_only
+
+    def render_boxes(
+        self, image: Tensor, boxes: Boxes, params: ViewParams, spec: ImageSpec, out: Tensor | None = None
+    ) -> Tensor:
+        """What `render_batch` makes of n views of one image, uint8 (3, H, W), whose boxes (n, 4) are known already.
+
+        Only for recipes that crop. Memory for the views, uint8 (n, 3, size, size), may be given as `out`.
+        """
+        if not self._boxes_only:
+            raise DataError("this recipe reads more of an image than boxes; render its views with render_batch")
+        many = image.expand(len(boxes), *image.shape)
+        images = self._transformed(resize_boxes(many, boxes, spec.size, spec.interpolation, out), params)
+        return images if out is None or images is out else out.copy_(images)
+
+    def _cropping(self, params: ViewParams) -> tuple[Crop | CropAndResize, Params]:
+        """The crop and its parameters."""
+        return (self._crop, params.by_step[0]) if self._crop else (_CLEAN, np.empty(len(params), dtype=[]))
+
+    def _transformed(self, images: Tensor, params: ViewParams) -> Tensor:
+        for step, each in zip(self.steps[self._transforms], params.by_step[self._transforms], strict=True):
+            images = step.apply(images, each)  # type: ignore[attr-defined]
+        return images
+
+    # ---- mixing
+
+    @property
+    def mixes(self) -> bool:
+        """Whether views are mixed with those of partners, see `partners` and `mix`."""
+        return self._mix is not None
+
+    def partners(self, params: ViewParams, pool: int | Rows) -> Rows:
+        """Which of `pool` images (one number, or one for each view) each view is mixed with: (n,), -1 for none.
+
+        The pool is part of what is drawn, so its count and order must be recorded with the labels. An image can be its
+        own partner.
+        """
+        return np.full(len(params), -1) if self._mix is None else self._mix.partners(params.by_step[-1], pool)
+
+    def mix(self, images: Tensor, partners: Tensor, params: ViewParams) -> Tensor:
+        """The mixed views: uint8 (n, 3, S, S) from what `render_batch` made of images and partners.
+
+        The partner of a view is rendered with its own parameters of the same view number. Its row is read only where
+        the view is mixed.
+        """
+        return images if self._mix is None else self._mix.mix(images, partners, params.by_step[-1])
+
+    def shares(self, params: ViewParams, size: int) -> NDArray[np.float64]:
+        """How much of each view of `size` is the image's own, not its partner's; it weighs class labels: (n,)."""
+        return np.ones(len(params)) if self._mix is None else self._mix.shares(params.by_step[-1], size)
+
+
+class ParamSource(Protocol):
+    """Where the parameters of the views of some images come from: drawn here, or replayed from what is recorded."""
+
+    def params(self, rows: Rows, views: Rows) -> ViewParams:
+        """Those of these views of the images at these rows, (n,) each."""
+
+    def partner_params(self, rows: Rows, views: Rows, hashes: Words) -> ViewParams:
+        """Those of the partners, with these key hashes, in these views of the images at these rows, (n,) each."""
+
+    def records(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]]:
+        """What a label must record of its view to replay it, (n, ...) each; nothing where views are drawn."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnParams:
+    """Parameters that follow from the recipe, the seed and the hashes of the images' keys, uint64 (images,)."""
+
+    recipe: Recipe
+    seed: int
+    hashes: Words
+
+    def params(self, rows: Rows, views: Rows) -> ViewParams:
+        """See `ParamSource.params`."""
+        return self.recipe.make_params(self.seed, self.hashes[rows], views)
+
+    def partner_params(self, rows: Rows, views: Rows, hashes: Words) -> ViewParams:  # noqa: ARG002
+        """See `ParamSource.partner_params`."""
+        return self.recipe.make_params(self.seed, hashes, views)
+
+    def records(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]]:  # noqa: ARG002
+        """See `ParamSource.records`."""
+        return {}
 
 
 class Recipes:
@@ -370,11 +356,11 @@ def _streams(kinds: tuple[str, ...]) -> Words:
     return hash_keys(f"{kind}/{kinds[:position].count(kind)}" for position, kind in enumerate(kinds))
 
 
-def _check(images: Tensor, views: Views) -> None:
+def _check(images: Tensor, params: ViewParams) -> None:
     if str(images.dtype) != "torch.uint8" or images.ndim != 4 or images.shape[1] != 3:
         raise DataError(
             f"images to render are uint8 of shape (3, H, W), or (n, 3, H, W) as a batch; got {images.dtype} of shape "
             f"{tuple(images.shape)}; convert them first"
         )
-    if len(images) != len(views):
-        raise DataError(f"{len(images)} images but {len(views)} views; give one view for each image")
+    if len(images) != len(params):
+        raise DataError(f"{len(images)} images but {len(params)} views; give one view for each image")

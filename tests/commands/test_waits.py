@@ -21,11 +21,11 @@ from softlabels.core import progress as journal
 from softlabels.loading import batches as samples
 from softlabels.loading.batches import LabelledPictures, batches
 from softlabels.loading.views import Pictures
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 
 def made_by(workers: int, root: Path, size: int = 8, batch: int = 3) -> list[samples.Batch]:
-    pictures = Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, Frame(size))
+    pictures = Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(size))
     numbers = [np.arange(start, start + batch) for start in range(0, len(pictures) - batch + 1, batch)]
     return list(batches(LabelledPictures(pictures), numbers, workers=workers))
 

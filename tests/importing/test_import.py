@@ -32,8 +32,9 @@ from softlabels.codecs import CODECS
 from softlabels.core.pickles import read_plain_pickle, read_torch_file
 from softlabels.datasets import subset
 from softlabels.loading.labels import Labels
+from softlabels.loading.records import param_source, record_spec
 from softlabels.models import networks
-from softlabels.views import RECIPES, RECORDED, Frame, Recorded
+from softlabels.views import RECIPES, RECORDED, ImageSpec, Recorded
 from softlabels.views._recorded import RecordedCrop
 
 ROWS, VIEWS = 18, 3
@@ -166,7 +167,7 @@ def test_any_share_is_cut_where_pil_rounds_it(height: int, width: int, seed: int
     box = np.concatenate([rng.integers(0, sides - size + 1), size])
     shares = (box / np.tile(sides, 2)).astype(np.float16 if half else np.float32).astype(np.float32)
     step = RecordedCrop(unit="shares")
-    ((top, left, tall, wide),) = step.boxes(step.recall({"box": shares[None]}), height, width).tolist()
+    ((top, left, tall, wide),) = step.boxes(step.replay({"box": shares[None]}), height, width).tolist()
     i, j, h, w = (float(each) * side for each, side in zip(shares, [height, width] * 2, strict=True))
     told = [round(i), round(j), round(i + h), round(j + w)]
     assert [top, left] == [min(told[0], height - 1), min(told[1], width - 1)]
@@ -262,13 +263,39 @@ def test_labels_of_other_images_than_their_crops_fit_are_refused(images: Any, ph
 def test_views_that_are_recorded_cannot_be_drawn_and_words_do_not_make_them() -> None:
     recipe = RECIPES.make([{"kind": "recorded-crop"}, {"kind": "recorded-flip"}])
     with pytest.raises(softlabels.ConfigError, match="recorded with the labels"):
-        recipe.draw(0, [1], 0)
+        recipe.make_params(0, [1], 0)
     examples = {"recorded-erasing": 8, "recorded-mix": 8, "foreign-view": "TinyViT"}
     needed = {"seeded-mix": {"kind": "seeded-mix", "mixup": 0.8, "cutmix": 1.0}}
     for kind in RECORDED.names:
         step = RECORDED.make(needed.get(kind) or (f"{kind}:{examples[kind]}" if kind in examples else kind))
         assert isinstance(step, Recorded)
         assert RECIPES.make([step.model_dump(mode="json")]).steps == (step,)
+
+
+def test_steps_that_are_not_recorded_are_drawn_as_ever_and_the_others_replayed() -> None:
+    mixed = RECIPES.make(["recorded-crop", "horizontal-flip", "recorded-flip", "recorded-mix:8"])
+    hashes, rows, views = np.arange(20, dtype=np.uint64), np.arange(20) % 7, np.arange(20) % 3
+    held = {
+        name: np.arange(21).reshape(7, 3, *(1 for _ in shape)) * np.ones(shape) + len(name)
+        for name, (_, shape) in record_spec(mixed).items()
+    }
+
+    class Held:
+        def take(self, rows: np.ndarray, views: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: each[rows, views].astype(record_spec(mixed)[name][0]) for name, each in held.items()}
+
+    source = param_source(mixed, 3, hashes, Held())
+    drawn = RECIPES.make(["horizontal-flip"])
+    for side, params, keys in (
+        ("view", source.params(rows, views), hashes[rows]),
+        ("other", source.partner_params(rows, views, hashes), hashes),
+    ):
+        assert params.numbers.tolist() == views.tolist()
+        assert (params.by_step[0]["box"] == held[f"{side}_box"][rows, views]).all()
+        assert (params.by_step[1] == drawn.make_params(3, keys, views).by_step[0]).all()
+        assert (params.by_step[3]["partner"] == held["mix_partner"][rows, views]).all()
+    assert set(source.records(rows, views)) == set(record_spec(mixed))
+    assert param_source(drawn, 3, hashes).records(rows, views) == {}
 
 
 # ---- pairing
@@ -826,7 +853,7 @@ def test_batches_do_not_depend_on_who_makes_them(images: Any, sources: Path, pho
     from softlabels.loading.views import Pictures
 
     labels = imported("ml-dr", sources / "mixed", photos, tmp_path / "s", compression="zstd")
-    pictures = Pictures.of_store(labels.store, images, VIEWS, Frame(16))
+    pictures = Pictures.of_store(labels.store, images, VIEWS, ImageSpec(16))
     todo = np.split(np.random.default_rng(0).permutation(ROWS * VIEWS), 6)
     made = [
         torch.cat([each.pictures for each in batches(LabelledPictures(pictures), todo, workers=workers)])
@@ -860,7 +887,7 @@ def test_another_teacher_labels_the_recorded_views(
     assert softlabels.verify(labels=str(tmp_path / "s"), device="cpu", workers=0, quiet=True).ok
     for view in range(VIEWS):
         one, other = (labels.recorded(range(ROWS), view, name) for name in labels.teachers)
-        assert all((one[name] == other[name]).all() for name in labels.recipe.records)
+        assert all((one[name] == other[name]).all() for name in record_spec(labels.recipe))
     shutil.rmtree(tmp_path / "s" / project)
     stores = (softlabels.open_labels(tmp_path / "s"), imported(project, sources / source, photos, tmp_path / "b"))
     without, with_both = (
@@ -930,7 +957,7 @@ def test_an_unreadable_image_is_named_or_left_out_for_another_teacher(
     labels = softlabels.open_labels(tmp_path / "s")
     assert np.flatnonzero(~labels.labelled(np.arange(ROWS), ["cnn_tiny"])).tolist() == [10]
     step = RecordedCrop()
-    for_unread = step.boxes(step.recall({"box": np.array([[5, 6, 30, 20]], np.int32)}), np.array([1]), np.array([1]))
+    for_unread = step.boxes(step.replay({"box": np.array([[5, 6, 30, 20]], np.int32)}), np.array([1]), np.array([1]))
     assert for_unread.tolist() == [[0, 0, 1, 1]]
 
 

@@ -19,7 +19,7 @@ from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, LOSSES
 from softlabels.models.teachers import teacher_spec
 from softlabels.training.targets import LiveTargets
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 ONE_TEMPERATURE = (
     "sampled:2",
@@ -265,9 +265,9 @@ def test_a_blend_that_draws_picks_the_same_teacher_stored_and_live(shards: Path,
         for name, weights in (("cnn_small", "random:1"), ("cnn_tiny", "random"))
     ]
     assert labels.teachers == tuple(teacher.name for teacher in teachers)
-    pictures = Pictures(images, RECIPES.make("crop-flip"), 0, 4, Frame(32))
+    pictures = Pictures(images, RECIPES.make("crop-flip"), 0, 4, ImageSpec(32))
     blend, samples = BLENDS.make("random-teacher"), LabelledPictures(pictures)
-    live = LiveTargets(teachers, [pictures, pictures], pictures.frame, blend, 1.0)
+    live = LiveTargets(teachers, [pictures, pictures], pictures.image_spec, blend, 1.0)
     rows, views = np.divmod(np.arange(18 * 4), 4)
     said = live(samples.__getitems__(np.arange(18 * 4)), torch.device("cpu")).softmax(-1)
     stored = labels.probabilities(rows, views, blend="random-teacher")

@@ -17,9 +17,9 @@ from worlds import write_pictures
 import softlabels
 from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
 from softlabels.loading.samplers import OneViewEach
-from softlabels.loading.views import Crew, Pictures, frame
+from softlabels.loading.views import Crew, Pictures, image_spec
 from softlabels.models.networks import Preprocessing
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 VIEWS = 4
 
@@ -41,7 +41,7 @@ def pictures(photos: Path, shards: Path) -> softlabels.SoftLabelDataset:
 def test_teacher_and_student_see_the_same_pixels_at_equal_size(photos: Path, shards: Path) -> None:
     """What the dump rendered for the teacher is what the training renders for a student of that size."""
     images = softlabels.open_images(photos)
-    seen = Pictures(images, RECIPES.make("crop-flip"), 0, VIEWS, frame(Preprocessing(size=24)))
+    seen = Pictures(images, RECIPES.make("crop-flip"), 0, VIEWS, image_spec(Preprocessing(size=24)))
     learnt = softlabels.SoftLabelDataset(softlabels.open_labels(shards), images, size=24)
     for number in range(0, len(learnt), 5):
         assert torch.equal(seen[number], learnt[number][0])
@@ -80,7 +80,7 @@ def test_samples_are_the_same_in_any_worker(pictures: softlabels.SoftLabelDatase
 @pytest.mark.parametrize("workers", [0, 2, Threads(1), Threads(3)])
 def test_batches_are_the_same_whoever_makes_them(photos: Path, shards: Path, workers: Workers) -> None:
     labels, images = softlabels.open_labels(shards), softlabels.open_images(photos)
-    pictures = Pictures.of_store(labels.store, images, VIEWS, Frame(24))
+    pictures = Pictures.of_store(labels.store, images, VIEWS, ImageSpec(24))
     samples = LabelledPictures(pictures, labels, labels.rows(images.keys), labels.teachers)
     order = np.random.default_rng(1).permutation(18 * VIEWS)
     todo = [order[start : start + 5] for start in range(0, len(order), 5)]
@@ -97,7 +97,7 @@ def test_a_picture_that_threads_cannot_decode_is_named(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "photos")
     bad = root / "class-1" / "003.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    samples = LabelledPictures(Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, Frame(8)))
+    samples = LabelledPictures(Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(8)))
     with pytest.raises(softlabels.DataError, match=r"003\.jpg"):
         list(batches(samples, [np.arange(3 * n, 3 * n + 3) for n in range(6)], workers=Threads(2)))
 
@@ -116,7 +116,7 @@ def test_samples_are_the_same_in_any_batch_and_order(order: list[int], size: int
 
 def _memory_pictures() -> Pictures:
     images = softlabels.datasets.subset(softlabels.open_images("digits"), range(18))  # type: ignore[attr-defined]
-    return Pictures(images, RECIPES.make("pad"), 5, VIEWS, Frame(8))
+    return Pictures(images, RECIPES.make("pad"), 5, VIEWS, ImageSpec(8))
 
 
 def test_pictures_in_memory_equal_pictures_decoded_one_by_one() -> None:
@@ -124,8 +124,8 @@ def test_pictures_in_memory_equal_pictures_decoded_one_by_one() -> None:
     digits = softlabels.open_images("digits")
     rows, views = np.arange(12), np.arange(12) % VIEWS
     recipe = RECIPES.make("crop")
-    batched = Pictures(digits, recipe, 0, VIEWS, Frame(8)).render(rows, views)
-    single = Pictures(digits, recipe, 0, VIEWS, Frame(8))
+    batched = Pictures(digits, recipe, 0, VIEWS, ImageSpec(8)).render(rows, views)
+    single = Pictures(digits, recipe, 0, VIEWS, ImageSpec(8))
     for row in rows.tolist():
         assert torch.equal(single[row * VIEWS + row % VIEWS], batched[row])
 
@@ -220,7 +220,7 @@ def test_a_crew_makes_the_same_pictures_and_names_the_same_failures(tmp_path: Pa
     root = write_pictures(tmp_path / "photos")
     bad = root / "class-1" / "003.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    made = Pictures(softlabels.open_images(root), RECIPES.make(recipe), 0, VIEWS, Frame(24))
+    made = Pictures(softlabels.open_images(root), RECIPES.make(recipe), 0, VIEWS, ImageSpec(24))
     rows, views = np.divmod(np.random.default_rng(0).permutation(18 * VIEWS), VIEWS)
     alone: dict[int, str] = {}
     shared: dict[int, str] = {}

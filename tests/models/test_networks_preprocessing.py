@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from worlds import picture
 
 from softlabels.errors import ConfigError, ModelError
-from softlabels.loading.views import frame
+from softlabels.loading.views import image_spec
 from softlabels.models import networks
 from softlabels.models.networks import Preprocessing
 from softlabels.models.students import student_spec
@@ -56,8 +56,8 @@ def test_clean_views_of_timms_networks_are_those_of_timms_validation(name: str, 
     theirs = timm.data.create_transform(**config, is_training=False, normalize=False)
     image = picture(3, height, width)
     recipe = RECIPES.make("clean")
-    drawn = recipe.draw(0, np.zeros(1, np.uint64), np.zeros(1, np.int64))
-    ours = recipe.render(image, drawn[0], frame(wanted))
+    drawn = recipe.make_params(0, np.zeros(1, np.uint64), np.zeros(1, np.int64))
+    ours = recipe.render(image, drawn[0], image_spec(wanted))
     expected = theirs(functional.to_pil_image(image))
     assert ours.shape == expected.shape == (3, wanted.size, wanted.size)
     # PIL and torch round resized pixels a level or two apart.

@@ -260,9 +260,9 @@ def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
     from softlabels.loading.batches import Threads
     from softlabels.loading.views import Pictures
     from softlabels.models.devices import CPU, Passes
-    from softlabels.views import RECIPES, Frame
+    from softlabels.views import RECIPES, ImageSpec
 
-    pictures = Pictures(Slow(200), RECIPES.make("crop-flip"), 0, views, Frame(32))  # type: ignore[arg-type]
+    pictures = Pictures(Slow(200), RECIPES.make("crop-flip"), 0, views, ImageSpec(32))  # type: ignore[arg-type]
     workers = Threads(threads) if threads else 0
     said = measure_speed(pictures, Passes(Quick().logits, 32), device=CPU, workers=workers)
     limit = views * max(threads, 1) / 0.004

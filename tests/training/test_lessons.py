@@ -22,7 +22,7 @@ from softlabels.training.distributed import ALONE
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place, parameter_groups
 from softlabels.training.targets import Filter, Lesson, NoTargets
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 
 @pytest.fixture(scope="module")
@@ -334,7 +334,7 @@ def test_weight_decay_shrinks_weights_and_neither_norms_nor_biases(photos: Path,
 def test_pictures_that_come_channels_last_are_taken_as_they_are(photos: Path) -> None:
     """Mixed ones with hard labels too, whether or not the student is laid out so."""
     images = softlabels.open_images(photos)
-    samples = LabelledPictures(Pictures(images, RECIPES.make("crop-flip-mixup"), 0, 1, Frame(32)))
+    samples = LabelledPictures(Pictures(images, RECIPES.make("crop-flip-mixup"), 0, 1, ImageSpec(32)))
     lesson = Lesson(samples, NoTargets(), Objective(alpha=1.0))
     learnt = []
     for last in (False, True):

@@ -25,7 +25,7 @@ from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, s
 from softlabels.training.loop import Order
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place
-from softlabels.views import RECIPES, Frame
+from softlabels.views import RECIPES, ImageSpec
 
 HERE = Path(__file__).parents[1]
 IMAGES, VIEWS, BATCH = 17, 4, 8  # 8 + 8 + 1 pictures per epoch: of two processes, one has none in the last step
@@ -105,7 +105,7 @@ def wanted(photos: Path) -> dict[int, list[list[int]]]:
     images = softlabels.open_images(photos)
     from softlabels.loading.opening import limited
 
-    pictures = Pictures(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, Frame(16))
+    pictures = Pictures(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, ImageSpec(16))
     order = Order(pictures, Settings(batch_size=BATCH, epochs=3))
     shares = [share for epoch in range(3) for share in order.epoch(epoch)]
     return {

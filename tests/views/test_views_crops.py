@@ -6,7 +6,7 @@ import torch
 
 from softlabels.core.philox import hash_keys
 from softlabels.errors import DataError
-from softlabels.views import RECIPES, Frame, blank
+from softlabels.views import RECIPES, ImageSpec, blank
 
 HASHES = hash_keys(map(str, range(40)))
 SIZES = np.array([(8, 8), (375, 500), (1, 300), (300, 1), (97, 31), (2, 2), (40, 41), (64, 20)])
@@ -19,7 +19,7 @@ def image(height, width, seed=0):
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0)])
 def test_boxes_of_many_images_are_those_of_each_alone(scale):
     recipe = RECIPES.make([{"kind": "random-resized-crop", "scale": scale}, "horizontal-flip"])
-    views, sizes = recipe.draw(3, HASHES, np.arange(40)), np.tile(SIZES, (5, 1))
+    views, sizes = recipe.make_params(3, HASHES, np.arange(40)), np.tile(SIZES, (5, 1))
     together = recipe.boxes(views, sizes[:, 0], sizes[:, 1])
     alone = [recipe.boxes(views[[i]], *sizes[i].tolist())[0] for i in range(40)]
     assert np.array_equal(together, alone)
@@ -32,29 +32,29 @@ def test_boxes_of_many_images_are_those_of_each_alone(scale):
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("views_each", [1, 3, 7])
 def test_a_part_that_holds_the_boxes_shows_what_the_whole_shows(name, together, views_each):
-    recipe, whole, frame = RECIPES.make(name), image(61, 83), Frame(24)
+    recipe, whole, spec = RECIPES.make(name), image(61, 83), ImageSpec(24)
     if together:
         whole = whole[None].contiguous(memory_format=torch.channels_last)[0]
     for key in HASHES[:12]:
-        views = recipe.draw(0, np.repeat(key, views_each), np.arange(views_each))
-        expected = recipe.render_batch(whole.expand(views_each, *whole.shape), views, frame)
-        boxes = recipe.boxes(views, 61, 83)
+        params = recipe.make_params(0, np.repeat(key, views_each), np.arange(views_each))
+        expected = recipe.render_batch(whole.expand(views_each, *whole.shape), params, spec)
+        boxes = recipe.boxes(params, 61, 83)
         top, left = boxes[:, :2].min(axis=0)
         bottom, right = (boxes[:, :2] + boxes[:, 2:]).max(axis=0)
         part, inside = whole[:, top:bottom, left:right], boxes - [top, left, 0, 0]
         out = blank(views_each, 24).fill_(77)
-        assert recipe.render_boxes(part, inside, views, frame, out) is out
+        assert recipe.render_boxes(part, inside, params, spec, out) is out
         assert torch.equal(out, expected)
-        assert torch.equal(recipe.render_boxes(part, inside, views, frame), expected)
+        assert torch.equal(recipe.render_boxes(part, inside, params, spec), expected)
 
 
 @pytest.mark.parametrize("name", ["pad-flip", "clean", "flip"])
 def test_recipes_that_read_more_than_boxes_say_so(name):
     recipe = RECIPES.make(name)
     assert not recipe.crops
-    views = recipe.draw(0, HASHES[:1], 0)
+    params = recipe.make_params(0, HASHES[:1], 0)
     with pytest.raises(DataError, match="render_batch"):
-        recipe.render_boxes(image(9, 9), np.array([[0, 0, 9, 9]]), views, Frame(8))
+        recipe.render_boxes(image(9, 9), np.array([[0, 0, 9, 9]]), params, ImageSpec(8))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
@@ -62,8 +62,8 @@ def test_recipes_that_read_more_than_boxes_say_so(name):
 def test_many_small_images_at_once_show_what_each_shows_alone(interpolation, height, width, size):
     recipe, n = RECIPES.make("crop-flip"), 80
     some = torch.stack([image(height, width, seed) for seed in range(n)])
-    views = recipe.draw(1, np.repeat(HASHES[:20], 4), np.arange(n))
-    frame = Frame(size, interpolation)
-    expected = torch.stack([recipe.render(one, view, frame) for one, view in zip(some, views, strict=True)])
+    params = recipe.make_params(1, np.repeat(HASHES[:20], 4), np.arange(n))
+    spec = ImageSpec(size, interpolation)
+    expected = torch.stack([recipe.render(one, view, spec) for one, view in zip(some, params, strict=True)])
     for given in (some, some.contiguous(memory_format=torch.channels_last)):
-        assert torch.equal(recipe.render_batch(given, views, frame), expected)
+        assert torch.equal(recipe.render_batch(given, params, spec), expected)

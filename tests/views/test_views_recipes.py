@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from softlabels.errors import ConfigError, DataError, SoftlabelsError
-from softlabels.views import RECIPES, STEPS, Frame, Recipe
-from softlabels.views._horizontal_flip import HorizontalFlip
+from softlabels.views import RECIPES, STEPS, ImageSpec, Recipe
+from softlabels.views._flips import HorizontalFlip
 
 KEYS = np.arange(6, dtype=np.uint64)
 
@@ -85,18 +85,18 @@ def test_a_wrong_recipe_is_one_line_that_names_what_is_wrong(value, says):
 @pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 224, "resize": 200}, {"size": 32, "interpolation": "lanczos"}])
 def test_a_frame_that_cannot_be_is_refused(wrong):
     with pytest.raises(ConfigError):
-        Frame(**wrong)
+        ImageSpec(**wrong)
 
 
 def test_a_frame_without_resize_follows_the_usual_rule():
-    assert [Frame(size).shorter_side for size in (8, 32, 224, 384)] == [8, 32, 256, 439]
-    assert Frame(224, resize=232).shorter_side == 232
+    assert [ImageSpec(size).shorter_side for size in (8, 32, 224, 384)] == [8, 32, 256, 439]
+    assert ImageSpec(224, resize=232).shorter_side == 232
 
 
 @pytest.mark.parametrize(("seed", "numbers"), [(-1, [0]), (1 << 64, [0]), (0, [-1])])
 def test_a_seed_or_number_out_of_range_is_refused(seed, numbers):
     with pytest.raises(ConfigError):
-        RECIPES.make("crop").draw(seed, [1], numbers)
+        RECIPES.make("crop").make_params(seed, [1], numbers)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_seed_or_number_out_of_range_is_refused(seed, numbers):
 def test_images_that_are_not_uint8_pictures_one_for_each_view_are_refused(images):
     recipe = RECIPES.make("pad-flip")
     with pytest.raises(DataError):
-        recipe.render_batch(images, recipe.draw(0, KEYS, 0), Frame(8))
+        recipe.render_batch(images, recipe.make_params(0, KEYS, 0), ImageSpec(8))
 
 
 def test_something_that_is_no_step_is_refused():
@@ -117,4 +117,4 @@ def test_something_that_is_no_step_is_refused():
 def test_an_image_too_small_to_be_reflected_is_refused():
     recipe = RECIPES.make([{"kind": "pad-and-crop", "padding": 8, "fill": "reflect"}])
     with pytest.raises(DataError, match="less padding"):
-        recipe.render_batch(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), recipe.draw(0, KEYS, 0), Frame(8))
+        recipe.render_batch(torch.zeros(6, 3, 8, 8, dtype=torch.uint8), recipe.make_params(0, KEYS, 0), ImageSpec(8))

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional
 
 import softlabels
 from softlabels.core.philox import hash_keys
-from softlabels.views import RECIPES, Frame
-from softlabels.views._operations import NAMES, OPERATIONS, Style
+from softlabels.views import RECIPES, ImageSpec
+from softlabels.views._auto_augment import NAMES, OPERATIONS, Style
 
 KEYS = [f"train/{i:05d}.png" for i in range(24)]
 HASHES = hash_keys(KEYS)
@@ -31,9 +31,10 @@ def image(seed: int = 3) -> torch.Tensor:
 
 
 def by_torchvision(recipe, view, box) -> torch.Tensor:
-    """The picture that torchvision's own kernels make of what was drawn, step after step."""
+    """The view that torchvision's own kernels make of what was drawn, step after step."""
     made = functional.resized_crop(image(), *box, [SIZE, SIZE], antialias=True)
-    for step, drawn in zip(recipe.steps[1:], view.draws[1:], strict=True):
+    for step, params in zip(recipe.steps[1:], view.by_step[1:], strict=True):
+        drawn = params[0]
         if step.kind == "horizontal-flip":
             made = functional.horizontal_flip(made) if drawn["flip"] else made
         elif step.kind == "vertical-flip":
@@ -51,7 +52,7 @@ def by_torchvision(recipe, view, box) -> torch.Tensor:
                 style = Style(step.interpolation, step.fill)
                 made = OPERATIONS[NAMES[operation]](made[None], strength=float(strength), style=style)[0]
         elif step.kind == "random-erasing":
-            top, left, height, width = step.rectangles(drawn.reshape(1), SIZE)[0].tolist()
+            top, left, height, width = step.rectangles(params, SIZE)[0].tolist()
             colour = torch.tensor(step.fill, dtype=torch.uint8)[:, None, None]
             made = functional.erase(made, top, left, height, width, colour) if height else made
         else:
@@ -73,18 +74,18 @@ def by_torchvision(recipe, view, box) -> torch.Tensor:
 )
 def test_a_recipe_is_torchvisions_kernels_one_after_the_other(name):
     recipe = RECIPES.make(name)
-    views = recipe.draw(2, HASHES, np.arange(24) % 5)
-    boxes = recipe.boxes(views, 70, 90).tolist()
-    batch = recipe.render_batch(image().expand(24, 3, 70, 90), views, Frame(SIZE))
-    for i, (view, box) in enumerate(zip(views, boxes, strict=True)):
+    params = recipe.make_params(2, HASHES, np.arange(24) % 5)
+    boxes = recipe.boxes(params, 70, 90).tolist()
+    batch = recipe.render_batch(image().expand(24, 3, 70, 90), params, ImageSpec(SIZE))
+    for i, (view, box) in enumerate(zip(params, boxes, strict=True)):
         assert torch.equal(batch[i], by_torchvision(recipe, view, box)), (name, i)
 
 
 def test_the_second_of_two_equal_steps_draws_what_it_always_drew():
     """A golden value: a step's stream is of its kind and of how often that came before."""
-    views = RECIPES.make(["horizontal-flip", "colour-jitter", "horizontal-flip"]).draw(7, HASHES, 1)
-    assert "".join("01"[int(flip)] for flip in views.draws[0]["flip"]) == GOLDEN_FLIPS[0]
-    assert "".join("01"[int(flip)] for flip in views.draws[2]["flip"]) == GOLDEN_FLIPS[1]
+    params = RECIPES.make(["horizontal-flip", "colour-jitter", "horizontal-flip"]).make_params(7, HASHES, 1)
+    assert "".join("01"[int(flip)] for flip in params.by_step[0]["flip"]) == GOLDEN_FLIPS[0]
+    assert "".join("01"[int(flip)] for flip in params.by_step[2]["flip"]) == GOLDEN_FLIPS[1]
 
 
 def test_the_draws_of_the_usual_recipes_are_the_golden_ones():
@@ -94,8 +95,8 @@ def test_the_draws_of_the_usual_recipes_are_the_golden_ones():
 
 def digest_of_draws(name):
     """SHA-256 of all that is drawn for the first views of some images."""
-    views = RECIPES.make(name).draw(1, HASHES, np.arange(24) % 3)
-    fields = [draws[field] for draws in views.draws for field in draws.dtype.names or ()]
+    params = RECIPES.make(name).make_params(1, HASHES, np.arange(24) % 3)
+    fields = [each[field] for each in params.by_step for field in each.dtype.names or ()]
     return hashlib.sha256(b"".join(np.ascontiguousarray(field).tobytes() for field in fields)).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softlabels.core.philox import hash_keys, philox
-from softlabels.views import RECIPES, STEPS, Frame, Geometry, Mix
+from softlabels.views import RECIPES, STEPS, Crop, ImageSpec, Mix
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "views.json"
 
@@ -56,7 +56,7 @@ def noise(n, height, width):
 
 def same(some, others):
     return np.array_equal(some.numbers, others.numbers) and all(
-        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(some.draws, others.draws, strict=True)
+        a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(some.by_step, others.by_step, strict=True)
     )
 
 
@@ -73,10 +73,10 @@ def test_a_step_comes_back_from_its_mapping(kind):
 @every_step
 def test_many_views_drawn_at_once_equal_each_drawn_alone(kind):
     recipe = recipe_of(kind)
-    together = recipe.draw(3, HASHES, np.arange(40) % 7)
+    together = recipe.make_params(3, HASHES, np.arange(40) % 7)
     for i in range(40):
-        assert same(together[[i]], recipe.draw(3, HASHES[i], i % 7))
-        assert same(together[i].batch(), together[i : i + 1])
+        assert same(together[[i]], recipe.make_params(3, HASHES[i], i % 7))
+        assert same(together[i], together[i : i + 1])
 
 
 @every_step
@@ -84,85 +84,85 @@ def test_many_views_drawn_at_once_equal_each_drawn_alone(kind):
 @given(rows=st.lists(st.integers(0, 39), max_size=20), count=st.integers(1, 5))
 def test_a_view_does_not_depend_on_order_subset_or_repetition(kind, rows, count):
     recipe, numbers = recipe_of(kind), np.arange(40) % count
-    assert same(recipe.draw(3, HASHES, numbers)[rows], recipe.draw(3, HASHES[rows], numbers[rows]))
+    assert same(recipe.make_params(3, HASHES, numbers)[rows], recipe.make_params(3, HASHES[rows], numbers[rows]))
 
 
 @every_step
 def test_views_beyond_one_chunk_equal_those_drawn_alone(kind):
     recipe, numbers = recipe_of(kind), np.arange(9000)
-    assert same(recipe.draw(0, HASHES[0], numbers)[8990:], recipe.draw(0, HASHES[0], numbers[8990:]))
+    assert same(recipe.make_params(0, HASHES[0], numbers)[8990:], recipe.make_params(0, HASHES[0], numbers[8990:]))
 
 
 @every_step
 def test_views_travel_between_processes(kind):
-    views = recipe_of(kind).draw(3, HASHES, 1)
-    assert same(pickle.loads(pickle.dumps(views)), views)
-    assert same(pickle.loads(pickle.dumps(views[4])).batch(), views[4:5])
+    params = recipe_of(kind).make_params(3, HASHES, 1)
+    assert same(pickle.loads(pickle.dumps(params)), params)
+    assert same(pickle.loads(pickle.dumps(params[4])), params[4:5])
 
 
 @every_step
 def test_key_seed_and_number_each_change_a_view(kind):
     recipe = recipe_of(kind)
-    first = recipe.draw(3, HASHES, 1)
+    first = recipe.make_params(3, HASHES, 1)
     if recipe.steps[0].blocks:
-        assert not same(first, recipe.draw(3, HASHES[::-1], 1))
-        assert not np.array_equal(first.draws[0], recipe.draw(3, HASHES, 2).draws[0])
-        assert not np.array_equal(first.draws[0], recipe.draw(4, HASHES, 1).draws[0])
+        assert not same(first, recipe.make_params(3, HASHES[::-1], 1))
+        assert not np.array_equal(first.by_step[0], recipe.make_params(3, HASHES, 2).by_step[0])
+        assert not np.array_equal(first.by_step[0], recipe.make_params(4, HASHES, 1).by_step[0])
 
 
 @every_step
 def test_other_steps_do_not_change_what_a_step_draws(kind):
     recipe = recipe_of(kind)
-    alone = recipe.draw(3, HASHES, 1).draws[0]
-    before = [] if isinstance(recipe.steps[0], Geometry) else ["random-resized-crop"]
+    alone = recipe.make_params(3, HASHES, 1).by_step[0]
+    before = [] if isinstance(recipe.steps[0], Crop) else ["random-resized-crop"]
     after = [] if isinstance(recipe.steps[0], Mix) else ["grayscale", "solarize"]
     among = (*before, *recipe.steps, *after)
-    assert np.array_equal(RECIPES.make(among).draw(3, HASHES, 1).draws[len(before)], alone)
+    assert np.array_equal(RECIPES.make(among).make_params(3, HASHES, 1).by_step[len(before)], alone)
 
 
 def test_the_same_step_twice_draws_twice():
-    views = RECIPES.make(["horizontal-flip", "horizontal-flip"]).draw(0, HASHES, 0)
-    assert not np.array_equal(views.draws[0], views.draws[1])
+    params = RECIPES.make(["horizontal-flip", "horizontal-flip"]).make_params(0, HASHES, 0)
+    assert not np.array_equal(params.by_step[0], params.by_step[1])
 
 
 def test_no_views_are_a_batch_too():
     recipe = RECIPES.make("crop-flip")
-    views = recipe.draw(0, HASHES[:0], 0)
-    assert len(views) == 0
-    assert recipe.render_batch(noise(0, 9, 9), views, Frame(4)).shape == (0, 3, 4, 4)
+    params = recipe.make_params(0, HASHES[:0], 0)
+    assert len(params) == 0
+    assert recipe.render_batch(noise(0, 9, 9), params, ImageSpec(4)).shape == (0, 3, 4, 4)
 
 
 @every_step
 @pytest.mark.parametrize("height, width", [(8, 8), (32, 32), (19, 33)])
 def test_a_batch_renders_the_same_bytes_as_each_image_alone(kind, height, width):
     recipe, images = recipe_of(kind), noise(24, height, width)
-    views = recipe.draw(5, HASHES[:24], np.arange(24))
-    for frame in (Frame(8), Frame(32, "bicubic"), Frame(20, "nearest", 40), Frame(19, resize=19)):
-        batch = recipe.render_batch(images.clone(), views, frame)
-        assert batch.shape == (24, 3, frame.size, frame.size)
+    params = recipe.make_params(5, HASHES[:24], np.arange(24))
+    for spec in (ImageSpec(8), ImageSpec(32, "bicubic"), ImageSpec(20, "nearest", 40), ImageSpec(19, resize=19)):
+        batch = recipe.render_batch(images.clone(), params, spec)
+        assert batch.shape == (24, 3, spec.size, spec.size)
         assert batch.dtype == torch.uint8 and batch.is_contiguous()
-        mixed = recipe.mix(batch, batch.flip(0), views)
+        mixed = recipe.mix(batch, batch.flip(0), params)
         for i in range(24):
-            alone = recipe.render(images[i], views[i], frame)
+            alone = recipe.render(images[i], params[i], spec)
             assert torch.equal(batch[i], alone)
-            assert torch.equal(mixed[i], recipe.mix(alone[None], batch.flip(0)[i : i + 1], views[i : i + 1])[0])
+            assert torch.equal(mixed[i], recipe.mix(alone[None], batch.flip(0)[i : i + 1], params[i : i + 1])[0])
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize("height, width, size", [(8, 8, 8), (16, 11, 12), (32, 32, 32)])
 def test_a_large_batch_of_crops_renders_the_same_bytes_as_each_image_alone(height, width, size, interpolation):
-    recipe, images, frame = RECIPES.make("crop-flip"), noise(100, height, width), Frame(size, interpolation)
-    views = recipe.draw(5, HASHES[0], np.arange(100))
-    batch = recipe.render_batch(images, views, frame)
+    recipe, images, spec = RECIPES.make("crop-flip"), noise(100, height, width), ImageSpec(size, interpolation)
+    params = recipe.make_params(5, HASHES[0], np.arange(100))
+    batch = recipe.render_batch(images, params, spec)
     for i in range(100):
-        assert torch.equal(batch[i], recipe.render(images[i], views[i], frame))
+        assert torch.equal(batch[i], recipe.render(images[i], params[i], spec))
 
 
 @every_step
 def test_rendering_leaves_the_images_as_they_were(kind):
     recipe, images = recipe_of(kind), noise(8, 16, 16)
     before = images.clone()
-    pictures = recipe.render_batch(images, recipe.draw(5, HASHES[:8], 0), Frame(16))
+    pictures = recipe.render_batch(images, recipe.make_params(5, HASHES[:8], 0), ImageSpec(16))
     pictures.zero_()
     assert torch.equal(images, before)
 
@@ -170,8 +170,8 @@ def test_rendering_leaves_the_images_as_they_were(kind):
 @every_step
 def test_memory_layout_and_threads_do_not_change_a_picture(kind):
     recipe, images = recipe_of(kind), noise(6, 70, 90)
-    views, frame = recipe.draw(5, HASHES[:6], 0), Frame(48)
-    expected = recipe.render_batch(images, views, frame)
+    views, spec = recipe.make_params(5, HASHES[:6], 0), ImageSpec(48)
+    expected = recipe.render_batch(images, views, spec)
     layouts = [
         images.contiguous(memory_format=torch.channels_last),
         torch.nn.functional.pad(images, (1, 2, 3, 4))[:, :, 3:-4, 1:-2],
@@ -181,7 +181,7 @@ def test_memory_layout_and_threads_do_not_change_a_picture(kind):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             for layout in layouts:
-                assert torch.equal(recipe.render_batch(layout, views, frame), expected)
+                assert torch.equal(recipe.render_batch(layout, views, spec), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -201,15 +201,15 @@ def test_other_processes_draw_and_render_the_same(method):
 def first_views(kind):
     """The draws, source boxes and picture digests of the first two views of two images, as JSON holds them."""
     recipe = recipe_of(kind)
-    views = recipe.draw(7, HASHES[[0, 0, 1, 1]], [0, 1, 0, 1])
+    params = recipe.make_params(7, HASHES[[0, 0, 1, 1]], [0, 1, 0, 1])
     images = noise(1, 30, 40).expand(4, 3, 30, 40)
-    pictures = recipe.render_batch(images, views, Frame(24))
-    mixed = recipe.mix(pictures, noise(4, 24, 24), views)
+    pictures = recipe.render_batch(images, params, ImageSpec(24))
+    mixed = recipe.mix(pictures, noise(4, 24, 24), params)
     return {
         "step": recipe.steps[0].model_dump(mode="json"),
-        "draws": {name: views.draws[0][name].tolist() for name in views.draws[0].dtype.names or ()},
-        "boxes": recipe.boxes(views, 375, 500).tolist(),
-        "partners": recipe.partners(views, 1000).tolist(),
+        "draws": {name: params.by_step[0][name].tolist() for name in params.by_step[0].dtype.names or ()},
+        "boxes": recipe.boxes(params, 375, 500).tolist(),
+        "partners": recipe.partners(params, 1000).tolist(),
         "pictures": [hashlib.sha256(picture.numpy().tobytes()).hexdigest()[:16] for picture in mixed],
     }
 
