@@ -197,6 +197,7 @@ class Cheap:
     preprocessing: Preprocessing
     name: str = "cheap"
     classes: int = 3
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
 
     def logits(self, pictures: Tensor) -> Tensor:
         return pictures[:, :, ::16, ::16].float().mean((2, 3))
