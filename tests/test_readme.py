@@ -20,8 +20,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+PAGES = {
+    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    for name in ("codecs", "python", "training", "views")
+}
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
@@ -63,7 +69,7 @@ def test_the_small_story_distils(story: Path) -> None:
 def test_the_python_runs_as_one_script(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(story)
     names: dict[str, object] = {}
-    for block in blocks("python"):
+    for block in [*blocks("python"), *blocks("python", PAGES["python"])]:
         exec(compile(block, "README.md", "exec"), names)
     loss = names["loss"]
     assert isinstance(loss, torch.Tensor)
@@ -96,16 +102,23 @@ def test_every_recipe_and_codec_and_loss_that_is_named_exists() -> None:
     from softlabels.losses import LOSSES
     from softlabels.views import RECIPES
 
-    def named(start: str) -> list[str]:
-        line = README[README.index(start) :].partition("\n\n")[0].partition(":")[2]
-        return [name for name in re.findall(r"`([a-z0-9-]+)`", line) if not name.startswith("--")]
+    def named(page: str) -> list[str]:
+        paragraph = PAGES[page].split("\n\n")[1]
+        return [name for name in re.findall(r"`([a-z0-9-]+)`", paragraph) if not name.startswith("--")]
 
-    for name in named("**Recipes**"):
+    for name in named("views"):
         RECIPES.make(name)
-    for name in named("**Losses**"):
+    for name in named("training"):
         LOSSES.make(name)
-    for codec, size in re.findall(r"^\| `([a-z_0-9:= ]+)`(?:, `[^`]+`)? \| ([\d,]+)", README, flags=re.MULTILINE):
+    for codec, size in re.findall(
+        r"^\| `([a-z_0-9:= ]+)`(?:, `[^`]+`)? \| ([\d,]+)", PAGES["codecs"], flags=re.MULTILINE
+    ):
         assert CODECS.make(codec).bytes_per_label(1000) == pytest.approx(int(size.replace(",", "")), abs=0.5)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = re.findall(r"^\| \[\w+\]\(docs/(\w+)\.md\)", README, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(PAGES)
 
 
 def test_the_makefile_has_the_promised_targets() -> None:

@@ -1,4 +1,4 @@
-"""Every command of docs/recipes.md is run, in order, on fewer images for fewer epochs; the story's configs too."""
+"""Every command of docs/training.md is run, in order, on fewer images for fewer epochs; the story's configs too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 import softlabels
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
 STORY = ROOT / "configs/digits-recipes"
 
 
