@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from softlabels.errors import ModelError, SoftlabelsError
-from softlabels.models.networks._checkpoints import extra_metadata
-from softlabels.models.networks._preprocessing import Preprocessing
+from softlabels.models._checkpoints import extra_metadata
+from softlabels.models._preprocessing import Preprocessing
 
 
 def logits_of(answer: Any, whose: str) -> Tensor:
@@ -74,10 +74,9 @@ def is_program(network: nn.Module) -> bool:
     return any(not _can_change(module) for module in (network, *network.children()))
 
 
-def freeze(network: nn.Module) -> None:
-    """No parameter takes a gradient any more."""
-    for parameter in network.parameters():  # TorchScript has no requires_grad_ of its own
-        parameter.requires_grad_(False)
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers training would change."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str) -> int:
