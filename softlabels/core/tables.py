@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlabels.core.config import Table, is_url, without_settings
-from softlabels.core.installed import timm_mentions, timm_networks, timm_weights, torchvision_networks
+from softlabels.core.installed import (
+    timm_mentions,
+    timm_networks,
+    timm_weights,
+    torchvision_networks,
+    working_directory_importable,
+)
 from softlabels.errors import ConfigError, ModelError, did_you_mean
 
 CODECS: Table[Any] = Table(
@@ -179,14 +184,11 @@ def check_network(value: Any, table: Table[Any]) -> Any:
 
 def importable(module: str) -> bool:
     """Whether `module` is installed or lies in the current directory; nothing but its parent packages is imported."""
-    here = os.getcwd()  # noqa: PTH109
-    sys.path.insert(0, here)
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError, AttributeError):
-        return False
-    finally:
-        sys.path.remove(here)
+    with working_directory_importable():
+        try:
+            return importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError, AttributeError):
+            return False
 
 
 def check_data(value: Any) -> Any:

@@ -31,7 +31,16 @@ from softlabels.models._columns import (
 )
 from softlabels.models._file import load_file
 from softlabels.models._function import from_function
-from softlabels.models._outputs import Logits, logits_of, parameter_count, set_mode, try_learning
+from softlabels.models._outputs import (
+    LOGITS,
+    Logits,
+    Outputs,
+    logits_of,
+    outputs_of,
+    parameter_count,
+    set_mode,
+    try_learning,
+)
 from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
 from softlabels.models._tables import STUDENTS, TEACHERS, TeacherSpec, student_spec, teacher_spec
@@ -60,6 +69,7 @@ from softlabels.models._weights import (
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "LOGITS",
     "ROUNDING",
     "STUDENTS",
     "TEACHERS",
@@ -69,6 +79,7 @@ __all__ = [
     "Logits",
     "NetworkSpec",
     "NetworkTeacher",
+    "Outputs",
     "Preprocessing",
     "PretrainedWeights",
     "StudentSpec",
@@ -95,6 +106,7 @@ __all__ = [
     "load_state",
     "load_weights",
     "logits_of",
+    "outputs_of",
     "parameter_count",
     "preprocessing",
     "preprocessing_of",

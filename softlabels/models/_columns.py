@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -19,6 +19,7 @@ from softlabels.core import tables
 from softlabels.core.config import Part
 from softlabels.core.files import read_json
 from softlabels.errors import ConfigError, ModelError, did_you_mean
+from softlabels.models._outputs import LOGITS, Outputs
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._teacher import Teacher
 
@@ -101,8 +102,15 @@ class ChosenColumns:
 
     def logits(self, pictures: Tensor) -> Tensor:
         """The chosen columns of the whole teacher's logits: float32 (n, columns)."""
-        whole = self.teacher.logits(pictures)
-        return whole.index_select(1, torch.tensor(self.columns, device=whole.device))
+        return self._chosen(self.teacher.logits(pictures))
+
+    def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
+        """As `Teacher.outputs`; other outputs than the logits are the whole teacher's."""
+        found = self.teacher.outputs(pictures, names)
+        return {name: self._chosen(each) if name == LOGITS else each for name, each in found.items()}
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        return logits.index_select(1, torch.tensor(self.columns, device=logits.device))
 
 
 def chosen(teacher: Teacher, columns: Sequence[int], class_names: Sequence[str] = ()) -> ChosenColumns:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
 import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, field_validator
 from torch import nn
 
+from softlabels.core.installed import working_directory_importable
 from softlabels.errors import ModelError, did_you_mean
 from softlabels.models._outputs import is_program, materialise, weight_dtype
 from softlabels.models._preprocessing import Preprocessing, preprocessing_of
@@ -102,7 +100,7 @@ def from_function(
     Raises:
         ModelError: the module or function is not there, it fails, or returns something else.
     """
-    with _current_directory_importable():
+    with working_directory_importable():
         function = _imported(path)
         try:
             with seeded(seed):
@@ -150,14 +148,3 @@ def _takes_one(function: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-@contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softlabels.errors import ConfigError, ModelError
-from softlabels.models._outputs import answer, logits_of, set_mode, try_answer, weight_dtype
+from softlabels.models._outputs import LOGITS, Outputs, outputs_of, set_mode, try_answer, weight_dtype
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._weights import digest
 from softlabels.models.devices import Passes, best_batch, find_device, first_line, is_out_of_memory
@@ -53,6 +53,9 @@ class Teacher(Protocol):
 
     def logits(self, pictures: Tensor) -> Tensor:
         """uint8 pictures (n, 3, S, S) on any device to float32 logits (n, classes), each row its picture's alone."""
+
+    def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
+        """As `logits`, of the outputs of these names: float32 (n, ...)."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,18 @@ class NetworkTeacher:
         return replace(self, compiled=torch.compile(answered, dynamic=False))
 
     def logits(self, pictures: Tensor) -> Tensor:
-        """uint8 pictures (n, 3, S, S) on any device to float32 logits (n, classes) on the teacher's.
+        """See `Teacher.logits`."""
+        return self.outputs(pictures)[LOGITS]
+
+    def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
+        """uint8 pictures (n, 3, S, S) on any device to float32 outputs (n, ...) on the teacher's.
 
         They are normalised on the teacher's device. BatchNorm uses its stored statistics and dropout is off even when
         somebody has put the network into train mode since. Whether the numbers are finite is not looked at.
 
         Raises:
-            ModelError: the pictures are of another kind, the network gives another shape, or it cannot be compiled.
+            ModelError: the pictures are of another kind, the network gives another shape or has no such output, or it
+                cannot be compiled.
         """
         set_mode(self.network, False)
         with torch.inference_mode():
@@ -122,21 +130,22 @@ class NetworkTeacher:
             pictures = pictures.to(self.device, non_blocking=True).contiguous(memory_format=layout)
             normalised = pictures if self.compiled else self.preprocessing.normalise(pictures)
             with torch.autocast(self.device.type, _AMP_TYPES.get(self.amp or ""), enabled=self.amp is not None):
-                logits = self._answer(normalised)
-        if tuple(logits.shape) != (len(pictures), self.classes):
+                found = self._answer(normalised, names)
+        shape = tuple(found[LOGITS].shape) if LOGITS in found else (len(pictures), self.classes)
+        if shape != (len(pictures), self.classes):
             raise ModelError(
-                f"{self.role} {self.name} answers {len(pictures)} pictures with shape {tuple(logits.shape)}; "
+                f"{self.role} {self.name} answers {len(pictures)} pictures with shape {shape}; "
                 f"logits must be ({len(pictures)}, {self.classes})"
             )
         # A copy made out here is an ordinary tensor, which a loss may keep for its backward pass.
-        return logits.to(torch.float32, copy=True)
+        return {name: each.to(torch.float32, copy=True) for name, each in found.items()}
 
-    def _answer(self, pictures: Tensor) -> Tensor:
+    def _answer(self, pictures: Tensor, names: Collection[str]) -> Outputs:
         whose = f"{self.role} {self.name}"
         if self.compiled is None:
-            return answer(self.network, pictures, whose)
+            return outputs_of(self.network(pictures.to(weight_dtype(self.network))), whose, names)
         try:
-            return logits_of(self.compiled(pictures), whose)
+            return outputs_of(self.compiled(pictures), whose, names)
         except RuntimeError as problem:
             compilers = ("torch._dynamo", "torch._inductor", "torch._functorch")
             if is_out_of_memory(problem) or not type(problem).__module__.startswith(compilers):

@@ -278,6 +278,29 @@ def test_a_functions_network_takes_weights_from_a_file(here: Path) -> None:
         teacher_spec("teachers_c:make", "random")
 
 
+def test_a_teacher_answers_with_outputs_by_name(here: Path) -> None:
+    module(
+        here,
+        "teachers_named",
+        "class Net(nn.Module):\n    def forward(self, p):\n"
+        "        return dict(features=p.double().flatten(2), logits=p.mean((2, 3)), count=3)\n"
+        "def make():\n    return Net(), dict(size=8)\n",
+    )
+    teacher = teacher_spec("teachers_named:make").open()
+    shown = pictures(side=8)
+    found = teacher.outputs(shown, ("features", "logits"))
+    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3, 64)
+    assert found["features"].dtype == torch.float32 and torch.equal(found["logits"], teacher.logits(shown))
+    assert torch.equal(found["features"].mean(2), found["logits"])
+    assert [*teacher.outputs(shown)] == ["logits"]
+    some = models.chosen(teacher, (2, 0)).outputs(shown, ("features", "logits"))
+    assert torch.equal(some["features"], found["features"]) and torch.equal(some["logits"], found["logits"][:, [2, 0]])
+    with pytest.raises(
+        ModelError, match="teacher teachers_named-make has no output 'featurs'; did you mean 'features'"
+    ):
+        teacher.outputs(shown, ("featurs",))
+
+
 @pytest.mark.parametrize(
     ("wrap", "taken"),
     [("dict(logits=x, hidden=0)", True), ("(x, 0)", True), ("[x]", True), ("dict(out=x)", False), ("x[0]", False)],
