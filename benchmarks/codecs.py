@@ -33,7 +33,7 @@ import softlabels
 from softlabels.codecs import CODECS, Codec
 from softlabels.dumping import plan as planning
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
 TEMPERATURES = (1.0, 2.0, 4.0)

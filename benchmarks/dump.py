@@ -43,7 +43,7 @@ from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Threads
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
 TARGET = 0.95

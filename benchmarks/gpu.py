@@ -64,9 +64,7 @@ from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers
 from softlabels.loading.provenance import versions
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
-from softlabels.models import devices
-from softlabels.models.students import student_spec
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import devices, student_spec, teacher_spec
 from softlabels.training.loop import train
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place

@@ -38,8 +38,7 @@ from softlabels.datasets import MemoryImages
 from softlabels.loading.batches import Batch, LabelledPictures
 from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
-from softlabels.models.students import student_spec
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import student_spec, teacher_spec
 from softlabels.training.loop import train
 from softlabels.training.state import Learner, Place, Settings
 from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets

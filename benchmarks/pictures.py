@@ -38,7 +38,7 @@ from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
 from softlabels.loading.views import Crew, Pictures, image_spec
-from softlabels.models.networks import Preprocessing
+from softlabels.models import Preprocessing
 from softlabels.views import RECIPES, Recipe, blank
 
 BATCH, SMALL_BATCH = 64, 256

@@ -18,8 +18,8 @@ from softlabels.errors import ModelError as ModelError
 from softlabels.errors import RunError as RunError
 from softlabels.errors import SoftlabelsError as SoftlabelsError
 from softlabels.errors import StoreError as StoreError
-from softlabels.importing import ImportReport
 from softlabels.importing.attach import attach as attach
+from softlabels.importing.projects import ImportReport
 from softlabels.loading.batches import SoftLabelDataset as SoftLabelDataset
 from softlabels.loading.labels import Labels as Labels
 from softlabels.loading.labels import open_labels as open_labels

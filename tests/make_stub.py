@@ -64,7 +64,7 @@ HOMES = {
     "Findings": "upkeep.verify",
     "RepairReport": "upkeep.repair",
     "CopyReport": "upkeep.convert",
-    "ImportReport": "importing",
+    "ImportReport": "importing.projects",
     "Exported": "training.export",
 }
 

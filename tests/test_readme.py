@@ -134,14 +134,14 @@ def test_the_missions_two_commands(tmp_path: Path) -> None:
     """
     from torchvision.io import write_jpeg
 
-    from softlabels.models.networks import build, default_weights
+    from softlabels.models import build, published_weights
 
     for split in ("train", "val"):
         for number in range(1000):
             folder = tmp_path / "imagenet" / split / f"n{number:08d}"
             folder.mkdir(parents=True)
             write_jpeg(picture(number, 32, 40), str(folder / "a.JPEG"))
-    weights = default_weights("resnext101")
+    weights = published_weights("resnext101")
     assert weights is not None
     hub = tmp_path / "hub" / "hub" / "checkpoints"
     hub.mkdir(parents=True)

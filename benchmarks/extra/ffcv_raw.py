@@ -26,7 +26,7 @@ import torch
 import softlabels
 from softlabels.loading.batches import LabelledPictures, Threads, batches
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.networks import Preprocessing
+from softlabels.models import Preprocessing
 from softlabels.views import RECIPES
 
 BATCH, SIDE = 64, 320

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import os
 import re
+import sys
 from collections.abc import Iterator
 from importlib import import_module, metadata
 from pathlib import Path
@@ -15,6 +18,18 @@ from softlabels.errors import ConfigError
 
 OLDEST_TORCH = (2, 6)
 """The oldest torch that the tests pass with; pyproject.toml asks for the same."""
+
+
+@contextlib.contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """Within the block modules of the current directory are found first, for a user's ``module:function``."""
+    here = os.getcwd()  # noqa: PTH109
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
 
 
 def required(module: str, extra: str, what: str) -> ModuleType:

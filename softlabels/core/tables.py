@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softlabels.core.config import Table, is_url, without_settings
-from softlabels.core.installed import timm_mentions, timm_networks, timm_weights, torchvision_networks
+from softlabels.core.installed import (
+    timm_mentions,
+    timm_networks,
+    timm_weights,
+    torchvision_networks,
+    working_directory_importable,
+)
 from softlabels.errors import ConfigError, ModelError, did_you_mean
 
 CODECS: Table[Any] = Table(
@@ -85,12 +90,12 @@ TEACHERS: Table[Any] = Table(
     "teacher",
     "teachers",
     {
-        "torchvision": "softlabels.models.teachers._architecture:TorchvisionTeacher",
-        "small": "softlabels.models.teachers._architecture:SmallTeacher",
-        "timm": "softlabels.models.teachers._architecture:TimmTeacher",
-        "file": "softlabels.models.teachers._file:FileTeacher",
-        "columns": "softlabels.models.teachers._columns:ColumnsTeacher",
-        "function": "softlabels.models.teachers._function:FunctionTeacher",
+        "torchvision": "softlabels.models._torchvision:TorchvisionNetwork",
+        "small": "softlabels.models._small:SmallNetwork",
+        "timm": "softlabels.models._timm:TimmNetwork",
+        "file": "softlabels.models._file:FileNetwork",
+        "columns": "softlabels.models._columns:ColumnsTeacher",
+        "function": "softlabels.models._function:FunctionNetwork",
     },
 )
 
@@ -98,12 +103,15 @@ STUDENTS: Table[Any] = Table(
     "student",
     "students",
     {
-        "torchvision": "softlabels.models.students._architecture:TorchvisionStudent",
-        "small": "softlabels.models.students._architecture:SmallStudent",
-        "timm": "softlabels.models.students._architecture:TimmStudent",
-        "function": "softlabels.models.students._function:FunctionStudent",
+        "torchvision": "softlabels.models._torchvision:TorchvisionNetwork",
+        "small": "softlabels.models._small:SmallNetwork",
+        "timm": "softlabels.models._timm:TimmNetwork",
+        "function": "softlabels.models._function:FunctionNetwork",
     },
 )
+
+NETWORK_LIBRARIES = ("small", "torchvision", "timm")
+"""Kinds of teachers and students whose networks have names."""
 
 SMALL_NETWORKS = ("cnn_tiny", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
 """Our own networks for pictures of 8x8 to 32x32."""
@@ -162,7 +170,7 @@ def check_network(value: Any, table: Table[Any]) -> Any:
     if not isinstance(value, str):
         return table.check(value)
     kind, colon, rest = value.partition(":")
-    if colon and kind in ("small", "torchvision", "timm"):
+    if colon and kind in NETWORK_LIBRARIES:
         known = {*network_names(kind), *(NETWORK_ALIASES if kind == "torchvision" else ())}
         # What timm's sources mention may be a former name, which it resolves itself.
         if rest.partition(".")[0] not in known and not (kind == "timm" and (":" in rest or timm_mentions(rest))):
@@ -176,14 +184,11 @@ def check_network(value: Any, table: Table[Any]) -> Any:
 
 def importable(module: str) -> bool:
     """Whether `module` is installed or lies in the current directory; nothing but its parent packages is imported."""
-    here = os.getcwd()  # noqa: PTH109
-    sys.path.insert(0, here)
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError, AttributeError):
-        return False
-    finally:
-        sys.path.remove(here)
+    with working_directory_importable():
+        try:
+            return importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError, AttributeError):
+            return False
 
 
 def check_data(value: Any) -> Any:

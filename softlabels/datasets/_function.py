@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from softlabels.core.config import Part
+from softlabels.core.installed import working_directory_importable
 from softlabels.datasets._images import Images
 from softlabels.datasets._subset import SomeImages
 from softlabels.errors import ConfigError, DataError
@@ -34,7 +35,8 @@ class Function(Part):
         """
         module, _, function = self.target.partition(":")
         try:
-            make = getattr(importlib.import_module(module), function)
+            with working_directory_importable():
+                make = getattr(importlib.import_module(module), function)
         except ModuleNotFoundError as problem:
             raise ConfigError(f"data set {self.target!r}: {problem}; is it on PYTHONPATH?") from problem
         except AttributeError as problem:

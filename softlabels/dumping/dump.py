@@ -22,8 +22,7 @@ from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
 from softlabels.loading.labels import layout_beside, machine_memory
 from softlabels.loading.views import OF_PARTNER, Pictures
-from softlabels.models.devices import SideStream, is_out_of_memory
-from softlabels.models.teachers import (
+from softlabels.models import (
     ROUNDING,
     BatchSize,
     Teacher,
@@ -33,6 +32,7 @@ from softlabels.models.teachers import (
     spread_of,
     teacher_passes,
 )
+from softlabels.models.devices import SideStream, is_out_of_memory
 from softlabels.store import Shard, TeacherLabels
 from softlabels.views import Recipe
 

@@ -22,8 +22,8 @@ from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import Pictures, Rows
+from softlabels.models import BatchSize, Teacher, teacher_passes
 from softlabels.models.devices import CPU, Passes
-from softlabels.models.teachers import BatchSize, Teacher, teacher_passes
 from softlabels.store import Runs, Shard
 
 LEAST_BATCHES, LEAST_SECONDS = 3, 1.0

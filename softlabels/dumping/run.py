@@ -32,8 +32,7 @@ from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
 from softlabels.loading.settings import RECORDED
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.networks import Preprocessing
-from softlabels.models.teachers import Teacher
+from softlabels.models import Preprocessing, Teacher
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
 from softlabels.views import RECIPES, Recipe
 
@@ -197,7 +196,7 @@ def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[
     classes = _stored_classes(config)
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
-            journal.say(f"teacher {spec.slug}{alias(spec)}")
+            journal.say(f"teacher {spec.short_name}{alias(spec)}")
         clean = _recipe(config).clean
         yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=journal.say)
 

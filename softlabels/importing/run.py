@@ -6,15 +6,15 @@ import time
 
 import numpy as np
 
-from softlabels import importing
 from softlabels.core.config import config_text
 from softlabels.core.progress import Journal, duration, plural, size
 from softlabels.datasets import Images, open_images
 from softlabels.dumping.run import card, saved_import
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError, DataError
-from softlabels.importing import Choices, ImportReport, Pairing, ShardRecords, Source
+from softlabels.importing import projects
 from softlabels.importing.config import ImportConfig
+from softlabels.importing.projects import Choices, ImportReport, Pairing, ShardRecords, Source
 from softlabels.loading.opening import limited, matched
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
@@ -28,13 +28,13 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     began = time.monotonic()
     whole = open_images(config.data, data_dir=config.data_dir, split=config.split)
     choices = _choices(config, whole)
-    listing = importing.listed(config.from_, config.source, whole)
+    listing = projects.listed(config.from_, config.source, whole)
     for line in listing.lines:
         journal.say(line)
-    source = importing.open_source(config.from_, config.source, listing.images, choices)
+    source = projects.open_source(config.from_, config.source, listing.images, choices)
     views = _views(config, source)
     _check_missing(config, source, listing.images, journal)
-    pairing = importing.check_pairing(source, listing.images)
+    pairing = projects.check_pairing(source, listing.images)
     _check_pairing(config, pairing, journal)
     if config.limit is not None and source.recipe.mixes:
         raise ConfigError("`limit` leaves out images with which views of these labels are mixed; import them all")
@@ -52,7 +52,7 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
     places, _ = matched(store, listing.images)
     records = ShardRecords()
-    shards, written = importing.import_labels(
+    shards, written = projects.import_labels(
         source,
         places,
         labels,
@@ -135,7 +135,7 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
         spec={
             "kind": IMPORTED,
             "project": source.project,
-            "fingerprint": importing.fingerprint(source, count),
+            "fingerprint": projects.fingerprint(source, count),
         },
         weights_sha256="",
         licence=None,

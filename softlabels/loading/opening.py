@@ -19,15 +19,18 @@ from softlabels.errors import ConfigError, DataError, ImageError, ModelError, St
 from softlabels.loading.labels import Labels
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import Machine, Reopening
-from softlabels.models.networks import (
+from softlabels.models import (
+    Teacher,
     are_numbers,
+    chosen,
     columns_by_name,
     columns_from_file,
     first_difference,
+    innermost,
     preprocessing_of,
     random_seed,
+    teacher_spec,
 )
-from softlabels.models.teachers import Teacher, chosen, innermost, teacher_spec
 from softlabels.store import Store, is_url
 from softlabels.views import RECIPES
 
@@ -266,11 +269,11 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
     `instead` says in messages what works without the teacher.
     """
     specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
-    named = {spec.slug: spec for spec in specs}
-    for slug in named:
-        if slug not in labels.teachers:
+    named = {spec.short_name: spec for spec in specs}
+    for name in named:
+        if name not in labels.teachers:
             raise ConfigError(
-                f"{labels.store.location} has no labels of {slug!r}; {did_you_mean(slug, labels.teachers)}"
+                f"{labels.store.location} has no labels of {name!r}; {did_you_mean(name, labels.teachers)}"
             )
 
     def reopen(name: str) -> Teacher:
@@ -313,4 +316,4 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
 
 def alias(spec: Any) -> str:
     """What a network's name resolves to, as a clause; nothing where the name says it already."""
-    return f" is {spec.resolved}" if spec.resolved.rpartition(":")[2] != spec.slug else ""
+    return f" is {spec.resolved}" if spec.resolved.rpartition(":")[2] != spec.short_name else ""

@@ -21,7 +21,7 @@ from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.datasets import Images, SomeImages
 from softlabels.errors import DataError
 from softlabels.loading.records import Taker, ViewRecords, param_source, recorded_steps
-from softlabels.models.networks import Preprocessing
+from softlabels.models import Preprocessing
 from softlabels.store import Store
 from softlabels.views import RECIPES, ImageSpec, Recipe, ViewParams, blank
 

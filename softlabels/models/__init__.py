@@ -1,1 +1,126 @@
-"""Networks: teachers, students, and the devices that they run on."""
+"""Networks that answer: teachers and students, and the devices that they run on.
+
+A spec of `TEACHERS` or `STUDENTS` says which network and which weights: an architecture of torchvision, of timm or of
+ours (``small``), a file that describes itself, or a function. `open` makes a teacher of it, `build` a student. Files of
+weights are read without running code, and those that are written here describe themselves, so that a path is all that
+is needed to use them again.
+
+A new library is one file, with a subclass of `Architecture`, and a line in each of the tables.
+"""
+
+from softlabels.models._architecture import (
+    Architecture,
+    PretrainedWeights,
+    build,
+    head_classes,
+    head_tensors,
+    layout,
+    load_pretrained,
+    preprocessing,
+    published_weights,
+    resolve,
+)
+from softlabels.models._columns import (
+    are_numbers,
+    chosen,
+    columns_by_name,
+    columns_from_file,
+    first_difference,
+    innermost,
+    known_lists,
+)
+from softlabels.models._file import load_file
+from softlabels.models._function import from_function
+from softlabels.models._outputs import (
+    LOGITS,
+    Logits,
+    Outputs,
+    logits_of,
+    outputs_of,
+    parameter_count,
+    set_mode,
+    try_learning,
+)
+from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
+from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
+from softlabels.models._tables import STUDENTS, TEACHERS, TeacherSpec, student_spec, teacher_spec
+from softlabels.models._teacher import (
+    ROUNDING,
+    BatchSize,
+    NetworkTeacher,
+    Teacher,
+    dependence_on_neighbours,
+    distance,
+    is_rounding,
+    spread_of,
+    teacher_passes,
+)
+from softlabels.models._weights import (
+    Description,
+    digest,
+    load_state,
+    load_weights,
+    read_description,
+    read_weights,
+    weights_file,
+    write_weights,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LOGITS",
+    "ROUNDING",
+    "STUDENTS",
+    "TEACHERS",
+    "Architecture",
+    "BatchSize",
+    "Description",
+    "Logits",
+    "NetworkSpec",
+    "NetworkTeacher",
+    "Outputs",
+    "Preprocessing",
+    "PretrainedWeights",
+    "StudentSpec",
+    "Teacher",
+    "TeacherSpec",
+    "are_numbers",
+    "build",
+    "chosen",
+    "columns_by_name",
+    "columns_from_file",
+    "dependence_on_neighbours",
+    "digest",
+    "distance",
+    "first_difference",
+    "from_function",
+    "head_classes",
+    "head_tensors",
+    "innermost",
+    "is_rounding",
+    "known_lists",
+    "layout",
+    "load_file",
+    "load_pretrained",
+    "load_state",
+    "load_weights",
+    "logits_of",
+    "outputs_of",
+    "parameter_count",
+    "preprocessing",
+    "preprocessing_of",
+    "published_weights",
+    "random_seed",
+    "read_description",
+    "read_weights",
+    "resolve",
+    "set_mode",
+    "spread_of",
+    "student_spec",
+    "teacher_passes",
+    "teacher_spec",
+    "try_learning",
+    "weights_file",
+    "write_weights",
+]

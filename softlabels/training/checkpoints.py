@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softlabels.core.files import read_json, whole
 from softlabels.errors import RunError
-from softlabels.models.networks import digest
+from softlabels.models import digest
 
 KEPT = 2
 """Checkpoints that are kept: should the newest be damaged, the one before it serves."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from softlabels.datasets import Images, SomeImages, content_checksums
 from softlabels.loading.batches import LabelledPictures, Workers, batches
 from softlabels.loading.views import Pictures
+from softlabels.models import Preprocessing, logits_of
 from softlabels.models.devices import Passes
-from softlabels.models.networks import Preprocessing, logits_of
 from softlabels.training.distributed import ALONE, Processes
 
 Classifier = Callable[[Tensor], Tensor]

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from softlabels import models
 from softlabels.core.files import whole, write_json
 from softlabels.core.installed import required
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models import networks
 from softlabels.views import RECIPES
 
 Form = Literal["torch", "onnx", "int8"]
@@ -58,7 +58,7 @@ class Student:
     """A trained network in evaluation mode that returns logits alone, and what its file says of it."""
 
     network: nn.Module
-    preprocessing: networks.Preprocessing
+    preprocessing: models.Preprocessing
     architecture: str
     class_names: tuple[str, ...]
 
@@ -70,20 +70,20 @@ def open_student(source: Path, function: str | None = None) -> Student:
         ModelError: it cannot be read, does not fit the function's network, or `function` is not the one it is of.
     """
     if function is None:
-        weights = networks.trained_file(source)
-        network = networks.built(weights, size=weights.preprocessing.size)
+        weights = models.load_file(source)
+        network = weights.build(size=weights.preprocessing.size)
         told = Student(network, weights.preprocessing, str(weights.architecture), weights.class_names)
     else:
-        described = networks.read_description(source)
+        described = models.read_description(source)
         name = f"function:{function}"
         if described is None or described.architecture != name:
             whose = f"of {described.architecture}" if described else "of a network that they do not name"
             raise ModelError(f"the weights at {source} are {whose}, not of {name}; name that one, or leave it out")
-        network, _ = networks.from_function(function, described.classes, over=lambda _: described.preprocessing)
-        networks.fitted(network, str(source), name)
+        network, _ = models.from_function(function, described.classes, over=lambda _: described.preprocessing)
+        models.load_weights(network, str(source), name)
         told = Student(network, described.preprocessing, name, described.class_names)
-    networks.set_mode(network, False)
-    return replace(told, network=networks.Logits(network).eval())
+    models.set_mode(network, False)
+    return replace(told, network=models.Logits(network).eval())
 
 
 def export(source: Path, form: Form, out: Path | None = None, function: str | None = None) -> Exported:
@@ -193,7 +193,7 @@ def compare(
     return Agreement(count, agreed / max(count, 1), *share)
 
 
-def _shown(wanted: networks.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
+def _shown(wanted: models.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
     """uint8 pictures (n, 3, size, size) and their labels (n,), -1 where there is none."""
     count = _NOISE if images is None else len(images)
     dice = torch.Generator().manual_seed(0)

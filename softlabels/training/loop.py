@@ -21,8 +21,8 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.loading.batches import Batch, LabelledPictures, batches
 from softlabels.loading.samplers import OneViewEach, ShuffledShards
 from softlabels.loading.views import Pictures
+from softlabels.models import Preprocessing
 from softlabels.models.devices import first_line, is_out_of_memory
-from softlabels.models.networks import Preprocessing
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.distributed import ALONE, Processes
 from softlabels.training.evaluate import Score

@@ -26,18 +26,19 @@ from softlabels.loading.opening import alias, check_classes, check_place
 from softlabels.loading.samplers import spread, window_notes
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.losses import BLENDS, Objective
-from softlabels.models.networks import (
+from softlabels.models import (
     Preprocessing,
+    StudentSpec,
     are_numbers,
     first_difference,
-    fit,
+    load_state,
     parameter_count,
     read_description,
     read_weights,
+    student_spec,
     try_learning,
     write_weights,
 )
-from softlabels.models.students import StudentPart, student_spec
 from softlabels.training.checkpoints import newest_step
 from softlabels.training.compare import compare
 from softlabels.training.config import TrainConfig
@@ -85,7 +86,7 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
         raise ConfigError("`labels` and `teacher` exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
-    folder = Path(config.out or f"runs/{_student(config).slug}{'-tuned' if config.init else ''}")
+    folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
     before = processes.led(lambda: _before(folder, config))
     if before is not None and before.result is not None:
@@ -134,7 +135,7 @@ def _say_done(done: Record, config: TrainConfig, journal: Journal) -> None:
 
 def _trained(
     config: TrainConfig,
-    spec: StudentPart,
+    spec: StudentSpec,
     folder: Path,
     inputs: Inputs,
     known: Mapping[str, Any],
@@ -163,10 +164,10 @@ def _trained(
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
     check_optimizer(settings)
-    try_learning(network, preprocessing, classes, place.device, f"student {spec.slug}", place.amp)
+    try_learning(network, preprocessing, classes, place.device, f"student {spec.short_name}", place.amp)
     check_trackers(config.track)
     header = [
-        f"student {spec.slug}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
+        f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
         f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
         *settings.describe(),
         *notes,
@@ -232,7 +233,7 @@ def _told_when_interrupted(checkpoints: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"interrupted; {said}") from stop
 
 
-def _student(config: TrainConfig) -> StudentPart:
+def _student(config: TrainConfig) -> StudentSpec:
     """The student that is named, or the one of an earlier run."""
     if config.init is None:
         return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
@@ -267,13 +268,15 @@ def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[
     return [f"the head of {config.init} is gone on with: its class {place} was {before!r} and is {name!r} now"]
 
 
-def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
+def _settings(config: TrainConfig, spec: StudentSpec) -> Settings:
     """The settings of the steps, with the layer that is meant by `classifier` in its place."""
     settings = config.settings
     if CLASSIFIER not in settings.train_only:
         return settings
     if not spec.head:
-        raise ConfigError(f"`train_only={CLASSIFIER}`: {spec.slug} does not say which layer that is; name the layer")
+        raise ConfigError(
+            f"`train_only={CLASSIFIER}`: {spec.short_name} does not say which layer that is; name the layer"
+        )
     layers = tuple(name for each in settings.train_only for name in (spec.head if each == CLASSIFIER else [each]))
     return settings.model_copy(update={"train_only": layers})
 
@@ -562,7 +565,7 @@ def _compared(
 ) -> dict[str, Any]:
     """How near the student that was kept last has come to its teacher."""
     state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
-    fit(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
+    load_state(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
     classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
     closeness = compare(
         classify,

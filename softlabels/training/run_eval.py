@@ -13,8 +13,7 @@ from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import describe, limited, open_data, open_teacher
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.networks import weights_file
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec, weights_file
 from softlabels.training.config import EvalConfig
 from softlabels.training.evaluate import Score, evaluate
 from softlabels.views import RECIPES

@@ -8,7 +8,7 @@ from softlabels.core.progress import Journal
 from softlabels.datasets import open_images
 from softlabels.errors import ModelError
 from softlabels.loading.opening import limited
-from softlabels.models.networks import read_description
+from softlabels.models import read_description
 from softlabels.training import export as exporting
 from softlabels.training.config import ExportConfig
 from softlabels.training.export import Exported

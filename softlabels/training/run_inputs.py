@@ -8,9 +8,7 @@ from typing import Any
 from softlabels.datasets import Images, known_by
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, limited, open_data, open_teacher, teacher_specs
-from softlabels.models.networks import random_seed, read_weights
-from softlabels.models.students import StudentPart
-from softlabels.models.teachers import Teacher
+from softlabels.models import StudentSpec, Teacher, random_seed, read_weights
 from softlabels.store import TeacherCard
 from softlabels.training.config import TrainConfig
 from softlabels.views import RECIPES, Recipe
@@ -22,7 +20,7 @@ DEFAULT_RECIPE = "crop-flip"
 class Inputs:
     """Labels, images, live teachers and first weights of a training. Each is opened when it is first asked for."""
 
-    def __init__(self, config: TrainConfig, student: StudentPart) -> None:
+    def __init__(self, config: TrainConfig, student: StudentSpec) -> None:
         self._config, self._student = config, student
         self.said: list[str] = []
         """Lines about the teachers for the run's header."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from softlabels.core.philox import philox
 from softlabels.errors import ConfigError
 from softlabels.loading.batches import Batch, Workers
-from softlabels.models.networks import Preprocessing, logits_of
+from softlabels.models import Preprocessing, logits_of
 from softlabels.training.checkpoints import after_checkpoint
 from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.training.settings import Settings

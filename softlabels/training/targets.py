@@ -20,8 +20,8 @@ from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
 from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import Pictures
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
+from softlabels.models import Teacher
 from softlabels.models.devices import sent
-from softlabels.models.teachers import Teacher
 from softlabels.training.distributed import Processes
 from softlabels.views import ImageSpec
 

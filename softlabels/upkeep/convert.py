@@ -21,7 +21,7 @@ from softlabels.core.progress import Journal
 from softlabels.dumping.dump import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.views import encoding_words
-from softlabels.models.networks import Preprocessing
+from softlabels.models import Preprocessing
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
 from softlabels.views import RECIPES
 

@@ -21,8 +21,7 @@ from softlabels.loading.labels import Labels, keys_at, layout_beside
 from softlabels.loading.provenance import seen_from_a_device
 from softlabels.loading.records import IMPORTED, record_spec
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.networks import Preprocessing
-from softlabels.models.teachers import ROUNDING, Teacher, dependence_on_neighbours, is_rounding, spread_of
+from softlabels.models import ROUNDING, Preprocessing, Teacher, dependence_on_neighbours, is_rounding, spread_of
 from softlabels.store import TeacherLabels
 
 BATCH = 64

@@ -145,7 +145,7 @@ def test_a_truncated_picture_is_named_and_nothing_of_its_shard_is_written(
 def test_a_teacher_of_other_classes(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from softlabels.models.networks import build
+    from softlabels.models import build
 
     save_file(build("cnn_tiny", 7).state_dict(), tmp_path / "seven.safetensors")
     said = complaint(
@@ -315,7 +315,7 @@ def test_a_damaged_shard_is_named_by_verify_and_by_training(
 def test_an_interrupt_says_how_to_go_on(
     softlabels_command: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softlabels.models.teachers import NetworkTeacher
+    from softlabels.models import NetworkTeacher
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,9 +12,8 @@ from conftest import Outcome
 from worlds import write_pictures
 
 import softlabels
-from softlabels.models import networks
-from softlabels.models.networks import Description, Preprocessing, columns_by_name
-from softlabels.models.teachers import teacher_spec
+from softlabels import models
+from softlabels.models import Description, Preprocessing, columns_by_name, teacher_spec
 
 Command = Callable[..., Outcome]
 HERE = ("--device", "cpu", "--workers", 0)
@@ -37,11 +36,11 @@ def folder(root: Path, *names: str, each: int = 4) -> Path:
 def weights(path: Path, names: tuple[str, ...] | None, classes: int = 0) -> Path:
     """A small network's weights, which tell the names of their classes if there are any."""
     count = classes or len(names or ())
-    network = networks.build("cnn_tiny", count, seed=1)
+    network = models.build("cnn_tiny", count, seed=1)
     told = Description(
         architecture="small:cnn_tiny", classes=count, class_names=names or (), preprocessing=Preprocessing(size=16)
     )
-    networks.write_weights(path, network.state_dict(), told.to_metadata() if names is not None else {})
+    models.write_weights(path, network.state_dict(), told.to_metadata() if names is not None else {})
     return path
 
 
@@ -150,19 +149,17 @@ def test_the_classes_of_imagenet_are_found_by_wnid_and_by_word() -> None:
     wnids, words = ["n02206856", "n02219486"], ["bee", "ant"]
     assert columns_by_name(wnids, (), 1000).columns == (309, 310)
     assert columns_by_name(words, (), 1000).columns == (309, 310)
-    published = networks.default_weights("resnet18")
+    published = models.published_weights("resnet18")
     assert published is not None
     assert columns_by_name(wnids, published.class_names, 1000) == ((309, 310), "by wnid")
-    assert networks.first_difference([name for _, names in known(1000) for name in names][:1000], words * 500)
+    assert models.first_difference([name for _, names in known(1000) for name in names][:1000], words * 500)
     by_wnid, by_word = (names for _, names in known(1000))
-    assert networks.first_difference(by_wnid, by_word) is None
-    assert networks.first_difference([*by_wnid[1::-1], *by_wnid[2:]], by_word) is not None
+    assert models.first_difference(by_wnid, by_word) is None
+    assert models.first_difference([*by_wnid[1::-1], *by_wnid[2:]], by_word) is not None
 
 
 def known(classes: int) -> list[tuple[str, list[str]]]:
-    from softlabels.models.networks import _class_names
-
-    return [(how, list(names)) for how, names in _class_names.known_lists(classes)]
+    return [(how, list(names)) for how, names in models.known_lists(classes)]
 
 
 def test_class_numbers_of_which_the_last_are_not_there_are_the_students_all_the_same(

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import timm.optim
+import torchvision
 from conftest import Outcome
-from torchvision import models
 
 import softlabels
+from softlabels import models
 from softlabels.cli import main
 from softlabels.core import installed as _installed
 from softlabels.core import tables
-from softlabels.models import networks
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "matplotlib", "h5py", "zarr")
 
@@ -92,10 +92,10 @@ def test_the_package_runs_as_a_module(tmp_path: Path) -> None:
 
 
 def test_names_read_from_sources_are_those_of_the_installed_libraries() -> None:
-    assert _installed.torchvision_networks() == set(models.list_models(module=models))
+    assert _installed.torchvision_networks() == set(torchvision.models.list_models(module=torchvision.models))
     assert _installed.timm_networks() == set(timm.list_models())
     assert _installed.timm_optimizers() == set(timm.optim.list_optimizers())
-    assert set(tables.SMALL_NETWORKS) == set(networks.SOURCES["small"].names())
+    assert set(tables.SMALL_NETWORKS) == set(models.TEACHERS.kinds["small"].names())
 
 
 @pytest.mark.parametrize(

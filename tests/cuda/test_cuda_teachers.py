@@ -10,8 +10,8 @@ import torch
 from gpus import DEVICE, PRECISIONS, apart, needs_gpu, tf32
 from torch import Tensor
 
+from softlabels.models import NetworkTeacher, teacher_spec
 from softlabels.models.devices import Passes, find_device
-from softlabels.models.teachers import NetworkTeacher, teacher_spec
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 NETWORKS = ("resnet18", "mobilenet_v3_small", "vit_b_32", "cnn_small")

@@ -338,6 +338,14 @@ def test_a_function_gives_a_data_set_that_its_spec_opens_again(module: str) -> N
     assert fingerprint(open_images(f"function:{module}:tiny")) == fingerprint(images)
 
 
+def test_a_function_in_the_current_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pictures_beside.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    before = [*sys.path]
+    assert open_images("function:pictures_beside:tiny").labels.tolist() == [0, -1]
+    assert sys.path == before
+
+
 def test_what_is_wrong_with_a_function_is_told(module: str) -> None:
     assert "has no attribute 'gone'" in refusal(f"{module}:gone", ConfigError)
     assert "PYTHONPATH" in refusal("function:no_such_module_here:f", ConfigError)

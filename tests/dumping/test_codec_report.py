@@ -16,7 +16,7 @@ import softlabels
 from softlabels.codecs import CODECS, Dense, Quantized, Sampled, TopK
 from softlabels.dumping import plan as planning
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
 PLAN = ("plan", "--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0, "--codec-report")

@@ -17,8 +17,7 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models.networks import Preprocessing
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import Preprocessing, teacher_spec
 from softlabels.views import RECIPES
 
 FORMATS = ("hdf5", "zarr")
@@ -40,7 +39,7 @@ def test_the_issues_own_command_works_as_it_stands(
 ) -> None:
     from safetensors.torch import save_file
 
-    from softlabels.models.networks import build
+    from softlabels.models import build
 
     save_file(build("resnet18", 3, seed=1).state_dict(), tmp_path / "w.safetensors")
     done = softlabels_command(

@@ -28,12 +28,12 @@ from torchvision.transforms import functional as reference
 from torchvision.transforms.autoaugment import InterpolationMode, _apply_op
 
 import softlabels
+from softlabels import models
 from softlabels.codecs import CODECS
 from softlabels.core.pickles import read_plain_pickle, read_torch_file
 from softlabels.datasets import subset
 from softlabels.loading.labels import Labels
 from softlabels.loading.records import param_source, record_spec
-from softlabels.models import networks
 from softlabels.views import RECIPES, RECORDED, ImageSpec, Recorded
 from softlabels.views._recorded import RecordedCrop
 
@@ -927,7 +927,7 @@ def test_a_teacher_is_compared_with_the_classes_of_the_store_and_not_of_the_fold
     """Labels of 1,000 classes are often of images of a few."""
     imported("fkd", sources / "fkd", photos, tmp_path / "s", classes=7)
     for classes in (7, 3):
-        network = networks.build("cnn_tiny", classes, seed=0)
+        network = models.build("cnn_tiny", classes, seed=0)
         safetensors.torch.save_file(network.state_dict(), tmp_path / f"{classes}.safetensors")
     command = ("dump", "--recipe", "recorded", "--views", VIEWS, "--data", photos, "--out", tmp_path / "s")
     command = (*command, "--teacher", "cnn_tiny", "--device", "cpu", "--workers", 0, "--weights")

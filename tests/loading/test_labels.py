@@ -17,7 +17,7 @@ from softlabels.loading.batches import LabelledPictures
 from softlabels.loading.labels import blending_words, keys_at
 from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, LOSSES
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec
 from softlabels.training.targets import LiveTargets
 from softlabels.views import RECIPES, ImageSpec
 

@@ -18,7 +18,7 @@ import softlabels
 from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
 from softlabels.loading.samplers import OneViewEach
 from softlabels.loading.views import Crew, Pictures, image_spec
-from softlabels.models.networks import Preprocessing
+from softlabels.models import Preprocessing
 from softlabels.views import RECIPES, ImageSpec
 
 VIEWS = 4

@@ -16,9 +16,8 @@ from torch import Tensor
 import softlabels
 from softlabels.dumping import dump as dumping
 from softlabels.errors import ConfigError, ModelError
-from softlabels.models import devices
+from softlabels.models import NetworkTeacher, devices
 from softlabels.models.devices import Passes, best_batch, find_device
-from softlabels.models.teachers import NetworkTeacher
 
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--workers", 0)
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8.00 GiB.\nSee the manual.")

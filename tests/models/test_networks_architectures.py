@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from softlabels import models
 from softlabels.core.tables import network_names
 from softlabels.errors import ModelError
-from softlabels.models import networks
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,8 @@ from softlabels.models import networks
     ],
 )
 def test_a_name_resolves_to_its_full_name(typed: str, full: str) -> None:
-    assert str(networks.resolve(typed)) == full
-    assert networks.resolve(full) == networks.resolve(typed)
+    assert str(models.resolve(typed)) == full
+    assert models.resolve(full) == models.resolve(typed)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_name_resolves_to_its_full_name(typed: str, full: str) -> None:
 )
 def test_an_unknown_name_is_answered_with_the_nearest(typed: str, hint: str) -> None:
     with pytest.raises(ModelError) as raised:
-        networks.resolve(typed)
+        models.resolve(typed)
     assert hint in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -56,17 +56,17 @@ def test_an_unknown_name_is_answered_with_the_nearest(typed: str, hint: str) -> 
     ],
 )
 def test_former_names_and_names_of_the_hub_mean_the_network_of_today(former: str, current: str) -> None:
-    assert str(networks.resolve(f"timm:{former}")) == f"timm:{current}"
+    assert str(models.resolve(f"timm:{former}")) == f"timm:{current}"
 
 
 def test_a_former_name_is_taken_with_a_line(softlabels_command, caplog: pytest.LogCaptureFixture) -> None:
-    networks._architectures._say_renamed.cache_clear()
+    models._timm._log_renamed.cache_clear()
     done = softlabels_command(
         "plan", "--teacher", "timm:tf_mobilenetv3_small_075", "--weights", "random", "--data", "digits", "--limit", 2
     )
     assert done.exit_code == 0, done.output
     assert "timm:tf_mobilenetv3_small_075 is called" not in caplog.text  # this one is no former name
-    networks.resolve("timm:tf_efficientnet_b0_ns")
+    models.resolve("timm:tf_efficientnet_b0_ns")
     assert "is called timm:tf_efficientnet_b0.ns_jft_in1k now" in caplog.text
 
 
@@ -74,26 +74,26 @@ def test_a_former_name_is_taken_with_a_line(softlabels_command, caplog: pytest.L
     ("typed", "hint"),
     [
         ("timm:resnet18.a1_in1", "resnet18.a1_in1k"),
-        ("timm:hf-hub:someone/net", "timm:NAME --weights FILE"),
+        ("timm:hf-hub:someone/net", "timm:NAME `weights=FILE`"),
         ("runs/nowhere", "no file or folder at runs/nowhere"),
         ("weights.safetensors", "no file or folder at weights.safetensors"),
     ],
 )
 def test_what_is_mistyped_is_answered_from_the_right_list(typed: str, hint: str) -> None:
     with pytest.raises(ModelError) as raised:
-        networks.resolve(typed)
+        models.resolve(typed)
     assert hint in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_path_given_as_a_name_is_told_how_to_write_it(tmp_path) -> None:
     with pytest.raises(ModelError, match=f"file:{tmp_path}"):
-        networks.resolve(str(tmp_path))
+        models.resolve(str(tmp_path))
 
 
 def test_every_listed_name_resolves() -> None:
     listed = network_names()
     assert {"resnet18", "cnn_tiny", "resnext101"} <= set(listed)
-    assert all(networks.resolve(name) for name in listed)
+    assert all(models.resolve(name) for name in listed)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_every_listed_name_resolves() -> None:
     ],
 )
 def test_small_networks_have_their_promised_size(name: str, least: int, most: int) -> None:
-    assert least <= networks.parameter_count(networks.build(name, 10)) <= most
+    assert least <= models.parameter_count(models.build(name, 10)) <= most
 
 
 @pytest.mark.parametrize("name", network_names("small"))
 @pytest.mark.parametrize("side", [8, 20, 32])
 def test_small_networks_run_at_any_size_and_learn(name: str, side: int) -> None:
-    network = networks.build(name, 7)
+    network = models.build(name, 7)
     answer = network(torch.randn(2, 3, side, side))
     assert answer.shape == (2, 7)
     answer.square().sum().backward()
@@ -124,11 +124,11 @@ def test_small_networks_run_at_any_size_and_learn(name: str, side: int) -> None:
 @pytest.mark.parametrize("name", ["cnn_small", "resnet18", "timm:resnet18", "regnet_y_400mf"])
 def test_equal_seeds_give_equal_networks_and_leave_the_global_generator_alone(name: str) -> None:
     before = torch.random.get_rng_state()
-    one, same, other = (networks.digest(networks.build(name, 5, seed=seed).state_dict()) for seed in (1, 1, 2))
+    one, same, other = (models.digest(models.build(name, 5, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert one == same != other
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(123)
-    assert networks.digest(networks.build(name, 5, seed=1).state_dict()) == one
+    assert models.digest(models.build(name, 5, seed=1).state_dict()) == one
 
 
 @pytest.mark.parametrize(
@@ -136,52 +136,52 @@ def test_equal_seeds_give_equal_networks_and_leave_the_global_generator_alone(na
     ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "vit_b_32", "regnet_y_400mf", "googlenet", "timm:levit_128"],
 )
 def test_the_class_count_is_read_from_the_head(name: str) -> None:
-    heads = networks.head_tensors(name)
+    heads = models.head_tensors(name)
     assert heads
     state = {head: torch.zeros(37, 4) for head in heads}
-    assert networks.head_classes(name, state, "w.pt") == 37
+    assert models.head_classes(name, state, "w.pt") == 37
 
 
 def test_a_state_without_the_head_is_refused_by_name() -> None:
     with pytest.raises(
         ModelError, match=r"w\.pt does not fit torchvision:resnet18: it has no fc\.weight.*first.*stem\.1"
     ):
-        networks.head_classes("resnet18", {"stem.1": torch.zeros(3)}, "w.pt")
+        models.head_classes("resnet18", {"stem.1": torch.zeros(3)}, "w.pt")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", network_names("torchvision"))
 def test_every_torchvision_network_has_a_head_and_preprocessing(name: str) -> None:
-    assert set(networks.head_tensors(name).values()) == {0}
-    default = networks.default_weights(name)
+    assert set(models.head_tensors(name).values()) == {0}
+    default = models.published_weights(name)
     assert default is not None and default.classes == len(default.class_names) == 1000
-    assert networks.preprocessing(name).size >= 224
+    assert models.preprocessing(name).size >= 224
 
 
 def test_networks_tied_to_a_size_are_made_for_the_size_asked_for() -> None:
-    network = networks.build("vit_b_32", 3, size=64).eval()
+    network = models.build("vit_b_32", 3, size=64).eval()
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 3)
     with pytest.raises(ModelError, match="vit_b_32 cannot be built for 65x65"):
-        networks.build("vit_b_32", 3, size=65)
+        models.build("vit_b_32", 3, size=65)
 
 
 def test_inceptions_answer_with_a_tensor_in_training_too() -> None:
-    assert networks.build("googlenet", 3).train()(torch.randn(2, 3, 64, 64)).shape == (2, 3)
+    assert models.build("googlenet", 3).train()(torch.randn(2, 3, 64, 64)).shape == (2, 3)
 
 
 def test_licences_are_told_where_known() -> None:
-    assert "SWAG" in str(networks.default_weights("vit_h_14").licence)
-    assert networks.default_weights("timm:convnextv2_atto.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
-    assert networks.default_weights("cnn_tiny") is None
+    assert "SWAG" in str(models.published_weights("vit_h_14").licence)
+    assert models.published_weights("timm:convnextv2_atto.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
+    assert models.published_weights("cnn_tiny") is None
 
 
 @pytest.mark.parametrize(
     ("text", "seed"), [(None, None), ("default", None), ("w.pt", None), ("random", 0), ("random:7", 7)]
 )
 def test_random_weights_name_their_seed(text: str | None, seed: int | None) -> None:
-    assert networks.random_seed(text) == seed
+    assert models.random_seed(text) == seed
 
 
 def test_a_seed_that_is_no_number_is_refused() -> None:
     with pytest.raises(ModelError, match="random:x"):
-        networks.random_seed("random:x")
+        models.random_seed("random:x")

@@ -16,12 +16,11 @@ import pytest
 import torch
 from torch import nn
 
+from softlabels import models
 from softlabels.errors import ModelError
-from softlabels.models import networks
-from softlabels.models.networks import Description, Preprocessing
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import Description, Preprocessing, teacher_spec
 
-RAW, AVERAGE = (networks.build("cnn_tiny", 10, seed=seed).state_dict() for seed in (1, 2))
+RAW, AVERAGE = (models.build("cnn_tiny", 10, seed=seed).state_dict() for seed in (1, 2))
 
 
 def below(prefix: str, state: dict) -> dict:
@@ -30,7 +29,7 @@ def below(prefix: str, state: dict) -> dict:
 
 def read(weights: str) -> str:
     """Digest of the network that these weights make of cnn_tiny."""
-    return networks.digest(networks.built(networks.trained("cnn_tiny", weights)).state_dict())
+    return models.digest(models.load_pretrained("cnn_tiny", weights).build().state_dict())
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +71,7 @@ ONE = {
 @pytest.mark.parametrize("what", ONE)
 def test_the_only_weights_of_a_checkpoint_are_found_whatever_lies_around_them(what: str) -> None:
     torch.save(ONE[what], "c.pth")
-    assert read("c.pth") == networks.digest(AVERAGE)
+    assert read("c.pth") == models.digest(AVERAGE)
 
 
 SEVERAL = {
@@ -101,20 +100,20 @@ def test_of_several_weights_none_is_chosen_and_each_can_be(what: str) -> None:
     with pytest.raises(ModelError, match=r"several weights: .*`weights=c\.pth:") as raised:
         read("c.pth")
     assert key.split(".")[0] in str(raised.value) and "\n" not in str(raised.value)
-    assert read(f"c.pth:{key}") == networks.digest(AVERAGE)
+    assert read(f"c.pth:{key}") == models.digest(AVERAGE)
     with pytest.raises(ModelError, match="no weights of small:cnn_tiny at 'nowhere'"):
         read("c.pth:nowhere")
 
 
 def test_a_checkpoint_that_is_its_own_key_is_chosen_by_a_dot() -> None:
     torch.save({**RAW, **below("teacher.", AVERAGE)}, "c.pth")
-    assert read("c.pth:.") == networks.digest(RAW)
+    assert read("c.pth:.") == models.digest(RAW)
 
 
 def test_a_teacher_says_which_weights_it_took_and_is_found_again_by_it() -> None:
     torch.save({"state_dict_ema": AVERAGE}, "c.pth")
     teacher = teacher_spec("cnn_tiny", "c.pth").open()
-    assert teacher.spec["weights"] == "c.pth:state_dict_ema" and teacher.weights_sha256 == networks.digest(AVERAGE)
+    assert teacher.spec["weights"] == "c.pth:state_dict_ema" and teacher.weights_sha256 == models.digest(AVERAGE)
     assert teacher_spec(teacher.spec).open().weights_sha256 == teacher.weights_sha256
     torch.save({"model": RAW, "model_ema": AVERAGE}, "d.pth")
     assert teacher_spec("cnn_tiny", "d.pth:model").open().spec["weights"] == "d.pth:model"
@@ -128,17 +127,17 @@ def test_a_network_with_parts_called_as_wrappers_are_is_loaded_by_its_own_names(
 
     one, other = Odd(), Odd()
     torch.save({"state_dict": {f"net.{name}": tensor for name, tensor in one.state_dict().items()}}, "odd.pth")
-    networks.fitted(other, "odd.pth", "odd")
-    assert networks.digest(other.state_dict()) == networks.digest(one.state_dict())
+    models.load_weights(other, "odd.pth", "odd")
+    assert models.digest(other.state_dict()) == models.digest(one.state_dict())
 
 
 def test_a_head_that_stands_in_a_module_of_its_own_is_found() -> None:
-    state = networks.build("resnet18", 10).state_dict()
+    state = models.build("resnet18", 10).state_dict()
     body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     head = {f"head.{name}": tensor for name, tensor in state.items() if name.startswith("fc.")}
     torch.save({"state_dict": {**below("backbone.", body), **head}, "meta": {}}, "mm.pth")
-    weights = networks.trained("resnet18", "mm.pth")
-    assert weights.classes == 10 and networks.digest(networks.built(weights).state_dict()) == networks.digest(state)
+    weights = models.load_pretrained("resnet18", "mm.pth")
+    assert weights.classes == 10 and models.digest(weights.build().state_dict()) == models.digest(state)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +156,12 @@ def test_a_head_that_stands_in_a_module_of_its_own_is_found() -> None:
 def test_a_file_of_another_kind_is_called_by_its_kind(name: str, content: bytes, said: str) -> None:
     Path(name).write_bytes(content)
     with pytest.raises(ModelError, match=said) as raised:
-        networks.read_weights(name)
+        models.read_weights(name)
     assert name in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_programs_and_archives_are_called_by_their_kind() -> None:
-    network = networks.build("cnn_tiny", 10).eval()
+    network = models.build("cnn_tiny", 10).eval()
     torch.jit.trace(network, torch.zeros(1, 3, 8, 8)).save("script.pt")
     torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 8, 8),)), "program.pt2")
     np.savez("arrays.npz", a=np.ones(3))
@@ -174,31 +173,31 @@ def test_programs_and_archives_are_called_by_their_kind() -> None:
         "whole.pt": "whole pickled network",
     }.items():
         with pytest.raises(ModelError, match=said) as raised:
-            networks.read_weights(name)
+            models.read_weights(name)
         assert "\n" not in str(raised.value)
 
 
 def test_a_small_file_cannot_ask_for_the_largest_network() -> None:
     giant = "timm:eva02_enormous_patch14_clip_224"
     told = Description(architecture=giant, classes=10, preprocessing=Preprocessing(size=224))
-    networks.write_weights(Path("names.safetensors"), RAW, told.to_metadata())
-    heads = networks.head_tensors(giant)
+    models.write_weights(Path("names.safetensors"), RAW, told.to_metadata())
+    heads = models.head_tensors(giant)
     shapes = {
         name: torch.zeros([10 if heads.get(name) == place else 1 for place in range(tensor.ndim)])
-        for name, tensor in networks.layout(networks.resolve(giant), 10, 224).items()
+        for name, tensor in models.layout(models.resolve(giant), 10, 224).items()
     }
-    networks.write_weights(Path("shapes.safetensors"), shapes, told.to_metadata())
+    models.write_weights(Path("shapes.safetensors"), shapes, told.to_metadata())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for name in ("names", "shapes"):
         with pytest.raises(ModelError, match=f"{name}.safetensors does not fit {giant}"):
-            networks.built(networks.trained_file(f"{name}.safetensors"))
+            models.load_file(f"{name}.safetensors").build()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
 
 
 def test_a_tensor_that_repeats_a_few_bytes_is_refused() -> None:
     torch.save({**RAW, "head.weight": torch.zeros(1).expand(1 << 30, 32)}, "w.pt")
     with pytest.raises(ModelError, match="larger than the file"):
-        networks.read_weights("w.pt")
+        models.read_weights("w.pt")
 
 
 def test_a_student_starts_from_a_key_and_says_so(
@@ -214,9 +213,11 @@ def test_a_student_starts_from_a_key_and_says_so(
 
 
 def test_a_head_that_starts_anew_starts_near_zero() -> None:
-    state = networks.build("timm:tf_efficientnet_lite0", 1000, size=64).state_dict()
+    state = models.build("timm:tf_efficientnet_lite0", 1000, size=64).state_dict()
     torch.save(state, "w.pt")
-    network = networks.started(networks.trained("timm:tf_efficientnet_lite0", "w.pt"), 2, seed=0, size=64).eval()
+    network = (
+        models.load_pretrained("timm:tf_efficientnet_lite0", "w.pt").build_for_finetuning(2, seed=0, size=64).eval()
+    )
     with torch.no_grad():
         features = network.forward_head(network.forward_features(torch.randn(4, 3, 64, 64)), pre_logits=True)
     assert network.classifier.bias.abs().max() == 0

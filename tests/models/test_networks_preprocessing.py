@@ -14,25 +14,24 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 from worlds import picture
 
+from softlabels import models
 from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.views import image_spec
-from softlabels.models import networks
-from softlabels.models.networks import Preprocessing
-from softlabels.models.students import student_spec
+from softlabels.models import Preprocessing, student_spec
 from softlabels.views import RECIPES
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext101", "mobilenetv3", "vit_h_14", "efficientnet_v2_l"])
 def test_torchvision_networks_want_what_their_default_weights_transforms_do(name: str) -> None:
-    preset = torchvision.models.get_model_weights(networks.resolve(name).name).DEFAULT.transforms()
-    wanted = networks.preprocessing(name)
+    preset = torchvision.models.get_model_weights(models.resolve(name).architecture).DEFAULT.transforms()
+    wanted = models.preprocessing(name)
     assert [wanted.size] == preset.crop_size and [wanted.resize] == preset.resize_size
     assert list(wanted.mean) == list(preset.mean) and list(wanted.std) == list(preset.std)
     assert wanted.interpolation == preset.interpolation.value
 
 
 def test_the_numbers_of_resnext101_are_those_of_its_second_weights() -> None:
-    wanted = networks.preprocessing("resnext101")
+    wanted = models.preprocessing("resnext101")
     assert (wanted.size, wanted.resize, wanted.interpolation) == (224, 232, "bilinear")
 
 
@@ -50,7 +49,7 @@ TIMM = (
 @pytest.mark.parametrize("name", TIMM)
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (700, 300)])
 def test_clean_views_of_timms_networks_are_those_of_timms_validation(name: str, height: int, width: int) -> None:
-    wanted = networks.preprocessing(f"timm:{name}")
+    wanted = models.preprocessing(f"timm:{name}")
     configuration = timm.get_pretrained_cfg(name).to_dict()
     config = timm.data.resolve_data_config(pretrained_cfg=configuration, use_test_size=True)
     theirs = timm.data.create_transform(**config, is_training=False, normalize=False)
@@ -66,14 +65,14 @@ def test_clean_views_of_timms_networks_are_those_of_timms_validation(name: str, 
 
 
 def test_timms_networks_are_trained_at_the_size_of_their_training() -> None:
-    evaluated, trained = (networks.preprocessing("timm:resnet18.a1_in1k", training=each) for each in (False, True))
+    evaluated, trained = (models.preprocessing("timm:resnet18.a1_in1k", training=each) for each in (False, True))
     assert (evaluated.size, evaluated.resize, evaluated.interpolation) == (288, 288, "bicubic")
     assert (trained.size, trained.resize, trained.interpolation) == (224, 235, "bicubic")
     assert student_spec("timm:resnet18.a1_in1k").preprocessing == trained
 
 
 def test_the_usual_crop_is_left_out_of_what_is_written_so_that_older_cards_stay_equal() -> None:
-    assert "crop" not in networks.preprocessing("resnet18").model_dump(mode="json")
+    assert "crop" not in models.preprocessing("resnet18").model_dump(mode="json")
     squashed = Preprocessing(crop="squash")
     assert squashed.model_dump()["crop"] == "squash" and Preprocessing(**squashed.model_dump()) == squashed
 
@@ -84,7 +83,7 @@ def test_normalise_equals_torchvisions_presets_bit_for_bit(channels_last: bool) 
     pictures = torch.randint(0, 256, (2, 3, 256, 256), dtype=torch.uint8)
     crop = pictures[:, :, 16:240, 16:240]
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    own = networks.preprocessing("resnet18").normalise(crop.contiguous(memory_format=memory))
+    own = models.preprocessing("resnet18").normalise(crop.contiguous(memory_format=memory))
     assert own.dtype == torch.float32 and own.is_contiguous(memory_format=memory)
     assert torch.equal(own, preset(pictures))
 
@@ -92,7 +91,7 @@ def test_normalise_equals_torchvisions_presets_bit_for_bit(channels_last: bool) 
 def test_normalise_equals_torchvisions_second_transforms() -> None:
     pictures = torch.randint(0, 256, (3, 3, 9, 7), dtype=torch.uint8)
     scale = v2.ToDtype(torch.float32, scale=True)
-    theirs = v2.Normalize(networks.IMAGENET_MEAN, networks.IMAGENET_STD)(scale(pictures))
+    theirs = v2.Normalize(models.IMAGENET_MEAN, models.IMAGENET_STD)(scale(pictures))
     torch.testing.assert_close(Preprocessing().normalise(pictures), theirs, rtol=0, atol=1e-6)
 
 
@@ -118,9 +117,9 @@ def test_only_whole_numbers_in_three_channels_are_normalised(wrong: torch.Tensor
 @settings(max_examples=30, deadline=None)
 @given(size=st.integers(8, 600))
 def test_a_new_size_keeps_the_ratio_of_crop_and_picture(size: int) -> None:
-    changed = networks.preprocessing("resnet18").changed("student", size=size)
+    changed = models.preprocessing("resnet18").changed("student", size=size)
     assert changed.size == size and changed.resize == round(size * 256 / 224)
-    assert networks.preprocessing("cnn_tiny").changed("student", size=size).resize is None
+    assert models.preprocessing("cnn_tiny").changed("student", size=size).resize is None
 
 
 def test_contradictory_settings_are_refused_in_one_line() -> None:

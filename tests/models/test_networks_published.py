@@ -12,9 +12,9 @@ import pytest
 import torch
 import torchvision
 
+from softlabels import models
 from softlabels.errors import ModelError
-from softlabels.models import networks
-from softlabels.models.teachers import teacher_spec
+from softlabels.models import teacher_spec
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cache(state: dict, network: str) -> None:
     """Put `state` where the published weights of `network` would be."""
-    default = networks.default_weights(network)
+    default = models.published_weights(network)
     assert default is not None
     default.file.parent.mkdir(parents=True)
     torch.save(state, default.file)
@@ -48,35 +48,35 @@ def cache(state: dict, network: str) -> None:
 def test_cached_published_weights_are_used_with_all_that_is_known_of_them() -> None:
     network = torchvision.models.mobilenet_v3_small()
     cache(network.state_dict(), "mobilenet_v3_small")
-    weights = networks.trained("mobilenet_v3_small", None)
+    weights = models.load_pretrained("mobilenet_v3_small", None)
     assert weights.where == "MobileNet_V3_Small_Weights.IMAGENET1K_V1"
     assert weights.classes == 1000 and weights.class_names[0] == "tench"
-    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(network.state_dict())
+    assert models.digest(weights.build().state_dict()) == models.digest(network.state_dict())
 
 
 @pytest.mark.usefixtures("torch_home", "offline")
 @pytest.mark.parametrize("typed", ["IMAGENET1K_V1", "ResNet50_Weights.IMAGENET1K_V1"])
 def test_torchvisions_weights_are_taken_by_their_names_with_their_own_preprocessing(typed: str) -> None:
     network = torchvision.models.resnet50()
-    published = networks.published_weights("resnet50", typed)
+    published = models.published_weights("resnet50", typed)
     assert published is not None and published.preprocessing.resize == 256
     published.file.parent.mkdir(parents=True)
     torch.save(network.state_dict(), published.file)
-    weights = networks.trained("resnet50", typed)
+    weights = models.load_pretrained("resnet50", typed)
     assert weights.where == "ResNet50_Weights.IMAGENET1K_V1" and weights.preprocessing.resize == 256
-    assert networks.preprocessing("resnet50").resize == 232  # of the second weights
+    assert models.preprocessing("resnet50").resize == 232  # of the second weights
     teacher = teacher_spec("resnet50", typed).open()
-    assert teacher.weights_sha256 == networks.digest(network.state_dict()) and teacher.preprocessing.resize == 256
+    assert teacher.weights_sha256 == models.digest(network.state_dict()) and teacher.preprocessing.resize == 256
     with pytest.raises(ModelError, match=r"no file of weights at IMAGENET1K_V9.*IMAGENET1K_V1, IMAGENET1K_V2"):
-        networks.trained("resnet50", "IMAGENET1K_V9")
+        models.load_pretrained("resnet50", "IMAGENET1K_V9")
 
 
 def test_a_copy_of_published_weights_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(torchvision.models.resnet50().state_dict(), tmp_path / "mine.pth")
-    assert networks.trained("resnet50", str(tmp_path / "mine.pth")).preprocessing.resize == 232
+    assert models.load_pretrained("resnet50", str(tmp_path / "mine.pth")).preprocessing.resize == 232
     # The digits of the file that torchvision publishes as the first weights.
-    monkeypatch.setattr("softlabels.models.networks._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
-    weights = networks.trained("resnet50", str(tmp_path / "mine.pth"))
+    monkeypatch.setattr("softlabels.models._torchvision.file_sha256", lambda _: "0676ba61" + "0" * 56)
+    weights = models.load_pretrained("resnet50", str(tmp_path / "mine.pth"))
     assert weights.preprocessing.resize == 256 and weights.class_names[0] == "tench"
 
 
@@ -90,15 +90,15 @@ def test_published_densenets_are_read_under_their_old_names() -> None:
         for name, tensor in network.state_dict().items()
     }
     cache(renamed, "densenet121")
-    weights = networks.trained("densenet121", "default")
-    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(network.state_dict())
+    weights = models.load_pretrained("densenet121", "default")
+    assert models.digest(weights.build().state_dict()) == models.digest(network.state_dict())
 
 
 @pytest.mark.usefixtures("torch_home")
 def test_published_inceptions_give_the_logits_torchvision_gives() -> None:
     theirs = torchvision.models.googlenet(init_weights=False, transform_input=True).eval()
     cache(theirs.state_dict(), "googlenet")
-    ours = networks.built(networks.trained("googlenet", None)).eval()
+    ours = models.load_pretrained("googlenet", None).build().eval()
     pictures = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(ours(pictures), theirs(pictures))
@@ -108,9 +108,9 @@ def test_published_inceptions_give_the_logits_torchvision_gives() -> None:
 def test_without_a_network_one_line_names_weights_file_and_option(torch_home: Path) -> None:
     began = time.monotonic()
     with pytest.raises(ModelError) as raised:
-        networks.trained("resnet18", None)
+        models.load_pretrained("resnet18", None)
     line = str(raised.value)
-    assert "ResNet18_Weights.IMAGENET1K_V1" in line and "--weights FILE" in line and "\n" not in line
+    assert "ResNet18_Weights.IMAGENET1K_V1" in line and "`weights=FILE`" in line and "\n" not in line
     assert str(torch_home / "hub" / "checkpoints" / "resnet18-f37072fd.pth") in line
     assert "Name or service not known" in line
     assert time.monotonic() - began < 5
@@ -123,23 +123,23 @@ def test_without_a_network_timm_is_refused_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     began = time.monotonic()
     with pytest.raises(ModelError, match=r"timm/resnet18\.a1_in1k.*download https://.*`weights=FILE`"):
-        networks.trained("timm:resnet18", None)
+        models.load_pretrained("timm:resnet18", None)
     assert time.monotonic() - began < 5
 
 
 @pytest.mark.usefixtures("torch_home")
 def test_a_damaged_cached_file_is_named() -> None:
-    default = networks.default_weights("resnet18")
+    default = models.published_weights("resnet18")
     assert default is not None
     default.file.parent.mkdir(parents=True)
     default.file.write_bytes(b"half")
     with pytest.raises(ModelError, match=r"resnet18-f37072fd\.pth"):
-        networks.trained("resnet18", None)
+        models.load_pretrained("resnet18", None)
 
 
 def test_small_networks_have_no_published_weights() -> None:
     with pytest.raises(ModelError, match=r"small:cnn_tiny has no published weights.*`weights=FILE`"):
-        networks.trained("cnn_tiny", None)
+        models.load_pretrained("cnn_tiny", None)
 
 
 def test_a_file_of_weights_under_their_authors_names_is_read_as_timm_reads_it(tmp_path: Path) -> None:
@@ -164,5 +164,5 @@ def test_a_file_of_weights_under_their_authors_names_is_read_as_timm_reads_it(tm
         return name
 
     save_file({renamed(name): tensor.contiguous() for name, tensor in state.items()}, tmp_path / "theirs.safetensors")
-    weights = networks.trained("timm:convnext_atto", str(tmp_path / "theirs.safetensors"))
-    assert networks.digest(networks.built(weights).state_dict()) == networks.digest(state)
+    weights = models.load_pretrained("timm:convnext_atto", str(tmp_path / "theirs.safetensors"))
+    assert models.digest(weights.build().state_dict()) == models.digest(state)

@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from softlabels import models
 from softlabels.errors import ConfigError, ModelError
-from softlabels.models import networks
-from softlabels.models.networks import Description, Preprocessing
-from softlabels.models.students import STUDENTS, student_spec
+from softlabels.models import STUDENTS, Description, Preprocessing, student_spec
 
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     """Weights of cnn_tiny for five classes of 8x8 pictures."""
     told = Description(architecture="small:cnn_tiny", classes=5, preprocessing=Preprocessing(size=8))
-    state = networks.build("cnn_tiny", 5, seed=11).state_dict()
-    networks.write_weights(tmp_path / "best.safetensors", state, told.to_metadata())
+    state = models.build("cnn_tiny", 5, seed=11).state_dict()
+    models.write_weights(tmp_path / "best.safetensors", state, told.to_metadata())
     return tmp_path / "best.safetensors"
 
 
@@ -35,7 +34,7 @@ def weights(tmp_path: Path) -> Path:
 )
 def test_a_name_says_which_student(typed: str, resolved: str, slug: str) -> None:
     part = student_spec(typed, size=48)
-    assert (part.resolved, part.slug) == (resolved, slug)
+    assert (part.resolved, part.short_name) == (resolved, slug)
     assert STUDENTS.make(json.loads(json.dumps(part.model_dump(mode="json")))) == part
 
 
@@ -49,7 +48,7 @@ def test_an_unknown_student_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize("name", ["cnn_tiny", "resnet8_cifar", "mobilenet_v3_small", "timm:resnet18"])
 def test_a_student_is_its_seed_and_learns(name: str) -> None:
     part = student_spec(name)
-    one, same, other = (networks.digest(part.build(4, seed=seed).state_dict()) for seed in (1, 1, 2))
+    one, same, other = (models.digest(part.build(4, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert one == same != other
     network = part.build(4, seed=1)
     assert network.training and all(parameter.requires_grad for parameter in network.parameters())
@@ -58,12 +57,12 @@ def test_a_student_is_its_seed_and_learns(name: str) -> None:
 
 def test_the_size_can_be_chosen() -> None:
     assert student_spec("mobilenetv3", size=96).preprocessing.size == 96
-    assert student_spec("mobilenetv3").preprocessing == networks.preprocessing("mobilenetv3")
+    assert student_spec("mobilenetv3").preprocessing == models.preprocessing("mobilenetv3")
 
 
 def test_weights_of_the_same_class_count_are_kept_whole(weights: Path) -> None:
     part = student_spec("cnn_tiny", str(weights))
-    assert networks.digest(part.build(5, seed=0).state_dict()) == networks.read_weights(weights).sha256
+    assert models.digest(part.build(5, seed=0).state_dict()) == models.read_weights(weights).sha256
     assert part.preprocessing.size == 8
 
 
@@ -72,7 +71,7 @@ def test_weights_of_another_class_count_give_all_but_the_head_and_it_is_said(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         state = student_spec("cnn_tiny", str(weights)).build(3, seed=0).state_dict()
-    held = networks.read_weights(weights).state
+    held = models.read_weights(weights).state
     assert all(torch.equal(state[name], held[name]) for name in held if not name.startswith("head."))
     assert state["head.weight"].shape[0] == 3
     assert "has 5 classes, student cnn_tiny 3: its head starts anew" in caplog.text
@@ -82,10 +81,10 @@ def test_weights_of_another_class_count_give_all_but_the_head_and_it_is_said(
 def test_written_weights_are_a_teacher_by_their_path_alone(tmp_path: Path, name: str) -> None:
     part = student_spec(name, size=40)
     network = part.build(3, seed=2)
-    networks.write_weights(tmp_path / "best.safetensors", network.state_dict(), part.metadata(3, ("x", "y", "z")))
-    loaded = networks.trained_file(tmp_path)
+    models.write_weights(tmp_path / "best.safetensors", network.state_dict(), part.metadata(3, ("x", "y", "z")))
+    loaded = models.load_file(tmp_path)
     assert (loaded.classes, loaded.class_names, loaded.preprocessing) == (3, ("x", "y", "z"), part.preprocessing)
-    assert networks.digest(networks.built(loaded).state_dict()) == networks.digest(network.state_dict())
+    assert models.digest(loaded.build().state_dict()) == models.digest(network.state_dict())
 
 
 def test_a_function_gets_the_class_count_and_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +95,7 @@ def test_a_function_gets_the_class_count_and_a_seed(tmp_path: Path, monkeypatch:
     )
     part = student_spec("students_a:make")
     assert part.preprocessing.size == 4
-    one, same, other = (networks.digest(part.build(6, seed=seed).state_dict()) for seed in (1, 1, 2))
+    one, same, other = (models.digest(part.build(6, seed=seed).state_dict()) for seed in (1, 1, 2))
     assert one == same != other
     network = part.build(6, seed=1)
     assert network(torch.randn(2, 3, 4, 4)).shape == (2, 6)

@@ -189,12 +189,12 @@ def test_a_teacher_of_any_make_answers_or_is_refused_in_a_line(
 
 
 def test_the_trial_changes_neither_statistics_nor_gradients_nor_chance() -> None:
-    from softlabels.models import networks
+    from softlabels import models
 
-    network, wanted = networks.from_function("own_networks:normed", 10)
+    network, wanted = models.from_function("own_networks:normed", 10)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     chance = torch.random.get_rng_state()
-    networks.try_learning(network, wanted, 10, torch.device("cpu"), "student")
+    models.try_learning(network, wanted, 10, torch.device("cpu"), "student")
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters()) and network.training
     assert torch.equal(chance, torch.random.get_rng_state())
@@ -207,11 +207,11 @@ def test_a_score_speaks_of_a_student_and_not_of_a_teacher(here: Path, softlabels
 
 
 def test_extra_states_come_back_from_the_file() -> None:
-    from softlabels.models import networks
+    from softlabels import models
 
     learn("extra", "run")
-    assert json.loads(networks.read_weights("run").metadata["extra_states"]) == {"_extra_state": {"version": 1}}
-    network, _ = networks.from_function("own_networks:extra", 10)
+    assert json.loads(models.read_weights("run").metadata["extra_states"]) == {"_extra_state": {"version": 1}}
+    network, _ = models.from_function("own_networks:extra", 10)
     network.state = None
-    networks.fitted(network, "run", "function:own_networks:extra")
+    models.load_weights(network, "run", "function:own_networks:extra")
     assert network.state == {"version": 1}

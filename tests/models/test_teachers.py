@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from softlabels import models
 from softlabels.errors import ConfigError, ModelError
-from softlabels.models import networks
-from softlabels.models.networks import Description, Preprocessing
-from softlabels.models.teachers import TEACHERS, teacher_spec
+from softlabels.models import TEACHERS, Description, Preprocessing, teacher_spec
 
 
 def pictures(count: int = 5, side: int = 16) -> Tensor:
@@ -23,7 +22,7 @@ def pictures(count: int = 5, side: int = 16) -> Tensor:
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a run that trained cnn_small for 8x8 pictures of three classes, with telling BatchNorms."""
-    network = networks.build("cnn_small", 3, seed=1)
+    network = models.build("cnn_small", 3, seed=1)
     with torch.no_grad():
         network.train()(torch.randn(32, 3, 8, 8) * 3 + 1)
     told = Description(
@@ -32,7 +31,7 @@ def run(tmp_path: Path) -> Path:
         class_names=("a", "b", "c"),
         preprocessing=Preprocessing(size=8, mean=(0.4, 0.5, 0.6)),
     )
-    networks.write_weights(tmp_path / "teacher" / "best.safetensors", network.state_dict(), told.to_metadata())
+    models.write_weights(tmp_path / "teacher" / "best.safetensors", network.state_dict(), told.to_metadata())
     return tmp_path / "teacher"
 
 
@@ -67,14 +66,14 @@ def module(folder: Path, name: str, body: str) -> None:
 )
 def test_a_name_says_kind_folder_and_network(typed: str, kind: str, slug: str, resolved: str) -> None:
     part = teacher_spec(typed)
-    assert (part.kind, part.slug, part.resolved) == (kind, slug, resolved)
+    assert (part.kind, part.short_name, part.resolved) == (kind, slug, resolved)
 
 
 @pytest.mark.parametrize("typed", ["resnet18", "resnext101", "cnn_small", "timm:resnet18", "file:a/b.pt", "json:loads"])
 def test_a_part_is_the_same_after_json(typed: str) -> None:
     part = teacher_spec(typed, size=96, mean=(0.1, 0.2, 0.3), name="mine")
     again = TEACHERS.make(json.loads(json.dumps(part.model_dump(mode="json"))))
-    assert again == part and again.slug == "mine" and teacher_spec(part) == part
+    assert again == part and again.short_name == "mine" and teacher_spec(part) == part
 
 
 @pytest.mark.parametrize(
@@ -115,7 +114,7 @@ def test_a_run_folder_is_all_a_teacher_needs(run: Path) -> None:
         teacher = teacher_spec(f"file:{path}").open(classes=3)
         assert (teacher.name, teacher.classes, teacher.class_names) == ("teacher", 3, ("a", "b", "c"))
         assert teacher.preprocessing == Preprocessing(size=8, mean=(0.4, 0.5, 0.6))
-        assert teacher.weights_sha256 == networks.read_weights(run).sha256
+        assert teacher.weights_sha256 == models.read_weights(run).sha256
 
 
 def test_a_described_file_brings_its_preprocessing_unless_it_is_overridden(run: Path) -> None:
@@ -126,11 +125,11 @@ def test_a_described_file_brings_its_preprocessing_unless_it_is_overridden(run: 
 
 
 def test_a_plain_file_has_the_preprocessing_of_the_published_weights(tmp_path: Path) -> None:
-    network = networks.build("resnet18", 4, seed=5)
+    network = models.build("resnet18", 4, seed=5)
     torch.save({"state_dict": {f"module.{n}": t for n, t in network.state_dict().items()}}, tmp_path / "w.pt")
     teacher = teacher_spec("resnet18", str(tmp_path / "w.pt")).open(classes=4)
-    assert teacher.classes == 4 and teacher.preprocessing == networks.preprocessing("resnet18")
-    assert teacher.weights_sha256 == networks.digest(network.state_dict())
+    assert teacher.classes == 4 and teacher.preprocessing == models.preprocessing("resnet18")
+    assert teacher.weights_sha256 == models.digest(network.state_dict())
     shrunk = teacher_spec("resnet18", str(tmp_path / "w.pt"), size=64).open()
     assert (shrunk.preprocessing.size, shrunk.preprocessing.resize) == (64, 73)
     network.eval()
@@ -157,7 +156,7 @@ def test_other_class_counts_are_refused_with_both(run: Path) -> None:
 
 
 def test_a_file_without_description_is_told_how_to_be_used(tmp_path: Path) -> None:
-    torch.save(networks.build("cnn_tiny", 3).state_dict(), tmp_path / "w.pt")
+    torch.save(models.build("cnn_tiny", 3).state_dict(), tmp_path / "w.pt")
     with pytest.raises(ModelError, match="does not say its architecture"):
         teacher_spec(f"file:{tmp_path / 'w.pt'}").open()
 
@@ -178,11 +177,11 @@ def test_an_unknown_precision_is_refused() -> None:
 
 def test_logits_leave_batchnorm_as_it_was_and_dropout_off_even_in_train_mode(run: Path) -> None:
     teacher = teacher_spec(f"file:{run}").open()
-    before = networks.digest(teacher.network.state_dict())
+    before = models.digest(teacher.network.state_dict())
     first = teacher.logits(pictures(side=8))
     teacher.network.train()
     assert torch.equal(teacher.logits(pictures(side=8)), first)
-    assert networks.digest(teacher.network.state_dict()) == before == teacher.weights_sha256
+    assert models.digest(teacher.network.state_dict()) == before == teacher.weights_sha256
 
 
 def test_logits_of_a_picture_do_not_depend_on_its_neighbours(run: Path) -> None:
@@ -234,7 +233,7 @@ EXAMPLES = {
 @pytest.mark.parametrize("kind", sorted(TEACHERS.kinds))
 def test_every_kind_keeps_the_promises_of_a_teacher(kind: str, here: Path) -> None:
     told = Description(architecture="small:cnn_tiny", classes=10, preprocessing=Preprocessing(size=8))
-    networks.write_weights(here / "best.safetensors", networks.build("cnn_tiny", 10).state_dict(), told.to_metadata())
+    models.write_weights(here / "best.safetensors", models.build("cnn_tiny", 10).state_dict(), told.to_metadata())
     module(
         here,
         "teachers_every",
@@ -242,7 +241,7 @@ def test_every_kind_keeps_the_promises_of_a_teacher(kind: str, here: Path) -> No
     )
     part = TEACHERS.make({"kind": kind, **EXAMPLES[kind]})
     teacher = part.open("cpu", None, 10)
-    assert teacher.name == part.slug and teacher.spec == json.loads(json.dumps(part.model_dump(mode="json")))
+    assert teacher.name == part.short_name and teacher.spec == json.loads(json.dumps(part.model_dump(mode="json")))
     assert len(teacher.weights_sha256) == 64 and teacher.licence is None
     answer = teacher.logits(pictures(4, teacher.preprocessing.size))
     assert answer.shape == (4, 10) and answer.dtype == torch.float32
@@ -265,7 +264,7 @@ def test_a_function_in_the_current_directory_is_a_teacher(here: Path) -> None:
 
 def test_a_function_may_return_a_network_alone(here: Path) -> None:
     module(here, "teachers_b", f"def make():\n    return {LINEAR}\n")
-    assert teacher_spec("teachers_b:make", size=8).open().preprocessing.mean == networks.IMAGENET_MEAN
+    assert teacher_spec("teachers_b:make", size=8).open().preprocessing.mean == models.IMAGENET_MEAN
     with pytest.raises(ModelError, match="does not run on 224x224 pictures"):
         teacher_spec("teachers_b:make").open()
 
@@ -274,9 +273,32 @@ def test_a_functions_network_takes_weights_from_a_file(here: Path) -> None:
     module(here, "teachers_c", f"def make():\n    return {LINEAR}, dict(size=8)\n")
     state = {"1.weight": torch.ones(4, 192), "1.bias": torch.arange(4.0)}
     torch.save(state, here / "w.pt")
-    assert teacher_spec("teachers_c:make", "w.pt").open().weights_sha256 == networks.digest(state)
+    assert teacher_spec("teachers_c:make", "w.pt").open().weights_sha256 == models.digest(state)
     with pytest.raises(ConfigError, match="comes with its own weights"):
         teacher_spec("teachers_c:make", "random")
+
+
+def test_a_teacher_answers_with_outputs_by_name(here: Path) -> None:
+    module(
+        here,
+        "teachers_named",
+        "class Net(nn.Module):\n    def forward(self, p):\n"
+        "        return dict(features=p.double().flatten(2), logits=p.mean((2, 3)), count=3)\n"
+        "def make():\n    return Net(), dict(size=8)\n",
+    )
+    teacher = teacher_spec("teachers_named:make").open()
+    shown = pictures(side=8)
+    found = teacher.outputs(shown, ("features", "logits"))
+    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3, 64)
+    assert found["features"].dtype == torch.float32 and torch.equal(found["logits"], teacher.logits(shown))
+    assert torch.equal(found["features"].mean(2), found["logits"])
+    assert [*teacher.outputs(shown)] == ["logits"]
+    some = models.chosen(teacher, (2, 0)).outputs(shown, ("features", "logits"))
+    assert torch.equal(some["features"], found["features"]) and torch.equal(some["logits"], found["logits"][:, [2, 0]])
+    with pytest.raises(
+        ModelError, match="teacher teachers_named-make has no output 'featurs'; did you mean 'features'"
+    ):
+        teacher.outputs(shown, ("featurs",))
 
 
 @pytest.mark.parametrize(

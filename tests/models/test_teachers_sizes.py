@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import softlabels
-from softlabels.models.networks import SOURCES, Preprocessing
+from softlabels.models import TEACHERS, Architecture, Preprocessing
 
 NETWORK = "timm:resnet10t.c3_in1k"
 """Trained at 176 and tested at 224 pixels."""
@@ -58,13 +58,14 @@ def test_a_score_is_of_pictures_of_the_tests_size(photos: Path, softlabels_comma
 def test_a_store_is_verified_with_the_preprocessing_that_it_was_made_with(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = SOURCES["timm"].preprocessing
+    timm = TEACHERS.kinds["timm"]
+    own = timm.own_preprocessing
 
-    def former(network: str, **_: bool) -> Preprocessing:
-        return own(network, training=True)
+    def former(self: Architecture, **_: bool) -> Preprocessing:
+        return own(self, training=True)
 
     with monkeypatch.context() as before:
-        before.setattr(SOURCES["timm"], "preprocessing", former)
+        before.setattr(timm, "own_preprocessing", former)
         softlabels.dump(teacher=[NETWORK], data=str(photos), recipe="clean", out=str(tmp_path / "s"), **COMMON)
     assert card(tmp_path / "s")["preprocessing"]["size"] == 176
     assert softlabels.verify(labels=str(tmp_path / "s"), device="cpu", quiet=True).ok

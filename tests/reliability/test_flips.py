@@ -15,7 +15,7 @@ from reliability.ledger import note
 from reliability.operations import CPU, DUMP, TRAIN, flip
 
 import softlabels
-from softlabels.models.networks import digest, read_description, read_weights
+from softlabels.models import digest, read_description, read_weights
 from softlabels.training.checkpoints import load_checkpoint
 
 QUICK, LONG = 12, 400

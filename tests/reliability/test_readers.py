@@ -217,7 +217,7 @@ def test_checkpoints_and_students_of_before_have_no_checksums_and_are_read(photo
 
     from safetensors.torch import load_file, save_file
 
-    from softlabels.models.networks import read_weights
+    from softlabels.models import read_weights
     from softlabels.training.checkpoints import load_checkpoint
 
     out = tmp_path / "run"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from worlds import TINY
 
 import softlabels
-from softlabels.models.networks import build, preprocessing
+from softlabels.models import build, preprocessing
 from softlabels.reporting import run_sweep
 
 SMALL: dict[str, Any] = {**TINY, "epochs": 2, "teachers": ["cnn_small"]}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import softlabels
-from softlabels.models import networks
+from softlabels import models
 from softlabels.training import export as exporting
 
 
@@ -26,13 +26,13 @@ def student(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def answers(run: Path, pictures: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return networks.built(networks.trained_file(run)).eval()(pictures)
+        return models.load_file(run).build().eval()(pictures)
 
 
 def test_a_torch_program_answers_as_the_student_at_any_batch(student: Path, softlabels_command: Callable) -> None:
     done = softlabels_command("export", student)
     assert done.exit_code == 0, done.output
-    size = networks.trained_file(student).preprocessing.size
+    size = models.load_file(student).preprocessing.size
     for batch in (2, 5):
         pictures = torch.randn(batch, 3, size, size)
         program = torch.export.load(student / "student.pt2").module()
@@ -49,7 +49,7 @@ def test_an_onnx_file_answers_as_the_student_at_any_batch(student: Path, tmp_pat
     written = exporting.export(student, "onnx", tmp_path / "s.onnx")
     assert written.difference < 1e-4
     session = runtime.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
-    size = networks.trained_file(student).preprocessing.size
+    size = models.load_file(student).preprocessing.size
     pictures = torch.randn(5, 3, size, size)
     (found,) = session.run(None, {"pictures": pictures.numpy()})
     np.testing.assert_allclose(found, answers(student, pictures).numpy(), atol=1e-4)
@@ -66,7 +66,7 @@ def test_an_int8_file_is_smaller_and_says_how_often_it_agrees(student: Path, sof
     small, full = (student / f"student{suffix}" for suffix in (".int8.onnx", ".onnx"))
     assert small.stat().st_size < 0.6 * full.stat().st_size
     session = runtime.InferenceSession(str(small), providers=["CPUExecutionProvider"])
-    size = networks.trained_file(student).preprocessing.size
+    size = models.load_file(student).preprocessing.size
     pictures = torch.randn(5, 3, size, size)
     (found,) = session.run(None, {"pictures": pictures.numpy()})
     wanted = answers(student, pictures).numpy()

@@ -17,7 +17,7 @@ from softlabels.codecs import CODECS, SparseLogits
 from softlabels.loading.batches import Batch, LabelledPictures
 from softlabels.loading.views import Pictures
 from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
-from softlabels.models.networks import build, preprocessing
+from softlabels.models import build, preprocessing
 from softlabels.training.distributed import ALONE
 from softlabels.training.settings import Settings
 from softlabels.training.state import Learner, Place, parameter_groups

@@ -20,7 +20,7 @@ from timm.layers import BatchNormAct2d
 
 import softlabels
 from softlabels.loading.views import Pictures
-from softlabels.models.networks import build, preprocessing
+from softlabels.models import build, preprocessing
 from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, synced_batch_norm
 from softlabels.training.loop import Order
 from softlabels.training.settings import Settings

@@ -16,8 +16,8 @@ from timm.optim import list_optimizers
 from worlds import TINY, write_pictures
 
 import softlabels
+from softlabels import models
 from softlabels.loading.batches import Batch
-from softlabels.models import networks
 from softlabels.training import state as learning
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.evaluate import Score
@@ -47,7 +47,7 @@ def test_no_teacher_is_loaded(shards: Path, tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("a teacher was opened")
 
-    monkeypatch.setattr("softlabels.models.teachers._network.NetworkTeacher.logits", fail)
+    monkeypatch.setattr("softlabels.models._teacher.NetworkTeacher.logits", fail)
     softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
 
 
@@ -275,9 +275,9 @@ BATCHES = 6
 
 def learner(optimizer: str = "sgd", warmup: int = 0, **settings: Any) -> learning.Learner:
     chosen = Settings(epochs=1, batch_size=8, optimizer=optimizer, **{"lr": 1e-3, **settings})
-    network = networks.build("cnn_tiny", 10, seed=0)
+    network = models.build("cnn_tiny", 10, seed=0)
     return learning.Learner(
-        network, networks.preprocessing("cnn_tiny"), chosen, BATCHES, warmup, learning.Place(torch.device("cpu"))
+        network, models.preprocessing("cnn_tiny"), chosen, BATCHES, warmup, learning.Place(torch.device("cpu"))
     )
 
 

@@ -71,7 +71,7 @@ def test_other_teachers_and_other_views_are_united(photos: Path, tmp_path: Path)
 def test_images_weights_and_formats_may_have_lain_elsewhere(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from softlabels.models.networks import build
+    from softlabels.models import build
 
     parts: list[str] = []
     for number, format in enumerate(FORMATS):

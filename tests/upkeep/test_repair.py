@@ -15,7 +15,7 @@ from moving import all_bytes, dump, flip, killed, shard_bytes
 from worlds import write_pictures
 
 import softlabels
-from softlabels.models.networks import build
+from softlabels.models import build
 
 FORMATS = ("hdf5", "zarr")
 REDUMP = ("repair", "--redump", "--device", "cpu", "--workers", 0, "--batch-size", 8)

@@ -77,7 +77,7 @@ def test_labels_of_other_pixels_are_noticed(store: Path) -> None:
 
 def test_labels_of_pictures_that_an_earlier_version_rendered_on_a_gpu_are_verified(store: Path, tmp_path: Path) -> None:
     """Their digests, with the name of the renderer before them, are compared like any others."""
-    from softlabels.models.teachers import ROUNDING
+    from softlabels.models import ROUNDING
 
     each = softlabels.open_labels(store).of("cnn_tiny")
     plain = softlabels.verify(labels=str(store), quiet=True)
@@ -223,8 +223,7 @@ CODECS = (
 
 def teacher_files(root: Path) -> dict[str, Path]:
     """Teachers of 40 classes: one, one of other weights, and one with a single block of the other's."""
-    from softlabels.models.networks import build, write_weights
-    from softlabels.models.students import student_spec
+    from softlabels.models import build, student_spec, write_weights
 
     networks = {name: build("cnn_tiny", 40, seed=seed).state_dict() for name, seed in (("right", 1), ("other", 2))}
     block = [name for name in networks["right"] if name.startswith("features.3.")]
@@ -299,7 +298,7 @@ def test_what_precision_changes_is_explained_for_every_codec(codec: object, spre
     from softlabels.codecs import CODECS as TABLE
     from softlabels.codecs import nearest_temperature
     from softlabels.loading.checks import divergence
-    from softlabels.models.teachers import ROUNDING
+    from softlabels.models import ROUNDING
     from softlabels.upkeep.verify import explained
 
     part, chance = TABLE.make(codec), torch.Generator().manual_seed(1)

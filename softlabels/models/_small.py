@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from softlabels.models.networks._preprocessing import Preprocessing
-from softlabels.models.networks._source import DefaultWeights, SourceName
+from softlabels.models._architecture import Architecture
+from softlabels.models._preprocessing import Preprocessing
 
 _CIFAR = Preprocessing(size=32, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 _PLAIN = Preprocessing(size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -91,52 +91,18 @@ _NETWORKS: dict[str, tuple[Callable[[int], nn.Module], Preprocessing]] = {
 }
 
 
-class Small:
-    """The networks of this file."""
+class SmallNetwork(Architecture):
+    """One of our own networks for small pictures; nobody has published weights of them."""
 
-    name: SourceName = "small"
-    default_classes = 10
+    kind: Literal["small"] = "small"
+    default_classes: ClassVar[int] = 10
 
-    def names(self) -> tuple[str, ...]:
-        """Every network of this file."""
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
         return tuple(_NETWORKS)
 
-    def knows(self, network: str) -> bool:
-        """Whether `network` is of this file."""
-        return network in _NETWORKS
+    def create(self, classes: int, size: int) -> nn.Module:  # noqa: ARG002 - they run at any size
+        return _NETWORKS[self.architecture][0](classes)
 
-    def current(self, network: str) -> str:
-        """As it is: no name has changed."""
-        return network
-
-    def build(self, network: str, classes: int, size: int) -> nn.Module:  # noqa: ARG002 - they run at any size
-        """`network` with a head of `classes`."""
-        return _NETWORKS[network][0](classes)
-
-    def preprocessing(self, network: str, *, training: bool = False) -> Preprocessing:  # noqa: ARG002
-        """What `network` is meant for."""
-        return _NETWORKS[network][1]
-
-    def default_weights(self, network: str) -> DefaultWeights | None:  # noqa: ARG002
-        """None: nobody has published weights of these networks."""
-        return None
-
-    def named_weights(self, network: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None."""
-        return ()
-
-    def published_weights(self, network: str, name: str) -> DefaultWeights | None:  # noqa: ARG002
-        """None."""
-        return None
-
-    def recognised(self, network: str, file: Path) -> DefaultWeights | None:  # noqa: ARG002
-        """None."""
-        return None
-
-    def converted(self, network: str, file: Path) -> dict[str, Tensor] | None:  # noqa: ARG002
-        """None."""
-        return None
-
-    def training_only(self, network: str) -> tuple[str, ...]:  # noqa: ARG002
-        """None of their tensors is left out."""
-        return ()
+    def own_preprocessing(self, *, training: bool = False) -> Preprocessing:  # noqa: ARG002
+        return _NETWORKS[self.architecture][1]

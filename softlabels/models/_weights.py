@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import struct
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -21,8 +22,10 @@ from torch import Tensor, nn
 
 from softlabels.core.files import whole
 from softlabels.errors import ModelError, did_you_mean
-from softlabels.models.networks._checkpoints import EXTRA, State, extra_metadata, header, is_safetensors, read_tensors
-from softlabels.models.networks._preprocessing import Preprocessing
+from softlabels.models._checkpoints import EXTRA, State, extra_metadata, header, is_safetensors, read_tensors
+from softlabels.models._preprocessing import Preprocessing
+
+_log = logging.getLogger(__name__)
 
 BEST = "best.safetensors"
 """The file that stands for a run's folder."""
@@ -87,7 +90,7 @@ class Weights:
         """The weights in the file that have all the `wanted` names, below whatever key or prefix they stand.
 
         The names of `heads` may stand below another prefix than the rest. Where none have all names, those that have
-        the most, which `fit` then refuses with a reason.
+        the most, which `load_state` then refuses with a reason.
 
         Raises:
             ModelError: there is no state dict, or there are several with all names; the message says how to choose.
@@ -115,6 +118,13 @@ class Weights:
     def at(self, candidate: Candidate) -> str:
         """File and key of these weights, as ``FILE:KEY``, which finds them again."""
         return f"{self.path}:{candidate.key}" if candidate.key else str(self.path)
+
+    def log_beside(self, candidate: Candidate) -> None:
+        """Warn of tensors that are passed over in a file of which nobody named a part."""
+        if candidate.beside and self.key is None:
+            count, first = len(candidate.beside), candidate.beside[0]
+            where = self.at(candidate)
+            _log.warning("%s: taken without %d other tensors of the file, such as %s", where, count, first)
 
     def _chosen(self, candidates: list[Candidate]) -> list[Candidate]:
         if self.key is None:
@@ -296,7 +306,7 @@ def digest(state: Mapping[str, Any]) -> str:
     return total.hexdigest()
 
 
-def fit(
+def load_state(
     network: nn.Module,
     state: Mapping[str, Any],
     where: str,
@@ -323,6 +333,21 @@ def fit(
         raise ModelError(f"{where} cannot be loaded into {what} ({reason})") from problem
 
 
+def load_weights(network: nn.Module, weights: str, what: str) -> tuple[str, Description | None]:
+    """Copy the weights at ``FILE`` or ``FILE:KEY`` into a network of any make.
+
+    Returns ``FILE:KEY`` under which they were found, and what the file says of itself.
+
+    Raises:
+        ModelError: they cannot be read or do not fit; the first tensor that differs is named.
+    """
+    file = read_weights(weights)
+    found = file.fitting(network.state_dict(), what)
+    file.log_beside(found)
+    load_state(network, found.state, file.at(found), what)
+    return with_key(weights, found.key), Description.from_metadata(file.metadata, file.path)
+
+
 def compare(
     network: Mapping[str, Any],
     state: Mapping[str, Any],
@@ -335,7 +360,7 @@ def compare(
     """Compare names and shapes of `state` with a `network`'s own state dict, whose tensors may be without memory.
 
     Raises:
-        ModelError: as for `fit`.
+        ModelError: as for `load_state`.
     """
     wanted = {name: network[raw] for name, raw in unwrapped(network).items() if name not in leave}
     state = _plain(state)

@@ -1,21 +1,146 @@
-"""Classes as lists of names: which columns of a network's head are those of a data set, and whether two lists agree."""
+"""Which columns of a teacher's logits are the classes of a data set: teachers of some columns, and lists of names."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from softlabels.core import tables
+from softlabels.core.config import Part
 from softlabels.core.files import read_json
-from softlabels.errors import ConfigError, did_you_mean
+from softlabels.errors import ConfigError, ModelError, did_you_mean
+from softlabels.models._outputs import LOGITS, Outputs
+from softlabels.models._preprocessing import Preprocessing
+from softlabels.models._teacher import Teacher
 
 Names = Sequence[str]
 
 _WNID = re.compile(r"n\d{8}")
 _SUBSETS = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
 """What timm calls the class lists of heads of so many classes."""
+
+
+class ColumnsTeacher(Part):
+    """The teacher `of`, answering with the `columns` of its logits; `class_names` are what these classes are called.
+
+    A softmax over what is chosen is one over these classes alone.
+    """
+
+    kind: Literal["columns"] = "columns"
+    of: dict[str, Any]
+    columns: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    class_names: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.class_names and len(self.class_names) != len(self.columns):
+            raise ValueError(f"{len(self.columns)} columns and {len(self.class_names)} class_names; give one for each")
+        if self.of.get("kind") == self.kind:
+            raise ValueError("columns of columns; choose among those of the teacher itself")
+        return self
+
+    @property
+    def inner(self) -> Any:
+        """The spec of the whole teacher."""
+        return tables.TEACHERS.make(self.of)
+
+    @property
+    def short_name(self) -> str:
+        """That of the whole teacher."""
+        return str(self.inner.short_name)
+
+    @property
+    def resolved(self) -> str:
+        """That of the whole teacher."""
+        return str(self.inner.resolved)
+
+    def open(
+        self, device: str | torch.device = "cpu", amp: Any = None, classes: int | None = None, **more: Any
+    ) -> ChosenColumns:
+        """See `NetworkSpec.open`.
+
+        Raises:
+            ModelError: as the whole teacher, or it has fewer classes than were chosen, or `classes` is another number.
+        """
+        teacher = chosen(self.inner.open(device=device, amp=amp, **more), self.columns, self.class_names)
+        if classes is not None and classes != teacher.classes:
+            raise ModelError(
+                f"{teacher.name} answers with {teacher.classes} chosen columns, the data set has {classes} classes; "
+                f"choose one column for each"
+            )
+        return teacher
+
+
+@dataclass(frozen=True)
+class ChosenColumns:
+    """Some columns of a teacher's logits; make one with `chosen`. See `Teacher`."""
+
+    teacher: Teacher
+    columns: tuple[int, ...]
+    name: str
+    spec: dict[str, Any]
+    classes: int
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights_sha256: str
+    licence: str | None
+    device: torch.device
+
+    def compile(self) -> ChosenColumns:
+        """The same columns of the whole teacher, compiled."""
+        return replace(self, teacher=self.teacher.compile())
+
+    def logits(self, pictures: Tensor) -> Tensor:
+        """The chosen columns of the whole teacher's logits: float32 (n, columns)."""
+        return self._chosen(self.teacher.logits(pictures))
+
+    def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
+        """As `Teacher.outputs`; other outputs than the logits are the whole teacher's."""
+        found = self.teacher.outputs(pictures, names)
+        return {name: self._chosen(each) if name == LOGITS else each for name, each in found.items()}
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        return logits.index_select(1, torch.tensor(self.columns, device=logits.device))
+
+
+def chosen(teacher: Teacher, columns: Sequence[int], class_names: Sequence[str] = ()) -> ChosenColumns:
+    """`teacher`, answering with these columns of its logits.
+
+    Raises:
+        ModelError: it has no such column.
+    """
+    if max(columns) >= teacher.classes:
+        raise ModelError(f"{teacher.name} has {teacher.classes} classes, so no column {max(columns)}; choose others")
+    part = ColumnsTeacher(of=teacher.spec, columns=tuple(columns), class_names=tuple(class_names))
+    weights = teacher.weights_sha256  # other columns are another teacher
+    return ChosenColumns(
+        teacher=teacher,
+        columns=part.columns,
+        name=teacher.name,
+        spec=part.model_dump(mode="json"),
+        classes=len(part.columns),
+        class_names=part.class_names,
+        preprocessing=teacher.preprocessing,
+        weights_sha256=weights and hashlib.sha256(f"{weights} {json.dumps(part.columns)}".encode()).hexdigest(),
+        licence=teacher.licence,
+        device=teacher.device,
+    )
+
+
+def innermost(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The mapping of the whole teacher that `spec` chooses columns of, or `spec` itself."""
+    inner = spec.get("of") if spec.get("kind") == "columns" else None
+    return inner if isinstance(inner, Mapping) else spec
 
 
 class Columns(NamedTuple):

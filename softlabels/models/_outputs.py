@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from softlabels.errors import ModelError, SoftlabelsError
-from softlabels.models.networks._checkpoints import extra_metadata
-from softlabels.models.networks._preprocessing import Preprocessing
+from softlabels.errors import ModelError, SoftlabelsError, did_you_mean
+from softlabels.models._checkpoints import extra_metadata
+from softlabels.models._preprocessing import Preprocessing
+
+LOGITS = "logits"
+"""The name of the output that every network has."""
+
+Outputs = dict[str, Tensor]
+"""What a network answers, by name: its logits (n, classes), and features (n, ...)."""
 
 
 def logits_of(answer: Any, whose: str) -> Tensor:
@@ -36,6 +42,21 @@ def logits_of(answer: Any, whose: str) -> Tensor:
     return found
 
 
+def outputs_of(answer: Any, whose: str, names: Collection[str] = (LOGITS,)) -> Outputs:
+    """The outputs of these names in what a network returns; beside `logits`, those are the tensors of a mapping.
+
+    Raises:
+        ModelError: there is none of a name; the message begins with `whose`.
+    """
+    held = {name: each for name, each in answer.items() if isinstance(each, Tensor)} if isinstance(answer, dict) else {}
+    if LOGITS in names:
+        held[LOGITS] = logits_of(answer, whose)
+    for name in names:
+        if name not in held:
+            raise ModelError(f"{whose} has no output {name!r}; {did_you_mean(name, [LOGITS, *held])}")
+    return {name: held[name] for name in names}
+
+
 class Logits(nn.Module):
     """A network that returns nothing but its logits, (n, classes)."""
 
@@ -46,15 +67,6 @@ class Logits(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised pictures (n, 3, S, S) to logits (n, classes)."""
         return logits_of(self.network(pictures), "the network")
-
-
-def answer(network: nn.Module, normalised: Tensor, whose: str) -> Tensor:
-    """The logits of normalised pictures, float32 (n, 3, S, S); the network gets them in the type of its weights.
-
-    Raises:
-        ModelError: see `logits_of`.
-    """
-    return logits_of(network(normalised.to(weight_dtype(network))), whose)
 
 
 def weight_dtype(network: nn.Module) -> torch.dtype:
@@ -74,10 +86,9 @@ def is_program(network: nn.Module) -> bool:
     return any(not _can_change(module) for module in (network, *network.children()))
 
 
-def freeze(network: nn.Module) -> None:
-    """No parameter takes a gradient any more."""
-    for parameter in network.parameters():  # TorchScript has no requires_grad_ of its own
-        parameter.requires_grad_(False)
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers training would change."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str) -> int:
@@ -88,7 +99,8 @@ def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.d
     """
     set_mode(network, False)
     with _explained(whose, preprocessing), torch.inference_mode():
-        logits = answer(network, preprocessing.normalise(_grey(1, preprocessing, device)), whose)
+        normalised = preprocessing.normalise(_grey(1, preprocessing, device))
+        logits = logits_of(network(normalised.to(weight_dtype(network))), whose)
     if logits.ndim != 2 or len(logits) != 1:
         raise ModelError(
             f"{whose} answers one picture with shape {tuple(logits.shape)}; logits must be (pictures, classes)"

@@ -1,0 +1,239 @@
+"""Labels that other projects published, made a store of: read without running anything that a file holds.
+
+Each project has a file here with what its own code says of the layout. The views are those that the files tell of, so
+crops and changes are recorded with the labels (`softlabels.loading.records`) instead of being drawn.
+
+Nothing in such files says which image a label is of, beyond a name or a place in a list. The one check there is, is
+made before anything is written: how often the class that is named first is the image's own (`check_pairing`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softlabels.core.progress import Journal
+from softlabels.datasets import Images
+from softlabels.dumping.dump import count, shard_digests
+from softlabels.errors import ConfigError, DataError, did_you_mean
+from softlabels.importing._fkd import Fkd
+from softlabels.importing._listing import Listing, as_image_folder
+from softlabels.importing._ml_dr import MlDr
+from softlabels.importing._pairing import Pairing, check_pairing
+from softlabels.importing._source import Choices, ImageLabels, Source
+from softlabels.importing._tinyvit import TinyViT
+from softlabels.loading.labels import layout_beside
+from softlabels.loading.records import record_spec
+from softlabels.loading.views import Pictures
+from softlabels.store import Shard, TeacherLabels
+from softlabels.views import RecordedMix, SeededMix
+
+__all__ = [
+    "PROJECTS",
+    "Choices",
+    "ImageLabels",
+    "ImportReport",
+    "Listing",
+    "Pairing",
+    "ShardRecords",
+    "Source",
+    "check_pairing",
+    "fingerprint",
+    "import_labels",
+    "listed",
+    "open_source",
+]
+
+PROJECTS: dict[str, Any] = {"fkd": Fkd, "tinyvit": TinyViT, "ml-dr": MlDr}
+"""Whose files are read, by name."""
+
+FINGERPRINTED = 8
+"""Images whose labels tell the files of one import from those of another."""
+
+
+def open_source(project: str, path: str | Path, images: Images, choices: Choices) -> Source:
+    """The label files of a project at `path`, for these images.
+
+    Raises:
+        ConfigError: the project is unknown, or what its files tell of cannot be replayed.
+        DataError: a file is missing, damaged or refused; it is named. Files of another project are recognised.
+    """
+    if project not in PROJECTS:
+        raise ConfigError(f"unknown project {project!r}; {did_you_mean(project, PROJECTS)}")
+    folder = Path(path).expanduser()
+    try:
+        return PROJECTS[project](folder, images, choices)
+    except DataError as problem:
+        other = recognised(folder)
+        if other is None or other == project:
+            raise
+        raise DataError(_of_another(folder, other)) from problem
+
+
+def recognised(folder: Path) -> str | None:
+    """The project whose label files lie in `folder`, as the names of files tell; None where they tell nothing."""
+    if folder.name.startswith("epoch_"):
+        folder = folder.parent
+    for project, pattern in _SIGNS.items():
+        for glob in (pattern, f"*/{pattern}"):
+            if next(folder.glob(glob), None) is not None:
+                return project
+    return None
+
+
+SRE2L = "SRe2L"
+_SIGNS = {
+    "ml-dr": "config.pth.tar",
+    "tinyvit": "logits_top*_epoch*/rank*-values.bin",
+    SRE2L: "epoch_[0-9]*/batch_[0-9]*.tar",
+}
+"""Files that only one project writes."""
+
+
+def _of_another(folder: Path, project: str) -> str:
+    if project == SRE2L:
+        return (
+            f"{folder} holds labels of SRe2L (epoch_E/batch_B.tar: crops, flips, mixtures and logits of a whole batch, "
+            f"without a word of which images it held); these are not imported; label the images with `softlabels dump`"
+        )
+    return f"{folder} holds labels of {project}; import them with `from_={project}`"
+
+
+def listed(project: str, path: str | Path, images: Images) -> Listing:
+    """The images as a project counted them: as ImageFolder does, where labels are found by an image's place alone."""
+    try:
+        by_place = project in PROJECTS and PROJECTS[project].by_place(Path(path).expanduser())
+    except DataError:  # which `open_source` meets again, and says more of
+        by_place = False
+    return as_image_folder(images) if by_place else Listing(images)
+
+
+def fingerprint(source: Source, images: int) -> str:
+    """SHA-256 over the labels of a few images in their first view: it tells files of one project apart."""
+    total = hashlib.sha256()
+    held = np.setdiff1d(np.arange(images), source.missing)
+    for place in np.unique(np.linspace(0, len(held) - 1, FINGERPRINTED).astype(int)):
+        labels = source.labels(int(held[place]), [0])
+        total.update(labels.ids.astype("<i8").tobytes() + labels.values.astype("<f8").tobytes())
+    return total.hexdigest()
+
+
+class ShardRecords:
+    """The records of the shard that is being written, for pictures of its images."""
+
+    def __init__(self) -> None:
+        self._shard: Shard | None = None
+        self._arrays: Mapping[str, NDArray[Any]] = {}
+
+    def hold(self, shard: Shard, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Answer for this shard's arrays, (views, rows, ...) each, from now on."""
+        self._shard, self._arrays = shard, arrays
+
+    def take(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """See `Taker.take`."""
+        assert self._shard is not None
+        where, numbers = rows - self._shard.first_row, np.asarray(views) - self._shard.first_view
+        return {name: array[numbers, where] for name, array in self._arrays.items()}
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did: shards and labels written, seconds it took, images that have no labels, and the pairing."""
+
+    teacher: str
+    shards: int
+    labels: int
+    seconds: float
+    pairing: Pairing
+    skipped: tuple[str, ...] = field(default=())
+
+
+def import_labels(
+    source: Source,
+    places: NDArray[np.int64],
+    labels: TeacherLabels,
+    *,
+    views: int,
+    pictures: Pictures | None,
+    records: ShardRecords,
+    part: tuple[int, int] = (0, 1),
+    journal: Journal,
+) -> tuple[int, int]:
+    """Write every shard of this part that is not there yet; how many shards and labels were written.
+
+    Args:
+        places: the row of each of the store's images in the source's data set, -1 for those that it does not count:
+            int64 (rows,).
+        pictures: makes the pictures whose digests are kept, from `records`; None for views that are not made here.
+        records: hold those of the shard that is written.
+
+    Raises:
+        DataError: a file cannot be read, or holds something else; it is named.
+        StoreError: a shard cannot be written, or another process writes the same part.
+    """
+    missing = frozenset(source.missing.tolist())
+    of_place = np.full(int(places.max(initial=-1)) + 1, -1, np.int64)
+    of_place[places[places >= 0]] = np.flatnonzero(places >= 0)
+    with labels.writing(part):
+        shards = labels.missing(views, part)
+        total = sum(count(shard) for shard in shards)
+        with journal.progress(f"import {labels.name}", total, "labels") as advance:
+            for shard in shards:
+                arrays, failed = _filled(source, shard, places, of_place, labels, missing, advance)
+                digests: dict[int, list[str]] = {}
+                if pictures is not None:
+                    records.hold(shard, {name: arrays[name] for name in record_spec(source.recipe)})
+                    digests = _digests(shard, pictures, failed)
+                labels.write(shard, arrays, skipped=failed, digests=digests)
+    return len(shards), total
+
+
+def _digests(shard: Shard, pictures: Pictures, failed: Mapping[int, str]) -> dict[int, list[str]]:
+    try:
+        return shard_digests(shard, pictures, failed)
+    except DataError as problem:
+        raise DataError(f"{problem} (rows {shard.first_row:,} to {shard.stop_row - 1:,} of the store)") from problem
+
+
+def _filled(
+    source: Source,
+    shard: Shard,
+    places: NDArray[np.int64],
+    of_place: NDArray[np.int64],
+    labels: TeacherLabels,
+    missing: frozenset[int],
+    advance: Any,
+) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
+    """The arrays of a shard, and its rows that have no label."""
+    layout, views = labels.card.layout, np.arange(shard.first_view, shard.stop_view)
+    arrays = {name: np.zeros((shard.views, shard.rows, *each.shape), each.dtype) for name, each in layout.items()}
+    failed: dict[int, str] = {}
+    mixer = next((step for step in source.recipe.steps if isinstance(step, RecordedMix | SeededMix)), None)
+    beside = layout_beside(source.recipe)
+    here = places[shard.first_row : shard.stop_row]
+    source.ready(here[here >= 0], views)
+    for row in range(shard.first_row, shard.stop_row):
+        place = int(places[row])
+        if place < 0:
+            failed[row] = f"the {source.project} files count no images of its kind"
+        elif place in missing:
+            failed[row] = f"the {source.project} files have no label of it"
+        else:
+            said = source.labels(place, views)
+            made = dict(source.codec.encode_probabilities(said.ids, said.values, labels.card.classes))
+            made |= {name: array for name, array in said.records.items() if name in beside}
+            if mixer is not None:
+                params = mixer.replay(made)
+                partners = of_place[np.where(params["chosen"], said.records["mix_partner"], place)]
+                made["mix_partner"] = partners.astype(np.uint32)
+                made["mix_share"] = mixer.shares(params, mixer.size).astype(np.float32)
+            for name, array in made.items():
+                arrays[name][:, row - shard.first_row] = array
+        advance(shard.views)
+    return arrays, failed

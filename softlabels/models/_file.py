@@ -1,0 +1,72 @@
+"""A file of weights that describes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from softlabels.errors import ModelError
+from softlabels.models._architecture import PretrainedWeights, resolve, weights_of
+from softlabels.models._preprocessing import Preprocessing
+from softlabels.models._spec import NetworkSpec, safe_name
+from softlabels.models._teacher import LoadedNetwork
+from softlabels.models._weights import BEST, Description, read_weights
+
+
+class FileNetwork(NetworkSpec):
+    """The weights at `path`, as training writes them: architecture, classes and preprocessing are read from the file.
+
+    A folder means the best weights of that run.
+    """
+
+    shorthand = "path"
+
+    kind: Literal["file"] = "file"
+    path: str = Field(min_length=1)
+
+    @field_validator("weights")
+    @classmethod
+    def _no_other_weights(cls, weights: str | None) -> str | None:
+        if weights is not None:
+            raise ValueError(
+                "the file is the weights; leave `weights` out, or name an architecture instead of the file"
+            )
+        return weights
+
+    @property
+    def short_name(self) -> str:
+        """The `name`, or else that of the run whose best or last weights these are, or of the file."""
+        file = Path(self.path).expanduser()
+        if file.name in (BEST, "last.safetensors"):
+            own = file.resolve().parent.name
+        else:
+            own = file.resolve().name if file.is_dir() else file.stem
+        return self.name or safe_name(own)
+
+    def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:  # noqa: ARG002
+        """See `NetworkSpec.load`; the file says how it takes its pictures, `clean` or not."""
+        weights = load_file(self.path)
+        return weights.loaded(preprocessing or self.over(weights.preprocessing))
+
+
+def load_file(path: str | Path) -> PretrainedWeights:
+    """The weights in a file that describes itself, as training writes it, or in a run's folder.
+
+    Raises:
+        ModelError: it cannot be read, does not describe itself, or names a network that only a function makes.
+    """
+    file = read_weights(path)
+    where = str(file.path)
+    described = Description.from_metadata(file.metadata, file.path)
+    if described is None:
+        raise ModelError(f"{where} does not say its architecture; name it and add `weights={where}`")
+    if described.architecture.startswith("function:"):
+        # A file of weights must never choose code that is then run.
+        function = described.architecture.removeprefix("function:")
+        raise ModelError(
+            f"{where} belongs to a network of your own, and a file of weights may not choose code; name the function "
+            f"yourself: {function} with `weights={where}`"
+        )
+    return weights_of(resolve(described.architecture), file, described, described.preprocessing)
