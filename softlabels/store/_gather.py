@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import time
 import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,14 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.core.maps import BEYOND, Buffer, Memory, fetch, mapped
+from softlabels.core.locks import Lock
+from softlabels.core.maps import BEYOND, Memory, fetch, mapped
 from softlabels.core.paths import Damaged, Place
 from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
-from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
-from softlabels.store._frames import Frames, Lock
+from softlabels.store._cache import Cache
+from softlabels.store._folder import Away, Chunk, Folder, advice, mismatch, stamp_of
 from softlabels.store._shard import Header, Shard
+from softlabels.store._unpacked import Unpacked
 
 Rows = NDArray[np.int64]
 Taken = dict[str, NDArray[Any]]
@@ -31,14 +34,8 @@ Taken = dict[str, NDArray[Any]]
 _UNOPENED = BEYOND
 """A place beyond all memory: gathering from it raises IndexError, so that open shards cost no test."""
 
-BUDGET = 256 << 20
-"""Bytes of decoded labels of one teacher that are kept where nothing else is said."""
-
 _FEW = 4096
 """Labels whose places are named to the system one by one when their shards were just opened: a batch, not a store."""
-
-_ALIGNED = 64
-"""Where arrays begin in decoded memory."""
 
 _MOST_MAPS = 1 << 15
 """Files that are mapped at once: Linux allows a process 65,530 maps."""
@@ -196,26 +193,14 @@ class Gather(Protocol):
         ...
 
 
-def gather(folder: Folder, memory: int | None = None, shared: tuple[str, str] | None = None) -> Gather:
-    """The reader that suits how the labels are stored.
-
-    What it decodes takes `memory` bytes at most; it is the memory that another process calls `shared`, if there is any.
-    """
+def gather(folder: Folder, cache: Cache | None = None) -> Gather:
+    """The reader that suits how the labels are stored; compressed shards are unpacked to `cache`, or the usual one."""
     directory = Directory(folder)
-    if folder.owner.compression != "none":
-        return DecodedGather(directory, BUDGET if memory is None else memory, shared)
-    mapped = MappedGather(directory)
+    unpacked = None if folder.owner.compression == "none" else Unpacked(folder, cache or Cache.at())
+    mapped = MappedGather(directory, unpacked)
     most = _MOST_MAPS // len(folder.owner.layout)
-    passing = len(directory.shards) > most if folder.away is None else folder.away.limit is not None
-    return PassingGather(mapped, most) if passing else mapped
-
-
-def frame_layout(folder: Folder) -> tuple[dict[str, int], int]:
-    """Where each array of one view of the longest shard begins in decoded memory, and the bytes of all."""
-    offsets, size = {}, 0
-    for name, each in folder.owner.layout.items():
-        offsets[name], size = size, size + -(-folder.runs.longest * each.record // _ALIGNED) * _ALIGNED
-    return offsets, size
+    limited = mapped.copies is not None and mapped.copies.limit is not None
+    return PassingGather(mapped, most) if limited or len(directory.shards) > most else mapped
 
 
 def _fields(directory: Directory) -> dict[str, _Field]:
@@ -237,11 +222,13 @@ class _Opened:
     maps: dict[Place, Mapped]
     paths: list[str]
     stamp: int
+    source: int
+    """The stamp of a compressed shard of which the files are copies, else 0."""
     chunks: list[Chunk]
 
 
 class MappedGather:
-    """Uncompressed shards: every file is mapped at its first use and shared by all processes through the page cache.
+    """Every uncompressed file, or copy, is mapped at its first use and shared by all processes through the page cache.
 
     Any number of rows from any number of shards is one fancy index per array, without a loop over shards.
 
@@ -250,8 +237,10 @@ class MappedGather:
     costs more than a hundredth of the time. Then it is opened anew, and refused when its labels are others.
     """
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+    def __init__(self, directory: Directory, unpacked: Unpacked | None = None) -> None:
+        self._directory, self._unpacked = directory, unpacked
+        self.copies: Unpacked | Away | None = unpacked or directory.folder.away
+        """What brings the files that are mapped; None for those that lie in the store."""
         self._fields = _fields(directory)
         self._opened: dict[Shard, _Opened] = {}
         self._digests: dict[Shard, tuple[str, ...]] = {}
@@ -287,12 +276,12 @@ class MappedGather:
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
-        away, shards = self.folder.away, self._directory.shards
-        if away is None:
+        copies, shards = self.copies, self._directory.shards
+        if copies is None:
             return None
         numbers = self._directory.numbers(self._directory.slots(rows, views))
-        bring, size = (lambda each: away.bring(shards[each], later=True)), (lambda each: away.size(shards[each]))
-        return Ahead(numbers, bring, size, away.limit)
+        bring, size = (lambda each: copies.bring(shards[each], later=True)), (lambda each: copies.size(shards[each]))
+        return Ahead(numbers, bring, size, copies.limit)
 
     def close(self, shards: Iterable[Shard]) -> None:
         """Unmap these shards. Nobody may be reading."""
@@ -321,19 +310,21 @@ class MappedGather:
         guard()
         for shard in self._directory.of(slots):
             opened = self._opened.get(shard)
-            if opened is not None and self._changed(opened):
+            if opened is not None and self._changed(shard, opened):
                 with self._lock.get():
                     self._retired.append(opened)  # another thread may be reading what is mapped
                     self._forget(shard)
         self._looking += time.perf_counter() - began
         self._next_look = self._began + (self._looking - _FREE_LOOKS) / _LOOKS
 
-    def _changed(self, opened: _Opened) -> bool:
+    def _changed(self, shard: Shard, opened: _Opened) -> bool:
+        if opened.source and opened.source != self.folder.stamp(shard):
+            return True
         try:
             return stamp_of([os.lstat(path) for path in opened.paths]) != opened.stamp
         except OSError as error:
-            # A copy of a remote shard may make room for others; what is mapped of it is read on.
-            return self.folder.away is None or error.errno != errno.ENOENT
+            # A copy may make room for others; what is mapped of it is read on.
+            return self.copies is None or error.errno != errno.ENOENT
 
     def _forget(self, shard: Shard) -> None:
         for view in range(shard.first_view, shard.stop_view):
@@ -379,6 +370,9 @@ class MappedGather:
         else:
             sums = list(map(self._crc32, todo))
         for (_, shard, chunk), found in zip(todo, sums, strict=True):
+            if found != chunk.crc32 and self._unpacked is not None:
+                self._unpacked.discard(shard)
+                raise StoreError(f"{chunk.place} was damaged and is removed; start again to unpack it anew")
             if found != chunk.crc32:
                 raise mismatch(self.folder.shard_place(shard), chunk)
         for slot, shard, _ in todo:
@@ -394,9 +388,9 @@ class MappedGather:
         folder = self._directory.folder
         maps: dict[Place, Mapped] = {}
         statuses = []
-        with folder.local(shard):
-            header = self._directory.header(shard)
-            chunks = list(folder.chunks(shard, header))
+        source = 0 if self._unpacked is None else folder.stamp(shard)
+        header = self._directory.header(shard)
+        with self._local(shard, header) as chunks:
             for chunk in chunks:
                 if chunk.place not in maps:
                     with chunk.place.open() as handle:
@@ -410,7 +404,17 @@ class MappedGather:
             raise StoreError(
                 f"{folder.shard_place(shard)} was replaced by other labels while it was read; start again to read those"
             )
-        return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), chunks)
+        return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), source, chunks)
+
+    @contextlib.contextmanager
+    def _local(self, shard: Shard, header: Header) -> Iterator[list[Chunk]]:
+        """The chunks of a shard, whose files are here while this lasts."""
+        if self._unpacked is not None:
+            with self._unpacked.local(shard, header) as chunks:
+                yield chunks
+        else:
+            with self.folder.local(shard):
+                yield list(self.folder.chunks(shard, header))
 
     def _refuse_shrunken(self, slots: Rows) -> None:
         for shard in self._directory.of(slots):
@@ -435,12 +439,12 @@ class PassingGather:
     def take(self, rows: Rows, views: Rows) -> Taken:
         """See `Gather.take`."""
         with self._lock.get():  # while it is read, nothing may be unmapped
-            away = self._mapped.folder.away
+            copies = self._mapped.copies
             if not self._mapped.is_open(rows, views):
                 opened = self._mapped.open
-                if away is not None:
-                    self._mapped.close([shard for shard in opened if not away.is_here(shard)])
-                elif len(opened) >= self._most:
+                if copies is not None:
+                    self._mapped.close([shard for shard in opened if not copies.is_here(shard)])
+                if len(opened) >= self._most:
                     self._mapped.close(opened[: len(opened) // 2])
             return self._mapped.take(rows, views)
 
@@ -451,109 +455,6 @@ class PassingGather:
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
         """See `Gather.ahead`."""
         return self._mapped.ahead(rows, views)
-
-
-class DecodedGather:
-    """Compressed shards: one view of one shard is decoded at a time, into memory that several processes share."""
-
-    def __init__(self, directory: Directory, memory: int, shared: tuple[str, str] | None = None) -> None:
-        self._directory = directory
-        self._records = _records(directory)
-        self._starts = directory.folder.runs.starts
-        self._offsets, size = frame_layout(directory.folder)
-        count = min(memory // size, directory.size)
-        found = Frames.found(shared, count, size, directory.size) if shared else None
-        self._frames = found or Frames.made(count, size, directory.size)
-        self._chunks: dict[int, list[Chunk]] = {}
-        self._lock = Lock()
-
-    @property
-    def shared(self) -> tuple[str, str]:
-        """Where processes that this one starts find the decoded labels."""
-        return self._frames.where
-
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
-        slots = self._directory.slots(rows, views)
-        out: Taken = {name: np.empty(len(rows), each.dtype) for name, each in self._records.items()}
-        left = self._take_held(slots, rows, out, np.arange(len(rows)))
-        with advice():
-            for slot in self._directory.distinct(slots[left]):
-                chosen = left[slots[left] == slot]
-                with self._frames.decoding(slot):
-                    chosen = self._take_held(slots, rows, out, chosen)
-                    if chosen.size:
-                        contents = self._decoded(slot)
-                        self._copy(contents.address, slots[chosen], rows, out, chosen)
-                        self._frames.publish(slot, contents.array)
-        return out
-
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
-        return self._directory.unlabelled(rows, views)
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        if not self._frames.count:
-            return None
-        slots = self._directory.slots(rows, views)
-        return Ahead(slots, self._make_ready, lambda _: 1, self._frames.count, self._frames.settle)
-
-    def _make_ready(self, slot: int) -> None:
-        with self._frames.decoding(slot):
-            if self._frames.frame_of[slot] < 0:
-                self._frames.publish(slot, self._decoded(slot).array, later=True)
-
-    def _take_held(self, slots: Rows, rows: Rows, out: Taken, wanted: Rows) -> Rows:
-        """Copy those of the wanted labels that are decoded; the places of the others."""
-        with self._frames.reading():
-            frames = self._frames.frame_of[slots[wanted]]
-            held = frames >= 0
-            if held.any():
-                self._frames.touch(frames[held])
-                places, there = wanted[held], self._frames.address + frames[held] * self._frames.size
-                self._copy(there, slots[places], rows, out, places)
-        return wanted[~held]
-
-    def _copy(self, address: Any, slots: Rows, rows: Rows, out: Taken, places: Rows) -> None:
-        """Copy labels of views that were decoded to `address`, one for each or one for all."""
-        within = rows[places] - self._starts[slots // self._directory.width]
-        for name, each in self._records.items():
-            where = within * each.record + (address + self._offsets[name] - 1)
-            out[name][places] = each.memory.take(where).view(each.dtype)
-
-    def _decoded(self, slot: int) -> Buffer:
-        shard, buffer = self._directory.shard(slot), Buffer(self._frames.size)
-        for chunk in self._places(slot):
-            start, size = self._offsets[chunk.array], shard.rows * self._records[chunk.array].record
-            self._directory.folder.fill(chunk, shard, buffer.array[start : start + size])
-        return buffer
-
-    def _places(self, slot: int) -> list[Chunk]:
-        with self._lock.get():
-            if slot not in self._chunks:
-                folder, shard = self._directory.folder, self._directory.shard(slot)
-                for chunk in folder.chunks(shard, self._directory.header(shard)):
-                    held = self._directory.slot(shard, chunk.view)
-                    if self._directory.shard(held) == shard:
-                        self._chunks.setdefault(held, []).append(chunk)
-            return self._chunks[slot]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """How one array's records are copied."""
-
-    record: int
-    dtype: np.dtype[Any]
-    memory: Memory
-
-
-def _records(directory: Directory) -> dict[str, _Record]:
-    return {
-        name: _Record(each.record, np.dtype((each.numpy, each.shape)), Memory(each.record))
-        for name, each in directory.folder.owner.layout.items()
-    }
 
 
 def _ends(numbers: Rows) -> str:

@@ -165,7 +165,7 @@ def test_forked_processes_compare_what_their_parent_did_not(tmp_path: Path, monk
     compute = MappedGather._crc32
     monkeypatch.setattr(MappedGather, "_crc32", lambda self, job: compared.append(job) or compute(self, job))
     labels = filled(tmp_path / "s", rows=60)
-    labels.share()
+    labels.before_fork()
     labels.take(np.arange(20), np.zeros(20, int))
     assert len(compared) == 3  # one view of one shard, three arrays
     child = os.fork()
