@@ -8,11 +8,10 @@ import mmap
 import os
 import time
 import zlib
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
-from softlabels.store._folder import Away, Chunk, Folder, advice, mismatch, stamp_of
+from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
 from softlabels.store._shard import Header, Shard
 from softlabels.store._unpacked import Unpacked
 
@@ -175,34 +174,6 @@ class _Field:
         return self.memory.take(places).view(self.dtype)
 
 
-class Gather(Protocol):
-    """Reads the labels of any rows and views of one teacher."""
-
-    @abstractmethod
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
-        ...
-
-    @abstractmethod
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """Which of these labels, that were just taken, are none, since their images could not be read: bool (n,)."""
-        ...
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """What makes these labels ready in this order; None where there is nothing to do."""
-        ...
-
-
-def gather(folder: Folder, cache: Cache | None = None) -> Gather:
-    """The reader that suits how the labels are stored; compressed shards are unpacked to `cache`, or the usual one."""
-    directory = Directory(folder)
-    unpacked = None if folder.owner.compression == "none" else Unpacked(folder, cache or Cache.at())
-    mapped = MappedGather(directory, unpacked)
-    most = _MOST_MAPS // len(folder.owner.layout)
-    limited = mapped.copies is not None and mapped.copies.limit is not None
-    return PassingGather(mapped, most) if limited or len(directory.shards) > most else mapped
-
-
 def _fields(directory: Directory) -> dict[str, _Field]:
     return {
         name: _Field(
@@ -227,20 +198,29 @@ class _Opened:
     chunks: list[Chunk]
 
 
-class MappedGather:
-    """Every uncompressed file, or copy, is mapped at its first use and shared by all processes through the page cache.
+class Gather:
+    """Reads the labels of any rows and views of one teacher.
 
-    Any number of rows from any number of shards is one fancy index per array, without a loop over shards.
+    Every uncompressed file, or copy of one in the cache, is mapped at its first use and shared by all processes through
+    the page cache. Any number of rows from any number of shards is one fancy index per array, without a loop over
+    shards. Compressed shards are unpacked to `cache`, or the usual one.
 
     A chunk is compared with its checksum when it is first used, once for this process and all that it forks. A file
     that becomes shorter, changes or is replaced is found when it is next looked at: at every take, unless looking
     costs more than a hundredth of the time. Then it is opened anew, and refused when its labels are others.
+
+    Where copies may go, or shards have more files than a process may map, maps are given up for those of others: what
+    is mapped keeps its room on the disk even after its file went.
     """
 
-    def __init__(self, directory: Directory, unpacked: Unpacked | None = None) -> None:
-        self._directory, self._unpacked = directory, unpacked
-        self.copies: Unpacked | Away | None = unpacked or directory.folder.away
-        """What brings the files that are mapped; None for those that lie in the store."""
+    def __init__(self, folder: Folder, cache: Cache | None = None) -> None:
+        self.folder, self._directory = folder, Directory(folder)
+        self._unpacked = None if folder.owner.compression == "none" else Unpacked(folder, cache or Cache.at())
+        self._copies = self._unpacked or folder.away  # None for files that lie in the store
+        self._most = _MOST_MAPS // len(folder.owner.layout)
+        limited = self._copies is not None and self._copies.limit is not None
+        self._reading = Lock() if limited or len(self._directory.shards) > self._most else None
+        directory = self._directory
         self._fields = _fields(directory)
         self._opened: dict[Shard, _Opened] = {}
         self._digests: dict[Shard, tuple[str, ...]] = {}
@@ -251,8 +231,16 @@ class MappedGather:
         self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
+        """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
         slots = self._directory.slots(rows, views)
+        if self._reading is None:
+            return self._take(slots, rows)
+        with self._reading.get():  # while it is read, nothing may be unmapped
+            if any(bool((field.table[slots] == _UNOPENED).any()) for field in self._fields.values()):
+                self._give_up_maps()
+            return self._take(slots, rows)
+
+    def _take(self, slots: Rows, rows: Rows) -> Taken:
         if time.perf_counter() >= self._next_look:
             self._look(slots)
         try:
@@ -269,40 +257,32 @@ class MappedGather:
         return taken
 
     def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
+        """Which of these labels, that were just taken, are none, since their images could not be read: bool (n,)."""
         if not self._directory.skips:  # the header of each shard that is mapped was read
             return np.zeros(len(rows), bool)
         return self._directory.unlabelled(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        copies, shards = self.copies, self._directory.shards
+        """What makes these labels ready in this order; None where there is nothing to do."""
+        copies, shards = self._copies, self._directory.shards
         if copies is None:
             return None
         numbers = self._directory.numbers(self._directory.slots(rows, views))
         bring, size = (lambda each: copies.bring(shards[each], later=True)), (lambda each: copies.size(shards[each]))
         return Ahead(numbers, bring, size, copies.limit)
 
-    def close(self, shards: Iterable[Shard]) -> None:
-        """Unmap these shards. Nobody may be reading."""
-        for shard in shards:
-            self._forget(shard)
-        self._retired.clear()
-
     @property
     def open(self) -> list[Shard]:
         """The shards that are mapped, those that have been so for longest first."""
         return list(self._opened)
 
-    def is_open(self, rows: Rows, views: Rows) -> bool:
-        """Whether all shards of these labels are mapped."""
-        slots = self._directory.slots(rows, views)
-        return all(bool((field.table[slots] != _UNOPENED).all()) for field in self._fields.values())
-
-    @property
-    def folder(self) -> Folder:
-        """Whose labels these are."""
-        return self._directory.folder
+    def _give_up_maps(self) -> None:
+        gone = [] if self._copies is None else [each for each in self._opened if not self._copies.is_here(each)]
+        if len(self._opened) - len(gone) >= self._most:
+            gone = self.open[: len(self._opened) // 2] + gone
+        for shard in gone:
+            self._forget(shard)
+        self._retired.clear()
 
     def _look(self, slots: Rows) -> None:
         """See whether the mapped files of these labels are what they were; those that are not are opened anew."""
@@ -324,7 +304,7 @@ class MappedGather:
             return stamp_of([os.lstat(path) for path in opened.paths]) != opened.stamp
         except OSError as error:
             # A copy may make room for others; what is mapped of it is read on.
-            return self.copies is None or error.errno != errno.ENOENT
+            return self._copies is None or error.errno != errno.ENOENT
 
     def _forget(self, shard: Shard) -> None:
         for view in range(shard.first_view, shard.stop_view):
@@ -385,7 +365,7 @@ class MappedGather:
         return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)
 
     def _mapped(self, shard: Shard) -> _Opened:
-        folder = self._directory.folder
+        folder = self.folder
         maps: dict[Place, Mapped] = {}
         statuses = []
         source = 0 if self._unpacked is None else folder.stamp(shard)
@@ -422,39 +402,6 @@ class MappedGather:
             if opened is not None and any(each.shrank for each in opened.maps.values()):
                 with advice():
                     raise Damaged(f"{self.folder.shard_place(shard)} became shorter while it was read")
-
-
-class PassingGather:
-    """More shards than may be mapped at once: maps are given up for those of others.
-
-    Copies of remote shards in a cache that has not room for all: what is mapped keeps its room on the disk even after
-    its file went, so each process looks at its maps whenever it opens another shard. And stores of more files than a
-    process may map.
-    """
-
-    def __init__(self, mapped: MappedGather, most: int) -> None:
-        self._mapped, self._most = mapped, most
-        self._lock = Lock()
-
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
-        with self._lock.get():  # while it is read, nothing may be unmapped
-            copies = self._mapped.copies
-            if not self._mapped.is_open(rows, views):
-                opened = self._mapped.open
-                if copies is not None:
-                    self._mapped.close([shard for shard in opened if not copies.is_here(shard)])
-                if len(opened) >= self._most:
-                    self._mapped.close(opened[: len(opened) // 2])
-            return self._mapped.take(rows, views)
-
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
-        return self._mapped.unlabelled(rows, views)
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        return self._mapped.ahead(rows, views)
 
 
 def _ends(numbers: Rows) -> str:

@@ -22,7 +22,7 @@ from softlabels.store._cache import Cache
 from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._formats import FORMATS
-from softlabels.store._gather import Gather, check_extent, gather
+from softlabels.store._gather import Gather, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
 from softlabels.store._mirror import Mirror, Shelf
@@ -117,7 +117,7 @@ class TeacherLabels:
     @property
     def _reader(self) -> Gather:
         if self._gather is None:
-            self._gather = gather(self._folder, self._cache)
+            self._gather = Gather(self._folder, self._cache)
         return self._gather
 
     def labelled(self, rows: ArrayLike) -> NDArray[np.bool_]:

@@ -60,8 +60,10 @@ class Unpacked:
 
     def is_here(self, shard: Shard) -> bool:
         """Whether a copy of the shard, as its header was read last, is there now."""
-        path = self._path(shard)
-        return path.exists() and path.stat().st_size == self.size(shard)
+        try:
+            return self._path(shard).stat().st_size == self.size(shard)
+        except OSError:
+            return False
 
     def bring(self, shard: Shard, *, later: bool = False) -> None:
         """Unpack a shard, unless it is here; of several processes that want it one does. Raises StoreError."""

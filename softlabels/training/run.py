@@ -278,9 +278,7 @@ def _settings(config: TrainConfig, spec: StudentPart) -> Settings:
     return settings.model_copy(update={"train_only": layers})
 
 
-def _lesson(
-    config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs
-) -> tuple[Lesson, int, list[str]]:
+def _lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Lesson, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
     if config.labels:
         return _stored_lesson(config, preprocessing, inputs)

@@ -94,12 +94,6 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     return read
 
 
-@pytest.fixture
-def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.mark.usefixtures("fresh_cache")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("window", [3, "1kB"])
 def test_each_chunk_is_unpacked_once_by_whichever_process(

@@ -23,12 +23,6 @@ ROWS, VIEWS = np.arange(50), np.arange(50) % 3
 each_form = pytest.mark.parametrize("form", ["hdf5", "zarr"])
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture
 def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What was decompressed so far, by whichever process: run, view, array."""
@@ -55,7 +49,12 @@ def check(labels: TeacherLabels) -> None:
 
 
 def opened(tmp_path: Path, limit: int | None = None) -> TeacherLabels:
-    return open_store(tmp_path / "s", Cache(tmp_path / "cache", limit)).teacher("cnn")
+    return open_store(tmp_path / "s", Cache.at(limit=limit)).teacher("cnn")
+
+
+def several(labels: TeacherLabels) -> None:
+    for _ in range(3):
+        check(labels)
 
 
 def in_forks(count: int, action: Callable[[], object]) -> list[int]:
@@ -120,7 +119,7 @@ def test_the_cache_never_holds_more_than_its_limit(tmp_path: Path, cache: Path) 
         assert 0 < held(cache) <= limit
     for row in range(50):
         labels.take([row], [0])
-    assert in_forks(2, lambda: [check(labels) for _ in range(3)]) == [0, 0]
+    assert in_forks(2, lambda: several(labels)) == [0, 0]
     assert held(cache) <= limit
     with pytest.raises(StoreError, match="give it more with `cache_size`"):
         check(opened(tmp_path, largest // 2))
@@ -191,7 +190,7 @@ def test_a_byte_that_no_chunk_holds_is_compared_too(tmp_path: Path, form: str, c
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StoreError, match="does not match its checksum.*softlabels repair"):
+    with pytest.raises(StoreError, match=r"does not match its checksum.*softlabels repair"):
         check(opened(tmp_path))
     assert not copies(cache)
 
