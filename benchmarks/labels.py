@@ -255,13 +255,7 @@ def write(root: Path, images: int, codec: Codec, kind: str, compression: str) ->
             labels.write(shard, {name: array[None, : shard.rows] for name, array in block.items()})
     seconds = time.perf_counter() - began
     speed = images * codec.bytes_per_label(CLASSES) / seconds
-    return Written(root, shared(open_store(root).teacher("teacher")), speed, seconds / len(missing))
-
-
-def shared(labels: TeacherLabels) -> TeacherLabels:
-    """Ready for worker processes; what is decoded may take a quarter of the machine's memory, as in a training."""
-    labels.share(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
-    return labels
+    return Written(root, open_store(root).teacher("teacher"), speed, seconds / len(missing))
 
 
 FIRST_BATCH = """
@@ -413,7 +407,7 @@ def our_way(name: str, labels: TeacherLabels, codec: SparseCodec | None = None) 
         assert codec is not None
         return codec.sparse({key: array.numpy() for key, array in batch[1].items()}, CLASSES)
 
-    # A copy by pickle has opened nothing; what is decoded of compressed shards it shares.
+    # A copy by pickle has opened nothing.
     fresh = functools.partial(pickle.loads, pickle.dumps(labels))
     return Way(f"softlabels {name}", lambda: ByBatch(FromStore(fresh())), receive=receive if codec else None)
 
@@ -561,6 +555,7 @@ def main() -> None:
             setattr(options, name, value)
     torch.set_num_threads(1)
     began, root = time.perf_counter(), Path(tempfile.mkdtemp(dir=options.folder))
+    os.environ["SOFTLABELS_CACHE"] = str(root / "cache")
     try:
         with bucket() as server:
             run(root, options, server)

@@ -56,7 +56,8 @@ def convert(
     A codec that rounds needs `lossy=True`. The same command goes on where a killed one stopped.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         labels: label store to convert, a folder or a URL; it stays as it is
         out: folder of the converted store, or a URL such as s3://bucket/shards
@@ -105,7 +106,8 @@ def dump(
     asked for more.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
@@ -241,7 +243,8 @@ def import_labels(
     here are paired with your own data set (docs/importing.md). The same command goes on where a killed one stopped.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         from_: whose label files they are
         source: folder of the label files; it stays as it is
@@ -296,7 +299,8 @@ def merge(
     Labels that two of them hold must be equal. The same command goes on where a killed one stopped.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         labels: label store to merge, a folder or a URL; repeatable
         out: folder or URL of the merged store; it may be there already, or be one of the merged
@@ -382,7 +386,8 @@ def plan(
     sizes.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
@@ -439,7 +444,8 @@ def repair(
     """Find damaged shards, by reading every byte, and remove them or dump them again.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
@@ -525,7 +531,6 @@ def sweep(
     label_smoothing: float = 0.0,
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
-    label_memory: Part | None = None,
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -541,7 +546,8 @@ def sweep(
     grid reuses what is done.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
@@ -599,8 +605,6 @@ def sweep(
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
-        label_memory: memory for labels of compressed shards, of all processes of a machine together, such as 4GB
-            [default: a quarter of the machine's]
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: lay pictures out as convolutions on GPUs like them
@@ -667,7 +671,6 @@ def train(
     label_smoothing: float = 0.0,
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
-    label_memory: Part | None = None,
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -680,7 +683,8 @@ def train(
     Without `labels` it trains on hard labels: that is the baseline, and how a teacher is made.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
@@ -738,8 +742,6 @@ def train(
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
-        label_memory: memory for labels of compressed shards, of all processes of a machine together, such as 4GB
-            [default: a quarter of the machine's]
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: lay pictures out as convolutions on GPUs like them
@@ -770,7 +772,8 @@ def verify(
     again on random views.
 
     Args:
-        cache_dir: where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision

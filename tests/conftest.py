@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,23 @@ from click.testing import CliRunner
 from worlds import write_pictures
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where shards are copied to and unpacked by what several tests share."""
+    folder = tmp_path_factory.mktemp("caches")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTLABELS_CACHE", str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where shards are copied to and unpacked by one test: nothing is there yet."""
+    folder = caches / uuid.uuid4().hex
+    monkeypatch.setenv("SOFTLABELS_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

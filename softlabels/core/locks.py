@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,19 @@ LOCK = ".writer-"
 _PART = re.compile(r"\.writer-(\d{1,9})-of-(\d{1,9})")
 _held: set[int] = set()
 """Descriptors of locks that this process holds; forked children close them."""
+
+
+class Lock:
+    """A lock of this process: a fork while another thread holds it does not leave it locked for ever."""
+
+    def __init__(self) -> None:
+        self._of: tuple[int, threading.Lock] = (os.getpid(), threading.Lock())
+
+    def get(self) -> threading.Lock:
+        """The lock of the process that asks."""
+        if self._of[0] != os.getpid():
+            self._of = (os.getpid(), threading.Lock())
+        return self._of[1]
 
 
 @contextlib.contextmanager

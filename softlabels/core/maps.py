@@ -40,21 +40,11 @@ def _madvise() -> Any:
     return madvise
 
 
-class Buffer:
-    """Writable memory of its own at `address`, given back to the system when nothing refers to it any more."""
-
-    def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size)
-        self.array: NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
-        self.address: int = self.array.__array_interface__["data"][0]
-        self.size = size
-
-
 class Memory:
     """The whole address space as overlapping records: item i is the `record` bytes at address i + 1.
 
     A fancy index into it copies records from any number of maps at once. Only addresses whose record lies within a
-    `Mapped` or a `Buffer` may be used; one from `BEYOND` on raises IndexError.
+    `Mapped` may be used; one from `BEYOND` on raises IndexError.
     """
 
     def __init__(self, record: int) -> None:

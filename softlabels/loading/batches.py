@@ -88,7 +88,7 @@ class LabelledPictures(Dataset[Batch]):
         self.pictures, self.labels, self.label_rows, self.teachers = pictures, labels, label_rows, tuple(teachers)
         self._tolerant = tolerant
         if labels is not None:
-            labels.share()
+            labels.before_fork()
 
     @property
     def views(self) -> int:
@@ -455,7 +455,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
             lost = self._rows[~labels.labelled(self._rows, [name])]
             if len(lost):
                 raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
-        labels.share()
+        labels.before_fork()
         image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
         self.pictures = Pictures.of_store(labels.store, images, views, image_spec)
 

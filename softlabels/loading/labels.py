@@ -60,7 +60,6 @@ class Labels:
         self._by_teacher = {name: store.teacher(name) for name in self.teachers}
         self._codecs = {name: _codec(labels) for name, labels in self._by_teacher.items()}
         self._views: dict[str, int] = {}
-        self._shared = False
 
     def __len__(self) -> int:
         return len(self.store)
@@ -195,27 +194,10 @@ class Labels:
             return taken
         return {name: {k: a for k, a in each.items() if k not in self._beside} for name, each in taken.items()}
 
-    def share(self, memory: int | None = None) -> None:
-        """Make ready for processes that this one starts; what is decoded for one of them, all of them use.
-
-        Args:
-            memory: bytes that decoded labels of compressed shards may take, of all teachers together; without it a
-                quarter of the machine's memory. What was not used for longest makes room.
-        """
-        packed = [each for each in self._by_teacher.values() if each.card.compression != "none"]
+    def before_fork(self) -> None:
+        """Make ready for forked processes: what one of them compares with its checksum, the others need not."""
         for each in self._by_teacher.values():
-            if memory is not None or not self._shared:
-                each.share((memory or machine_memory() // 4) // max(len(packed), 1))
-        self._shared = True
-
-    def offered(self) -> dict[str, tuple[str, str]]:
-        """Where other processes of this machine find what this one decodes, by teacher. To be called after `share`."""
-        return {name: each.shared for name, each in self._by_teacher.items() if each.shared is not None}
-
-    def adopt(self, offers: Mapping[str, tuple[str, str]]) -> None:
-        """Use what another process `offered`; its memory in the place of one's own. To be called after `share`."""
-        for name, shared in offers.items():
-            self._by_teacher[name].adopt(self._by_teacher[name].memory, shared)
+            each.before_fork()
 
     @contextmanager
     def ahead(
@@ -476,8 +458,8 @@ def open_labels(
     """Open a label store for reading, HDF5 or Zarr, in a folder or behind a URL such as ``s3://bucket/shards``.
 
     Args:
-        cache_dir: where shards from a URL are copied to, whole and checked; without it ``$SOFTLABELS_CACHE``, or a
-            folder in the user's cache.
+        cache_dir: where shards from a URL are copied to, whole and checked, and compressed ones are unpacked; without
+            it ``$SOFTLABELS_CACHE``, or a folder in the user's cache.
         cache_size: bytes that copies in that folder may have together; those not used for longest go first.
 
     Raises:

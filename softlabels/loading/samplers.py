@@ -153,34 +153,15 @@ def _shards_within(pictures: SoftLabelDataset | LabelledPictures, room: int, vie
 
 
 def window_notes(samples: LabelledPictures, window: int | str | None, views_per_image: int = 1) -> list[str]:
-    """Lines about the window, and a warning when decoded labels do not fit into their memory in that order.
-
-    Without a window every view of every shard is wanted all the time, with one those of its shards, and one of the
-    next window, are. What does not fit is decoded again and again.
+    """Lines about the window, none without one.
 
     Raises:
         ConfigError: not even one shard's labels fit into a window of so many bytes.
     """
-    shards = len(np.unique(samples.runs()))
-    wanted, notes = shards * samples.views, []
-    if window is not None:
-        within = shards_of_window(samples, window, views_per_image)
-        wanted = min(wanted, views_per_image * within + 1)
-        notes = [f"images are shuffled within {min(within, shards):,} of {shards:,} shards at a time"]
-    labels = samples.labels
-    packed = [labels.of(name) for name in samples.teachers] if labels is not None else []
-    packed = [each for each in packed if each.card.compression != "none"]
-    held = min((each.memory // each.unit for each in packed), default=wanted)
-    if wanted <= held:
-        return notes
-    needed, memory = wanted * sum(each.unit for each in packed), sum(each.memory for each in packed)
-    fitting = held // (2 * views_per_image)  # a window, and the next one
-    advice = f"give `shuffle_window={fitting}` (shards), or more --label-memory" if fitting else "give more of it"
-    return [
-        *notes,
-        f"warning: decoded, the labels {'' if window is None else 'of a window '}take {size(needed)}, more than the "
-        f"{size(memory)} of --label-memory: shards will be decoded again and again; {advice}",
-    ]
+    if window is None:
+        return []
+    shards, within = len(np.unique(samples.runs())), shards_of_window(samples, window, views_per_image)
+    return [f"images are shuffled within {min(within, shards):,} of {shards:,} shards at a time"]
 
 
 def spread(images: int, views: int, count: int, seed: int = 0) -> tuple[Rows, Rows]:

@@ -132,7 +132,9 @@ class Caching(CommandConfig):
     """Where shards of stores behind URLs are copied to."""
 
     cache_dir: str | None = Field(
-        None, description="where shards from a URL are copied to  [default: $SOFTLABELS_CACHE, or the user's cache]"
+        None,
+        description="where shards from a URL are copied to and compressed ones are unpacked  "
+        "[default: $SOFTLABELS_CACHE, or the user's cache]",
     )
     cache_size: Bytes | None = Field(
         None, description="bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]"

@@ -1,4 +1,4 @@
-"""A folder for copies of remote shards, of a limited size: what was not used for longest goes first.
+"""A folder for copies of remote and compressed shards, of a limited size: what was not used for longest goes first.
 
 ::
 
@@ -8,6 +8,7 @@
                                   that of its last use
         .copying/...              shards that are on their way
         .heads/...                files as long as shards that begin as they do; they take next to no room
+      unpacked/                   copies of compressed shards: see `_unpacked`
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +26,16 @@ from softlabels.core import locks as _lock
 from softlabels.core.progress import waiting
 from softlabels.errors import StoreError
 
-COPIES = ".copies"
+COPIES, COPYING = ".copies", ".copying"
 _LOCK = ".lock"
 _KEPT = "SOFTLABELS_CACHE"
+_LATER = 600.0
+"""Seconds for which a copy that was made ahead of its use counts as used last."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Where copies of remote shards are kept, and how many bytes they may have together (None: any number)."""
+    """Where copies of shards are kept, and how many bytes they may have together (None: any number)."""
 
     folder: Path
     limit: int | None = None
@@ -62,7 +66,7 @@ class Cache:
                 f"a shard has {size:,} bytes, the cache {self.folder} may hold {self.limit:,}; give it more with "
                 f"`cache_size`"
             )
-        with self._locked(fcntl.LOCK_EX):
+        with self.changing():
             if self.limit is not None:
                 self._evict(self.limit - size, keep=note)
             enter(note, "", size)
@@ -71,6 +75,12 @@ class Cache:
     def reading(self) -> Iterator[None]:
         """While this lasts, no copy goes."""
         with self._locked(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """While this lasts, nobody reads copies."""
+        with self._locked(fcntl.LOCK_EX):
             yield
 
     def _evict(self, room: int, keep: Path) -> None:
@@ -117,6 +127,29 @@ def entered(note: Path) -> tuple[str, int]:
         return version, int(size)
     except (OSError, ValueError):
         return "", 0
+
+
+def used(note: Path, *, later: bool = False) -> None:
+    """A copy was used now; one that is for `later` goes only after those that were, for a while."""
+    with contextlib.suppress(OSError):
+        now = time.time() + (_LATER if later else 0)
+        os.utime(note, (now, now))
+
+
+@contextlib.contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Something comes to be at `path`, whose folder is there; whatever is left of it afterwards goes."""
+    discard(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, set `cache_size`, or "
+            f"choose another `cache_dir`"
+        ) from error
+    finally:
+        discard(path)
 
 
 def drop(note: Path) -> None:

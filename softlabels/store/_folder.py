@@ -96,6 +96,10 @@ class Away(Protocol):
         """Whether a whole copy is here now."""
         ...
 
+    def release(self, shard: Shard) -> None:
+        """Remove the copy of a shard, which is not needed any more."""
+        ...
+
     def local(self, shard: Shard) -> AbstractContextManager[None]:
         """While this lasts, a whole and checked copy of the shard is here. Raises StoreError when there can be none."""
         ...
@@ -240,12 +244,17 @@ class Folder:
             found = [] if self.format.header_is_exact(place, header) else [f"{place} has changed bytes in its header"]
             strays = sorted(set(self.format.strays(place)) - set(header.files))
             found += [f"{place} holds {name!r}, which is not of it" for name in strays]
-            found += [problem for name in header.files for problem in self._file_problems(place, name, header)]
+            found += self.file_problems(shard, header)
             for chunk in self.chunks(shard, header):
                 self.check_chunk(chunk, shard)
         except StoreError as problem:
             return [str(problem)]
         return found
+
+    def file_problems(self, shard: Shard, header: Header) -> list[str]:
+        """What is wrong with the files of a shard, whose bytes are all compared with their checksums."""
+        place = self.shard_place(shard)
+        return [problem for name in header.files for problem in self._file_problems(place, name, header)]
 
     def _file_problems(self, place: Place, name: str, header: Header) -> list[str]:
         file, total = header.files[name], hashlib.sha256()

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import time
 import zlib
-from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.core.maps import BEYOND, Buffer, Memory, fetch, mapped
+from softlabels.core.locks import Lock
+from softlabels.core.maps import BEYOND, Memory, fetch, mapped
 from softlabels.core.paths import Damaged, Place
 from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
+from softlabels.store._cache import Cache
 from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
-from softlabels.store._frames import Frames, Lock
 from softlabels.store._shard import Header, Shard
+from softlabels.store._unpacked import Unpacked
 
 Rows = NDArray[np.int64]
 Taken = dict[str, NDArray[Any]]
@@ -31,14 +33,8 @@ Taken = dict[str, NDArray[Any]]
 _UNOPENED = BEYOND
 """A place beyond all memory: gathering from it raises IndexError, so that open shards cost no test."""
 
-BUDGET = 256 << 20
-"""Bytes of decoded labels of one teacher that are kept where nothing else is said."""
-
 _FEW = 4096
 """Labels whose places are named to the system one by one when their shards were just opened: a batch, not a store."""
-
-_ALIGNED = 64
-"""Where arrays begin in decoded memory."""
 
 _MOST_MAPS = 1 << 15
 """Files that are mapped at once: Linux allows a process 65,530 maps."""
@@ -178,46 +174,6 @@ class _Field:
         return self.memory.take(places).view(self.dtype)
 
 
-class Gather(Protocol):
-    """Reads the labels of any rows and views of one teacher."""
-
-    @abstractmethod
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
-        ...
-
-    @abstractmethod
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """Which of these labels, that were just taken, are none, since their images could not be read: bool (n,)."""
-        ...
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """What makes these labels ready in this order; None where there is nothing to do."""
-        ...
-
-
-def gather(folder: Folder, memory: int | None = None, shared: tuple[str, str] | None = None) -> Gather:
-    """The reader that suits how the labels are stored.
-
-    What it decodes takes `memory` bytes at most; it is the memory that another process calls `shared`, if there is any.
-    """
-    directory = Directory(folder)
-    if folder.owner.compression != "none":
-        return DecodedGather(directory, BUDGET if memory is None else memory, shared)
-    mapped = MappedGather(directory)
-    most = _MOST_MAPS // len(folder.owner.layout)
-    passing = len(directory.shards) > most if folder.away is None else folder.away.limit is not None
-    return PassingGather(mapped, most) if passing else mapped
-
-
-def frame_layout(folder: Folder) -> tuple[dict[str, int], int]:
-    """Where each array of one view of the longest shard begins in decoded memory, and the bytes of all."""
-    offsets, size = {}, 0
-    for name, each in folder.owner.layout.items():
-        offsets[name], size = size, size + -(-folder.runs.longest * each.record // _ALIGNED) * _ALIGNED
-    return offsets, size
-
-
 def _fields(directory: Directory) -> dict[str, _Field]:
     return {
         name: _Field(
@@ -237,21 +193,34 @@ class _Opened:
     maps: dict[Place, Mapped]
     paths: list[str]
     stamp: int
+    source: int
+    """The stamp of a compressed shard of which the files are copies, else 0."""
     chunks: list[Chunk]
 
 
-class MappedGather:
-    """Uncompressed shards: every file is mapped at its first use and shared by all processes through the page cache.
+class Gather:
+    """Reads the labels of any rows and views of one teacher.
 
-    Any number of rows from any number of shards is one fancy index per array, without a loop over shards.
+    Every uncompressed file, or copy of one in the cache, is mapped at its first use and shared by all processes through
+    the page cache. Any number of rows from any number of shards is one fancy index per array, without a loop over
+    shards. Compressed shards are unpacked to `cache`, or the usual one.
 
     A chunk is compared with its checksum when it is first used, once for this process and all that it forks. A file
     that becomes shorter, changes or is replaced is found when it is next looked at: at every take, unless looking
     costs more than a hundredth of the time. Then it is opened anew, and refused when its labels are others.
+
+    Where copies may go, or shards have more files than a process may map, maps are given up for those of others: what
+    is mapped keeps its room on the disk even after its file went.
     """
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory
+    def __init__(self, folder: Folder, cache: Cache | None = None) -> None:
+        self.folder, self._directory = folder, Directory(folder)
+        self._unpacked = None if folder.owner.compression == "none" else Unpacked(folder, cache or Cache.at())
+        self._copies = self._unpacked or folder.away  # None for files that lie in the store
+        self._most = _MOST_MAPS // len(folder.owner.layout)
+        limited = self._copies is not None and self._copies.limit is not None
+        self._reading = Lock() if limited or len(self._directory.shards) > self._most else None
+        directory = self._directory
         self._fields = _fields(directory)
         self._opened: dict[Shard, _Opened] = {}
         self._digests: dict[Shard, tuple[str, ...]] = {}
@@ -262,8 +231,16 @@ class MappedGather:
         self._lock = Lock()
 
     def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
+        """Each array of these labels, (n, ...); rows and views are int64 (n,)."""
         slots = self._directory.slots(rows, views)
+        if self._reading is None:
+            return self._take(slots, rows)
+        with self._reading.get():  # while it is read, nothing may be unmapped
+            if any(bool((field.table[slots] == _UNOPENED).any()) for field in self._fields.values()):
+                self._give_up_maps()
+            return self._take(slots, rows)
+
+    def _take(self, slots: Rows, rows: Rows) -> Taken:
         if time.perf_counter() >= self._next_look:
             self._look(slots)
         try:
@@ -280,40 +257,32 @@ class MappedGather:
         return taken
 
     def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
+        """Which of these labels, that were just taken, are none, since their images could not be read: bool (n,)."""
         if not self._directory.skips:  # the header of each shard that is mapped was read
             return np.zeros(len(rows), bool)
         return self._directory.unlabelled(rows, views)
 
     def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        away, shards = self.folder.away, self._directory.shards
-        if away is None:
+        """What makes these labels ready in this order; None where there is nothing to do."""
+        copies, shards = self._copies, self._directory.shards
+        if copies is None:
             return None
         numbers = self._directory.numbers(self._directory.slots(rows, views))
-        bring, size = (lambda each: away.bring(shards[each], later=True)), (lambda each: away.size(shards[each]))
-        return Ahead(numbers, bring, size, away.limit)
-
-    def close(self, shards: Iterable[Shard]) -> None:
-        """Unmap these shards. Nobody may be reading."""
-        for shard in shards:
-            self._forget(shard)
-        self._retired.clear()
+        bring, size = (lambda each: copies.bring(shards[each], later=True)), (lambda each: copies.size(shards[each]))
+        return Ahead(numbers, bring, size, copies.limit)
 
     @property
     def open(self) -> list[Shard]:
         """The shards that are mapped, those that have been so for longest first."""
         return list(self._opened)
 
-    def is_open(self, rows: Rows, views: Rows) -> bool:
-        """Whether all shards of these labels are mapped."""
-        slots = self._directory.slots(rows, views)
-        return all(bool((field.table[slots] != _UNOPENED).all()) for field in self._fields.values())
-
-    @property
-    def folder(self) -> Folder:
-        """Whose labels these are."""
-        return self._directory.folder
+    def _give_up_maps(self) -> None:
+        gone = [] if self._copies is None else [each for each in self._opened if not self._copies.is_here(each)]
+        if len(self._opened) - len(gone) >= self._most:
+            gone = self.open[: len(self._opened) // 2] + gone
+        for shard in gone:
+            self._forget(shard)
+        self._retired.clear()
 
     def _look(self, slots: Rows) -> None:
         """See whether the mapped files of these labels are what they were; those that are not are opened anew."""
@@ -321,19 +290,21 @@ class MappedGather:
         guard()
         for shard in self._directory.of(slots):
             opened = self._opened.get(shard)
-            if opened is not None and self._changed(opened):
+            if opened is not None and self._changed(shard, opened):
                 with self._lock.get():
                     self._retired.append(opened)  # another thread may be reading what is mapped
                     self._forget(shard)
         self._looking += time.perf_counter() - began
         self._next_look = self._began + (self._looking - _FREE_LOOKS) / _LOOKS
 
-    def _changed(self, opened: _Opened) -> bool:
+    def _changed(self, shard: Shard, opened: _Opened) -> bool:
+        if opened.source and opened.source != self.folder.stamp(shard):
+            return True
         try:
             return stamp_of([os.lstat(path) for path in opened.paths]) != opened.stamp
         except OSError as error:
-            # A copy of a remote shard may make room for others; what is mapped of it is read on.
-            return self.folder.away is None or error.errno != errno.ENOENT
+            # A copy may make room for others; what is mapped of it is read on.
+            return self._copies is None or error.errno != errno.ENOENT
 
     def _forget(self, shard: Shard) -> None:
         for view in range(shard.first_view, shard.stop_view):
@@ -379,6 +350,9 @@ class MappedGather:
         else:
             sums = list(map(self._crc32, todo))
         for (_, shard, chunk), found in zip(todo, sums, strict=True):
+            if found != chunk.crc32 and self._unpacked is not None:
+                self._unpacked.discard(shard)
+                raise StoreError(f"{chunk.place} was damaged and is removed; start again to unpack it anew")
             if found != chunk.crc32:
                 raise mismatch(self.folder.shard_place(shard), chunk)
         for slot, shard, _ in todo:
@@ -391,12 +365,12 @@ class MappedGather:
         return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)
 
     def _mapped(self, shard: Shard) -> _Opened:
-        folder = self._directory.folder
+        folder = self.folder
         maps: dict[Place, Mapped] = {}
         statuses = []
-        with folder.local(shard):
-            header = self._directory.header(shard)
-            chunks = list(folder.chunks(shard, header))
+        source = 0 if self._unpacked is None else folder.stamp(shard)
+        header = self._directory.header(shard)
+        with self._local(shard, header) as chunks:
             for chunk in chunks:
                 if chunk.place not in maps:
                     with chunk.place.open() as handle:
@@ -410,7 +384,17 @@ class MappedGather:
             raise StoreError(
                 f"{folder.shard_place(shard)} was replaced by other labels while it was read; start again to read those"
             )
-        return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), chunks)
+        return _Opened(maps, [str(place) for place in maps], stamp_of(statuses), source, chunks)
+
+    @contextlib.contextmanager
+    def _local(self, shard: Shard, header: Header) -> Iterator[list[Chunk]]:
+        """The chunks of a shard, whose files are here while this lasts."""
+        if self._unpacked is not None:
+            with self._unpacked.local(shard, header) as chunks:
+                yield chunks
+        else:
+            with self.folder.local(shard):
+                yield list(self.folder.chunks(shard, header))
 
     def _refuse_shrunken(self, slots: Rows) -> None:
         for shard in self._directory.of(slots):
@@ -418,142 +402,6 @@ class MappedGather:
             if opened is not None and any(each.shrank for each in opened.maps.values()):
                 with advice():
                     raise Damaged(f"{self.folder.shard_place(shard)} became shorter while it was read")
-
-
-class PassingGather:
-    """More shards than may be mapped at once: maps are given up for those of others.
-
-    Copies of remote shards in a cache that has not room for all: what is mapped keeps its room on the disk even after
-    its file went, so each process looks at its maps whenever it opens another shard. And stores of more files than a
-    process may map.
-    """
-
-    def __init__(self, mapped: MappedGather, most: int) -> None:
-        self._mapped, self._most = mapped, most
-        self._lock = Lock()
-
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
-        with self._lock.get():  # while it is read, nothing may be unmapped
-            away = self._mapped.folder.away
-            if not self._mapped.is_open(rows, views):
-                opened = self._mapped.open
-                if away is not None:
-                    self._mapped.close([shard for shard in opened if not away.is_here(shard)])
-                elif len(opened) >= self._most:
-                    self._mapped.close(opened[: len(opened) // 2])
-            return self._mapped.take(rows, views)
-
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
-        return self._mapped.unlabelled(rows, views)
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        return self._mapped.ahead(rows, views)
-
-
-class DecodedGather:
-    """Compressed shards: one view of one shard is decoded at a time, into memory that several processes share."""
-
-    def __init__(self, directory: Directory, memory: int, shared: tuple[str, str] | None = None) -> None:
-        self._directory = directory
-        self._records = _records(directory)
-        self._starts = directory.folder.runs.starts
-        self._offsets, size = frame_layout(directory.folder)
-        count = min(memory // size, directory.size)
-        found = Frames.found(shared, count, size, directory.size) if shared else None
-        self._frames = found or Frames.made(count, size, directory.size)
-        self._chunks: dict[int, list[Chunk]] = {}
-        self._lock = Lock()
-
-    @property
-    def shared(self) -> tuple[str, str]:
-        """Where processes that this one starts find the decoded labels."""
-        return self._frames.where
-
-    def take(self, rows: Rows, views: Rows) -> Taken:
-        """See `Gather.take`."""
-        slots = self._directory.slots(rows, views)
-        out: Taken = {name: np.empty(len(rows), each.dtype) for name, each in self._records.items()}
-        left = self._take_held(slots, rows, out, np.arange(len(rows)))
-        with advice():
-            for slot in self._directory.distinct(slots[left]):
-                chosen = left[slots[left] == slot]
-                with self._frames.decoding(slot):
-                    chosen = self._take_held(slots, rows, out, chosen)
-                    if chosen.size:
-                        contents = self._decoded(slot)
-                        self._copy(contents.address, slots[chosen], rows, out, chosen)
-                        self._frames.publish(slot, contents.array)
-        return out
-
-    def unlabelled(self, rows: Rows, views: Rows) -> NDArray[np.bool_]:
-        """See `Gather.unlabelled`."""
-        return self._directory.unlabelled(rows, views)
-
-    def ahead(self, rows: Rows, views: Rows) -> Ahead | None:
-        """See `Gather.ahead`."""
-        if not self._frames.count:
-            return None
-        slots = self._directory.slots(rows, views)
-        return Ahead(slots, self._make_ready, lambda _: 1, self._frames.count, self._frames.settle)
-
-    def _make_ready(self, slot: int) -> None:
-        with self._frames.decoding(slot):
-            if self._frames.frame_of[slot] < 0:
-                self._frames.publish(slot, self._decoded(slot).array, later=True)
-
-    def _take_held(self, slots: Rows, rows: Rows, out: Taken, wanted: Rows) -> Rows:
-        """Copy those of the wanted labels that are decoded; the places of the others."""
-        with self._frames.reading():
-            frames = self._frames.frame_of[slots[wanted]]
-            held = frames >= 0
-            if held.any():
-                self._frames.touch(frames[held])
-                places, there = wanted[held], self._frames.address + frames[held] * self._frames.size
-                self._copy(there, slots[places], rows, out, places)
-        return wanted[~held]
-
-    def _copy(self, address: Any, slots: Rows, rows: Rows, out: Taken, places: Rows) -> None:
-        """Copy labels of views that were decoded to `address`, one for each or one for all."""
-        within = rows[places] - self._starts[slots // self._directory.width]
-        for name, each in self._records.items():
-            where = within * each.record + (address + self._offsets[name] - 1)
-            out[name][places] = each.memory.take(where).view(each.dtype)
-
-    def _decoded(self, slot: int) -> Buffer:
-        shard, buffer = self._directory.shard(slot), Buffer(self._frames.size)
-        for chunk in self._places(slot):
-            start, size = self._offsets[chunk.array], shard.rows * self._records[chunk.array].record
-            self._directory.folder.fill(chunk, shard, buffer.array[start : start + size])
-        return buffer
-
-    def _places(self, slot: int) -> list[Chunk]:
-        with self._lock.get():
-            if slot not in self._chunks:
-                folder, shard = self._directory.folder, self._directory.shard(slot)
-                for chunk in folder.chunks(shard, self._directory.header(shard)):
-                    held = self._directory.slot(shard, chunk.view)
-                    if self._directory.shard(held) == shard:
-                        self._chunks.setdefault(held, []).append(chunk)
-            return self._chunks[slot]
-
-
-@dataclass(frozen=True)
-class _Record:
-    """How one array's records are copied."""
-
-    record: int
-    dtype: np.dtype[Any]
-    memory: Memory
-
-
-def _records(directory: Directory) -> dict[str, _Record]:
-    return {
-        name: _Record(each.record, np.dtype((each.numpy, each.shape)), Memory(each.record))
-        for name, each in directory.folder.owner.layout.items()
-    }
 
 
 def _ends(numbers: Rows) -> str:

@@ -18,14 +18,16 @@ from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, who
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
+from softlabels.store._cache import Cache
 from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._formats import FORMATS
-from softlabels.store._gather import BUDGET, DecodedGather, Gather, check_extent, frame_layout, gather
+from softlabels.store._gather import Gather, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
 from softlabels.store._mirror import Mirror, Shelf
 from softlabels.store._shard import MOST_VIEWS, Arrays, Header, Owner, Shard
+from softlabels.store._unpacked import unit
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,23 @@ class TeacherLabels:
     """
 
     def __init__(
-        self, root: Path, manifest: Manifest, name: str, card: TeacherCard, mirror: Mirror | None = None
+        self,
+        root: Path,
+        manifest: Manifest,
+        name: str,
+        card: TeacherCard,
+        mirror: Mirror | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.root = root
         self.name = name
         self.card = card
         owner = Owner(manifest.ids, name, card.digest, card.layout, card.compression)
         local = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
-        self._mirror = mirror
+        self._mirror, self._cache = mirror, cache
         self._shelf = None if mirror is None else Shelf(mirror, name, local)
         self._folder = replace(local, away=self._shelf)
         self._gather: Gather | None = None
-        self._memory: int | None = None
-        self._shared: tuple[str, str] | None = None
         self._headers: dict[Shard, tuple[int, Header]] = {}
         self._current = False
         self._broken: tuple[Shard, ...] = ()
@@ -66,8 +72,7 @@ class TeacherLabels:
     def __reduce__(self) -> tuple[Any, ...]:
         from softlabels.store._store import reopened
 
-        cache = None if self._mirror is None else self._mirror.cache
-        return reopened, (self.location, self.name, cache, self._memory, self.shared)
+        return reopened, (self.location, self.name, self._cache)
 
     def __repr__(self) -> str:
         return f"TeacherLabels({self.location!r}, {self.name!r})"
@@ -93,41 +98,17 @@ class TeacherLabels:
             raise ValueError(f"rows and views must have one equal length, they are {where.shape} and {numbers.shape}")
         return self._reader.take(where, numbers)
 
-    def share(self, memory: int | None = None) -> None:
-        """Make ready for processes that this one starts: what is decoded for one of them, all of them use.
-
-        Args:
-            memory: bytes that decoded labels may take, for the labels of compressed shards; those longest unused go.
-        """
-        if memory is not None and memory != self._memory:
-            self._memory, self._gather = memory, None
-        self._reader  # noqa: B018  (made now, so that they have it too)
-
-    def adopt(self, memory: int | None, shared: tuple[str, str] | None) -> TeacherLabels:
-        """Use the memory that another process calls `shared`, while it lives and it has as much of it."""
-        if shared is None or shared != self.shared:
-            self._memory, self._shared, self._gather = memory, shared, None
-        if shared is not None:
-            self._reader  # noqa: B018  (found now: what was found stays, whatever becomes of its maker)
-        return self
-
-    @property
-    def shared(self) -> tuple[str, str] | None:
-        """Where any process of this machine and user finds what this one decodes; None while that is nothing."""
-        return self._gather.shared if isinstance(self._gather, DecodedGather) else None
-
-    @property
-    def memory(self) -> int:
-        """Bytes that decoded labels may take."""
-        return BUDGET if self._memory is None else self._memory
+    def before_fork(self) -> None:
+        """Make ready for forked processes: what one of them compares with its checksum, the others need not."""
+        self._reader  # noqa: B018
 
     @property
     def unit(self) -> int:
-        """Bytes that one view of a shard takes in memory: decoded where labels are compressed, mapped elsewhere."""
-        return frame_layout(self._folder)[1]
+        """Bytes that one view of a shard takes in memory."""
+        return unit(self._folder)
 
     def ahead(self, rows: ArrayLike, views: ArrayLike) -> Ahead | None:
-        """Make these labels ready in this order, in a thread: copied from a URL, or decoded. None: nothing to do.
+        """Make these labels ready in this order, in a thread: copied from a URL, or unpacked. None: nothing to do.
 
         Whoever reads tells `Ahead.reached` how far it has come, and closes it in the end.
         """
@@ -136,7 +117,7 @@ class TeacherLabels:
     @property
     def _reader(self) -> Gather:
         if self._gather is None:
-            self._gather = gather(self._folder, self._memory, self._shared)
+            self._gather = Gather(self._folder, self._cache)
         return self._gather
 
     def labelled(self, rows: ArrayLike) -> NDArray[np.bool_]:

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,12 @@ from softlabels.core import locks as _lock
 from softlabels.core.files import TEMPORARY, write_text
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store._cache import COPIES, Cache, discard, drop, enter, entered
+from softlabels.store._cache import COPIES, COPYING, Cache, discard, drop, enter, entered, making, used
 from softlabels.store._folder import CARD, Folder
 from softlabels.store._remote import Object, Remote
 from softlabels.store._shard import Shard
 
-_HEADS, _COPYING, _VERSIONS = ".heads", ".copying", ".versions"
+_HEADS, _VERSIONS = ".heads", ".versions"
 _LARGEST_DOCUMENT = 1 << 36
 
 
@@ -55,8 +54,8 @@ class Mirror:
             return
         if there.size > _LARGEST_DOCUMENT:
             raise StoreError(f"{self.remote.where(name)} has {there.size:,} bytes, more than is read of it")
-        fresh = self.folder / _COPYING / f"{name.replace('/', '+')}-{os.getpid()}"
-        with _made(fresh):
+        fresh = self.folder / COPYING / f"{name.replace('/', '+')}-{os.getpid()}"
+        with making(fresh):
             self.remote.download(name, there.size, fresh)
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh.replace(path)
@@ -163,9 +162,7 @@ class Shelf:
         One that is for `later` goes only after those that were read, for a while or until it is read itself.
         """
         self._copy_here(shard)
-        with contextlib.suppress(OSError):
-            now = time.time() + (_LATER if later else 0)
-            os.utime(self._note(shard), (now, now))
+        used(self._note(shard), later=later)
 
     def _copy_here(self, shard: Shard) -> None:
         if self._is_here(shard):
@@ -173,7 +170,7 @@ class Shelf:
         objects = self._objects(shard)
         if not objects:
             raise Damaged(f"{self.where(shard)} is not there whole")
-        with _lock.waiting(self._mirror.folder / _COPYING / f"{self._teacher}-{shard.name}.lock"):
+        with _lock.waiting(self._mirror.folder / COPYING / f"{self._teacher}-{shard.name}.lock"):
             if self._is_here(shard):
                 return
             note, size = self._note(shard), self.size(shard)
@@ -188,6 +185,11 @@ class Shelf:
     def is_here(self, shard: Shard) -> bool:
         """Whether a copy is there now."""
         return self._is_here(shard)
+
+    def release(self, shard: Shard) -> None:
+        """Remove the copy, which nobody needs any more."""
+        with self._mirror.cache.changing():
+            drop(self._note(shard))
 
     def publish(self, shard: Shard) -> None:
         """Copy a shard that was written here to the remote store, the file that makes it one last; ours goes."""
@@ -229,7 +231,7 @@ class Shelf:
         room = self._copying(shard)
         fresh = room / self._file(shard)
         for attempt in (1, 2):
-            with _made(room):
+            with making(room):
                 for name, each in objects.items():
                     inner = name[len(self._name(shard)) + 1 :]
                     self._mirror.remote.download(name, each.size, fresh / inner if inner else fresh)
@@ -249,7 +251,7 @@ class Shelf:
     def _lay_head(self, shard: Shard, data: bytes) -> None:
         place, header = self._head_place(shard), self._header_name(shard)
         room = self._mirror.folder / _HEADS / f"{TEMPORARY}{self._teacher}-{shard.name}-{os.getpid()}"
-        with _made(room):
+        with making(room):
             fresh = room / place.names[-1]
             for name, each in self._objects(shard).items():
                 inner = name[len(self._name(shard)) + 1 :]
@@ -305,11 +307,8 @@ class Shelf:
         return self._mirror.folder / COPIES / self._teacher / self._file(shard)
 
     def _copying(self, shard: Shard) -> Path:
-        return self._mirror.folder / _COPYING / f"{self._teacher}-{shard.name}"
+        return self._mirror.folder / COPYING / f"{self._teacher}-{shard.name}"
 
-
-_LATER = 600.0
-"""Seconds for which a shard that was copied ahead of its use counts as used last."""
 
 _AT_ONCE = 256
 """Headers that are fetched at the same time."""
@@ -322,19 +321,3 @@ def _folder_name(url: str) -> str:
 
 def _newer(path: Path, note: Path) -> bool:
     return path.stat().st_mtime_ns > note.stat().st_mtime_ns
-
-
-@contextlib.contextmanager
-def _made(path: Path) -> Iterator[None]:
-    """Something comes to be at `path`, whose folder is there; whatever is left of it afterwards goes."""
-    discard(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {error.filename or path}: {error.strerror or error}; free some space, set `cache_size`, or "
-            f"choose another `cache_dir`"
-        ) from error
-    finally:
-        discard(path)

@@ -59,10 +59,12 @@ _TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
 class Store:
     """All labels of a data set, in the folder `root`, or behind a URL of which `root` is the local image."""
 
-    def __init__(self, root: Path, manifest: Manifest, mirror: Mirror | None = None) -> None:
+    def __init__(
+        self, root: Path, manifest: Manifest, mirror: Mirror | None = None, cache: Cache | None = None
+    ) -> None:
         self.root = root
         self.manifest = manifest
-        self._mirror = mirror
+        self._mirror, self._cache = mirror, cache if mirror is None else mirror.cache
 
     @property
     def location(self) -> str:
@@ -73,7 +75,7 @@ class Store:
         return self.manifest.rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.location,) if self._mirror is None else (self.location, self._mirror.cache)
+        return open_store, (self.location, self._cache)
 
     def __repr__(self) -> str:
         return f"Store({self.location!r}, images={len(self)}, teachers={self.teachers})"
@@ -254,7 +256,7 @@ class Store:
         if self._mirror is None:
             return open_store(self.root)
         publish_documents(self._mirror, manifest)
-        return open_folder(self.root, self._mirror)
+        return open_folder(self.root, self._mirror, self._cache)
 
     def keep(self, name: str, text: str) -> None:
         """Write a small text file of YAML beside the labels, with a checksum as its last line."""
@@ -308,7 +310,7 @@ class Store:
                 f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another "
                 f"store, copy it again from its source"
             )
-        return TeacherLabels(self.root, self.manifest, name, card, self._mirror)
+        return TeacherLabels(self.root, self.manifest, name, card, self._mirror, self._cache)
 
 
 def create(
@@ -340,7 +342,7 @@ def create(
         seed: what the views are drawn from.
         versions: of libraries, for people to read.
         rows_per_shard: rows in one shard of a new store; one that is there keeps its own.
-        cache: where a remote store has its local image.
+        cache: where a remote store has its local image, and compressed shards are unpacked.
 
     Raises:
         StoreError: what is there is of other images, another recipe or another seed (both sides are shown), or the
@@ -363,7 +365,7 @@ def create(
                 _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
     else:
         remove_leftovers(folder)
-    store = open_folder(folder, mirror)
+    store = open_folder(folder, mirror, cache)
     _refuse_differences(store, dict(data), what, table)
     if mirror is None:
         _remove_unlisted_images(folder, store.manifest)
@@ -399,14 +401,14 @@ def check_same(
 
 
 def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
-    """The store at `root`, a folder or a URL; of a remote one, shards are copied to the cache when they are read.
+    """The store at `root`, a folder or a URL; shards that are remote or compressed are copied to the cache when read.
 
     Raises:
         StoreError: there is none, it was not copied whole, it is damaged, of a newer format, or cannot be reached.
     """
     mirror = mirrored(root, cache)
     if mirror is None:
-        return open_folder(Path(root).absolute())
+        return open_folder(Path(root).absolute(), cache=cache)
     if NAME not in mirror.objects:
         raise StoreError(f"{mirror.url} has no {NAME}: it is no label store, or was not copied whole")
     return open_folder(mirror.folder, mirror)
@@ -454,7 +456,7 @@ def publish_documents(mirror: Mirror, manifest: Manifest) -> None:
     mirror.publish(NAME)
 
 
-def open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
+def open_folder(folder: Path, mirror: Mirror | None = None, cache: Cache | None = None) -> Store:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder; a label store is made by `softlabels dump`")
     place = Place(folder)
@@ -477,22 +479,16 @@ def open_folder(folder: Path, mirror: Mirror | None = None) -> Store:
             )
         if file.rows * _images.SMALLEST_ROW > file.size:
             raise StoreError(f"{place / NAME} claims {file.rows:,} images, more than {name} has room for")
-    return Store(folder, manifest, mirror)
+    return Store(folder, manifest, mirror, cache)
 
 
 def _wrong_id(place: Place) -> StoreError:
     return StoreError(f"{place / NAME} has an id that its other values do not give; copy it again from its source")
 
 
-def reopened(
-    root: str,
-    name: str,
-    cache: Cache | None = None,
-    memory: int | None = None,
-    shared: tuple[str, str] | None = None,
-) -> TeacherLabels:
+def reopened(root: str, name: str, cache: Cache | None = None) -> TeacherLabels:
     """What a process does that receives labels from another one."""
-    return open_store(root, cache).teacher(name).adopt(memory, shared)
+    return open_store(root, cache).teacher(name)
 
 
 def _make(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import BeforeValidator, Field, field_validator
 
-from softlabels.core.config import MOST, Bytes, CommandConfig
+from softlabels.core.config import MOST, CommandConfig
 from softlabels.errors import did_you_mean
 from softlabels.training.settings import Settings
 from softlabels.training.tracking import TRACKERS
@@ -94,11 +94,6 @@ class TrainConfig(Settings, Machine, Caching):
     )
     unlabelled: Literal["refuse", "leave-out"] = Field(
         "refuse", description="what to do with images that have no soft labels"
-    )
-    label_memory: Bytes | None = Field(
-        None,
-        description="memory for labels of compressed shards, of all processes of a machine together, such as 4GB  "
-        "[default: a quarter of the machine's]",
     )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")

@@ -7,12 +7,10 @@ an uneven last batch neither hangs nor counts twice.
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -99,15 +97,6 @@ class Processes:
         if problem is not None:
             raise problem
         return cast("T", value)
-
-    def machine_agreed(self, value: T) -> T:
-        """What the first process of this machine holds: the first of those that see each other in ``/proc``."""
-        if self.count == 1:
-            return value
-        box: list[Any] = [None] * self.count
-        with _together(self.count):
-            dist.all_gather_object(box, (_machine(), value))
-        return next(theirs for machine, theirs in box if machine == _machine())
 
     def _total_each(self, tensors: list[Tensor]) -> None:
         for bucket in _buckets(tensors):
@@ -267,15 +256,6 @@ def _batch_norm(
     if bias is not None:
         normalised = normalised + bias.view(shape)
     return normalised.to(input.dtype)
-
-
-def _machine() -> tuple[str, ...]:
-    """What processes have in common that see each other: one boot of one machine, and one space of process ids."""
-    names = []
-    for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
-        with suppress(OSError):
-            names.append(str(os.stat(path).st_ino) if "/ns/" in path else Path(path).read_text())  # noqa: PTH116
-    return socket.gethostname(), *names
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

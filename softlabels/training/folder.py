@@ -38,7 +38,6 @@ ANYWHERE = frozenset(
         "data_dir",
         "cache_dir",
         "cache_size",
-        "label_memory",
         "compile",
         "channels_last",
         "track",

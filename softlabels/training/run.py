@@ -145,7 +145,7 @@ def _trained(
 ) -> dict[str, Any]:
     """Make the steps that are left. The folder is held for this process within `stack`."""
     preprocessing = spec.preprocessing
-    lesson, classes, notes = _lesson(config, preprocessing, processes, inputs)
+    lesson, classes, notes = _lesson(config, preprocessing, inputs)
     images = lesson.samples.pictures.images
     check_place(folder, "run", images)
     place = Place(
@@ -281,12 +281,10 @@ def _settings(config: TrainConfig, spec: StudentSpec) -> Settings:
     return settings.model_copy(update={"train_only": layers})
 
 
-def _lesson(
-    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
-) -> tuple[Lesson, int, list[str]]:
+def _lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Lesson, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
     if config.labels:
-        return _stored_lesson(config, preprocessing, processes, inputs)
+        return _stored_lesson(config, preprocessing, inputs)
     images = inputs.images
     recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
@@ -365,15 +363,11 @@ def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> Li
     return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature)
 
 
-def _stored_lesson(
-    config: TrainConfig, preprocessing: Preprocessing, processes: Processes, inputs: Inputs
-) -> tuple[Lesson, int, list[str]]:
+def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Lesson, int, list[str]]:
     if config.recipe is not None:
         raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     labels = inputs.labels
     assert labels is not None
-    labels.share(config.label_memory)
-    labels.adopt(processes.machine_agreed(labels.offered()))
     teachers = labels.select(config.teachers)
     views = labels.complete_views(teachers)
     if config.views_per_image > views:

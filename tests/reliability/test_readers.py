@@ -159,13 +159,13 @@ def test_other_labels_of_the_same_teacher_are_refused_in_the_middle_of_a_reading
 
 
 def test_forked_processes_compare_what_their_parent_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from softlabels.store._gather import MappedGather
+    from softlabels.store._gather import Gather
 
     compared: list[Any] = []
-    compute = MappedGather._crc32
-    monkeypatch.setattr(MappedGather, "_crc32", lambda self, job: compared.append(job) or compute(self, job))
+    compute = Gather._crc32
+    monkeypatch.setattr(Gather, "_crc32", lambda self, job: compared.append(job) or compute(self, job))
     labels = filled(tmp_path / "s", rows=60)
-    labels.share()
+    labels.before_fork()
     labels.take(np.arange(20), np.zeros(20, int))
     assert len(compared) == 3  # one view of one shard, three arrays
     child = os.fork()

@@ -90,7 +90,7 @@ def test_a_damaged_payload_is_found_when_it_is_read_and_repaired_by_dumping_agai
     assert files(tmp_path / "s") == before
 
 
-def test_a_compressed_chunk_is_checked_whenever_it_is_decoded(tmp_path: Path) -> None:
+def test_a_compressed_chunk_is_checked_when_it_is_unpacked(tmp_path: Path) -> None:
     labels = filled(tmp_path / "s", "hdf5", "zstd")
     header = labels._folder.header(labels.shards[0])
     flip(tmp_path / "s/cnn/00000-v0-3.h5", 8 * header.arrays["ids"].offsets[0] + 200)

@@ -98,7 +98,7 @@ def test_more_shards_than_may_be_mapped_are_read(tmp_path: Path, form: str, monk
         rows, views = random.integers(0, 100, 3), random.integers(0, 3, 3)
         for name, array in labels.take(rows, views).items():
             np.testing.assert_array_equal(array, known[name][views, rows])
-        assert len(labels._reader._mapped.open) <= 4 + 3  # type: ignore[attr-defined]
+        assert len(labels._reader.open) <= 4 + 3
 
 
 def test_a_shard_is_never_absent_while_it_is_written_again(tmp_path: Path) -> None:
