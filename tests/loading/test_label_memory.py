@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels.store._folder import Folder
-from softlabels.training.distributed import ALONE, Processes
+from softlabels.training.distributed import SINGLE, Ranks
 
 VIEWS = 2
 SHARDS = 6
@@ -125,5 +125,5 @@ def test_what_one_process_of_a_machine_decoded_the_others_use(
 
 
 def test_one_process_alone_is_the_first_of_its_machine() -> None:
-    assert ALONE.machine_agreed("mine") == "mine"
-    assert Processes().machine_agreed({"a": 1}) == {"a": 1}
+    assert SINGLE.machine_broadcast("mine") == "mine"
+    assert Ranks().machine_broadcast({"a": 1}) == {"a": 1}
