@@ -66,7 +66,7 @@ from softlabels.loading.views import Pictures, image_spec
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
 from softlabels.models import devices, student_spec, teacher_spec
 from softlabels.training.loop import train
-from softlabels.training.settings import Settings
+from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Learner, Place
 from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
 from softlabels.views import RECIPES, ImageSpec
@@ -551,7 +551,9 @@ def trained(
         spec.build(classes, seed=0),
         spec.preprocessing,
         lesson,
-        Settings(epochs=1, batch_size=batch or setting.scale.training_batch, views_per_image=views, warmup_epochs=0),
+        TrainSettings(
+            epochs=1, batch_size=batch or setting.scale.training_batch, views_per_image=views, warmup_epochs=0
+        ),
         folder=folder,
         place=place(setting, workers),
         keep=lambda *_: None,
@@ -570,7 +572,7 @@ def step_memory(setting: Setting, lesson: Lesson, size: int) -> float:
         spec = student_spec(scale.student, size=side)
         images = lesson.samples.pictures.images
         learner = Learner(
-            spec.build(len(images.classes), seed=0), spec.preprocessing, Settings(), 100, 0, place(setting)
+            spec.build(len(images.classes), seed=0), spec.preprocessing, TrainSettings(), 100, 0, place(setting)
         )
         rows = torch.arange(size) % len(images)
         pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, device=device)

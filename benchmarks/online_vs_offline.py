@@ -40,7 +40,7 @@ from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
 from softlabels.models import student_spec, teacher_spec
 from softlabels.training.loop import train
-from softlabels.training.state import Learner, Place, Settings
+from softlabels.training.state import Learner, Place, TrainSettings
 from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
 from softlabels.views import RECIPES, ImageSpec
 
@@ -170,7 +170,7 @@ def epoch(lesson: Lesson, options: argparse.Namespace, folder: Path) -> Cost:
         network,
         spec.preprocessing,
         lesson,
-        Settings(epochs=1, batch_size=options.batch_size),
+        TrainSettings(epochs=1, batch_size=options.batch_size),
         folder=folder,
         place=Place(torch.device(options.device)),
         keep=lambda *_: None,
@@ -277,7 +277,7 @@ def peak_here(arm: str, store: str, options: argparse.Namespace) -> float:
     lesson = taught(options, softlabels.open_labels(store)) if arm == STORED else watched(options, taught_by)
     spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
     place = Place(torch.device(options.device))
-    learner = Learner(spec.build(CLASSES, seed=0), spec.preprocessing, Settings(), 100, 0, place)
+    learner = Learner(spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, place)
     shown = lesson.samples
     # Pictures are made piece by piece elsewhere and count on neither side; labels are read as in training.
     pictures = ready(options)
@@ -313,12 +313,12 @@ def student_step(options: argparse.Namespace) -> Callable[[], float]:
     """What times an optimizer step on a ready batch of hard labels."""
     spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
     learner = Learner(
-        spec.build(CLASSES, seed=0), spec.preprocessing, Settings(), 100, 0, Place(torch.device(options.device))
+        spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, Place(torch.device(options.device))
     )
     batch = ready(options)
 
     def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        value = hard_cross_entropy(learner.logits(batch), batch.hard.to(options.device))
+        value = hard_cross_entropy(learner.logits(batch), batch.targets.to(options.device))
         return value, value.detach()[None]
 
     return lambda: timed(lambda: learner.learn([batch], 0, loss), options)

@@ -36,23 +36,32 @@ def pooled(classes: int) -> nn.Module:
 
 def main(settings: dict[str, Any], notes: Path, cut: int) -> None:
     import softlabels
-    from softlabels.training.state import Learner
+    from softlabels.training.distributed import Ranks
+    from softlabels.training.state import TrainState
+    from softlabels.training.targets import Supervision
 
     torch.set_num_threads(1)
-    learn = Learner.learn
+    begin, loss = TrainState.begin, Supervision.loss
+    at = {"step": 0, "rank": 0}
 
-    def noted(self: Learner, passes: Any, step: int, loss: Any) -> Any:
+    def noted_begin(self: TrainState, step: int, passes: int = 1) -> None:
         if step == cut:
             raise KeyboardInterrupt
-        sums = learn(self, passes, step, loss)
-        seen = [[row, view] for batch in passes for row, view in zip(batch.rows, batch.views, strict=True)]
-        record = {"step": step, "rank": self._place.processes.rank, "seen": [[int(r), int(v)] for r, v in seen]}
-        with (notes / f"{record['rank']}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        return sums
+        ranks: Ranks = self._runtime.ranks
+        at.update(step=step, rank=ranks.rank)
+        begin(self, step, passes)
 
-    Learner.learn = noted  # type: ignore[method-assign]
-    softlabels.train(quiet=True, **settings)
+    def noted_loss(self: Supervision, *given: Any) -> Any:
+        seen = list(zip(self.batch.rows.tolist(), self.batch.views.tolist(), strict=True))[: self.rows]
+        with (notes / f"{at['rank']}.jsonl").open("a") as file:
+            file.write(json.dumps({**at, "seen": seen}) + "\n")
+        return loss(self, *given)
+
+    TrainState.begin, Supervision.loss = noted_begin, noted_loss  # type: ignore[method-assign]
+    try:
+        softlabels.train(quiet=True, **settings)
+    finally:
+        TrainState.begin, Supervision.loss = begin, loss  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

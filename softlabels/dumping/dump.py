@@ -245,7 +245,7 @@ class Look:
         if not len(said):
             return
         self._cut += int((said.amax(-1) - said.amin(-1) > self._codec.deepest).sum())
-        hard, rows = batch.hard[good], batch.rows[good]
+        hard, rows = batch.targets[good], batch.rows[good]
         known = (hard >= 0) & (hard < said.shape[1])
         if batch.shares is not None:
             known &= batch.shares[good] == 1  # a picture of two images has no one class

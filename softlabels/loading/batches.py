@@ -54,7 +54,7 @@ class Batch:
     pictures: Tensor
     rows: Tensor
     views: Tensor
-    hard: Tensor
+    targets: Tensor
     partners: Tensor | None = None
     shares: Tensor | None = None
     arrays: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Page-lock what goes to the device."""
-        self.pictures, self.hard = self.pictures.pin_memory(), self.hard.pin_memory()
+        self.pictures, self.targets = self.pictures.pin_memory(), self.targets.pin_memory()
         return self
 
 
@@ -127,7 +127,7 @@ class LabelledPictures(Dataset[Batch]):
             pictures=self.pictures.render(rows, views, failed if self._tolerant else None),
             rows=torch.from_numpy(rows),
             views=torch.from_numpy(views),
-            hard=torch.from_numpy(self.pictures.images.labels[rows].astype(np.int64)),
+            targets=torch.from_numpy(self.pictures.images.labels[rows].astype(np.int64)),
             failed=failed,
         )
         if self.pictures.recipe.mixes:

@@ -115,10 +115,11 @@ def try_learning(
     device: torch.device,
     whose: str,
     amp: torch.dtype | None = None,
-) -> None:
+) -> bool:
     """Let the network answer two grey pictures and go backward from a loss, as in training, and in evaluation.
 
-    It is left as it was: gradients, statistics, mode and torch's generator.
+    It is left as it was: gradients, statistics, mode and torch's generator. Returns whether the gradient reached every
+    parameter that is trained.
 
     Raises:
         ModelError: it does not run, its answer is no (2, classes), or no gradient reaches its weights.
@@ -145,6 +146,7 @@ def try_learning(
                     f"of its forward"
                 )
             nn.functional.cross_entropy(logits.float(), torch.zeros(2, dtype=torch.int64, device=device)).backward()
+            reached = all(each.grad is not None for each in network.parameters() if each.requires_grad)
             network.eval()
             with torch.no_grad():
                 logits_of(network(preprocessing.normalise(pictures)), whose)
@@ -156,6 +158,7 @@ def try_learning(
         for parameter in network.parameters():
             parameter.grad = None
         set_mode(network, True)
+    return reached
 
 
 def materialise(network: nn.Module, preprocessing: Preprocessing, whose: str) -> None:

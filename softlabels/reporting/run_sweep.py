@@ -15,7 +15,7 @@ from softlabels.errors import ConfigError, RunError
 from softlabels.loading.opening import check_place
 from softlabels.reporting.report import check_plots, markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
-from softlabels.training.distributed import Processes, joined
+from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.folder import held
 from softlabels.training.run import check_named, run_train
 
@@ -38,11 +38,11 @@ def run_sweep(config: SweepConfig, journal: Journal) -> SweepReport:
     Raises:
         ConfigError: a combination is no valid run; all are looked at before the first begins.
     """
-    with joined() as processes:
-        return _sweep(config, journal if processes.first else Journal(quiet=True), processes)
+    with process_group() as ranks:
+        return _sweep(config, journal if ranks.first else Journal(quiet=True), ranks)
 
 
-def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> SweepReport:
+def _sweep(config: SweepConfig, journal: Journal, ranks: Ranks) -> SweepReport:
     root = Path(config.out or "runs/sweep")
     runs = _runs(config, root)
     check_place(root, "run")
@@ -50,11 +50,11 @@ def _sweep(config: SweepConfig, journal: Journal, processes: Processes) -> Sweep
         check_named(run)
     check_plots()  # hours before they are drawn
     with ExitStack() as stack:
-        processes.led(lambda: stack.enter_context(held(root)))
-        return _trained(runs, root, journal, processes)
+        ranks.on_first(lambda: stack.enter_context(held(root)))
+        return _trained(runs, root, journal, ranks)
 
 
-def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, processes: Processes) -> SweepReport:
+def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, ranks: Ranks) -> SweepReport:
     problems = []
     for done, (name, run) in enumerate(runs):
         journal.say(f"{done + 1}/{len(runs)}: {name}")
@@ -67,7 +67,7 @@ def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, 
             journal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
-    table = processes.agreed(report(root, root / "report", journal) if processes.first else pd.DataFrame())
+    table = ranks.broadcast(report(root, root / "report", journal) if ranks.first else pd.DataFrame())
     for line in markdown(table).splitlines():
         journal.say(line)
     journal.say(f"table and plots in {root / 'report'}")

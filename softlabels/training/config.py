@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from softlabels.core.config import MOST, CommandConfig
 from softlabels.errors import did_you_mean
-from softlabels.training.settings import Settings
+from softlabels.training.settings import TrainSettings
 from softlabels.training.tracking import TRACKERS
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ from softlabels.loading.settings import (
 AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
 
 
-class TrainConfig(Settings, Machine, Caching):
+class TrainConfig(TrainSettings, Machine, Caching):
     """What `softlabels train` does."""
 
     LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
@@ -112,9 +112,9 @@ class TrainConfig(Settings, Machine, Caching):
         return tuple(_term(each) if isinstance(each, str) else each for each in terms)
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> TrainSettings:
         """The part that the training stage knows."""
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
 
 
 def _term(text: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class FileAgreement:
     """How often the file and its student name the same class, and the accuracy of both where labels are known."""
 
     images: int
@@ -176,7 +176,7 @@ def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
 
 def compare(
     source: Path, exported: Exported, form: Form, images: Images | None = None, function: str | None = None
-) -> Agreement:
+) -> FileAgreement:
     """Let student and file name the class of each image's clean view; without images, of pictures of noise."""
     student = open_student(source, function)
     network, wanted = student.network, student.preprocessing
@@ -190,7 +190,7 @@ def compare(
     agreed, right, also_right, labelled = sums.tolist()
     count = _NOISE if images is None else len(images)
     share = [n / labelled if labelled else None for n in (right, also_right)]
-    return Agreement(count, agreed / max(count, 1), *share)
+    return FileAgreement(count, agreed / max(count, 1), *share)
 
 
 def _shown(wanted: models.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:

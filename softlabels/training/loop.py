@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,74 +20,74 @@ from softlabels.core.progress import Journal, Metrics
 from softlabels.errors import ConfigError, RunError
 from softlabels.loading.batches import Batch, LabelledPictures, batches
 from softlabels.loading.samplers import OneViewEach, ShuffledShards
-from softlabels.loading.views import Pictures
-from softlabels.models import Preprocessing
+from softlabels.models import Preprocessing, write_weights
 from softlabels.models.devices import first_line, is_out_of_memory
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
-from softlabels.training.distributed import ALONE, Processes
-from softlabels.training.evaluate import Score
-from softlabels.training.settings import Settings
-from softlabels.training.state import Learner, Place
-from softlabels.training.targets import Lesson
+from softlabels.training.distributed import SINGLE, Ranks
+from softlabels.training.evaluate import Evaluator, Score
+from softlabels.training.settings import TrainSettings
+from softlabels.training.state import Runtime, TrainState
+from softlabels.training.targets import Task
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints, in its own."""
 
-_REST_SECONDS = 15.0
+_SECONDS_BETWEEN_CHECKPOINTS = 15.0
 """Least time between checkpoints at the ends of epochs, so that short epochs are not spent on writing."""
 
-_SETTLED_EVERY = 20
+_LOSS_CHECKED_EVERY = 20
 """Steps between looks at the loss: each look waits for the device, and for the other processes."""
 
 
 @dataclass(frozen=True)
-class Order:
-    """Which samples each optimizer step sees: a function of (seed, epoch, step) alone.
+class Step:
+    """One process's slice of an optimizer step: sample numbers of its passes, and the images of all processes.
 
-    Each of a step's passes is cut into one slice per process, so that any number of processes makes the same steps.
-    """
-
-    pictures: Pictures
-    settings: Settings
-    processes: Processes = ALONE
-    samples: LabelledPictures | None = None
-    """Whose shards are visited one after the other, where the settings name a window of them."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; the last may hold fewer pictures."""
-        samples = len(self.pictures.images) * self.settings.views_per_image
-        return math.ceil(math.ceil(samples / self.settings.batch_size) / self.settings.accumulate)
-
-    def epoch(self, epoch: int, first_step: int = 0) -> list[Share]:
-        """What this process does of each step from `first_step` on."""
-        numbers, size, accumulate = self._numbers(epoch), self.settings.batch_size, self.settings.accumulate
-        passes = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-        steps = [passes[start : start + accumulate] for start in range(0, len(passes), accumulate)]
-        return [self._share(step) for step in steps[first_step:]]
-
-    def _numbers(self, epoch: int) -> NDArray[np.int64]:
-        seed, window, views = self.settings.seed, self.settings.shuffle_window, self.settings.views_per_image
-        if window is None or self.samples is None:
-            return OneViewEach(self.pictures, epoch, seed, views).numbers()
-        return ShuffledShards(self.samples, window, epoch, seed, views).numbers()
-
-    def _share(self, passes: list[NDArray[np.int64]]) -> Share:
-        shares = [self.processes.share(each) for each in passes]
-        # With common batch statistics all processes make all passes, on no picture if need be.
-        kept = [each for each in shares if len(each) or self.settings.sync_bn]
-        return Share(kept, sum(len(each) for each in passes))
-
-
-@dataclass(frozen=True)
-class Share:
-    """One process's part of a step: sample numbers of its forward passes; pictures of all.
-
-    None of the passes is empty unless batch statistics are common.
+    With `padded` the last pass is an image of another process, for one that has none: it makes the pass as all do, and
+    adds nothing.
     """
 
     passes: list[NDArray[np.int64]]
-    pictures: int
+    images: int
+    padded: bool
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """Which samples each optimizer step sees: a function of (seed, epoch, step) alone.
+
+    Each pass of a step is cut into one slice per process, so that any number of processes makes the same steps.
+    """
+
+    samples: LabelledPictures
+    settings: TrainSettings
+    ranks: Ranks = SINGLE
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; the last may hold fewer images."""
+        samples = len(self.samples.pictures.images) * self.settings.views_per_image
+        return math.ceil(math.ceil(samples / self.settings.batch_size) / self.settings.accumulate)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> list[Step]:
+        """This process's slice of each step from `first_step` on."""
+        numbers, size, accumulate = self._numbers(epoch), self.settings.batch_size, self.settings.accumulate
+        passes = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        steps = [passes[start : start + accumulate] for start in range(0, len(passes), accumulate)]
+        return [self._slice(step) for step in steps[first_step:]]
+
+    def _numbers(self, epoch: int) -> NDArray[np.int64]:
+        seed, window, views = self.settings.seed, self.settings.shuffle_window, self.settings.views_per_image
+        if window is None:
+            return OneViewEach(self.samples.pictures, epoch, seed, views).numbers()
+        return ShuffledShards(self.samples, window, epoch, seed, views).numbers()
+
+    def _slice(self, passes: list[NDArray[np.int64]]) -> Step:
+        slices = [self.ranks.slice(each) for each in passes]
+        padded = not len(slices[-1])  # only the last pass of an epoch may hold fewer images than there are processes
+        if padded:
+            slices[-1] = passes[-1][-1:]
+        return Step(slices, sum(len(each) for each in passes), padded)
 
 
 @dataclass(frozen=True)
@@ -104,107 +104,112 @@ class TrainReport:
 def train(
     network: nn.Module,
     preprocessing: Preprocessing,
-    lesson: Lesson,
-    settings: Settings,
+    task: Task,
+    settings: TrainSettings,
     *,
     folder: Path,
-    place: Place,
-    score: Callable[[nn.Module], Score] | None = None,
-    keep: Callable[[str, nn.Module, Score | None], None],
+    runtime: Runtime,
+    evaluator: Evaluator | None = None,
+    metadata: Mapping[str, str] | None = None,
     journal: Journal,
     note: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainReport:
     """Train to the last step, from the newest checkpoint in `folder` where there is one.
 
-    Every process of `place` calls this; the first alone writes.
+    Every process of `runtime` calls this; the first alone writes.
 
     Args:
-        score: evaluates a network; None when there is nothing to evaluate on.
-        keep: is given "best" or "last", the network and its score whenever one of them is to be written.
+        evaluator: scores the student; None when there is nothing to evaluate on.
+        metadata: of the files of the student's best and last weights; None: none are written.
         note: is given each epoch's record as well.
 
     Raises:
         RunError: the loss is no longer finite, or a pass does not fit into memory; the last checkpoint stays.
         ConfigError: `patience` without anything to evaluate on, or a layer that the student has not.
     """
-    if settings.patience is not None and score is None:
+    if settings.patience is not None and evaluator is None:
         raise ConfigError("`patience` needs images to evaluate on; name them with `eval_data`")
-    processes = place.processes
-    order = Order(lesson.samples.pictures, settings, processes, lesson.samples)
-    per_epoch = order.steps_per_epoch
+    ranks, device = runtime.ranks, runtime.device
+    sampler = StepSampler(task.samples, settings, ranks)
+    per_epoch = sampler.steps_per_epoch
     steps = per_epoch * settings.epochs
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
-    learner = Learner(network, preprocessing, settings, steps, warmup, place)
-    if processes.first:
+    state = TrainState(network, preprocessing, settings, steps, warmup, runtime)
+    files = _StudentFiles(folder, metadata if ranks.first else None)
+    if ranks.first:
         remove_leftovers(folder)
         remove_leftovers(folder / CHECKPOINTS)
-    progress, records = _resume(learner, lesson, folder / CHECKPOINTS, journal, steps, place)
+    progress, records = _resume(state, task, folder / CHECKPOINTS, journal, steps, runtime)
     metrics = Metrics(folder, keep_until=progress.step, records=records)
-    if processes.first and progress.step:
+    if ranks.first and progress.step:
         metrics.write()  # the files are those of the checkpoint from now on
     began, seen = time.monotonic(), 0
-    saved = began
-
-    def save() -> None:
-        # The records first: a resumed run drops those of steps that its checkpoint has not made.
-        nonlocal saved
-        if processes.first:
-            metrics.write()
-        _save(learner, progress, metrics.records, folder, processes)
-        progress.kept = progress.step
-        saved = time.monotonic()
-
-    def learn(passes: list[Batch], pictures: int) -> Tensor | None:
-        told, of = lesson.step(passes, place.device, processes, progress.step / max(steps - 1, 1))
-        left = iter(told)
-
-        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-            value, parts = next(left).loss(learner.logits(batch), of)
-            said = [value, *(parts.get(name, value.new_zeros(())) for name in lesson.reported)]
-            sums = torch.stack([each.detach().double() for each in said]) * pictures
-            return value, torch.cat([sums, sums.new_full((1,), len(batch))])
-
-        return learner.learn(passes, progress.step, loss)
-
     with journal.progress("train", steps, "steps", done=progress.step) as advance:
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
-            for passes, pictures in _passes(lesson, order.epoch(epoch, within), place):
-                with _fitting(settings, processes):
-                    progress.add(learn(passes, pictures))
-                seen += pictures
+            for step, passes in _batches(task.samples, sampler.epoch(epoch, within), runtime):
+                with _memory_errors(settings, ranks):
+                    done = progress.step / max(steps - 1, 1)
+                    supervised = [
+                        task.supervision(batch, device, done, padding=step.padded and batch is passes[-1])
+                        for batch in passes
+                    ]
+                    counts = task.counts(supervised, device, ranks)
+                    state.begin(progress.step, len(passes))
+                    for each in supervised:
+                        logits = state.forward(each.batch)
+                        loss, parts = each.loss(logits, counts)
+                        state.backward(loss)
+                        progress.add(loss, parts, step.images, each.rows)
+                    state.step()
+                progress.step += 1
+                seen += step.images
                 advance(1, f"epoch {epoch + 1}/{settings.epochs}")
-                if progress.step % _SETTLED_EVERY == 0:
-                    progress.settle(processes)
+                if progress.step % _LOSS_CHECKED_EVERY == 0:
+                    progress.check(ranks)
                 if settings.saves_at(progress.step) and progress.step % per_epoch:
-                    save()
-            progress.settle(processes)
-            learner.settle()
-            record = {"epoch": epoch + 1, "step": progress.step, "lr": learner.lr, **progress.means(lesson.reported)}
-            due = progress.step == steps or (epoch + 1) % settings.eval_every == 0
-            if score is not None and due:
-                record |= progress.scored(score(learner.best_network), learner.best_network, keep)
+                    _save(state, progress, metrics, folder, ranks)
+            progress.check(ranks)
+            state.average_statistics()
+            record = {"epoch": epoch + 1, "step": progress.step, "lr": state.lr, **progress.means()}
+            if evaluator is not None and (progress.step == steps or (epoch + 1) % settings.eval_every == 0):
+                score = evaluator.score(state.best_network)
+                record |= score.metrics
+                if progress.improved(score):
+                    files.write("best", state.best_network, score)
             ended = progress.step == steps or progress.stale(settings.patience)
             if ended:
-                progress.finish(learner.best_network, keep)
+                files.write("last", state.best_network, progress.last)
+                if progress.best is None:
+                    files.write("best", state.best_network, None)
             seconds = time.monotonic() - began
             record |= {"pictures_per_second": seen / max(seconds, 1e-9), "seconds": seconds}
-            if processes.first:
+            if ranks.first:
                 metrics.add(record)
                 if note is not None:
                     note(record)
             progress.sums.zero_()
-            rested = settings.checkpoint_every is None and processes.agreed(time.monotonic() - saved > _REST_SECONDS)
-            if ended or rested or settings.saves_at(progress.step):
-                save()
+            due = settings.saves_at(progress.step)
+            if settings.checkpoint_every is None:
+                due = ranks.broadcast(time.monotonic() - progress.saved > _SECONDS_BETWEEN_CHECKPOINTS)
+            if ended or due:
+                _save(state, progress, metrics, folder, ranks)
     if progress.step < steps:
         journal.say(f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain")
     seconds = time.monotonic() - began
     return TrainReport(progress.best, progress.last, progress.step, seen / max(seconds, 1e-9), seconds)
 
 
+def _batches(samples: LabelledPictures, steps: list[Step], runtime: Runtime) -> Iterator[tuple[Step, list[Batch]]]:
+    """This process's batches of each step."""
+    numbers = samples.ahead([each for step in steps for each in step.passes])
+    source = batches(samples, numbers, workers=runtime.workers, device=runtime.device)
+    for step in steps:
+        yield step, [next(source) for _ in step.passes]
+
+
 @contextmanager
-def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
+def _memory_errors(settings: TrainSettings, ranks: Ranks) -> Iterator[None]:
     """Turn an error of full memory into a line that says which settings make the same steps in less."""
     try:
         yield
@@ -213,7 +218,7 @@ def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
         if not is_out_of_memory(problem):
             raise
         reason, size = first_line(problem), settings.batch_size
-    if size <= processes.count:
+    if size <= ranks.count:
         raise RunError(f"not even one picture fits into memory ({reason}); take a smaller `student` or `size`")
     raise RunError(
         f"a pass of `batch_size={size}` does not fit into memory ({reason}); `batch_size={size // 2}` "
@@ -221,13 +226,28 @@ def _fitting(settings: Settings, processes: Processes) -> Iterator[None]:
     )
 
 
+@dataclass(frozen=True)
+class _StudentFiles:
+    """Where the weights of a student are written, with what is known of it; nowhere without `metadata`."""
+
+    folder: Path
+    metadata: Mapping[str, str] | None
+
+    def write(self, name: str, network: nn.Module, score: Score | None) -> None:
+        if self.metadata is not None:
+            scores = {"top1": f"{score.top1:.6f}"} if score else {}
+            write_weights(self.folder / f"{name}.safetensors", network.state_dict(), {**self.metadata, **scores})
+
+
 @dataclass
 class _Progress:
-    """Where a run stands: steps made, sums over this epoch's pictures (loss, parts, count), scores so far.
+    """Steps made, sums over this epoch's images (loss, each of `parts`, count), and scores so far.
 
-    `recent` are this process's sums on its device that are not yet in `sums`; `kept` is the newest checkpoint's step.
+    `recent` are this process's sums on its device that are not yet in `sums`; `kept` is the newest checkpoint's step,
+    and `saved` when it was written.
     """
 
+    parts: tuple[str, ...]
     step: int
     sums: Tensor
     recent: Tensor
@@ -235,92 +255,79 @@ class _Progress:
     last: Score | None = None
     since_best: int = 0
     kept: int | None = None
+    saved: float = 0.0
 
-    def add(self, sums: Tensor | None) -> None:
-        self.step += 1
-        if sums is not None:
-            self.recent += sums
+    def add(self, loss: Tensor, parts: Mapping[str, Tensor], images: int, rows: int) -> None:
+        """Add what a pass of `rows` rows adds to the loss of a step of `images` images."""
+        values = [loss, *(parts.get(name, loss.new_zeros(())) for name in self.parts)]
+        sums = torch.stack([value.detach().double() for value in values]) * images
+        self.recent += torch.cat([sums, sums.new_full((1,), rows)])
 
-    def settle(self, processes: Processes) -> None:
-        """Bring `sums` up to date, and see that the loss is finite."""
-        self.sums += processes.total(self.recent).cpu()
+    def check(self, ranks: Ranks) -> None:
+        """Bring `sums` up to date, and raise RunError when the loss is not finite."""
+        self.sums += ranks.all_reduce(self.recent).cpu()
         self.recent.zero_()
         if not math.isfinite(float(self.sums[0])):
+            kept = "no checkpoint was written yet"
+            if self.kept is not None:
+                kept = f"the checkpoint of step {self.kept:,} is kept"
             raise RunError(
                 f"the loss is no longer finite at step {self.step}; lower `lr`, clip gradients (`clip_grad=1`) or "
-                f"train without `amp=fp16`; "
-                + (
-                    "no checkpoint was written yet"
-                    if self.kept is None
-                    else f"the checkpoint of step {self.kept:,} is kept"
-                )
+                f"train without `amp=fp16`; {kept}"
             )
 
-    def means(self, names: tuple[str, ...]) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         *sums, count = self.sums.tolist()
-        return {name: value / max(count, 1) for name, value in zip(("loss", *names), sums, strict=True)}
+        return {name: value / max(count, 1) for name, value in zip(("loss", *self.parts), sums, strict=True)}
 
-    def scored(self, score: Score, network: nn.Module, keep: Callable[..., None]) -> dict[str, float]:
+    def improved(self, score: Score) -> bool:
+        """Take a new score; whether it is the best so far."""
         self.last, self.since_best = score, self.since_best + 1
         if self.best is None or score.top1 > self.best.top1:
             self.since_best = 0
-        if self.best is None or score.better_than(self.best):
+        better = self.best is None or score.better_than(self.best)
+        if better:
             self.best = score
-            keep("best", network, score)
-        return {"top1": score.top1, "top5": score.top5, "cross_entropy": score.cross_entropy}
+        return better
 
     def stale(self, patience: int | None) -> bool:
         return patience is not None and self.since_best >= patience
 
-    def finish(self, network: nn.Module, keep: Callable[..., None]) -> None:
-        keep("last", network, self.last)
-        if self.best is None:
-            keep("best", network, None)
 
-
-def _passes(lesson: Lesson, shares: list[Share], place: Place) -> Iterator[tuple[list[Batch], int]]:
-    """This process's batches of each step, and the pictures of all."""
-    numbers = lesson.samples.ahead([each for share in shares for each in share.passes])
-    source = batches(lesson.samples, numbers, workers=place.workers, device=place.device)
-    for share in shares:
-        yield [next(source) for _ in share.passes], share.pictures
-
-
-def _save(
-    learner: Learner, progress: _Progress, records: list[dict[str, Any]], folder: Path, processes: Processes
-) -> None:
-    progress.settle(processes)
-    learner.settle()
-    if not processes.first:
-        return
-    scores = {
-        name: vars(score) if score else None for name, score in (("best", progress.best), ("last", progress.last))
-    }
-    own = {"sums": progress.sums, "since_best": progress.since_best, "records": records}
-    state = {**learner.state(), **own, **scores}
-    save_checkpoint(folder / CHECKPOINTS, progress.step, state)
+def _save(state: TrainState, progress: _Progress, metrics: Metrics, folder: Path, ranks: Ranks) -> None:
+    if ranks.first:
+        metrics.write()  # first: a resumed run drops the records of steps that its checkpoint has not made
+    progress.check(ranks)
+    state.average_statistics()
+    if ranks.first:
+        scores = {"best": progress.best, "last": progress.last}
+        own = {"sums": progress.sums, "since_best": progress.since_best, "records": metrics.records}
+        written = {name: asdict(score) if score else None for name, score in scores.items()}
+        save_checkpoint(folder / CHECKPOINTS, progress.step, {**state.state_dict(), **own, **written})
+    progress.kept, progress.saved = progress.step, time.monotonic()
 
 
 def _resume(
-    learner: Learner, lesson: Lesson, folder: Path, journal: Journal, steps: int, place: Place
+    state: TrainState, task: Task, folder: Path, journal: Journal, steps: int, runtime: Runtime
 ) -> tuple[_Progress, list[dict[str, Any]] | None]:
-    """Where the newest sound checkpoint stands, and the records of the epochs until then, where it holds them.
+    """The progress at the newest sound checkpoint, and the records of the epochs until then, where it holds them.
 
     Raises:
         RunError: no checkpoint is sound, or the one that is fits another network or optimizer.
     """
     # Read by the first process alone: the others may have started later, or see the folder from afar.
-    found = place.processes.agreed(load_checkpoint(folder) if place.processes.first else None)
-    empty = torch.zeros(len(lesson.reported) + 2, dtype=torch.float64)
-    recent = torch.zeros_like(empty, device=place.device)
+    found = runtime.ranks.broadcast(load_checkpoint(folder) if runtime.ranks.first else None)
+    empty = torch.zeros(len(task.reported) + 2, dtype=torch.float64)
+    progress = _Progress(task.reported, 0, empty, torch.zeros_like(empty, device=runtime.device))
+    progress.saved = time.monotonic()
     if found is None:
-        learner.load(place.processes.agreed(learner.state() if place.processes.first else {}))
-        return _Progress(0, empty, recent), None
-    step, state, problems = found
+        return progress, None
+    step, held, problems = found
     try:
-        learner.load(state)
-        best, last = (Score(**state[name]) if state[name] else None for name in ("best", "last"))
-        progress = _Progress(step, empty + state["sums"], recent, best, last, state["since_best"], kept=step)
+        state.load_state_dict(held)
+        progress.step = progress.kept = step
+        progress.sums, progress.since_best = empty + held["sums"], held["since_best"]
+        progress.best, progress.last = (Score(**held[name]) if held[name] else None for name in ("best", "last"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as problem:
         raise RunError(
             f"checkpoint {step} in {folder} does not fit this run ({' '.join(str(problem).split())[:160]}); remove "
@@ -329,4 +336,4 @@ def _resume(
     for each in problems:
         journal.say(f"{each}; the one before it is used")
     journal.say(f"going on from step {step:,} of {steps:,}")
-    return progress, state.get("records")
+    return progress, held.get("records")

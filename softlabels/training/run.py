@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,19 +37,17 @@ from softlabels.models import (
     read_weights,
     student_spec,
     try_learning,
-    write_weights,
 )
 from softlabels.training.checkpoints import newest_step
-from softlabels.training.compare import compare
 from softlabels.training.config import TrainConfig
-from softlabels.training.distributed import Processes, joined
-from softlabels.training.evaluate import Score, classifier, evaluate, trained_on
+from softlabels.training.distributed import Ranks, process_group
+from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.loop import CHECKPOINTS, TrainReport, train
 from softlabels.training.run_inputs import Inputs
-from softlabels.training.settings import Settings
-from softlabels.training.state import Place, check_optimizer, parameter_groups
-from softlabels.training.targets import Filter, Lesson, LiveTargets, NoTargets, Targets, join, stored_targets
+from softlabels.training.settings import TrainSettings
+from softlabels.training.state import Runtime, check_optimizer, check_ranks, parameter_groups
+from softlabels.training.targets import Filter, LiveTargets, NoTargets, Targets, Task, match_labels, stored_targets
 from softlabels.training.tracking import check_trackers, tracked
 from softlabels.views import RECIPES
 
@@ -70,8 +68,8 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
 
     Under `torchrun` every process calls this; the first one talks and writes.
     """
-    with joined() as processes:
-        return _run(config, journal if processes.first else Journal(quiet=True), processes)
+    with process_group() as ranks:
+        return _run(config, journal if ranks.first else Journal(quiet=True), ranks)
 
 
 def check_named(config: TrainConfig) -> None:
@@ -80,7 +78,7 @@ def check_named(config: TrainConfig) -> None:
         raise ConfigError("there is nothing to learn from; give `labels=STORE`, or `data` for hard labels alone")
 
 
-def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[str, Any]:
+def _run(config: TrainConfig, journal: Journal, ranks: Ranks) -> dict[str, Any]:
     check_named(config)
     if config.labels and config.teacher:
         raise ConfigError("`labels` and `teacher` exclude each other: stored labels need no teacher in the loop")
@@ -88,16 +86,16 @@ def _run(config: TrainConfig, journal: Journal, processes: Processes) -> dict[st
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
     folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
-    before = processes.led(lambda: _before(folder, config))
+    before = ranks.on_first(lambda: _before(folder, config))
     if before is not None and before.result is not None:
-        processes.led(lambda: _say_done(before, config, journal))
+        ranks.on_first(lambda: _report_done(before, config, journal))
         return before.result
     spec = _student(config)
     inputs = Inputs(config, spec)
-    known = processes.led(lambda: _known(inputs, before, config, journal))
+    known = ranks.on_first(lambda: _known(inputs, before, config, journal))
     inputs.views = None if before is None or before.inputs is None else before.inputs.get("views")
     with ExitStack() as stack:
-        return _trained(config, spec, folder, inputs, known, stack, journal, processes)
+        return _train(config, spec, folder, inputs, known, stack, journal, ranks)
 
 
 def _before(folder: Path, config: TrainConfig) -> Record | None:
@@ -118,7 +116,7 @@ def _known(inputs: Inputs, before: Record | None, config: TrainConfig, journal: 
     return known
 
 
-def _say_done(done: Record, config: TrainConfig, journal: Journal) -> None:
+def _report_done(done: Record, config: TrainConfig, journal: Journal) -> None:
     """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
     try:
         now = Inputs(config, _student(config))
@@ -133,7 +131,7 @@ def _say_done(done: Record, config: TrainConfig, journal: Journal) -> None:
     journal.say(f"{done.folder} is done already; nothing to do{unknown}")
 
 
-def _trained(
+def _train(
     config: TrainConfig,
     spec: StudentSpec,
     folder: Path,
@@ -141,96 +139,95 @@ def _trained(
     known: Mapping[str, Any],
     stack: ExitStack,
     journal: Journal,
-    processes: Processes,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Make the steps that are left. The folder is held for this process within `stack`."""
     preprocessing = spec.preprocessing
-    lesson, classes, notes = _lesson(config, preprocessing, inputs)
-    images = lesson.samples.pictures.images
+    task, classes, notes = _task(config, preprocessing, inputs)
+    images = task.samples.pictures.images
     check_place(folder, "run", images)
-    place = Place(
-        config.torch_device(),
-        config.dtype,
-        config.helpers(images),
-        config.compile,
-        config.channels_last,
-        processes,
-    )
-    network = spec.build(classes, seed=config.seed).to(place.device)
-    names = lesson.samples.labels.class_names if lesson.samples.labels is not None else images.classes
+    device = config.torch_device()
+    network = spec.build(classes, seed=config.seed).to(device)
+    names = task.samples.labels.class_names if task.samples.labels is not None else images.classes
     metadata = spec.metadata(classes, names or images.classes)
     notes += _kept_head(config, classes, names or images.classes)
     settings = _settings(config, spec)
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
     check_optimizer(settings)
-    try_learning(network, preprocessing, classes, place.device, f"student {spec.short_name}", place.amp)
+    used = try_learning(network, preprocessing, classes, device, f"student {spec.short_name}", config.dtype)
+    runtime = Runtime(
+        device,
+        config.dtype,
+        config.helpers(images),
+        config.compile,
+        config.channels_last,
+        ranks,
+        # Code that is not known here may leave out layers now and then.
+        all_parameters_used=used and spec.kind != "function",
+    )
+    check_ranks(settings, runtime)
     check_trackers(config.track)
     header = [
         f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
         f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
         *settings.describe(),
         *notes,
-        *lesson.describe(),
+        *task.describe(),
     ]
-    score = _scoring(config, preprocessing, images, classes, names, place, journal)
+    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, journal)
 
-    def hold() -> dict[str, Any] | None:
+    def begin_run() -> dict[str, Any] | None:
         stack.enter_context(held(folder))
         found = recorded(folder)
         if found is None or found.result is None:
-            begin(folder, config, {**known, "views": lesson.samples.pictures.views}, header)
+            begin(folder, config, {**known, "views": task.samples.pictures.views}, header)
         return None if found is None else found.result
 
-    done = processes.led(hold)
+    done = ranks.on_first(begin_run)
     if done is not None:  # by another process, since this one looked
         journal.say(f"{folder} is done already; nothing to do")
         return done
     for line in header:
         journal.say(line)
 
-    def keep(name: str, kept: nn.Module, reached: Score | None) -> None:
-        if processes.first:
-            scores = {"top1": f"{reached.top1:.6f}"} if reached else {}
-            write_weights(folder / f"{name}.safetensors", kept.state_dict(), {**metadata, **scores})
-
     shown = config.model_dump(mode="json", exclude={"track"})
     with (
-        tracked(config.track if processes.first else (), folder, shown, journal) as trackers,
-        _told_when_interrupted(folder / CHECKPOINTS),
+        tracked(config.track if ranks.first else (), folder, shown, journal) as trackers,
+        _explained_interrupt(folder / CHECKPOINTS),
     ):
         report = train(
             network,
             preprocessing,
-            lesson,
+            task,
             settings,
             folder=folder,
-            place=place,
-            score=score,
-            keep=keep,
+            runtime=runtime,
+            evaluator=evaluator,
+            metadata=metadata,
             journal=journal,
             note=trackers.record,
         )
-    result = _result(report, network, lesson, folder)
-    if config.compare and not isinstance(lesson.targets, NoTargets):
-        result |= _compared(network, preprocessing, lesson, config, place, folder)
-    if processes.first:
+    result = _result(report, network, task, folder)
+    if config.compare and not isinstance(task.targets, NoTargets):
+        result |= _compared(network, preprocessing, task, config, runtime, folder)
+    if ranks.first:
         write_json(folder / RESULT, result)
     _say(result, folder, journal)
     return result
 
 
 @contextmanager
-def _told_when_interrupted(checkpoints: Path) -> Iterator[None]:
+def _explained_interrupt(checkpoints: Path) -> Iterator[None]:
     """Say in an interrupt what the same command does next."""
     try:
         yield
     except KeyboardInterrupt as stop:
         step = newest_step(checkpoints)
-        said = "it begins anew: there is no checkpoint yet (`checkpoint_every`)"
+        next_time = "it begins anew: there is no checkpoint yet (`checkpoint_every`)"
         if step is not None:
-            said = f"the same command goes on from the checkpoint of step {step:,}"
-        raise KeyboardInterrupt(f"interrupted; {said}") from stop
+            next_time = f"the same command goes on from the checkpoint of step {step:,}"
+        raise KeyboardInterrupt(f"interrupted; {next_time}") from stop
 
 
 def _student(config: TrainConfig) -> StudentSpec:
@@ -239,12 +236,12 @@ def _student(config: TrainConfig) -> StudentSpec:
         return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
     if config.weights is not None:
         raise ConfigError("`init` and `weights` exclude each other: `init` brings the network's weights")
-    told = read_description(config.init)
-    if config.student is None and (told is None or told.architecture.startswith("function:")):
+    saved = read_description(config.init)
+    if config.student is None and (saved is None or saved.architecture.startswith("function:")):
         # A file of weights must never choose code that is then run.
-        own = told.architecture.removeprefix("function:") if told else "NAME"
+        own = saved.architecture.removeprefix("function:") if saved else "NAME"
         raise ConfigError(f"{config.init} does not name a network that is known here; name it with `student={own}`")
-    student = config.student or (told.architecture if told else "")
+    student = config.student or (saved.architecture if saved else "")
     return student_spec(student, weights=config.init, size=config.size)
 
 
@@ -254,21 +251,21 @@ def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[
     Raises:
         ConfigError: they are the same classes in another order.
     """
-    told = read_description(config.init) if config.init is not None else None
-    differing = first_difference(names, told.class_names) if told is not None and told.classes == classes else None
-    if told is None or differing is None:
+    saved = read_description(config.init) if config.init is not None else None
+    differing = first_difference(names, saved.class_names) if saved is not None and saved.classes == classes else None
+    if saved is None or differing is None:
         return []
-    place, name, other = differing
-    if set(names) == set(told.class_names):
+    index, name, other = differing
+    if set(names) == set(saved.class_names):
         raise ConfigError(
-            f"class {name!r} is number {place} here and number {other} of {config.init}; give data with the same "
+            f"class {name!r} is number {index} here and number {other} of {config.init}; give data with the same "
             f"classes in the same order"
         )
-    before = told.class_names[place]
-    return [f"the head of {config.init} is gone on with: its class {place} was {before!r} and is {name!r} now"]
+    before = saved.class_names[index]
+    return [f"the head of {config.init} is gone on with: its class {index} was {before!r} and is {name!r} now"]
 
 
-def _settings(config: TrainConfig, spec: StudentSpec) -> Settings:
+def _settings(config: TrainConfig, spec: StudentSpec) -> TrainSettings:
     """The settings of the steps, with the layer that is meant by `classifier` in its place."""
     settings = config.settings
     if CLASSIFIER not in settings.train_only:
@@ -281,10 +278,10 @@ def _settings(config: TrainConfig, spec: StudentSpec) -> Settings:
     return settings.model_copy(update={"train_only": layers})
 
 
-def _lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Lesson, int, list[str]]:
+def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Task, int, list[str]]:
     """What is learnt, the number of classes, and lines about it for the header."""
     if config.labels:
-        return _stored_lesson(config, preprocessing, inputs)
+        return _stored_task(config, preprocessing, inputs)
     images = inputs.images
     recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
@@ -295,13 +292,13 @@ def _lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
         names = [teacher.name for teacher in targets.teachers]
-        lesson, told = _taught(config, LabelledPictures(pictures), targets, names)
-        return lesson, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.said, *told]
+        task, lines = _with_teachers(config, LabelledPictures(pictures), targets, names)
+        return task, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.notes, *lines]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
-    _check_untaught(config)
-    return Lesson(LabelledPictures(pictures), NoTargets(), objective), len(images.classes), [note, *more]
+    _check_without_teacher(config)
+    return Task(LabelledPictures(pictures), NoTargets(), objective), len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -321,10 +318,10 @@ def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
     return [f"{labelled:,} of {len(images):,} images have a hard label"]
 
 
-def _taught(
+def _with_teachers(
     config: TrainConfig, samples: LabelledPictures, targets: Targets, teachers: Sequence[str]
-) -> tuple[Lesson, list[str]]:
-    """A lesson with teachers, and lines about it."""
+) -> tuple[Task, list[str]]:
+    """A task with teachers, and lines about it."""
     objective, notes = _objective(config, 0.0), []
     shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
     needing = {
@@ -340,11 +337,11 @@ def _taught(
     if config.label_smoothing and min(shares) < 1:
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
-    lesson_filter = Filter(config.min_confidence, config.wrong_teacher)
-    return Lesson(samples, targets, objective, config.alpha_end, lesson_filter), notes
+    row_filter = Filter(config.min_confidence, config.wrong_teacher)
+    return Task(samples, targets, objective, config.alpha_end, row_filter), notes
 
 
-def _check_untaught(config: TrainConfig) -> None:
+def _check_without_teacher(config: TrainConfig) -> None:
     """Refuse what only has a meaning beside a teacher."""
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
@@ -363,7 +360,7 @@ def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> Li
     return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature)
 
 
-def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Lesson, int, list[str]]:
+def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Task, int, list[str]]:
     if config.recipe is not None:
         raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     labels = inputs.labels
@@ -379,30 +376,30 @@ def _stored_lesson(config: TrainConfig, preprocessing: Preprocessing, inputs: In
         _check_complete(labels, name, config.incomplete)
         _check_temperatures(labels, name, _objective(config, 0.0), confidence=config.min_confidence > 0)
     images, views = inputs.images, _views(labels, inputs, teachers)
-    joined = join(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
+    matched = match_labels(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
     notes = [
         f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
         f"{', '.join(teachers)}, "
         f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
     ]
     notes += image_notes(images)
-    gone = np.setdiff1d(np.arange(len(labels)), joined.label_rows)
+    gone = np.setdiff1d(np.arange(len(labels)), matched.label_rows)
     if len(gone) and config.limit is None:
         count, first = f"{len(gone):,} of the {len(labels):,}", labels.keys[int(gone[0])].as_py()
         notes.append(f"{count} labelled images are not in {images.name} (first: {first!r})")
-    if joined.without:
-        notes.append(f"{joined.without:,} images have no labels and are left out")
-        images = subset(images, joined.rows)
+    if matched.without:
+        notes.append(f"{matched.without:,} images have no labels and are left out")
+        images = subset(images, matched.rows)
     _check_pixels(labels, images, teachers)
     pictures = Pictures.of_store(labels.store, images, views, image_spec(preprocessing))
-    samples = LabelledPictures(pictures, labels, joined.label_rows, teachers)
+    samples = LabelledPictures(pictures, labels, matched.label_rows, teachers)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     objective = _objective(config, 0.0)
-    targets = stored_targets(labels, joined.label_rows, teachers, BLENDS.make(config.blend), objective)
-    lesson, more = _taught(config, samples, targets, teachers)
+    targets = stored_targets(labels, matched.label_rows, teachers, BLENDS.make(config.blend), objective)
+    task, more = _with_teachers(config, samples, targets, teachers)
     if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
-    return lesson, labels.classes, notes + more
+    return task, labels.classes, notes + more
 
 
 def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
@@ -471,15 +468,15 @@ def _objective(config: TrainConfig, alpha: float) -> Objective:
     return validated(Objective, given, "training objective")
 
 
-def _scoring(
+def _evaluator(
     config: TrainConfig,
     preprocessing: Preprocessing,
     images: Images,
     classes: int,
     names: Sequence[str],
-    place: Place,
+    runtime: Runtime,
     journal: Journal,
-) -> Callable[[nn.Module], Score] | None:
+) -> Evaluator | None:
     """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
     tested = _held_out(config, images, journal)
     if tested is None:
@@ -500,13 +497,7 @@ def _scoring(
     pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
         journal.say(f"evaluated on pictures of {config.eval_size} px")
-    batch_size, workers = max(config.batch_size, 256), config.helpers(tested)
-
-    def score(network: nn.Module) -> Score:
-        classify = classifier(network, preprocessing, place.device, place.amp)
-        return evaluate(classify, pictures, batch_size=batch_size, workers=workers, processes=place.processes)
-
-    return score
+    return Evaluator(pictures, preprocessing, max(config.batch_size, 256), config.helpers(tested), runtime)
 
 
 def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images | None:
@@ -539,36 +530,36 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
     return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 
-def _result(report: TrainReport, network: nn.Module, lesson: Lesson, folder: Path) -> dict[str, Any]:
-    labels = lesson.samples.labels
+def _result(report: TrainReport, network: nn.Module, task: Task, folder: Path) -> dict[str, Any]:
+    labels = task.samples.labels
     return {
         "best": asdict(report.best) if report.best else None,
         "last": asdict(report.last) if report.last else None,
         "parameters": parameter_count(network),
-        "images": len(lesson.samples.pictures.images),
+        "images": len(task.samples.pictures.images),
         "steps": report.steps,
         "seconds": report.seconds,
         "pictures_per_second": report.pictures_per_second,
-        "label_bytes": sum(labels.of(name).nbytes for name in lesson.samples.teachers) if labels is not None else 0,
+        "label_bytes": sum(labels.of(name).nbytes for name in task.samples.teachers) if labels is not None else 0,
         "folder": str(folder),
     }
 
 
 def _compared(
-    network: nn.Module, preprocessing: Preprocessing, lesson: Lesson, config: TrainConfig, place: Place, folder: Path
+    network: nn.Module, preprocessing: Preprocessing, task: Task, config: TrainConfig, runtime: Runtime, folder: Path
 ) -> dict[str, Any]:
     """How near the student that was kept last has come to its teacher."""
-    state = read_weights(folder / "last.safetensors").state if place.processes.first else {}
-    load_state(network, place.processes.agreed(state), str(folder / "last.safetensors"), "its student")
-    classify = classifier(network.to(place.device), preprocessing, place.device, place.amp)
-    closeness = compare(
+    state = read_weights(folder / "last.safetensors").state if runtime.ranks.first else {}
+    load_state(network, runtime.ranks.broadcast(state), str(folder / "last.safetensors"), "its student")
+    classify = classifier(network.to(runtime.device), preprocessing, runtime)
+    agreement = agreement_with_teachers(
         classify,
-        lesson,
+        task,
         batch_size=max(config.batch_size, 256),
-        workers=place.workers,
-        processes=place.processes,
+        workers=runtime.workers,
+        ranks=runtime.ranks,
     )
-    return {"closeness": asdict(closeness)}
+    return {"closeness": asdict(agreement)}
 
 
 def _say(result: Mapping[str, Any], folder: Path, journal: Journal) -> None:

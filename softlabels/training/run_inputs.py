@@ -22,7 +22,7 @@ class Inputs:
 
     def __init__(self, config: TrainConfig, student: StudentSpec) -> None:
         self._config, self._student = config, student
-        self.said: list[str] = []
+        self.notes: list[str] = []
         """Lines about the teachers for the run's header."""
         self.views: int | None = None
         """How many views of the labels are learnt from, where the run was begun with fewer than there are now."""
@@ -53,7 +53,7 @@ class Inputs:
         specs = teacher_specs(self._config.teacher, self._config.teacher_weights)
         config, clean = self._config, self.recipe.clean
         return [
-            open_teacher(spec, config, self.images, clean=clean, class_map=config.class_map, say=self.said.append)
+            open_teacher(spec, config, self.images, clean=clean, class_map=config.class_map, say=self.notes.append)
             for spec in specs
         ]
 

@@ -12,7 +12,7 @@ from softlabels.core.installed import timm_optimizers
 from softlabels.errors import did_you_mean
 
 
-class Settings(CommandConfig):
+class TrainSettings(CommandConfig):
     """How a student is trained, whatever it learns from."""
 
     epochs: int = Field(100, ge=1, le=MOST, description="times each image is seen (in another view each time)")

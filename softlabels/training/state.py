@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from softlabels.core.philox import philox
 from softlabels.errors import ConfigError
 from softlabels.loading.batches import Batch, Workers
 from softlabels.models import Preprocessing, logits_of
 from softlabels.training.checkpoints import after_checkpoint
-from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, synced_batch_norm
-from softlabels.training.settings import Settings
+from softlabels.training.distributed import SINGLE, Ranks
+from softlabels.training.settings import TrainSettings
 
 _DROPOUT = 6
-"""Stream of chance for what a network draws itself."""
+"""Random stream of what a network draws itself."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a student is trained: on what, in which type, with how many loading processes, and beside whom."""
+class Runtime:
+    """Where a student is trained: on which device, in which type, with which loading workers and other processes.
+
+    `all_parameters_used`: whether each pass computes with every parameter; DistributedDataParallel looks otherwise.
+    """
 
     device: torch.device
     amp: torch.dtype | None = None
     workers: Workers = 0
     compile: bool = False
     channels_last: bool = False
-    processes: Processes = ALONE
+    ranks: Ranks = SINGLE
+    all_parameters_used: bool = True
 
 
 def parameter_groups(
@@ -56,8 +62,8 @@ def parameter_groups(
             if layer != NORMS and not any(_is_in(name, layer) for name in named):
                 held = ", ".join(dict.fromkeys(name.split(".")[0] for name in named))
                 raise ConfigError(f"{option} {layer}: the student has no such layer; it has {held}")
-    told: Any = getattr(network, "no_weight_decay", tuple)  # timm's transformers name their embeddings
-    undecayed = set(told())
+    named_by_timm: Any = getattr(network, "no_weight_decay", tuple)  # its transformers name their embeddings
+    undecayed = set(named_by_timm())
     learning = _learning_parts(network, lr_scale, train_only)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
@@ -99,7 +105,7 @@ def _is_in(name: str, layer: str) -> bool:
     return name == layer or name.startswith(f"{layer}.")
 
 
-def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     # timm's "sgd" is Nesterov's, which there is not without momentum; its "momentum" is plain.
     plain = settings.optimizer in ("sgd", "nesterov") and settings.momentum == 0
     groups = parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
@@ -116,7 +122,24 @@ def _optimizer(network: nn.Module, settings: Settings) -> torch.optim.Optimizer:
         raise ConfigError(f"`optimizer={settings.optimizer}` cannot be made: {reason}; choose another") from problem
 
 
-def check_optimizer(settings: Settings) -> None:
+def check_ranks(settings: TrainSettings, runtime: Runtime) -> None:
+    """Raise ConfigError when these processes cannot train together as the settings ask."""
+    count, device = runtime.ranks.count, runtime.device.type
+    if settings.batch_size < count:
+        raise ConfigError(
+            f"`batch_size={settings.batch_size}` has no image for some of the {count} processes of this run; choose "
+            f"{count} or more, or start fewer processes"
+        )
+    if settings.sync_bn and count > 1 and device != "cuda":
+        raise ConfigError(
+            f"`sync_bn` needs CUDA (torch.nn.SyncBatchNorm), and the {count} processes of this run train on {device}; "
+            f"leave it out, or train in one process"
+        )
+    if settings.sync_bn and count > 1 and runtime.compile:
+        raise ConfigError("`sync_bn=True` and `compile=True` exclude each other; leave one of them out")
+
+
+def check_optimizer(settings: TrainSettings) -> None:
     """Let the optimizer step, be saved, loaded and step again, on a network of a few numbers.
 
     Raises:
@@ -127,7 +150,7 @@ def check_optimizer(settings: Settings) -> None:
 
 @functools.cache
 def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
-    settings = Settings(optimizer=name, weight_decay=weight_decay, momentum=momentum)
+    settings = TrainSettings(optimizer=name, weight_decay=weight_decay, momentum=momentum)
     try:
         # Some compile their steps, which may take minutes.
         with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
@@ -150,7 +173,7 @@ def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
         )
 
 
-def _stepped(settings: Settings, start: int, stop: int, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _stepped(settings: TrainSettings, start: int, stop: int, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """State dicts of a small network and its optimizer after the steps from `start`, where `state` was, to `stop`."""
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(0)
@@ -201,26 +224,66 @@ class _Average(ModelEmaV3):
         self.module.load_state_dict(extras, strict=False)
 
 
-class Learner:
-    """A network with its optimizer, schedule, average and loss scale: all that a step changes."""
+@contextmanager
+def lone_batch_norm(network: nn.Module) -> Iterator[None]:
+    """Within the block a batch norm that trains on one value per channel uses its running statistics and keeps them.
+
+    torch refuses to take statistics of one value; what is left over of an epoch may be one small image.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    training = [module.training for module in norms]
+    hooks = [module.register_forward_pre_hook(_use_running_statistics) for module in norms]
+    try:
+        yield
+    finally:
+        for module, mode, hook in zip(norms, training, hooks, strict=True):
+            module.training = mode
+            hook.remove()
+
+
+def _use_running_statistics(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if norm.running_mean is not None and inputs[0].numel() == inputs[0].shape[1]:
+        norm.training = False
+
+
+class TrainState:
+    """A network with its optimizer, schedule, average and loss scale: all that a step changes.
+
+    A step is `begin`, then `forward` and `backward` for each of its passes, then `step`.
+    """
 
     def __init__(
-        self, network: nn.Module, preprocessing: Preprocessing, settings: Settings, steps: int, warmup: int, at: Place
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        settings: TrainSettings,
+        steps: int,
+        warmup: int,
+        runtime: Runtime,
     ) -> None:
-        if settings.sync_bn and at.compile and at.processes.count > 1:
-            raise ConfigError(
-                "`sync_bn=True` and `compile=True` exclude each other: compiled batch norms cannot be joined"
-            )
+        check_ranks(settings, runtime)
+        ranks = runtime.ranks
+        self._synced = settings.sync_bn and ranks.count > 1
+        # timm's, since torch's own would replace a layer that does more than normalise, as timm's do.
+        self.network = (convert_sync_batchnorm(network) if self._synced else network).to(runtime.device)
         # Not preserve_format: a batch that was made channels_last would not be taken.
-        layout = torch.channels_last if at.channels_last else torch.contiguous_format
-        self.network = network.to(at.device)
-        if at.channels_last:
-            self.network.to(memory_format=layout)
-        self._forward = torch.compile(network) if at.compile else network
-        self._preprocessing, self._settings, self._place, self._layout = preprocessing, settings, at, layout
-        learning = _learning_parts(network, settings.lr_scale, settings.train_only)
-        self._still = [module for name, module in network.named_modules() if name not in learning]
-        self._optimizer = _optimizer(network, settings)
+        self._layout = torch.channels_last if runtime.channels_last else torch.contiguous_format
+        if runtime.channels_last:
+            self.network.to(memory_format=self._layout)
+        self._preprocessing, self._settings, self._runtime = preprocessing, settings, runtime
+        learning = _learning_parts(self.network, settings.lr_scale, settings.train_only)
+        self._frozen = [module for name, module in self.network.named_modules() if name not in learning]
+        self._optimizer = _optimizer(self.network, settings)
+        self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp is torch.float16)
+        self._second_order = _is_second_order(self._optimizer)
+        if self._second_order and (ranks.count > 1 or self._scaler.is_enabled()):
+            raise ConfigError(
+                f"`optimizer={settings.optimizer}` takes second derivatives, in one process and without `amp=fp16`; "
+                f"choose another"
+            )
+        self._forward: nn.Module = torch.compile(self.network) if runtime.compile else self.network  # type: ignore[assignment]
+        if ranks.count > 1:  # after the optimizer, which marks the parameters that are not trained
+            self._forward = _data_parallel(self._forward, runtime)
         # Step i of the warmup has rate (i + 1) / warmup of the peak: the first moves, and the last is at the peak, from
         # which the cosine begins.
         rising = max(warmup - 1, 0)
@@ -233,14 +296,8 @@ class Learner:
             warmup_prefix=True,
             t_in_epochs=False,
         )
-        self._average = _Average(network, decay=settings.ema) if settings.ema else None
-        self._scaler = torch.amp.GradScaler(at.device.type, enabled=at.amp is torch.float16)
-        self._second_order = _is_second_order(self._optimizer)
-        if self._second_order and (at.processes.count > 1 or self._scaler.is_enabled()):
-            raise ConfigError(
-                f"`optimizer={settings.optimizer}` takes second derivatives, in one process and without `amp=fp16`; "
-                f"choose another"
-            )
+        self._average = _Average(self.network, decay=settings.ema) if settings.ema else None
+        self._step = self._passes_left = 0
 
     @property
     def lr(self) -> float:
@@ -253,75 +310,70 @@ class Learner:
         """What is evaluated and kept: the moving average where there is one."""
         return self._average.module if self._average is not None else self.network
 
-    def logits(self, batch: Batch) -> Tensor:
-        """What the student says of a batch, (n, classes), in training mode and with its graph."""
-        device, amp = self._place.device, self._place.amp
+    def begin(self, step: int, passes: int = 1) -> None:
+        """Begin optimizer step number `step` (from 0), of so many passes in each process."""
+        # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
+        words = philox((self._settings.seed, _DROPOUT), (step, self._runtime.ranks.rank, 0, 0))
+        _seed(self._optimizer, *(int(word >> np.uint64(1)) for word in words[:2]))
+        self.network.train()
+        for module in self._frozen:
+            module.training = False
+        self._step, self._passes_left = step, passes
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The student's logits of a batch, (n, classes), in training mode and with their graph."""
+        device, amp, ranks = self._runtime.device, self._runtime.amp, self._runtime.ranks
         # Laid out as the network wants them while they are bytes, of which there are a quarter as many.
-        pictures = batch.pictures.to(device, non_blocking=True).contiguous(memory_format=self._layout)
-        pictures = self._preprocessing.normalise(pictures)
-        norms: AbstractContextManager[Any] = nullcontext()
-        forward = self._forward
-        if self._settings.sync_bn and self._place.processes.count > 1:
-            norms = synced_batch_norm(self._place.processes)
-        elif len(batch) == 1 and self._settings.batch_size // self._place.processes.count > 1:
-            # What is left over of an epoch. Not compiled, which it would be for this one pass.
-            norms, forward = lone_batch_norm(), self.network
-        with norms, torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+        images = batch.pictures.to(device, non_blocking=True).contiguous(memory_format=self._layout)
+        images = self._preprocessing.normalise(images)
+        if isinstance(self._forward, DistributedDataParallel):  # as `no_sync` does for all passes but the last
+            self._forward.require_backward_grad_sync = self._passes_left == 1
+        with ExitStack() as stack:
+            if len(batch) == 1 and not self._synced and self._settings.batch_size // ranks.count > 1:
+                stack.enter_context(lone_batch_norm(self.network))
+                if self._runtime.compile:  # it would be compiled anew for this one pass
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(torch.autocast(device.type, dtype=amp, enabled=amp is not None))
             try:
-                return logits_of(forward(pictures), "the student")
+                return logits_of(self._forward(images), "the student")
             except ValueError as problem:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
                 raise ConfigError(
                     f"the student's batch norms need 2 pictures or more, and a pass of "
-                    f"`batch_size={self._settings.batch_size}` in {self._place.processes.count} process(es) has 1; "
+                    f"`batch_size={self._settings.batch_size}` in {ranks.count} process(es) has 1; "
                     f"raise `batch_size`, or choose a larger `size` or a student without batch norms"
                 ) from problem
 
-    def learn(
-        self, passes: Sequence[Batch], step: int, loss: Callable[[Batch], tuple[Tensor, Tensor]]
-    ) -> Tensor | None:
-        """Make optimizer step number `step` (from 0).
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a pass: of what it adds, in this process, to the loss of the whole step."""
+        ranks = self._runtime.ranks
+        if ranks.count > 1:
+            loss = loss * ranks.count  # DDP takes the mean over processes, and the step's loss is their sum
+        with ranks.collective():
+            self._scaler.scale(loss).backward(create_graph=self._second_order)
+        self._passes_left -= 1
 
-        `passes` are this process's share. `loss` gives what a batch adds to the loss of the whole step, and sums to be
-        reported; returns these summed over the share, None when it is empty.
-        """
-        processes = self._place.processes
-        # Reseeded at each step, so that dropout too is a function of (seed, step) and a resumed run equals a whole one.
-        words = philox((self._settings.seed, _DROPOUT), (step, processes.rank, 0, 0))
-        _seed(self._optimizer, *(int(word >> np.uint64(1)) for word in words[:2]))
-        self.network.train()
-        for module in self._still:
-            module.training = False
-        sums: list[Tensor] = []
-        for batch in passes:
-            value, terms = loss(batch)
-            self._scaler.scale(value).backward(create_graph=self._second_order)
-            if len(batch):
-                sums.append(terms.detach())
-        processes.add_gradients(self.network.parameters())
-        self._step(step)
-        return torch.stack(sums).sum(0) if sums else None
-
-    def _step(self, step: int) -> None:
+    def step(self) -> None:
+        """Move the weights along the gradients of all passes, and their average."""
         if self._settings.clip_grad:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_grad)
-        self._schedule.step_update(step)
+        self._schedule.step_update(self._step)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         if self._average is not None:
             self._average.update(self.network)
 
-    def settle(self) -> None:
-        """Make the network one in all processes, before it is evaluated or kept."""
+    def average_statistics(self) -> None:
+        """Make the network the same in all processes, before it is evaluated or kept."""
         # Not a set: its order differs between processes, which would mix the network's statistics with its average's.
         for network in dict.fromkeys((self.network, self.best_network)):
-            self._place.processes.average_buffers(network)
+            self._runtime.ranks.average_buffers(network)
 
-    def state(self) -> dict[str, Any]:
-        """All that `load` needs to go on."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -329,10 +381,21 @@ class Learner:
             "average": self._average.module.state_dict() if self._average is not None else None,
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state` was taken."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
+
+
+def _data_parallel(network: nn.Module, runtime: Runtime) -> nn.Module:
+    """The network whose gradients are averaged over processes; its weights are the first process's from now on."""
+    with runtime.ranks.collective(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name of `broadcast_buffers`, which older versions need
+        return DistributedDataParallel(
+            network,
+            broadcast_buffers=False,  # each process has statistics of its own slices until `average_statistics`
+            find_unused_parameters=not runtime.all_parameters_used,
+        )

@@ -22,7 +22,7 @@ from softlabels.loading.views import Pictures
 from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
-from softlabels.training.distributed import Processes
+from softlabels.training.distributed import Ranks
 from softlabels.views import ImageSpec
 
 Target = Tensor | SparseLogits
@@ -30,7 +30,7 @@ Target = Tensor | SparseLogits
 
 
 class Targets(Protocol):
-    """What the teachers say of a batch, on `device`; None where there is no teacher."""
+    """The teachers' logits for a batch, on `device`; None where there is no teacher."""
 
     def __call__(self, batch: Batch, device: torch.device) -> Target | None: ...
 
@@ -104,8 +104,9 @@ def stored_targets(
     labels.check_blend(blend, teachers)
     codec = labels.codec(teachers[0])
     # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
-    said = torch.zeros(len(teachers), 1, labels.classes)
-    blend(said, temperature=objective.temperature, words=np.zeros(1, np.uint64))
+    blend(
+        torch.zeros(len(teachers), 1, labels.classes), temperature=objective.temperature, words=np.zeros(1, np.uint64)
+    )
     if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
         return SparseTargets(codec, labels.classes, objective.temperature)
     return StoredTargets(labels, label_rows, blend, objective.temperature)
@@ -123,7 +124,7 @@ class LiveTargets:
 
     def __call__(self, batch: Batch, device: torch.device) -> Tensor:
         rows, views = batch.rows.numpy(), batch.views.numpy()
-        said = [
+        answers = [
             teacher.logits(batch.pictures if pictures.image_spec == self.image_spec else pictures.render(rows, views))
             for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
         ]
@@ -131,7 +132,7 @@ class LiveTargets:
         if self.blend.samples:
             pictures = self.pictures[0]
             words = blending_words(pictures.hashes[rows], pictures.seed, views)
-        logits = torch.stack([logits.to(device) for logits in said])
+        logits = torch.stack([logits.to(device) for logits in answers])
         return self.blend(logits, temperature=self.temperature, words=words)
 
     def at(self, temperature: float) -> LiveTargets:
@@ -139,7 +140,7 @@ class LiveTargets:
 
 
 @dataclass(frozen=True)
-class Joined:
+class LabelRows:
     """Images that have labels: their rows in the data set and in the store, int64 (n,) each, and how many have none."""
 
     rows: NDArray[np.int64]
@@ -147,7 +148,7 @@ class Joined:
     without: int
 
 
-def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool) -> Joined:
+def match_labels(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool) -> LabelRows:
     """Find the labels of a data set by key; the data set may be a subset, a superset or in another order.
 
     Raises:
@@ -168,7 +169,7 @@ def join(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_out: bool)
             f"{without:,} of {len(held):,} images have no labels in {labels.store.location} (first: {first!r}); "
             f"dump them, or train without them: `unlabelled=leave-out`"
         )
-    return Joined(np.flatnonzero(held), found[held], without)
+    return LabelRows(np.flatnonzero(held), found[held], without)
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Filter:
         """Whether any label may be left out."""
         return self.min_confidence > 0 or self.wrong_teacher == "hard"
 
-    def sorted(self, target: Target, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def select(self, target: Target, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Rows whose teacher counts, and rows whose hard label counts in its place, bool (n,) each."""
         probability, named = _highest(target)
         wrong = torch.zeros_like(labels, dtype=torch.bool)
@@ -220,49 +221,65 @@ def _highest(target: Target) -> tuple[Tensor, Tensor]:
     return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
 
 
-class Told:
-    """A batch, and what there is to learn of it.
+class Supervision:
+    """A batch with its targets: what the student's logits are compared with.
 
-    A mean is taken over the rows that count, and who they are is known before the student sees a picture: so the shares
-    of a batch, in other processes or passes, are counted first and then add up to the mean over the whole.
+    A mean is taken over the valid rows, which are known before the student sees an image: so the passes of a step, in
+    all processes, are counted first, and what they add to the loss sums to the mean over the whole step.
     """
 
     def __init__(
-        self, batch: Batch, device: torch.device, objective: Objective, targets: Targets, chosen: Filter
+        self,
+        batch: Batch,
+        device: torch.device,
+        objective: Objective,
+        targets: Targets,
+        row_filter: Filter,
+        *,
+        padding: bool = False,
     ) -> None:
-        self.batch = batch
-        self._device, self._objective, self._targets, self._filter = device, objective, targets, chosen
-        self._hard = sent(batch.hard, device)
+        self.batch, self._padding = batch, padding
+        self._device, self._objective, self._targets, self._filter = device, objective, targets, row_filter
+        self._labels = sent(batch.targets, device)
         self._mixture = _mixture(batch, device)
 
+    @property
+    def rows(self) -> int:
+        """How many rows of the batch take part: none of one that is padding."""
+        return 0 if self._padding else len(self.batch)
+
     def counts(self) -> dict[str, Tensor]:
-        """How many rows count in each part, and in all; where a filter is on also how many teachers are "kept"."""
-        kept, rest = self._sorted
+        """How many rows are valid in each part, and in all; where a filter is on also how many teachers are "kept"."""
+        if self._padding:
+            return {}
+        kept, rest = self._selected
         partners = self._mixture.get("partners")
-        counts = self._objective.counts(len(self.batch), self._hard, kept, partners=partners)
+        counts = self._objective.counts(len(self.batch), self._labels, kept, partners=partners)
         counts["pictures"] = torch.tensor(len(self.batch))
         if kept is not None:
             counts["kept"] = kept.sum()
             counts["rows"] = kept.sum() + sum(mask.sum() for mask, weight in rest if weight > 0)
         return counts
 
-    def loss(self, logits: Tensor, of: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss where the student said `logits` (n, classes), and its parts.
+    def loss(self, logits: Tensor, counts: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the student's `logits` (n, classes), and its parts.
 
-        The mean over this batch; or, where it is a share of one that counts `of`, what it adds to that one's mean.
+        The mean over this batch; or, where `counts` are those of a whole step, what the batch adds to the step's mean.
         """
-        objective, (kept, rest) = self._objective, self._sorted
-        value, parts = objective(logits, self._hard, self._target, kept, over=of, **self._mixture)
+        if self._padding:
+            return 0 * logits.sum(), {}
+        objective, (kept, rest) = self._objective, self._selected
+        value, parts = objective(logits, self._labels, self._target, kept, over=counts, **self._mixture)
         if kept is None:
-            share = logits.new_ones(()) if of is None else len(self.batch) / of["pictures"]
-            return value, parts | {"kept": share}
-        counts = self.counts() if of is None else of
+            part = logits.new_ones(()) if counts is None else len(self.batch) / counts["pictures"]
+            return value, parts | {"kept": part}
+        counts = self.counts() if counts is None else counts
         total = counts["kept"] * value
         # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
         for mask, weight in rest:
             if weight > 0:
                 smoothing = objective.label_smoothing
-                left = hard_cross_entropy(logits, self._hard, label_smoothing=smoothing, valid=mask, **self._mixture)
+                left = hard_cross_entropy(logits, self._labels, label_smoothing=smoothing, valid=mask, **self._mixture)
                 total = total + weight * mask.sum() * left
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["pictures"].clamp(min=1)}
 
@@ -271,8 +288,8 @@ class Told:
         return self._targets(self.batch, self._device) if self._objective.needs_teacher else None
 
     @cached_property
-    def _judged(self) -> Target | None:
-        """The target that the filter judges: that of temperature 1, whatever the loss softens it with.
+    def _target_at_1(self) -> Target | None:
+        """The target that the filter looks at: that of temperature 1, whatever the loss softens it with.
 
         Of a top-K label the classes that it does not name have another share at each temperature.
         """
@@ -283,26 +300,26 @@ class Told:
         return self._targets.at(1.0)(self.batch, self._device)
 
     @cached_property
-    def _sorted(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
+    def _selected(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
         """Rows whose teacher counts, None for all; and rows whose hard label alone counts, with its weight."""
-        hard, partners = self._hard, self._mixture.get("partners")
+        labels, partners = self._labels, self._mixture.get("partners")
         if not self._filter.active or self._target is None:
             return None, []
         if partners is not None and self._filter.wrong_teacher == "hard":
             raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
-        target = self._judged
+        target = self._target_at_1
         assert target is not None
-        kept, wrong = self._filter.sorted(target, hard)
-        labelled = hard >= 0 if partners is None else (hard >= 0) & (partners >= 0)
+        kept, wrong = self._filter.select(target, labels)
+        labelled = labels >= 0 if partners is None else (labels >= 0) & (partners >= 0)
         return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What a student learns from: samples, what the teachers say of them, and what is to be minimised.
+class Task:
+    """What a student is trained on: samples, their targets, and the objective that is minimised.
 
-    With `alpha_end`, the hard part's share goes in a line from the objective's alpha at the first step to it at the
-    last, for the moment when the teacher has no more to teach.
+    With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
+    the last.
     """
 
     samples: LabelledPictures
@@ -330,30 +347,23 @@ class Lesson:
         alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
         return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
 
-    def told(self, batch: Batch, device: torch.device, done: float) -> Told:
-        """What there is to learn of a batch when `done` of all steps, 0 to 1, are made."""
-        return Told(batch, device, self.objective_at(done), self.targets, self.filter)
+    def supervision(self, batch: Batch, device: torch.device, done: float, *, padding: bool = False) -> Supervision:
+        """The targets of a batch when `done` of all steps, 0 to 1, are made; a batch that is `padding` adds nothing."""
+        return Supervision(batch, device, self.objective_at(done), self.targets, self.filter, padding=padding)
 
-    def step(
-        self, share: Sequence[Batch], device: torch.device, processes: Processes, done: float
-    ) -> tuple[list[Told], dict[str, Tensor] | None]:
-        """What there is to learn of a step's batches in this process, and what all batches of all processes count.
+    def counts(self, step: Sequence[Supervision], device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
+        """The valid rows of all passes of a step in all processes; None when it is one pass of one process.
 
-        The latter is None when there is but one batch. Every process calls this, on no batch if need be.
+        Every process calls this.
         """
-        told = [self.told(batch, device, done) for batch in share]
-        if processes.count == 1 and len(told) == 1:
-            return told, None
+        if ranks.count == 1 and len(step) == 1:
+            return None
         names = (*self.reported, "rows", "pictures")
         counts = torch.zeros(len(names), dtype=torch.int64, device=device)
-        for each in told:
-            held = each.counts()
-            counts += torch.stack([held.get(name, counts.new_zeros(())).to(device) for name in names])
-        return told, dict(zip(names, processes.total(counts), strict=True))
-
-    def loss(self, batch: Batch, logits: Tensor, done: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over a batch of which the student said `logits` (n, classes), and its parts."""
-        return self.told(batch, logits.device, done).loss(logits)
+        for each in step:
+            own = each.counts()
+            counts += torch.stack([own.get(name, counts.new_zeros(())).to(device) for name in names])
+        return dict(zip(names, ranks.all_reduce(counts), strict=True))
 
     def describe(self) -> list[str]:
         """The exact objective, in lines for the run's header."""
@@ -369,7 +379,7 @@ class Lesson:
 
 
 def _mixture(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """What a loss is told of the second image of mixed pictures; nothing where the recipe does not mix."""
+    """A loss's arguments about the second image of mixed pictures; none where the recipe does not mix."""
     if batch.partners is None or batch.shares is None:
         return {}
     return {"partners": batch.partners.to(device), "shares": batch.shares.to(device)}

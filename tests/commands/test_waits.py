@@ -114,13 +114,14 @@ def test_a_worker_that_dies_is_told_with_its_image(
 def test_a_run_whose_other_processes_never_come_ends_in_a_line(tmp_path: Path) -> None:
     code = (
         "import datetime, torch.distributed as dist\n"
-        "from softlabels import journal, processes\n"
-        "journal.WAIT_SECONDS = 0.5\n"
+        "from softlabels.core import progress\n"
+        "from softlabels.training import distributed\n"
+        "progress.WAIT_SECONDS = 0.5\n"
         "real = dist.init_process_group\n"
         "dist.init_process_group = lambda how: real(how, timeout=datetime.timedelta(seconds=3))\n"
         "try:\n"
-        "    with processes.joined(): pass\n"
-        "except processes.RunError as problem: print(problem)\n"
+        "    with distributed.process_group(): pass\n"
+        "except distributed.RunError as problem: print(problem)\n"
     )
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29517"}
     environment = {**os.environ, **place, "CUDA_VISIBLE_DEVICES": ""}

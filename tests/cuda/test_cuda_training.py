@@ -16,7 +16,7 @@ import softlabels
 from softlabels.codecs import CODECS, SparseCodec
 from softlabels.losses import LOSSES, SparseLoss
 from softlabels.models.devices import sent
-from softlabels.training.state import Learner
+from softlabels.training.state import TrainState
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
 SPARSE = [kind for kind in LOSSES.names if isinstance(LOSSES.make(kind), SparseLoss)]
@@ -79,16 +79,16 @@ def test_a_compiled_student_learns_the_same(store: Path, tmp_path: Path) -> None
 def test_a_training_goes_on_where_it_was_stopped(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"ema": 0.9, "amp": "fp16", "checkpoint_every": 1}
     whole = train(store, tmp_path / "whole", **given)
-    learn, made = Learner.learn, []
+    begin, made = TrainState.begin, []
 
-    def stop(learner: Learner, *rest: Any) -> Any:
+    def stop(state: TrainState, *rest: Any) -> None:
         made.append(1)
         if len(made) == 8:
             raise KeyboardInterrupt
-        return learn(learner, *rest)
+        begin(state, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "learn", stop)
+        patched.setattr(TrainState, "begin", stop)
         with pytest.raises(KeyboardInterrupt):
             train(store, tmp_path / "again", **given)
     assert apart(train(store, tmp_path / "again", **given), whole) < 1e-3

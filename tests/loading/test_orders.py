@@ -128,22 +128,22 @@ def test_a_window_of_bytes_is_one_of_shards(pictures: SoftLabelDataset) -> None:
 def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
     store: Path, softlabels_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, window: int | str
 ) -> None:
-    from softlabels.training.state import Learner
+    from softlabels.training.state import TrainState
 
     options = ("--labels", store, "--shuffle-window", window, "--checkpoint-every", 5)
     assert softlabels_command(*TRAIN, *options, "--out", "whole", "--workers", 2).exit_code == 0
-    learn, steps = Learner.learn, []
+    begin, steps = TrainState.begin, []
 
-    def dying(self: Learner, passes: Any, step: int, loss: Any) -> Any:
+    def dying(self: TrainState, step: int, passes: int) -> None:
         steps.append(step)
         if step == 18:
             raise KeyboardInterrupt
-        return learn(self, passes, step, loss)
+        begin(self, step, passes)
 
-    monkeypatch.setattr(Learner, "learn", dying)
+    monkeypatch.setattr(TrainState, "begin", dying)
     assert softlabels_command(*TRAIN, *options, "--out", "broken").exit_code == 1
     assert steps[-1] == 18
-    monkeypatch.setattr(Learner, "learn", learn)
+    monkeypatch.setattr(TrainState, "begin", begin)
     gone_on = softlabels_command(*TRAIN, *options, "--out", "broken", "--workers", 1)
     assert gone_on.exit_code == 0 and "going on from step 15" in gone_on.output
     whole, broken = (load_file(f"{run}/last.safetensors") for run in ("whole", "broken"))

@@ -111,7 +111,7 @@ def test_samples_are_the_same_in_any_batch_and_order(order: list[int], size: int
     for batch in batches(samples, [numbers[start : start + size] for start in range(0, len(numbers), size)]):
         places = (batch.rows * VIEWS + batch.views).numpy()
         assert torch.equal(batch.pictures, whole.pictures[places])
-        assert torch.equal(batch.hard, whole.hard[places])
+        assert torch.equal(batch.targets, whole.targets[places])
 
 
 def _memory_pictures() -> Pictures:

@@ -236,7 +236,7 @@ def test_a_training_out_of_memory_says_which_settings_make_as_large_steps(
     def full(*_: object) -> None:
         raise FULL
 
-    monkeypatch.setattr("softlabels.training.state.Learner.logits", full)
+    monkeypatch.setattr("softlabels.training.state.TrainState.forward", full)
     command = (
         "train",
         "--labels",

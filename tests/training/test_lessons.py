@@ -18,11 +18,13 @@ from softlabels.loading.batches import Batch, LabelledPictures
 from softlabels.loading.views import Pictures
 from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
 from softlabels.models import build, preprocessing
-from softlabels.training.distributed import ALONE
-from softlabels.training.settings import Settings
-from softlabels.training.state import Learner, Place, parameter_groups
-from softlabels.training.targets import Filter, Lesson, NoTargets
+from softlabels.training.distributed import SINGLE
+from softlabels.training.settings import TrainSettings
+from softlabels.training.state import Runtime, TrainState, parameter_groups
+from softlabels.training.targets import Filter, NoTargets, Task
 from softlabels.views import RECIPES, ImageSpec
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +126,8 @@ def test_further_terms_are_added_and_reported(stores: dict[str, Path], tmp_path:
 def test_the_hard_parts_share_goes_in_a_line_from_the_first_step_to_the_last(
     stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    lesson = Lesson(None, None, Objective(alpha=0.2), alpha_end=1.0)  # type: ignore[arg-type]
-    assert [round(lesson.objective_at(done).alpha, 6) for done in (0, 0.25, 1)] == [0.2, 0.4, 1.0]
+    task = Task(None, None, Objective(alpha=0.2), alpha_end=1.0)  # type: ignore[arg-type]
+    assert [round(task.objective_at(done).alpha, 6) for done in (0, 0.25, 1)] == [0.2, 0.4, 1.0]
     softlabels.train(labels=str(stores["dense"]), alpha_end=1.0, out=str(tmp_path / "run"), **TINY)
     records = pd.read_csv(tmp_path / "run" / "metrics.csv")
     assert "from 0 at the first step to 1 at the last" in header(tmp_path / "run")
@@ -153,8 +155,8 @@ def batch(labels: list[int]) -> Batch:
 def test_labels_below_the_threshold_have_no_soft_part() -> None:
     target = torch.tensor([[5.0, 0, 0], [0.1, 0, 0], [0, 0, 4.0]])
     student = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    lesson = Lesson(None, lambda *_: target, Objective(), filter=Filter(min_confidence=0.5))  # type: ignore[arg-type]
-    value, parts = lesson.loss(batch([0, 0, 0]), student, 0.0)
+    task = Task(None, lambda *_: target, Objective(), filter=Filter(min_confidence=0.5))  # type: ignore[arg-type]
+    value, parts = task.supervision(batch([0, 0, 0]), CPU, 0.0).loss(student)
     torch.testing.assert_close(value, kl_divergence(student[[0, 2]], target[[0, 2]]))
     assert parts["kept"].item() == pytest.approx(2 / 3)
     value.backward()
@@ -168,8 +170,8 @@ def test_where_the_teacher_is_wrong_the_hard_label_counts_in_full() -> None:
     student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     objective = Objective(alpha=0.25)
     sort = Filter(min_confidence=0.5, wrong_teacher="hard")
-    lesson = Lesson(None, lambda *_: target, objective, filter=sort)  # type: ignore[arg-type]
-    value, _ = lesson.loss(batch(labels.tolist()), student, 0.0)
+    task = Task(None, lambda *_: target, objective, filter=sort)  # type: ignore[arg-type]
+    value, _ = task.supervision(batch(labels.tolist()), CPU, 0.0).loss(student)
     right, _ = objective(student[[0, 2]], labels[[0, 2]], target[[0, 2]])
     wrong = hard_cross_entropy(student[1:2], labels[1:2])
     unsure = hard_cross_entropy(student[3:], labels[3:])
@@ -184,21 +186,22 @@ def test_a_step_of_several_passes_is_the_mean_over_all_rows_that_count(loss: str
     target[6:] = 0  # unsure
     labels = [0, 1, -1, 2, 0, -1, -1, -1, -1]
     sort = Filter(min_confidence=0.5, wrong_teacher="hard")
-    lesson = Lesson(
+    task = Task(
         None,  # type: ignore[arg-type]
         lambda batch, _: target[batch.rows],
         Objective(alpha=0.25, loss=loss, label_smoothing=0.1),
         filter=sort,
     )
     whole = batch(labels)
-    value, parts = lesson.loss(whole, student, 0.0)
+    value, parts = task.supervision(whole, CPU, 0.0).loss(student)
     (gradient,) = torch.autograd.grad(value, student)
     passes = [
-        Batch(whole.pictures[cut], whole.rows[cut], whole.views[cut], whole.hard[cut])
+        Batch(whole.pictures[cut], whole.rows[cut], whole.views[cut], whole.targets[cut])
         for cut in (slice(0, 1), slice(1, 6), slice(6, 9))
     ]
-    told, of = lesson.step(passes, torch.device("cpu"), ALONE, 0.0)
-    shares = [each.loss(student[each.batch.rows], of) for each in told]
+    step = [task.supervision(each, CPU, 0.0) for each in passes]
+    counts = task.counts(step, CPU, SINGLE)
+    shares = [each.loss(student[each.batch.rows], counts) for each in step]
     total = torch.stack([share for share, _ in shares]).sum()
     torch.testing.assert_close(total, value)
     torch.testing.assert_close(torch.autograd.grad(total, student)[0], gradient)
@@ -213,8 +216,8 @@ def test_a_filter_judges_sparse_labels_as_dense_ones(codec: str) -> None:
     coding: Any = CODECS.make(codec)
     said = coding.sparse(coding.encode(logits), 30)
     sort = Filter(min_confidence=0.6, wrong_teacher="hard")
-    sparse = sort.sorted(said, labels)
-    dense = sort.sorted(said.dense(), labels)
+    sparse = sort.select(said, labels)
+    dense = sort.select(said.dense(), labels)
     assert torch.equal(sparse[0], dense[0])
     assert torch.equal(sparse[1], dense[1])
     assert 0 < sparse[0].sum() < 50
@@ -335,7 +338,7 @@ def test_pictures_that_come_channels_last_are_taken_as_they_are(photos: Path) ->
     """Mixed ones with hard labels too, whether or not the student is laid out so."""
     images = softlabels.open_images(photos)
     samples = LabelledPictures(Pictures(images, RECIPES.make("crop-flip-mixup"), 0, 1, ImageSpec(32)))
-    lesson = Lesson(samples, NoTargets(), Objective(alpha=1.0))
+    task = Task(samples, NoTargets(), Objective(alpha=1.0))
     learnt = []
     for last in (False, True):
         for laid_out in (False, True):
@@ -343,17 +346,14 @@ def test_pictures_that_come_channels_last_are_taken_as_they_are(photos: Path) ->
             assert mixed.partners is not None
             if last:
                 mixed.pictures = mixed.pictures.contiguous(memory_format=torch.channels_last)
-            place = Place(torch.device("cpu"), channels_last=laid_out)
-            learner = Learner(build("cnn_tiny", 3, seed=1), preprocessing("cnn_tiny"), Settings(), 4, 0, place)
-
-            def loss(batch: Batch, learner: Learner = learner) -> tuple[torch.Tensor, torch.Tensor]:
-                value, _ = lesson.loss(batch, learner.logits(batch), 0.0)
-                return value, value.detach()[None]
-
-            assert learner.learn([mixed], 0, loss) is not None
-            learnt.append(learner.network.state_dict())
-    for state in learnt[1:]:
-        for name, tensor in state.items():
+            runtime = Runtime(CPU, channels_last=laid_out)
+            state = TrainState(build("cnn_tiny", 3, seed=1), preprocessing("cnn_tiny"), TrainSettings(), 4, 0, runtime)
+            state.begin(0)
+            state.backward(task.supervision(mixed, CPU, 0.0).loss(state.forward(mixed))[0])
+            state.step()
+            learnt.append(state.network.state_dict())
+    for weights_of in learnt[1:]:
+        for name, tensor in weights_of.items():
             torch.testing.assert_close(tensor, learnt[0][name], atol=2e-3, rtol=1e-3)
 
 
@@ -370,7 +370,7 @@ def test_rates_are_multiplied_by_layer_and_norms_do_not_decay() -> None:
     assert sum(len(group["params"]) for group in groups) == len(names)
     with pytest.raises(softlabels.ConfigError, match="no such layer; it has"):
         parameter_groups(network, 0.1, {"nowhere": 0.1})
-    assert Settings.model_validate({"lr_scale": "a.b=0.5,c=0"}).lr_scale == {"a.b": 0.5, "c": 0.0}
+    assert TrainSettings.model_validate({"lr_scale": "a.b=0.5,c=0"}).lr_scale == {"a.b": 0.5, "c": 0.0}
 
 
 def test_a_layer_with_rate_0_stays_as_it_was(stores: dict[str, Path], tmp_path: Path) -> None:
@@ -435,10 +435,10 @@ def unlabelled(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.parametrize(
     ("settings", "needs"),
     [
-        ({"alpha": 1.0}, "--alpha 1"),
-        ({"alpha": 0.5}, "--alpha 0.5"),
-        ({"alpha_end": 0.5}, "--alpha-end 0.5"),
-        ({"wrong_teacher": "hard"}, "--wrong-teacher hard"),
+        ({"alpha": 1.0}, "`alpha=1`"),
+        ({"alpha": 0.5}, "`alpha=0.5`"),
+        ({"alpha_end": 0.5}, "`alpha_end=0.5`"),
+        ({"wrong_teacher": "hard"}, "`wrong_teacher=hard`"),
         ({"loss": "dkd"}, "loss 'dkd'"),
         ({"term": ["0.1*teacher-free"]}, "loss 'teacher-free'"),
     ],
@@ -494,8 +494,8 @@ def test_confidence_is_that_of_temperature_1_whatever_the_loss_is_softened_with(
     rows = torch.arange(256)
     some = Batch(torch.zeros(256, 3, 2, 2), rows, rows, torch.zeros(256, dtype=torch.int64), arrays={"t": arrays})
     targets = SparseTargets(part, 200, temperature)
-    lesson = Lesson(None, targets, Objective(temperature=temperature), filter=Filter(min_confidence=0.6))  # type: ignore[arg-type]
-    kept = lesson.told(some, torch.device("cpu"), 0.0).counts()["kept"].item()
+    task = Task(None, targets, Objective(temperature=temperature), filter=Filter(min_confidence=0.6))  # type: ignore[arg-type]
+    kept = task.supervision(some, CPU, 0.0).counts()["kept"].item()
     confident = (part.decode(part.encode(logits), 200).softmax(-1).amax(-1) >= 0.6).sum().item()
     assert 20 < confident < 236
     assert kept == confident

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -16,15 +17,15 @@ import process_worker
 import pytest
 import torch
 from safetensors.torch import load_file
-from timm.layers import BatchNormAct2d
 
 import softlabels
+from softlabels.loading.batches import LabelledPictures
 from softlabels.loading.views import Pictures
 from softlabels.models import build, preprocessing
-from softlabels.training.distributed import ALONE, Processes, lone_batch_norm, synced_batch_norm
-from softlabels.training.loop import Order
-from softlabels.training.settings import Settings
-from softlabels.training.state import Learner, Place
+from softlabels.training.distributed import SINGLE, Ranks
+from softlabels.training.loop import StepSampler
+from softlabels.training.settings import TrainSettings
+from softlabels.training.state import Runtime, TrainState, lone_batch_norm
 from softlabels.views import RECIPES, ImageSpec
 
 HERE = Path(__file__).parents[1]
@@ -50,20 +51,15 @@ def settings(shards: Path, photos: Path, out: Path, **more: Any) -> dict[str, An
     }
 
 
-def run_alone(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], notes: Path, cut: int = -1) -> None:
+def run_alone(given: dict[str, Any], notes: Path, cut: int = -1) -> None:
     """Run in this process; one that is cut off is interrupted."""
     notes.mkdir(exist_ok=True)
-    with monkeypatch.context() as patched:
-        patched.setattr(Learner, "learn", Learner.learn)  # put back afterwards
-        if cut < 0:
-            process_worker.main(given, notes, cut)
-        else:
-            with pytest.raises(KeyboardInterrupt):
-                process_worker.main(given, notes, cut)
+    with contextlib.nullcontext() if cut < 0 else pytest.raises(KeyboardInterrupt):
+        process_worker.main(given, notes, cut)
 
 
-def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int, fails: bool = True) -> None:
-    """Run in so many processes, which are all cut off before the same step, if at all."""
+def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int, fails: bool = True) -> list[str]:
+    """Run in so many processes, which are all cut off before the same step, if at all; returns what each printed."""
     notes.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -81,12 +77,15 @@ def run_together(given: dict[str, Any], notes: Path, processes: int, cut: int, f
         subprocess.Popen(
             command,
             env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.DEVNULL if fails else None,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(processes)
     ]
     try:
-        assert all((process.wait(timeout=120) != 0) == fails for process in started)
+        printed = [process.communicate(timeout=120)[1] for process in started]
+        assert all((process.returncode != 0) == fails for process in started), printed
+        return printed
     finally:
         for process in started:
             process.kill()
@@ -106,25 +105,25 @@ def wanted(photos: Path) -> dict[int, list[list[int]]]:
     from softlabels.loading.opening import limited
 
     pictures = Pictures(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, ImageSpec(16))
-    order = Order(pictures, Settings(batch_size=BATCH, epochs=3))
-    shares = [share for epoch in range(3) for share in order.epoch(epoch)]
+    sampler = StepSampler(LabelledPictures(pictures), TrainSettings(batch_size=BATCH, epochs=3))
+    steps = [step for epoch in range(3) for step in sampler.epoch(epoch)]
     return {
-        step: [list(divmod(int(number), VIEWS)) for each in share.passes for number in each]
-        for step, share in enumerate(shares)
+        number: [list(divmod(int(sample), VIEWS)) for each in step.passes for sample in each]
+        for number, step in enumerate(steps)
     }
 
 
 def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
-    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, photos: Path, tmp_path: Path
 ) -> None:
     """1 -> 2 -> 1 processes, cut in mid-epoch: every image once per epoch, in the same steps, to the same weights."""
     given = settings(shards, photos, tmp_path / "run")
-    run_alone(monkeypatch, given, tmp_path / "notes", cut=1)
+    run_alone(given, tmp_path / "notes", cut=1)
     run_together(given, tmp_path / "notes", 2, cut=5)
-    run_alone(monkeypatch, given, tmp_path / "notes")
+    run_alone(given, tmp_path / "notes")
     assert seen(tmp_path / "notes") == wanted(photos)
 
-    run_alone(monkeypatch, settings(shards, photos, tmp_path / "whole"), tmp_path / "other")
+    run_alone(settings(shards, photos, tmp_path / "whole"), tmp_path / "other")
     whole, parts = (load_file(tmp_path / name / "last.safetensors") for name in ("whole", "run"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], atol=1e-5, rtol=1e-4)
@@ -136,18 +135,19 @@ def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 
-def test_common_batch_statistics_make_two_processes_the_same_as_one(
-    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_common_batch_statistics_without_cuda_are_refused_in_a_line(shards: Path, photos: Path, tmp_path: Path) -> None:
+    given = settings(shards, photos, tmp_path / "two", student="cnn_tiny", sync_bn=True)
+    ended = run_together(given, tmp_path / "notes", 2, cut=-1)
+    assert all("`sync_bn` needs CUDA" in each.splitlines()[-1] for each in ended)
+    assert not (tmp_path / "two").exists()
+
+
+def test_fewer_images_in_a_batch_than_processes_are_refused_in_a_line(
+    shards: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Even where the last step leaves one of them without a picture."""
-    common = {"student": "process_worker:normed", "epochs": 2, "sync_bn": True, "alpha": 0.5, "optimizer": "sgd"}
-    run_alone(monkeypatch, settings(shards, photos, tmp_path / "one", **common), tmp_path / "notes")
-    together = settings(shards, photos, tmp_path / "two", **common)
-    run_together(together, tmp_path / "more", 2, cut=-1, fails=False)
-    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
-    assert seen(tmp_path / "notes") == seen(tmp_path / "more")
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, two[name], atol=1e-5, rtol=1e-4)
+    ended = run_together(settings(shards, photos, tmp_path / "two", batch_size=1), tmp_path / "notes", 2, cut=-1)
+    assert all("`batch_size=1` has no image for some of the 2 processes" in each.splitlines()[-1] for each in ended)
+    assert not (tmp_path / "two").exists()
 
 
 UNEVEN = [
@@ -158,7 +158,7 @@ UNEVEN = [
 
 @pytest.mark.parametrize("given", UNEVEN)
 def test_the_mean_is_over_the_rows_that_count_in_all_processes_and_passes(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+    photos: Path, tmp_path: Path, given: dict[str, Any]
 ) -> None:
     """Two processes whose shares hold other numbers of labels and of kept teachers make the steps of one."""
     files = sorted(path.relative_to(photos.parent) for path in photos.rglob("*.*") if path.is_file())
@@ -172,7 +172,7 @@ def test_the_mean_is_over_the_rows_that_count_in_all_processes_and_passes(
     given = {name: middle if value == "middle" else value for name, value in given.items()}
     common = {"optimizer": "sgd", "lr": 0.1, "epochs": 2, "warmup_epochs": 0, "clip_grad": None, "ema": None, **given}
     one, two = (settings(tmp_path / "labels", photos, tmp_path / name, **common) for name in ("one", "two"))
-    run_alone(monkeypatch, one, tmp_path / "notes")
+    run_alone(one, tmp_path / "notes")
     run_together(two, tmp_path / "more", 2, cut=-1, fails=False)
     assert {step: sorted(each) for step, each in seen(tmp_path / "notes").items()} == {
         step: sorted(each) for step, each in seen(tmp_path / "more").items()
@@ -191,13 +191,13 @@ def test_a_norm_of_one_value_takes_its_running_statistics_as_they_are() -> None:
     norm(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)))
     picture, before = torch.ones(1, 3), {name: tensor.clone() for name, tensor in norm.state_dict().items()}
     wanted = (picture - before["running_mean"]) / (before["running_var"] + norm.eps).sqrt()
-    for block in (lone_batch_norm(), synced_batch_norm(ALONE)):
-        with block:
-            torch.testing.assert_close(norm(picture), wanted)
-        for name in ("running_mean", "running_var"):
-            assert torch.equal(norm.state_dict()[name], before[name])
+    with lone_batch_norm(norm):
+        torch.testing.assert_close(norm(picture), wanted)
+    assert norm.training
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(norm.state_dict()[name], before[name])
     two = torch.randn(2, 3, generator=torch.Generator().manual_seed(1))
-    with lone_batch_norm():
+    with lone_batch_norm(norm):
         assert torch.equal(norm(two), torch.nn.BatchNorm1d(3)(two))
 
 
@@ -215,29 +215,14 @@ def test_statistics_of_student_and_average_are_settled_in_one_order_everywhere(
 ) -> None:
     """Processes that took the two in different orders would mix the one's numbers with the other's."""
     for _ in range(20):
-        settings = Settings(ema=0.9)
-        learner = Learner(build("cnn_tiny", 3), preprocessing("cnn_tiny"), settings, 4, 0, Place(torch.device("cpu")))
+        settings = TrainSettings(ema=0.9)
+        runtime = Runtime(torch.device("cpu"))
+        state = TrainState(build("cnn_tiny", 3), preprocessing("cnn_tiny"), settings, 4, 0, runtime)
         settled: list[Any] = []
         with monkeypatch.context() as patched:
-            patched.setattr(Processes, "average_buffers", lambda _, network, to=settled: to.append(network))
-            learner.settle()
-        assert settled == [learner.network, learner.best_network]
-
-
-@pytest.mark.parametrize("shape", [(5, 4, 3, 3), (7, 4)])
-def test_common_batch_statistics_of_one_process_are_its_own(shape: tuple[int, ...]) -> None:
-    layers: list[Any] = [BatchNormAct2d(4) if len(shape) == 4 else torch.nn.BatchNorm1d(4) for _ in range(2)]
-    pictures = [torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
-    with synced_batch_norm(ALONE):
-        said = [layers[0](pictures[0])]
-    said.append(layers[1](pictures[1]))
-    torch.testing.assert_close(said[0], said[1])
-    for each in said:
-        (each**3).sum().backward()
-    torch.testing.assert_close(pictures[0].grad, pictures[1].grad, atol=1e-4, rtol=1e-4)
-    for (name, some), other in zip(layers[0].state_dict().items(), layers[1].state_dict().values(), strict=True):
-        if name != "num_batches_tracked":
-            torch.testing.assert_close(some, other)
+            patched.setattr(Ranks, "average_buffers", lambda _, network, to=settled: to.append(network))
+            state.average_statistics()
+        assert settled == [state.network, state.best_network]
 
 
 @pytest.mark.slow
@@ -256,11 +241,11 @@ def test_torchrun_trains_a_student_with_batch_norm(shards: Path, photos: Path, t
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shares_are_the_whole_whatever_the_number_of_processes(count: int) -> None:
     numbers = np.arange(5)
-    shares = [Processes(rank, count).share(numbers) for rank in range(count)]
+    shares = [Ranks(rank, count).slice(numbers) for rank in range(count)]
     np.testing.assert_array_equal(np.concatenate(shares), numbers)
 
 
 def test_one_process_alone_changes_nothing() -> None:
-    assert ALONE.first
-    assert ALONE.total(torch.ones(2)).tolist() == [1, 1]
-    assert ALONE.agreed("a") == "a"
+    assert SINGLE.first
+    assert SINGLE.all_reduce(torch.ones(2)).tolist() == [1, 1]
+    assert SINGLE.broadcast("a") == "a"

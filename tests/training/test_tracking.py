@@ -77,20 +77,20 @@ def test_a_training_that_goes_on_stays_in_one_tensorboard_run(
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from softlabels.training.loop import Learner
+    from softlabels.training.state import TrainState
 
     settings = {"student": "cnn_tiny", "data": str(photos), "epochs": 6, "track": ["tensorboard"], "device": "cpu"}
-    learn = Learner.learn
+    begin = TrainState.begin
 
-    def stumble(self: Any, passes: Any, step: int, loss: Any) -> Any:
+    def stumble(self: Any, step: int, passes: int) -> None:
         if step == 3:
             raise KeyboardInterrupt
-        return learn(self, passes, step, loss)
+        begin(self, step, passes)
 
-    monkeypatch.setattr(Learner, "learn", stumble)
+    monkeypatch.setattr(TrainState, "begin", stumble)
     with pytest.raises(KeyboardInterrupt):
         softlabels.train(**settings, checkpoint_every=2, out=str(tmp_path / "run"), quiet=True)
-    monkeypatch.setattr(Learner, "learn", learn)
+    monkeypatch.setattr(TrainState, "begin", begin)
     softlabels.train(**settings, checkpoint_every=2, out=str(tmp_path / "run"), quiet=True)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

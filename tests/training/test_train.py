@@ -21,7 +21,7 @@ from softlabels.loading.batches import Batch
 from softlabels.training import state as learning
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.evaluate import Score
-from softlabels.training.settings import Settings
+from softlabels.training.settings import TrainSettings
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -63,20 +63,18 @@ def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     settings = {**TINY, **learnt, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "clip_grad": 1.0}
     softlabels.train(out=str(tmp_path / "whole"), **settings)
 
-    from softlabels.training import loop as training
-
-    learn = training.Learner.learn
+    begin = learning.TrainState.begin
     for cut in (1, 3, 4):
 
-        def stumble(self: Any, passes: Any, step: int, loss: Any, cut: int = cut) -> torch.Tensor | None:
+        def stumble(self: Any, step: int, passes: int, cut: int = cut) -> None:
             if step == cut:
                 raise KeyboardInterrupt
-            return learn(self, passes, step, loss)
+            begin(self, step, passes)
 
-        monkeypatch.setattr(training.Learner, "learn", stumble)
+        monkeypatch.setattr(learning.TrainState, "begin", stumble)
         with pytest.raises(KeyboardInterrupt):
             softlabels.train(out=str(tmp_path / "cut"), **settings)
-    monkeypatch.setattr(training.Learner, "learn", learn)
+    monkeypatch.setattr(learning.TrainState, "begin", begin)
     softlabels.train(out=str(tmp_path / "cut"), **settings)
 
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
@@ -273,15 +271,15 @@ def test_the_command_line_trains_from_labels_with_nothing_typed_twice(
 BATCHES = 6
 
 
-def learner(optimizer: str = "sgd", warmup: int = 0, **settings: Any) -> learning.Learner:
-    chosen = Settings(epochs=1, batch_size=8, optimizer=optimizer, **{"lr": 1e-3, **settings})
+def new_state(optimizer: str = "sgd", warmup: int = 0, **settings: Any) -> learning.TrainState:
+    chosen = TrainSettings(epochs=1, batch_size=8, optimizer=optimizer, **{"lr": 1e-3, **settings})
     network = models.build("cnn_tiny", 10, seed=0)
-    return learning.Learner(
-        network, models.preprocessing("cnn_tiny"), chosen, BATCHES, warmup, learning.Place(torch.device("cpu"))
+    return learning.TrainState(
+        network, models.preprocessing("cnn_tiny"), chosen, BATCHES, warmup, learning.Runtime(torch.device("cpu"))
     )
 
 
-def steps(of: learning.Learner, start: int, stop: int) -> None:
+def steps(of: learning.TrainState, start: int, stop: int) -> None:
     for step in range(start, stop):
         words = torch.Generator().manual_seed(step)
         pictures = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8, generator=words)
@@ -289,14 +287,11 @@ def steps(of: learning.Learner, start: int, stop: int) -> None:
             pictures=pictures,
             rows=torch.arange(8),
             views=torch.zeros(8),
-            hard=torch.randint(0, 10, (8,), generator=words),
+            targets=torch.randint(0, 10, (8,), generator=words),
         )
-
-        def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            value = torch.nn.functional.cross_entropy(of.logits(batch), batch.hard)
-            return value, value.detach()[None]
-
-        of.learn([batch], step, loss)
+        of.begin(step)
+        of.backward(torch.nn.functional.cross_entropy(of.forward(batch), batch.targets))
+        of.step()
 
 
 OPTIMIZERS = ("adafactorbv", "adahessian", "adamw", "adopt", "lamb", "lion", "muon", "sgd")
@@ -304,15 +299,15 @@ OPTIMIZERS = ("adafactorbv", "adahessian", "adamw", "adopt", "lamb", "lion", "mu
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_run_equals_a_whole_one_whatever_the_optimizer(name: str, tmp_path: Path) -> None:
-    learning.check_optimizer(Settings(optimizer=name))
-    whole, cut = learner(name, ema=0.9), learner(name, ema=0.9)
+    learning.check_optimizer(TrainSettings(optimizer=name))
+    whole, cut = new_state(name, ema=0.9), new_state(name, ema=0.9)
     steps(whole, 0, 5)
     steps(cut, 0, 3)
-    save_checkpoint(tmp_path, 3, cut.state())
-    resumed = learner(name, ema=0.9)
+    save_checkpoint(tmp_path, 3, cut.state_dict())
+    resumed = new_state(name, ema=0.9)
     found = load_checkpoint(tmp_path)
     assert found is not None
-    resumed.load(found[1])
+    resumed.load_state_dict(found[1])
     steps(resumed, 3, 5)
     for one, other in ((whole.network, resumed.network), (whole.best_network, resumed.best_network)):
         assert same(one.state_dict(), other.state_dict())
@@ -323,7 +318,7 @@ def test_every_listed_optimizer_can_be_used_or_says_what_it_lacks() -> None:
     refused = {}
     for name in list_optimizers():
         try:
-            learning.check_optimizer(Settings(optimizer=name))
+            learning.check_optimizer(TrainSettings(optimizer=name))
         except softlabels.ConfigError as problem:
             refused[name] = str(problem)
     assert all("CUDA" in reason and "\n" not in reason for reason in refused.values()), refused
@@ -352,7 +347,7 @@ def test_an_optimizer_that_cannot_be_used_is_refused_before_the_folder_is_made(
 
 
 def test_each_step_of_the_warmup_is_one_share_of_the_peak_higher_and_the_first_moves() -> None:
-    of = learner("momentum", warmup=4, lr=0.1, weight_decay=0.0)
+    of = new_state("momentum", warmup=4, lr=0.1, weight_decay=0.0)
     before = {name: tensor.clone() for name, tensor in of.network.named_parameters()}
     rates = []
     for step in range(BATCHES):
@@ -368,7 +363,7 @@ def test_of_equal_accuracies_the_lower_cross_entropy_is_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter(Score(0.5, 1.0, loss, 10) for loss in (3.0, 2.0, 2.5))
-    monkeypatch.setattr("softlabels.training.run.evaluate", lambda *_, **__: next(scores))
+    monkeypatch.setattr("softlabels.training.evaluate.evaluate", lambda *_, **__: next(scores))
     result = softlabels.train(
         data="digits", limit=20, recipe="pad", out=str(tmp_path / "run"), checkpoint_every=1, **TINY
     )
