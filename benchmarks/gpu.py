@@ -38,6 +38,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,9 @@ TINY = Scale(
 SHARES = {"pictures": 30, "dump": 75, "tests": 50, "train": 50, "losses": 20, "small": 25}
 """Of the time for all, what each part may take, and what earlier ones left; the three dumps take one share each."""
 
+COMPILING = 0.5
+"""Of a part's time, what compiling may take; without it the dumps run uncompiled."""
+
 SHARD = 256
 """Images per shard of the dumps: so few that the last one, for which nothing goes on beside, hardly counts."""
 
@@ -124,6 +128,8 @@ class Setting:
     out: Path
     device: torch.device
     tiny: bool
+    seconds: float = 60.0
+    """What the part may take."""
 
     @property
     def scale(self) -> Scale:
@@ -366,7 +372,7 @@ def part_dump(setting: Setting, name: str) -> None:
     setting.note(part, "teacher alone, eager", f"{eager:,.0f} images/s", rate=eager)
     compiled, alone = None, eager
     if name in scale.compiled:
-        with recorded_errors(setting, part, "compiling"):
+        with recorded_errors(setting, part, "compiling"), limited(COMPILING * setting.seconds):
             began = time.perf_counter()
             compiling = teacher.compile()
             compiling.logits(ready[0])
@@ -463,8 +469,9 @@ def new_store(
 
 
 def part_tests(setting: Setting) -> None:
-    """The tests marked `cuda`, those that compile last; without a GPU pytest skips them, and says so."""
-    for what, chosen in (("tests marked cuda", "not compiled"), ("tests of compiled networks", "compiled")):
+    """The tests marked `cuda`, those that compile last; without a GPU pytest skips them all, and says so, once."""
+    runs = (("tests marked cuda", "not compiled"), ("tests of compiled networks", "compiled"))
+    for what, chosen in runs if setting.device.type == "cuda" else runs[:1]:
         options = ("-v", "-m", "cuda", "-k", chosen, "-p", "no:cacheprovider", "tests/cuda")
         log = setting.out / f"tests-{chosen.replace(' ', '-')}.log"
         with log.open("w", encoding="utf-8") as file:
@@ -691,6 +698,22 @@ def recorded_errors(setting: Setting, part: str, what: str) -> Iterator[None]:
         setting.note(part, what, "failed", None, re.sub(r"[|\s]+", " ", f"{type(problem).__name__}: {problem}")[:200])
 
 
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """TimeoutError in the main thread after so many seconds, and again each second where a library swallows it."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def parts_of(scale: Scale) -> dict[str, Callable[[Setting], None]]:
     """The parts by name, in their order."""
     dumps = {f"dump-{name}": (lambda setting, name=name: part_dump(setting, name)) for name in scale.teachers}
@@ -704,10 +727,10 @@ def parts_of(scale: Scale) -> dict[str, Callable[[Setting], None]]:
     }
 
 
-def run_part(out: Path, device: str, tiny: bool, part: str) -> None:
+def run_part(out: Path, device: str, tiny: bool, part: str, seconds: float) -> None:
     """One part, in a process and a process group of its own."""
     os.setsid()
-    setting = Setting(out, devices.find_device(device), tiny)
+    setting = Setting(out, devices.find_device(device), tiny, seconds)
     with recorded_errors(setting, part, "whole part"):
         parts_of(setting.scale)[part](setting)
 
@@ -732,6 +755,10 @@ def main() -> None:
     # Shared by the parts, of which two run the same teacher.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(setting.out / "work" / "inductor"))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    if options.tiny:
+        # Networks so small are slower with more threads, and processes that compile take longer to start than to work.
+        torch.set_num_threads(1)
+        import_module("torch._inductor.config").compile_threads = 1
     ends = time.monotonic() + options.seconds
     shares = [SHARES[each.partition("-")[0]] for each in chosen]
     for number, part in enumerate(chosen):
@@ -746,7 +773,7 @@ def run_within(setting: Setting, device: str, part: str, limit: float) -> None:
     """A part with a limit of seconds; the parent has imported all and asked no GPU, so that a fork can."""
     began = time.monotonic()
     process = multiprocessing.get_context("fork").Process(
-        target=run_part, args=(setting.out, device, setting.tiny, part), daemon=False
+        target=run_part, args=(setting.out, device, setting.tiny, part, limit), daemon=False
     )
     process.start()
     process.join(max(limit, 1.0))

@@ -101,3 +101,15 @@ def test_a_part_that_hangs_breaks_or_dies_loses_only_what_it_had_not_found(
         ("losses", "whole part", "failed"),
     ]
     assert "broken here" in (tmp_path / "r" / "results.md").read_text(encoding="utf-8")
+
+
+def test_compiling_that_hangs_is_recorded_and_the_part_goes_on(benchmark: ModuleType, tmp_path: Path) -> None:
+    setting = benchmark.Setting(tmp_path, benchmark.torch.device("cpu"), tiny=True)
+    setting.results.touch()
+    began = time.monotonic()
+    with benchmark.recorded_errors(setting, "losses", "compiling"), benchmark.limited(0.2):
+        time.sleep(60)
+    setting.note("losses", "uncompiled", "1")
+    assert time.monotonic() - began < 30
+    assert [(each["what"], each["value"]) for each in table(tmp_path)] == [("compiling", "failed"), ("uncompiled", "1")]
+    assert "stopped after" in table(tmp_path)[0]["remark"]

@@ -77,6 +77,9 @@ def decode_bytes(data: NDArray[np.uint8], where: str) -> Tensor:
         unknown = "which is not decoded here; convert it to JPEG or PNG" if kind.name in _OTHER_IMAGES else "no image"
         what = f"it is {kind}" if kind.advice else f"it is {kind.text}, {unknown}"
         raise ImageError(f"{where} cannot be decoded: {what}; {_NEXT}")
+    if kind.name == "avif" and not _pillow_has_avif():
+        what = f"it is {kind.text}, which needs Pillow 11.3 or newer"
+        raise ImageError(f"{where} cannot be decoded: {what}: pip install --upgrade pillow")
     if _reports is not None:
         _reports(where)
     try:
@@ -145,6 +148,11 @@ def _ends_in_black(image: Any) -> bool:
     width, height = image.size
     interlaced = bool(image.info.get("interlace"))
     return interlaced or image.crop((0, height - 1, width, height)).getbbox() is None
+
+
+@functools.cache
+def _pillow_has_avif() -> bool:
+    return ".avif" in _pillow().registered_extensions()
 
 
 @functools.cache

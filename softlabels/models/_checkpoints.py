@@ -138,7 +138,9 @@ def _refuse_other_zips(path: Path) -> None:
             names = archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return
-    if any(name.endswith("archive_format") or name.endswith("archive_version") for name in names):
+    # The third is what torch before 2.7 writes.
+    programs = ("archive_format", "archive_version", "serialized_exported_program.json")
+    if any(name.endswith(programs) for name in names):
         what = "a program of torch.export, not weights; use it as module:function"
     elif names and all(name.endswith(".npy") for name in names):
         what = "an archive of NumPy arrays; save them as safetensors"

@@ -33,7 +33,7 @@ class ArrayLayout(BaseModel):
     """One array of one label: its dtype by numpy's name and its shape."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    FIRST: ClassVar = frozenset({"dtype", "shape"})
+    FIRST: ClassVar[frozenset[str]] = frozenset({"dtype", "shape"})
 
     dtype: str
     shape: Annotated[tuple[Length, ...], Field(max_length=8)] = ()
@@ -71,7 +71,7 @@ class TeacherCard(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    FIRST: ClassVar = frozenset(
+    FIRST: ClassVar[frozenset[str]] = frozenset(
         ["spec", "weights_sha256", "licence", "preprocessing", "codec", "layout", "classes", "format", "compression"]
     ) | {"versions"}
     """The fields of the first version; a later one is written, and in the digest, where it is not at its default."""

@@ -32,7 +32,7 @@ AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
 class TrainConfig(TrainSettings, Machine, Caching):
     """What `softlabels train` does."""
 
-    LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
+    LOCAL: ClassVar[frozenset[str]] = CommandConfig.LOCAL | {"out"}
 
     student: AnyStudent = Field(
         None,

@@ -126,7 +126,11 @@ def export(source: Path, form: Form, out: Path | None = None, function: str | No
 
 
 def _write_torch(network: nn.Module, pictures: Tensor, path: Path) -> None:
-    program = torch.export.export(network, (pictures,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    shapes = ({0: torch.export.Dim("batch")},)
+    try:
+        program = torch.export.export(network, (pictures,), dynamic_shapes=shapes, strict=False)
+    except RuntimeError:  # torch 2.6 takes compiled networks in strict mode alone, and objects in the other alone
+        program = torch.export.export(network, (pictures,), dynamic_shapes=shapes, strict=True)
     torch.export.save(program, path)
 
 

@@ -38,7 +38,11 @@ def test_the_numbers_of_resnext101_are_those_of_its_second_weights() -> None:
 TIMM = (
     "resnet18.a1_in1k",  # tested at 288, trained at 224
     "resnet50d.ra2_in1k",
-    "fasternet_t0.in1k",  # another crop in tests, of the same size
+    # Another crop in tests, of the same size; timm 1.0.12 has no such network.
+    pytest.param(
+        "fasternet_t0.in1k",
+        marks=pytest.mark.skipif(not timm.is_model("fasternet_t0"), reason="this timm is too old for fasternet"),
+    ),
     "vit_base_patch16_clip_224.openai_ft_in1k",
     "eva_large_patch14_196.in22k_ft_in1k",  # squashed
     "volo_d5_512.sail_in1k",  # padded

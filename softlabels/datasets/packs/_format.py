@@ -51,7 +51,7 @@ class Packing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    FIRST: ClassVar = frozenset({"max_side", "quality"})
+    FIRST: ClassVar[frozenset[str]] = frozenset({"max_side", "quality"})
     """Fields that are always in a pack's id; a later one is only where it differs from its default."""
 
     max_side: Annotated[int, Field(ge=1)] | None = 320
