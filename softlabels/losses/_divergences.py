@@ -6,6 +6,7 @@ All of them are sums over the classes, exact on sparse logits too. A teacher's l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -48,7 +49,7 @@ class KL(SparseLossPart):
     """`kl_divergence` as a part."""
 
     kind: Literal["kl"] = "kl"
-    function: ClassVar = staticmethod(kl_divergence)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(kl_divergence)
     needs_logits: ClassVar[bool] = False
     text: ClassVar[str] = "{T2}sum p (ln p - ln q), {pq} [T^2 * KL(teacher || student)]"
 
@@ -84,7 +85,7 @@ class SoftCrossEntropy(SparseLossPart):
     """`soft_cross_entropy` as a part."""
 
     kind: Literal["ce"] = "ce"
-    function: ClassVar = staticmethod(soft_cross_entropy)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(soft_cross_entropy)
     needs_logits: ClassVar[bool] = False
     text: ClassVar[str] = "-{T2}sum p ln q, {pq}"
 
@@ -116,7 +117,7 @@ class JS(SparseLossPart):
     """`js_divergence` as a part."""
 
     kind: Literal["js"] = "js"
-    function: ClassVar = staticmethod(js_divergence)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(js_divergence)
     needs_logits: ClassVar[bool] = False
     text: ClassVar[str] = "{T2}(KL(p || m) + KL(q || m)) / 2, m = (p + q) / 2, {pq}"
 
@@ -149,7 +150,7 @@ class Jeffreys(SparseLossPart):
     """`jeffreys` as a part."""
 
     kind: Literal["jeffreys"] = "jeffreys"
-    function: ClassVar = staticmethod(jeffreys)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(jeffreys)
     text: ClassVar[str] = "{T2}sum (p - q) (ln p - ln q), {pq}"
 
 
@@ -177,7 +178,7 @@ class ConfidencePenalty(LossPart):
     """`confidence_penalty` as a part."""
 
     kind: Literal["confidence-penalty"] = "confidence-penalty"
-    function: ClassVar = staticmethod(confidence_penalty)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(confidence_penalty)
     needs_teacher: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
     text: ClassVar[str] = "{T2}sum q ln q, q = softmax(student{T})"

@@ -6,6 +6,7 @@ which a softmax does not see either. Teacher logits must be finite.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -44,7 +45,7 @@ class LogitMSE(LossPart):
     """`logit_mse` as a part."""
 
     kind: Literal["mse"] = "mse"
-    function: ClassVar = staticmethod(logit_mse)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_mse)
     text: ClassVar[str] = "sum (s - t)^2, s and t: logits of student and teacher less their mean over the classes"
 
 
@@ -71,7 +72,7 @@ class LogitL1(LossPart):
     """`logit_l1` as a part."""
 
     kind: Literal["l1"] = "l1"
-    function: ClassVar = staticmethod(logit_l1)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_l1)
     text: ClassVar[str] = "sum |s - t|, s and t: logits of student and teacher less their mean over the classes"
 
 
@@ -108,7 +109,7 @@ class StandardizedKL(LossPart):
     """`standardized_kl` as a part."""
 
     kind: Literal["standardized-kl"] = "standardized-kl"
-    function: ClassVar = staticmethod(standardized_kl)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(standardized_kl)
     text: ClassVar[str] = (
         "{T2}sum p (ln p - ln q), p = softmax(Z(teacher){T}), q = softmax(Z(student){T}), "
         "Z(z) = (z - mean) / std over the K classes, std with K - 1"
@@ -147,7 +148,7 @@ class SphericalKD(LossPart):
     """`spherical_kd` as a part."""
 
     kind: Literal["spherical-kd"] = "spherical-kd"
-    function: ClassVar = staticmethod(spherical_kd)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(spherical_kd)
     text: ClassVar[str] = (
         "{T2}sum p (ln p - ln q), p = softmax(S(teacher){T}), q = softmax(S(student){T}), "
         "S(z) = R z' / |z'|, z' centred, R the mean norm of the teacher's rows"

@@ -5,6 +5,7 @@ Their value depends on the batch as a whole. Logits are centred because they are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -63,7 +64,7 @@ class RelationalDistance(LossPart):
     """`relational_distance` as a part."""
 
     kind: Literal["relational-distance"] = "relational-distance"
-    function: ClassVar = staticmethod(relational_distance)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_distance)
     text: ClassVar[str] = (
         "mean over pairs of rows of huber(student's distance / its mean - teacher's distance / its mean), "
         "centred logits"
@@ -132,7 +133,7 @@ class RelationalAngle(LossPart):
     """`relational_angle` as a part."""
 
     kind: Literal["relational-angle"] = "relational-angle"
-    function: ClassVar = staticmethod(relational_angle)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_angle)
     text: ClassVar[str] = "mean over triples of rows of huber(student's cosine - teacher's cosine), centred logits"
 
 
@@ -185,7 +186,7 @@ class DIST(LossPart):
     """`dist` as a part."""
 
     kind: Literal["dist"] = "dist"
-    function: ClassVar = staticmethod(dist)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(dist)
     needs_logits: ClassVar[bool] = False
     text: ClassVar[str] = (
         "{T2}({beta} * (1 - r(p, q) within rows) + {gamma} * (1 - r(p, q) within columns)), "

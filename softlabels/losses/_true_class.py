@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -112,7 +113,7 @@ class DecoupledKD(LossPart):
     """`decoupled_kd` as a part."""
 
     kind: Literal["dkd"] = "dkd"
-    function: ClassVar = staticmethod(decoupled_kd)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(decoupled_kd)
     needs_labels: ClassVar[bool] = True
     text: ClassVar[str] = "{T2}({alpha} * KL(true class against the rest) + {beta} * KL(among the other classes)), {pq}"
 
@@ -155,7 +156,7 @@ class WeightedSoftLabels(LossPart):
     """`weighted_soft_labels` as a part."""
 
     kind: Literal["wsl"] = "wsl"
-    function: ClassVar = staticmethod(weighted_soft_labels)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(weighted_soft_labels)
     needs_labels: ClassVar[bool] = True
     text: ClassVar[str] = (
         "-{T2}w sum p ln q, w = 1 - exp(-CE(student) / CE(teacher)) with the true class at T = 1, {pq}"
@@ -198,7 +199,7 @@ class TeacherFree(LossPart):
     """`teacher_free` as a part."""
 
     kind: Literal["teacher-free"] = "teacher-free"
-    function: ClassVar = staticmethod(teacher_free)
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(teacher_free)
     shorthand: ClassVar[str | None] = "correct"
     needs_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = True
