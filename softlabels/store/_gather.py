@@ -352,7 +352,9 @@ class Gather:
         for (_, shard, chunk), found in zip(todo, sums, strict=True):
             if found != chunk.crc32 and self._unpacked is not None:
                 self._unpacked.discard(shard)
-                raise StoreError(f"{chunk.place} was damaged and is removed; start again to unpack it anew")
+                self._retired.append(self._opened[shard])
+                self._forget(shard)
+                raise StoreError(f"{chunk.place} was damaged and is removed; read again to unpack it anew")
             if found != chunk.crc32:
                 raise mismatch(self.folder.shard_place(shard), chunk)
         for slot, shard, _ in todo:

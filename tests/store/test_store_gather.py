@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from store.stores import KINDS, card, make, of_shard, table, values
 
-from softlabels.store import Shard, TeacherLabels, open_store
+from softlabels.store import Cache, Shard, TeacherLabels, open_store
 
 MOST_ROWS = 60
 KNOWN = values(MOST_ROWS)
@@ -80,8 +80,9 @@ def test_what_was_there_is_not_touched_when_images_are_added(tmp_path: Path) -> 
 def test_rows_of_more_shards_than_fit_into_the_cache_are_still_right(tmp_path: Path) -> None:
     labels = grow(tmp_path / "s", 60, 7, ("zarr", "zstd"), [3])
     rows, views = np.random.default_rng(0).integers(0, [[60], [3]], (2, 500))
-    for memory in (1, 400, 1000, 1 << 20):
-        labels.share(memory)
+    largest = 7 * (10 + 10 + 4) * 3 + 3 * 3 * (64 + 4)
+    for limit in (largest, 2 * largest, 5 * largest, None):
+        labels = open_store(tmp_path / "s", Cache.at(limit=limit)).teacher("cnn")
         for _ in range(3):
             for name, array in labels.take(rows, views).items():
                 np.testing.assert_array_equal(array, KNOWN[name][views, rows])

@@ -177,8 +177,10 @@ def test_a_copy_that_was_cut_off_is_made_again_and_one_that_was_changed_is_refus
     data = bytearray(path.read_bytes())
     data[3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StoreError, match=f"{path} was damaged and is removed; start again"):
-        check(opened(tmp_path))
+    labels = opened(tmp_path)
+    with pytest.raises(StoreError, match=f"{path} was damaged and is removed; read again"):
+        check(labels)
+    check(labels)
     check(opened(tmp_path))
 
 
