@@ -49,6 +49,11 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"known: {shown}"
 
 
+def in_one_line(problem: BaseException, most: int = 160) -> str:
+    """The message of another library's error in one line of at most `most` characters; its type where it is empty."""
+    return " ".join(str(problem).split())[:most] or type(problem).__name__
+
+
 def printable(text: str) -> str:
     """`text` for a terminal: control characters and what is no Unicode are spelled out, as ``\\x1b``."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)

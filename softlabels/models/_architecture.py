@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from softlabels.core.tables import NETWORK_LIBRARIES, TEACHERS, unknown_network
-from softlabels.errors import ModelError, did_you_mean
+from softlabels.errors import ModelError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import State
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._published import PublishedWeights
@@ -54,7 +54,7 @@ class Architecture(StudentSpec):
 
     shorthand = "architecture"
     default_classes: ClassVar[int] = 1000
-    """The class count of a network whose weights are random, when nobody says otherwise."""
+    """The class count of a network whose weights are random, when no other is given."""
 
     architecture: str = Field(min_length=1)
 
@@ -148,7 +148,7 @@ class Architecture(StudentSpec):
         return tuple(head_tensors(self))
 
     def build(self, classes: int, *, seed: int) -> nn.Module:
-        """See `StudentSpec.build`. Weights of another class count give all but the head, which the log says."""
+        """See `StudentSpec.build`. Weights of another class count give all but the head, which is logged."""
         size, drawn = self.preprocessing.size, random_seed(self.weights)
         if self.weights is None or drawn is not None:
             return build(self, classes, seed=seed if drawn is None or self.weights == "random" else drawn, size=size)
@@ -211,7 +211,7 @@ def build(architecture: str | Architecture, classes: int, *, seed: int = 0, size
 
 
 def preprocessing(architecture: str | Architecture, *, training: bool = False) -> Preprocessing:
-    """How the architecture's default pretrained weights want their pictures; small networks say it themselves.
+    """How the architecture's default pretrained weights want their pictures; small networks have their own.
 
     As their published accuracy was measured, or, for `training` and random crops, as they were trained: many networks
     of timm are evaluated on larger pictures than they were trained on.
@@ -420,5 +420,4 @@ def _created(known: Architecture, classes: int, size: int) -> nn.Module:
     try:
         return known.create(classes, size)
     except (ValueError, AssertionError, TypeError) as problem:
-        reason = " ".join(str(problem).split())[:160]
-        raise ModelError(f"{known} cannot be built for {size}x{size} pictures: {reason}") from problem
+        raise ModelError(f"{known} cannot be built for {size}x{size} pictures: {in_one_line(problem)}") from problem

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from softlabels.core.reading import kind_at
-from softlabels.errors import ModelError
+from softlabels.errors import ModelError, in_one_line
 
 State = dict[str, Tensor]
 """Tensors by name. Under names that end in ``_extra_state`` there may be plain values instead of tensors."""
@@ -67,8 +67,8 @@ def read_tensors(path: Path) -> tuple[dict[str, State], dict[str, str]]:
         raise _needs_code(path, problem) from problem
     except Exception as problem:
         # Readers of damaged files raise nearly anything: EOFError, RuntimeError, KeyError, UnicodeDecodeError, ...
-        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        raise ModelError(f"{path} is not a whole safetensors or torch file of weights ({reason})") from problem
+        why = in_one_line(problem)
+        raise ModelError(f"{path} is not a whole safetensors or torch file of weights ({why})") from problem
     if isinstance(content, _StandIn):
         raise ModelError(f"{path} holds a pickled {type(content).__name__}, no weights; {_SAVE}")
     _refuse_repetition(path, content)
@@ -150,7 +150,7 @@ def _refuse_other_zips(path: Path) -> None:
 
 
 def _refuse_repetition(path: Path, content: Any) -> None:
-    """Raises ModelError for tensors that say to be larger than their file: views that repeat a few bytes, which would
+    """Raises ModelError for tensors that claim to be larger than their file: views that repeat a few bytes, which would
     take that memory once they are copied."""
     most = path.stat().st_size
     for key, state in _states(content):
@@ -218,7 +218,7 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _needs_code(path: Path, problem: Exception) -> ModelError:
-    text = " ".join(str(problem).split())
+    text = in_one_line(problem, 10_000)
     if "GLOBAL " not in text:
         return ModelError(f"{path} was refused: it is another program's pickle, or damaged; {_SAVE}")
     culprit = text.partition("GLOBAL ")[2].split(" ")[0]

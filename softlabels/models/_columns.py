@@ -151,7 +151,7 @@ class Columns(NamedTuple):
 
 
 def are_numbers(names: Names) -> bool:
-    """Whether the names say no more than the classes' numbers: 0, 1, 2, ..."""
+    """Whether the names are only the classes' numbers: 0, 1, 2, ..."""
     return all(name == str(place) for place, name in enumerate(names))
 
 
@@ -159,7 +159,8 @@ def same_classes(some: Names, others: Names) -> bool:
     """Whether both lists name the same classes in the same order; ImageNet's wnids and words mean each other."""
     if tuple(some) == tuple(others):
         return True
-    if len(some) != len(others) or _are_wnids(some) == _are_wnids(others):
+    some_wnids, other_wnids = (all(map(_WNID.fullmatch, names)) for names in (some, others))
+    if len(some) != len(others) or some_wnids == other_wnids:
         return False
     lists = [places for _, known in known_lists(len(some)) if (places := _places(some, known)) is not None]
     return any(_places(others, known) in lists for _, known in known_lists(len(some)))
@@ -168,7 +169,7 @@ def same_classes(some: Names, others: Names) -> bool:
 def first_difference(some: Names, others: Names) -> tuple[int, str, int | None] | None:
     """The first of `some` that has another number among `others`: its number, its name, and that number or None.
 
-    None where both are lists of the same classes, where one says no names, or where `some` are the first of `others`.
+    None where both are lists of the same classes, where one is empty, or where `some` are the first of `others`.
     """
     if not some or not others or same_classes(some, others):
         return None
@@ -212,18 +213,18 @@ def columns_by_name(wanted: Names, names: Names, head: int) -> Columns:
 
 
 def columns_from_file(file: str, wanted: Names, names: Names, head: int) -> Columns:
-    """As `columns_by_name`, as a file says: CSV lines ``class,column`` or a JSON object, columns by number or name.
+    """As `columns_by_name`, from a file: CSV lines ``class,column`` or a JSON object, columns by number or name.
 
     Raises:
         ConfigError: the file cannot be read, or lacks one of the classes, or names a column that the head has not.
     """
     path = Path(file).expanduser()
-    told = _read_map(path)
+    known = _read_map(path)
     columns = []
     for name in wanted:
-        if name not in told:
-            raise ConfigError(f"{path} names no column for class {name!r}; {did_you_mean(name, told)}")
-        value = told[name]
+        if name not in known:
+            raise ConfigError(f"{path} names no column for class {name!r}; {did_you_mean(name, known)}")
+        value = known[name]
         if str(value).isdecimal():
             column = int(value)
         else:
@@ -239,25 +240,24 @@ def columns_from_file(file: str, wanted: Names, names: Names, head: int) -> Colu
 
 def _read_map(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".json":
-        told = read_json(path, error=ConfigError)
-        if not isinstance(told, dict):
+        read = read_json(path, error=ConfigError)
+        if not isinstance(read, dict):
             raise ConfigError(f"{path} is no JSON object of class: column")
-        return told
+        return read
     try:
         with path.open(newline="", encoding="utf-8-sig") as opened:
             lines = [line for line in csv.reader(opened) if line]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise ConfigError(
-            f"the class map {path} cannot be read: {getattr(problem, 'strerror', None) or problem}"
-        ) from (problem)
+        reason = getattr(problem, "strerror", None) or problem
+        raise ConfigError(f"the class map {path} cannot be read: {reason}") from problem
     wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 2), None)
     if wrong or not lines:
         raise ConfigError(f"{path}, line {wrong or 1}: a class map has lines CLASS,COLUMN")
-    told = {}
+    read = {}
     for name, column in ((name.strip(), column.strip()) for name, column in lines):
-        if told.setdefault(name, column) != column:
+        if read.setdefault(name, column) != column:
             raise ConfigError(f"{path} names class {name!r} twice")
-    return told
+    return read
 
 
 def known_lists(classes: int) -> list[tuple[str, Names]]:
@@ -296,7 +296,3 @@ def _places(wanted: Names, known: Names) -> tuple[int, ...] | None:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def _are_wnids(names: Names) -> bool:
-    return bool(names) and all(map(_WNID.fullmatch, names))

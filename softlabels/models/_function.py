@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from softlabels.core.installed import working_directory_importable
-from softlabels.errors import ModelError, did_you_mean
+from softlabels.errors import ModelError, did_you_mean, in_one_line
 from softlabels.models._outputs import is_program, materialise, weight_dtype
 from softlabels.models._preprocessing import Preprocessing, preprocessing_of
 from softlabels.models._spec import StudentSpec, random_seed, seeded
@@ -60,7 +60,7 @@ class FunctionNetwork(StudentSpec):
 
     @property
     def head(self) -> tuple[str, ...]:
-        """None: only the function's author knows which layer tells the classes."""
+        """None: only the function's author knows which layer is its head."""
         return ()
 
     def build(self, classes: int, *, seed: int) -> nn.Module:
@@ -106,7 +106,7 @@ def from_function(
             with seeded(seed):
                 result = function(classes) if classes is not None and _takes_one(function) else function()
         except Exception as problem:
-            raise ModelError(f"{path} failed with {_reason(problem)}") from problem
+            raise ModelError(f"{path} failed with {type(problem).__name__}: {in_one_line(problem)}") from problem
     network, wanted = result if isinstance(result, tuple) and len(result) == 2 else (result, Preprocessing())
     if not isinstance(network, nn.Module) or not isinstance(wanted, Preprocessing | Mapping):
         returned = ", ".join(type(part).__name__ for part in (result if isinstance(result, tuple) else (result,)))
@@ -127,7 +127,7 @@ def _imported(path: str) -> Any:
         module = importlib.import_module(module_name)
     except Exception as problem:
         missing = isinstance(problem, ModuleNotFoundError) and problem.name == module_name.partition(".")[0]
-        reason = "there is no such module" if missing else _reason(problem)
+        reason = "there is no such module" if missing else f"{type(problem).__name__}: {in_one_line(problem)}"
         raise ModelError(
             f"cannot import {module_name!r} ({reason}); for {path!r} it must be installed or in the current directory"
         ) from problem
@@ -136,10 +136,6 @@ def _imported(path: str) -> Any:
         known = did_you_mean(function_name, (name for name in dir(module) if not name.startswith("_")))
         raise ModelError(f"module {module_name!r} has no function {function_name!r}; {known}")
     return function
-
-
-def _reason(problem: Exception) -> str:
-    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"
 
 
 def _takes_one(function: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from softlabels.errors import ModelError, SoftlabelsError, did_you_mean
+from softlabels.errors import ModelError, SoftlabelsError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import extra_metadata
 from softlabels.models._preprocessing import Preprocessing
 
@@ -131,7 +131,7 @@ def try_learning(
     held = {name: buffer.detach().clone() for name, buffer in network.named_buffers()}
     pictures = _grey(2, preprocessing, device)
     try:
-        with _explained(whose, preprocessing), torch.random.fork_rng(devices=_indices(device)):
+        with _explained(whose, preprocessing), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network.train()
             with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
                 logits = logits_of(network(preprocessing.normalise(pictures)), whose)
@@ -196,10 +196,6 @@ def _grey(count: int, preprocessing: Preprocessing, device: torch.device) -> Ten
     return torch.full((count, 3, preprocessing.size, preprocessing.size), 128, dtype=torch.uint8, device=device)
 
 
-def _indices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
 @contextlib.contextmanager
 def _explained(whose: str, preprocessing: Preprocessing) -> Iterator[None]:
     try:
@@ -207,8 +203,7 @@ def _explained(whose: str, preprocessing: Preprocessing) -> Iterator[None]:
     except SoftlabelsError:
         raise
     except Exception as problem:  # of the network's own code, or of a compiler
-        reason = " ".join(str(problem).split())[:160] or type(problem).__name__
-        size = preprocessing.size
+        size, reason = preprocessing.size, in_one_line(problem)
         raise ModelError(
             f"{whose} does not run on {size}x{size} pictures ({reason}); if it is made for another size, say so with "
             f"`size` beside it in a config, or in what its function returns: network, {{'size': 32}}"

@@ -63,7 +63,7 @@ class LoadedNetwork:
     """A network with its weights, and what is known of it before it becomes a teacher.
 
     `own` is the preprocessing it comes with, `preprocessing` the one it is to be used with. `classes` is None when only
-    a picture can tell; `where` names its weights in messages, `weights` is how its spec finds them again; `foreign`
+    a trial picture shows; `where` names its weights in messages, `weights` is how its spec finds them again; `foreign`
     says that nothing is known of how it was written.
     """
 
@@ -177,7 +177,7 @@ def freeze(
     network, whose = loaded.network, f"{role} {name}"
     _refuse_batch_statistics(network, whose)
     fingerprint = digest(network.state_dict())
-    place = _moved(network, device)
+    moved = _moved(network, device)
     # The types of weights that autocast would change anyway, and layouts, are TorchScript's own affair.
     channels_last = is_convolutional(network) and not isinstance(network, torch.jit.ScriptModule)
     if channels_last:
@@ -186,7 +186,7 @@ def freeze(
         parameter.requires_grad_(False)
     # A network that we know runs at the size it was made for; only otherwise is a picture spent on trying.
     trial = loaded.foreign or loaded.preprocessing.size != loaded.own.size
-    width = try_answer(network, loaded.preprocessing, place, whose) if trial else None
+    width = try_answer(network, loaded.preprocessing, moved, whose) if trial else None
     count = loaded.classes or width or 0
     if width is not None and width != count:
         raise ModelError(f"{whose} ({loaded.where}) answers with {width} numbers, its weights have {count} classes")
@@ -204,7 +204,7 @@ def freeze(
         preprocessing=loaded.preprocessing,
         weights_sha256=fingerprint,
         licence=loaded.licence,
-        device=place,
+        device=moved,
         amp=amp,
         network=network,
         channels_last=channels_last,
@@ -229,12 +229,12 @@ def _refuse_batch_statistics(network: nn.Module, whose: str) -> None:
 
 
 def _moved(network: nn.Module, device: str | torch.device) -> torch.device:
-    place = find_device(device)
+    found = find_device(device)
     try:
-        network.to(place)
+        network.to(found)
     except (RuntimeError, NotImplementedError) as problem:
         raise ModelError(f"the network does not go to device {str(device)!r} ({first_line(problem)})") from problem
-    return place
+    return found
 
 
 def teacher_passes(

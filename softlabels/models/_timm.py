@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from softlabels.core.installed import timm_networks
-from softlabels.errors import ModelError
+from softlabels.errors import ModelError, in_one_line
 from softlabels.models._architecture import Architecture
 from softlabels.models._preprocessing import Crop, Preprocessing
 from softlabels.models._published import PublishedWeights, cached_file, check_reachable, fetch, out_of_reach
@@ -122,7 +122,7 @@ class TimmNetwork(Architecture):
             overlay = {"file": str(file), "custom_load": file.suffix == ".npz"}
             network = timm.create_model(self.architecture, pretrained=True, pretrained_cfg_overlay=overlay)
         except Exception as problem:
-            reason = " ".join(str(problem).split())[:200]
+            reason = in_one_line(problem, 200)
             raise ModelError(
                 f"{file} cannot be loaded as {self} ({reason}); remove it, or give `weights=FILE`"
             ) from problem

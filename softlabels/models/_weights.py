@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from softlabels.core.files import whole
-from softlabels.errors import ModelError, did_you_mean
+from softlabels.errors import ModelError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import EXTRA, State, extra_metadata, header, is_safetensors, read_tensors
 from softlabels.models._preprocessing import Preprocessing
 
@@ -73,7 +73,7 @@ class Weights:
             ModelError: there is none, or several.
         """
         # Counters and scales stand in mappings of single numbers.
-        states = {key: state for key, state in self.held.items() if any(_has_extent(value) for value in state.values())}
+        states = {key: state for key, state in self.held.items() if any(getattr(t, "ndim", 0) for t in state.values())}
         chosen = self._chosen([Candidate(key, _plain(state), ()) for key, state in states.items()])
         if len(chosen) > 1:
             raise self._ambiguous(chosen)
@@ -141,7 +141,7 @@ class Weights:
 
 
 class Description(BaseModel):
-    """What a file of weights says of itself, so that it can be loaded by nothing but its path.
+    """What describes a file of weights, so that it can be loaded by nothing but its path.
 
     `architecture` is a full name such as ``small:cnn_tiny``; ``function:MODULE:NAME`` is recorded but never called.
     """
@@ -185,7 +185,7 @@ class Description(BaseModel):
                 preprocessing=json.loads(metadata["preprocessing"]),
             )
         except (KeyError, ValueError, TypeError, RecursionError, ValidationError) as problem:
-            raise ModelError(f"{path} has damaged metadata ({' '.join(str(problem).split())[:120]})") from problem
+            raise ModelError(f"{path} has damaged metadata ({in_one_line(problem, 120)})") from problem
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -209,7 +209,7 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def read_description(path: str | Path) -> Description | None:
-    """What the file at `path` says of itself, from its header alone; None when it says nothing.
+    """The description in the header of the file at `path`; None when it has none.
 
     Raises:
         ModelError: the file is missing or its metadata is damaged.
@@ -220,9 +220,7 @@ def read_description(path: str | Path) -> Description | None:
     try:
         metadata = header(path)
     except Exception as problem:
-        raise ModelError(
-            f"{path} is not a whole safetensors file ({' '.join(str(problem).split())[:160]})"
-        ) from problem
+        raise ModelError(f"{path} is not a whole safetensors file ({in_one_line(problem)})") from problem
     return Description.from_metadata(metadata, path)
 
 
@@ -329,14 +327,14 @@ def load_state(
     try:
         network.load_state_dict(loaded, strict=False)
     except Exception as problem:  # load hooks and set_extra_state are the network's own
-        reason = f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"
+        reason = f"{type(problem).__name__}: {in_one_line(problem)}"
         raise ModelError(f"{where} cannot be loaded into {what} ({reason})") from problem
 
 
 def load_weights(network: nn.Module, weights: str, what: str) -> tuple[str, Description | None]:
     """Copy the weights at ``FILE`` or ``FILE:KEY`` into a network of any make.
 
-    Returns ``FILE:KEY`` under which they were found, and what the file says of itself.
+    Returns ``FILE:KEY`` under which they were found, and the description in the file.
 
     Raises:
         ModelError: they cannot be read or do not fit; the first tensor that differs is named.
@@ -397,10 +395,6 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 def _plain(state: Mapping[str, Any]) -> State:
     return {name: state[raw] for name, raw in unwrapped(state).items() if not name.endswith("n_averaged")}
-
-
-def _has_extent(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def _candidates(key: str, state: State, names: list[str], heads: Collection[str]) -> Iterable[Candidate]:

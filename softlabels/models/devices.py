@@ -35,7 +35,7 @@ def find_device(name: str | torch.device) -> torch.device:
         ConfigError: it cannot be used; in one line why, and what is there.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a driver that is missing or too old is told of below
+        warnings.simplefilter("ignore")  # a driver that is missing or too old is named below
         if str(name) == "auto":
             return find_device("cuda") if torch.cuda.is_available() else CPU
         try:
@@ -78,13 +78,13 @@ def _present() -> list[str]:
 
 
 def first_line(problem: BaseException, most: int = 160) -> str:
-    """What an error says first, in at most `most` characters."""
+    """The first line of an error, at most `most` characters."""
     lines = str(problem).strip().splitlines() or [type(problem).__name__]
     return " ".join(lines[0].split())[:most]
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether this error says that memory, a device's or the machine's, is full."""
+    """Whether this error means that memory, a device's or the machine's, is full."""
     if isinstance(problem, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(problem, RuntimeError) and any(text in str(problem) for text in _FULL)
@@ -156,7 +156,7 @@ class Passes:
     Attributes:
         padded: each call is of exactly `size` rows, since another number would be compiled anew: the last row fills
             what is left, and what `function` makes of the filling is cut off.
-        reduced: is told the new size, and in a line what was full.
+        reduced: is called with the new size, and in a line what was full.
     """
 
     function: Callable[[Tensor], Tensor]
