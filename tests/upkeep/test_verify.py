@@ -388,7 +388,7 @@ def test_what_is_recorded_beside_labels_is_compared_in_bounded_memory(tmp_path: 
     import numpy as np
     import torch
 
-    from softlabels.upkeep import verify as verifying
+    from softlabels.loading import checks
 
     with softlabels.create_labels(
         tmp_path / "s", images=softlabels.open_images("digits"), recipe="crop-flip-mixup", views=1, classes=4000
@@ -397,8 +397,8 @@ def test_what_is_recorded_beside_labels_is_compared_in_bounded_memory(tmp_path: 
             made.put(torch.arange(len(each) * 4000).reshape(-1, 4000) % 7919 * 1.0)
     labels = softlabels.open_labels(tmp_path / "s")
     tracemalloc.start()
-    assert not verifying.compare_partners(labels, "t", np.arange(len(labels)))
+    assert not checks.compare_partners(labels, "t", np.arange(len(labels)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 * verifying.STRETCH_BYTES
+    assert peak < 4 * checks.STRETCH_BYTES
     assert peak < len(labels) * 8000 / 1.5
