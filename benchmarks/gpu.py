@@ -68,8 +68,8 @@ from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
 from softlabels.models import devices, student_spec, teacher_spec
 from softlabels.training.loop import train
 from softlabels.training.settings import TrainSettings
-from softlabels.training.state import Learner, Place
-from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
+from softlabels.training.state import Runtime, TrainState
+from softlabels.training.targets import LiveTargets, NoTargets, Task, stored_targets
 from softlabels.views import RECIPES, ImageSpec
 
 HARD, SOFT = Objective(alpha=1.0), Objective(alpha=0.0)
@@ -499,17 +499,17 @@ def part_train(setting: Setting) -> None:
     quiet = Journal(quiet=True)
     dumping.dump(pictures, teacher, codec, labels, batch_size=scale.batch, workers=workers, journal=quiet)
     kept, loop = f"stored labels, {spelled(codec)}", f"{name} in the loop"
-    arms: dict[str, Callable[[], Lesson]] = {
-        "hard labels": lambda: Lesson(LabelledPictures(shown(setting, images)), NoTargets(), HARD),
+    arms: dict[str, Callable[[], Task]] = {
+        "hard labels": lambda: Task(LabelledPictures(shown(setting, images)), NoTargets(), HARD),
         kept: lambda: stored(images, root, shown(setting, images)),
         loop: lambda: in_the_loop(setting, images, teacher),
     }
     trained(setting, arms["hard labels"](), workers, views=1)  # warms up
     rates: dict[str, float] = {}
-    for arm, lesson in arms.items():
+    for arm, task in arms.items():
         with recorded_errors(setting, "train", arm):
             forget(device)
-            rates[arm] = trained(setting, lesson(), workers)
+            rates[arm] = trained(setting, task(), workers)
             most = held(device)
             remark, ratio = f"ratio to hard labels; {gigabytes(most)}", rates[arm] / rates["hard labels"]
             said = f"{rates[arm]:,.0f} images/s"
@@ -528,76 +528,71 @@ def shown(setting: Setting, images: Images) -> Pictures:
     return views_of(images, VIEWS, 32 if setting.tiny else 224)
 
 
-def stored(images: Images, root: Path, pictures: Pictures) -> Lesson:
+def stored(images: Images, root: Path, pictures: Pictures) -> Task:
     """Learning from the labels in a store."""
     labels = softlabels.open_labels(root)
     rows = labels.rows(images.keys)
     targets = stored_targets(labels, rows, labels.teachers, BLENDS.make("mean-probabilities"), SOFT)
-    return Lesson(LabelledPictures(pictures, labels, rows, labels.teachers), targets, SOFT)
+    return Task(LabelledPictures(pictures, labels, rows, labels.teachers), targets, SOFT)
 
 
-def in_the_loop(setting: Setting, images: Images, teacher: Any) -> Lesson:
+def in_the_loop(setting: Setting, images: Images, teacher: Any) -> Task:
     """Learning from a teacher beside the student."""
     pictures = shown(setting, images)
     targets = LiveTargets([teacher], [pictures], pictures.image_spec, BLENDS.make("mean-probabilities"), 1.0)
-    return Lesson(LabelledPictures(pictures), targets, SOFT)
+    return Task(LabelledPictures(pictures), targets, SOFT)
 
 
-def place(setting: Setting, workers: Workers = 0) -> Place:
-    return Place(setting.device, torch.bfloat16, workers, channels_last=True)
+def runtime(setting: Setting, workers: Workers = 0) -> Runtime:
+    return Runtime(setting.device, torch.bfloat16, workers, channels_last=True)
 
 
 def trained(
-    setting: Setting, lesson: Lesson, workers: Workers, *, student: str = "", batch: int = 0, views: int = VIEWS
+    setting: Setting, task: Task, workers: Workers, *, student: str = "", batch: int = 0, views: int = VIEWS
 ) -> float:
     """Pictures per second of an epoch of a new student, as `softlabels train` makes it."""
-    spec = student_spec(student or setting.scale.student, size=lesson.samples.pictures.image_spec.size)
+    spec = student_spec(student or setting.scale.student, size=task.samples.pictures.image_spec.size)
     folder = setting.out / "work" / f"run-{os.getpid()}-{time.monotonic_ns()}"
-    classes = len(lesson.samples.pictures.images.classes)
+    classes = len(task.samples.pictures.images.classes)
+    size = batch or setting.scale.training_batch
+    settings = TrainSettings(epochs=1, batch_size=size, views_per_image=views, warmup_epochs=0)
     report = train(
         spec.build(classes, seed=0),
         spec.preprocessing,
-        lesson,
-        TrainSettings(
-            epochs=1, batch_size=batch or setting.scale.training_batch, views_per_image=views, warmup_epochs=0
-        ),
+        task,
+        settings,
         folder=folder,
-        place=place(setting, workers),
-        keep=lambda *_: None,
+        runtime=runtime(setting, workers),
         journal=Journal(quiet=True),
     )
     shutil.rmtree(folder, ignore_errors=True)
     return report.pictures_per_second
 
 
-def step_memory(setting: Setting, lesson: Lesson, size: int) -> float:
+def step_memory(setting: Setting, task: Task, size: int) -> float:
     """Bytes that two steps with such a batch hold at most, infinite when they fail; on a CPU its pictures."""
     scale, device = setting.scale, setting.device
     forget(device)
     try:
-        side = lesson.samples.pictures.image_spec.size
+        side = task.samples.pictures.image_spec.size
         spec = student_spec(scale.student, size=side)
-        images = lesson.samples.pictures.images
-        learner = Learner(
-            spec.build(len(images.classes), seed=0), spec.preprocessing, TrainSettings(), 100, 0, place(setting)
-        )
+        images = task.samples.pictures.images
+        network = spec.build(len(images.classes), seed=0)
+        state = TrainState(network, spec.preprocessing, TrainSettings(), 100, 0, runtime(setting))
         rows = torch.arange(size) % len(images)
         pictures = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, device=device)
-        batch = lesson.samples.labelled(Batch(pictures, rows, torch.zeros_like(rows), rows % len(images.classes)))
-
-        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
-            value = lesson.loss(batch, learner.logits(batch), 0.0)[0]
-            return value, value.detach()[None]
-
+        batch = task.samples.labelled(Batch(pictures, rows, torch.zeros_like(rows), rows % len(images.classes)))
         for step in range(2):  # the second has the optimizer's state beside it
-            learner.learn([batch], step, loss)
+            state.begin(step)
+            state.backward(task.supervision(batch, device, 0.0).loss(state.forward(batch))[0])
+            state.step()
         devices.synchronize(device)
     except RuntimeError as problem:
         if device.type != "cuda" or (not devices.is_out_of_memory(problem) and size < 512):
             raise
         return float("inf")  # libraries refuse tensors of more than 2**31 values in many words
     finally:
-        learner = batch = pictures = None  # type: ignore[assignment]
+        network = state = batch = pictures = None  # type: ignore[assignment]
     return held(device) if device.type == "cuda" else float(size)
 
 
@@ -673,12 +668,12 @@ def part_small(setting: Setting) -> None:
     dumping.dump(pictures, teacher, codec, labels, batch_size=512, workers=0, journal=quiet)
     found = rate(len(pictures), time.perf_counter() - began)
     setting.note("small", f"dump, {scale.small_student}, dense", f"{found:,.0f} images/s", rate=found)
-    hard, kept = Lesson(LabelledPictures(pictures), NoTargets(), HARD), stored(images, root, pictures)
+    hard, kept = Task(LabelledPictures(pictures), NoTargets(), HARD), stored(images, root, pictures)
     trained(setting, hard, 0, student=scale.small_student, batch=128, views=1)
     rates = {"hard labels": 0.0, "stored labels": 0.0}
     for _ in range(1 if setting.tiny else 2):
-        for arm, lesson in (("hard labels", hard), ("stored labels", kept)):
-            rates[arm] = max(rates[arm], trained(setting, lesson, 0, student=scale.small_student, batch=128, views=1))
+        for arm, task in (("hard labels", hard), ("stored labels", kept)):
+            rates[arm] = max(rates[arm], trained(setting, task, 0, student=scale.small_student, batch=128, views=1))
     for arm, each in rates.items():
         setting.note("small", f"{scale.small_student}, {arm}", f"{each:,.0f} images/s", each / rates["hard labels"],
                      f"ratio to hard labels; an epoch of {count:,} takes {count / each:.1f} s", rate=each)  # fmt: skip

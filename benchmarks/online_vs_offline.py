@@ -40,8 +40,9 @@ from softlabels.loading.views import Pictures
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
 from softlabels.models import student_spec, teacher_spec
 from softlabels.training.loop import train
-from softlabels.training.state import Learner, Place, TrainSettings
-from softlabels.training.targets import Lesson, LiveTargets, NoTargets, stored_targets
+from softlabels.training.settings import TrainSettings
+from softlabels.training.state import Runtime, TrainState
+from softlabels.training.targets import LiveTargets, NoTargets, Task, stored_targets
 from softlabels.views import RECIPES, ImageSpec
 
 CLASSES = 1000
@@ -119,11 +120,11 @@ def measure(options: argparse.Namespace, root: Path) -> None:
     for repeat in range(options.repeats + 1):
         for name, time_it in alone.items():
             steps[name].append(time_it())
-        for name, lesson in lessons.items():
-            cost = epoch(lesson, options, root / "runs" / f"{name}-{repeat}")
+        for name, task in lessons.items():
+            cost = epoch(task, options, root / "runs" / f"{name}-{repeat}")
             if repeat:  # the first round warms up
                 taken[name].append(cost)
-    apart = {name: target_cost(lesson, options) for name, lesson in lessons.items() if "loop" not in name}
+    apart = {name: target_cost(task, options) for name, task in lessons.items() if "loop" not in name}
     say(options, taken, apart, {name: min(seconds[1:]) for name, seconds in steps.items()})
     if options.memory != 0:
         say_largest(options, root / "light dense")
@@ -138,27 +139,27 @@ class Cost:
     memory: int = 0
 
 
-def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Lesson:
+def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Task:
     """Learning from stored labels, or from hard ones."""
     images = pictures()
     seen = ImageSpec(options.size)
     if labels is None:
-        return Lesson(LabelledPictures(Pictures(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
+        return Task(LabelledPictures(Pictures(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
     rows = labels.rows(images.keys)
     shown = Pictures(images, labels.recipe, labels.seed, labels.views, seen)
     targets = stored_targets(labels, rows, labels.teachers, BLENDS.make("mean-probabilities"), SOFT)
-    return Lesson(LabelledPictures(shown, labels, rows, labels.teachers), targets, SOFT)
+    return Task(LabelledPictures(shown, labels, rows, labels.teachers), targets, SOFT)
 
 
-def watched(options: argparse.Namespace, spec: dict[str, Any]) -> Lesson:
+def watched(options: argparse.Namespace, spec: dict[str, Any]) -> Task:
     """Learning from a teacher in the loop."""
     shown = Pictures(pictures(), RECIPES.make("crop-flip"), 0, 1, ImageSpec(options.size))
     teacher = teacher_spec(spec).open(device=options.device)
     targets = LiveTargets([teacher], [shown], shown.image_spec, BLENDS.make("mean-probabilities"), 1.0)
-    return Lesson(LabelledPictures(shown), targets, SOFT)
+    return Task(LabelledPictures(shown), targets, SOFT)
 
 
-def epoch(lesson: Lesson, options: argparse.Namespace, folder: Path) -> Cost:
+def epoch(task: Task, options: argparse.Namespace, folder: Path) -> Cost:
     """One epoch of a new student, as `softlabels train` makes it."""
     gpu = options.device != "cpu"
     spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
@@ -169,11 +170,10 @@ def epoch(lesson: Lesson, options: argparse.Namespace, folder: Path) -> Cost:
     report = train(
         network,
         spec.preprocessing,
-        lesson,
+        task,
         TrainSettings(epochs=1, batch_size=options.batch_size),
         folder=folder,
-        place=Place(torch.device(options.device)),
-        keep=lambda *_: None,
+        runtime=Runtime(torch.device(options.device)),
         journal=Journal(quiet=True),
     )
     compared = report.seconds if gpu else time.process_time() - began
@@ -274,37 +274,34 @@ def peak_here(arm: str, store: str, options: argparse.Namespace) -> float:
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     taught_by = {"kind": "torchvision", "architecture": TEACHERS.get(arm), "weights": "random", "size": options.size}
-    lesson = taught(options, softlabels.open_labels(store)) if arm == STORED else watched(options, taught_by)
+    task = taught(options, softlabels.open_labels(store)) if arm == STORED else watched(options, taught_by)
     spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
-    place = Place(torch.device(options.device))
-    learner = Learner(spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, place)
-    shown = lesson.samples
+    runtime = Runtime(torch.device(options.device))
+    state = TrainState(spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, runtime)
+    shown = task.samples
     # Pictures are made piece by piece elsewhere and count on neither side; labels are read as in training.
     pictures = ready(options)
     batch = shown.labelled(replace(pictures, views=torch.zeros_like(pictures.rows)))
-
-    def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        value = lesson.loss(batch, learner.logits(batch), 0.0)[0]
-        return value, value.detach()[None]
-
     for step in range(2):  # the second has the optimizer's state beside it
-        learner.learn([batch], step, loss)
+        state.begin(step)
+        state.backward(task.supervision(batch, runtime.device, 0.0).loss(state.forward(batch))[0])
+        state.step()
     return torch.cuda.max_memory_allocated() if gpu else 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def target_cost(lesson: Lesson, options: argparse.Namespace) -> float:
+def target_cost(task: Task, options: argparse.Namespace) -> float:
     """Seconds to read a batch's labels, to decode them, and of the loss with its gradient."""
-    shown, size = lesson.samples, options.batch_size
+    shown, size = task.samples, options.batch_size
     numbers = np.arange(size)
     rows, views = np.divmod(numbers, shown.pictures.views)
     batch = replace(ready(options), rows=torch.from_numpy(rows), views=torch.from_numpy(views))
-    said = torch.randn(size, CLASSES, device=options.device, requires_grad=True)
+    logits = torch.randn(size, CLASSES, device=options.device, requires_grad=True)
 
     def step() -> None:
         if shown.labels is not None and shown.label_rows is not None:
             taken = shown.labels.take(shown.label_rows[rows], views, shown.teachers)
             batch.arrays = {name: {k: torch.from_numpy(a) for k, a in each.items()} for name, each in taken.items()}
-        lesson.loss(batch, said, 0.0)[0].backward()
+        task.supervision(batch, torch.device(options.device), 0.0).loss(logits)[0].backward()
 
     return timed(step, options, 200)
 
@@ -312,16 +309,16 @@ def target_cost(lesson: Lesson, options: argparse.Namespace) -> float:
 def student_step(options: argparse.Namespace) -> Callable[[], float]:
     """What times an optimizer step on a ready batch of hard labels."""
     spec = student_spec({"kind": "torchvision", "architecture": STUDENT, "size": options.size})
-    learner = Learner(
-        spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, Place(torch.device(options.device))
-    )
+    runtime = Runtime(torch.device(options.device))
+    state = TrainState(spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, runtime)
     batch = ready(options)
 
-    def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        value = hard_cross_entropy(learner.logits(batch), batch.targets.to(options.device))
-        return value, value.detach()[None]
+    def step() -> None:
+        state.begin(0)
+        state.backward(hard_cross_entropy(state.forward(batch), batch.targets.to(options.device)))
+        state.step()
 
-    return lambda: timed(lambda: learner.learn([batch], 0, loss), options)
+    return lambda: timed(step, options)
 
 
 def teacher_pass(spec: dict[str, Any], options: argparse.Namespace) -> Callable[[], float]:

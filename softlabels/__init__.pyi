@@ -571,7 +571,7 @@ def sweep(
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
-        sync_bn: batch statistics of all processes together, not of each one's share
+        sync_bn: batch statistics of all processes together, not of each one's slice; on CUDA
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated
@@ -708,7 +708,7 @@ def train(
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
-        sync_bn: batch statistics of all processes together, not of each one's share
+        sync_bn: batch statistics of all processes together, not of each one's slice; on CUDA
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated

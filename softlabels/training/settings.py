@@ -45,7 +45,9 @@ class TrainSettings(CommandConfig):
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="weight decay; norms and biases have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     clip_grad: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest norm of the gradient")
-    sync_bn: bool = Field(False, description="batch statistics of all processes together, not of each one's share")
+    sync_bn: bool = Field(
+        False, description="batch statistics of all processes together, not of each one's slice; on CUDA"
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average that is evaluated")
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the student's initialisation and of the order")
     eval_every: int = Field(1, ge=1, le=MOST, description="epochs between evaluations; the last is always evaluated")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,27 @@ def test_what_is_sent_comes_from_page_locked_memory_and_arrives() -> None:
     arrived = sent(given, torch.device("cuda"))
     assert arrived.device.type == "cuda"
     assert torch.equal(arrived.cpu(), given)
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_common_batch_statistics_make_two_processes_the_same_as_one(store: Path, tmp_path: Path) -> None:
+    """Even where the last step has one image for both of them."""
+    given = {
+        "student": "process_worker:normed",
+        "size": 16,
+        "limit": 17,
+        "batch_size": 8,
+        "optimizer": "sgd",
+        "epochs": 2,
+    }
+    with tf32(False):
+        one = train(store, tmp_path / "one", **given, alpha=0.5)
+        command = f"""-m torch.distributed.run --standalone --nproc-per-node 2 -m softlabels.cli train --labels {store}
+            --student process_worker:normed --size 16 --limit 17 --batch-size 8 --optimizer sgd --epochs 2 --alpha 0.5
+            --lr 1e-2 --warmup-epochs 0 --workers 0 --device cuda --sync-bn --out {tmp_path / "two"}""".split()
+        subprocess.run([sys.executable, *command], check=True, timeout=300, cwd=Path(__file__).parents[1])
+    assert apart(load_file(tmp_path / "two" / "last.safetensors"), one) < 1e-3
 
 
 @needs_cuda

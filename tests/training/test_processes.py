@@ -8,6 +8,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from softlabels.models import build, preprocessing
 from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.loop import StepSampler
 from softlabels.training.settings import TrainSettings
-from softlabels.training.state import Runtime, TrainState, lone_batch_norm
+from softlabels.training.state import Runtime, TrainState, check_ranks, lone_batch_norm
 from softlabels.views import RECIPES, ImageSpec
 
 HERE = Path(__file__).parents[1]
@@ -135,19 +137,30 @@ def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 
-def test_common_batch_statistics_without_cuda_are_refused_in_a_line(shards: Path, photos: Path, tmp_path: Path) -> None:
-    given = settings(shards, photos, tmp_path / "two", student="cnn_tiny", sync_bn=True)
-    ended = run_together(given, tmp_path / "notes", 2, cut=-1)
-    assert all("`sync_bn` needs CUDA" in each.splitlines()[-1] for each in ended)
-    assert not (tmp_path / "two").exists()
+@pytest.mark.parametrize(
+    ("given", "refusal"),
+    [
+        ({"sync_bn": True}, "`sync_bn` needs CUDA"),
+        ({"batch_size": 1}, "`batch_size=1` has no image for some of the 2 processes"),
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused_in_a_line(given: dict[str, Any], refusal: str) -> None:
+    check_ranks(TrainSettings(**given), Runtime(torch.device("cpu")))  # one process can
+    with pytest.raises(softlabels.ConfigError, match=refusal) as refused:
+        check_ranks(TrainSettings(**given), Runtime(torch.device("cpu"), ranks=Ranks(0, 2)))
+    assert "\n" not in str(refused.value)
 
 
-def test_fewer_images_in_a_batch_than_processes_are_refused_in_a_line(
-    shards: Path, photos: Path, tmp_path: Path
-) -> None:
-    ended = run_together(settings(shards, photos, tmp_path / "two", batch_size=1), tmp_path / "notes", 2, cut=-1)
-    assert all("`batch_size=1` has no image for some of the 2 processes" in each.splitlines()[-1] for each in ended)
-    assert not (tmp_path / "two").exists()
+def test_frozen_and_unused_layers_train_in_two_processes_as_in_one(shards: Path, photos: Path, tmp_path: Path) -> None:
+    """A layer that no image reaches has no gradient, and one of rate 0 wants none: no process waits for them."""
+    common = {"student": "process_worker:spare", "epochs": 2, "lr_scale": "body=0", "accumulate": 2, "optimizer": "sgd"}
+    one, two = (settings(shards, photos, tmp_path / name, **common) for name in ("one", "two"))
+    run_alone(one, tmp_path / "notes")
+    run_together(two, tmp_path / "more", 2, cut=-1, fails=False)
+    alone, together = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert {"body.weight", "spare.weight", "head.weight"} <= set(alone)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(tensor, together[name], atol=1e-6, rtol=1e-5)
 
 
 UNEVEN = [
@@ -236,6 +249,41 @@ def test_torchrun_trains_a_student_with_batch_norm(shards: Path, photos: Path, t
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("top-1") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2 * 2
+
+
+@pytest.mark.slow
+def test_processes_end_with_their_launcher_and_the_same_command_goes_on(photos: Path, tmp_path: Path) -> None:
+    """Of a torchrun that is killed nothing is left that could write beside a restart, or keep it out."""
+    train = f"""-m softlabels.cli train --student cnn_tiny --data {photos} --batch-size {BATCH} --device cpu --workers 0
+        --epochs 100000 --checkpoint-every 1 --out {tmp_path / "run"}""".split()
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    with (tmp_path / "log").open("w") as log:
+        launcher = subprocess.Popen([sys.executable, *command, *train], stdout=log, stderr=log, cwd=HERE.parent)
+        try:
+            patiently(lambda: any((tmp_path / "run" / "checkpoints").glob("step-*")))
+            ranks = children(launcher.pid)
+            assert len(ranks) == 2
+        finally:
+            launcher.kill()
+            launcher.wait()
+    patiently(lambda: not any(Path(f"/proc/{rank}").exists() for rank in ranks))
+    assert "torchrun is gone" in (tmp_path / "log").read_text()
+    step = max(int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    with subprocess.Popen([sys.executable, *train], stderr=subprocess.PIPE, text=True, cwd=HERE.parent) as restart:
+        assert restart.stderr is not None
+        assert any(f"going on from step {step:,}" in line for line in restart.stderr)
+        restart.kill()
+
+
+def patiently(there: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < ends
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
