@@ -163,7 +163,7 @@ def test_cifar_is_found_through_its_variable_and_its_absence_is_told(
 ) -> None:
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
     message = refusal("cifar10")
-    assert "--data-dir" in message
+    assert "`data_dir=DIR`" in message
     assert "$CIFAR10_DIR" in message
     monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "gone"))
     assert f"no such directory: {tmp_path / 'gone'} (from $CIFAR10_DIR)" in refusal("cifar10")
