@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -38,7 +39,11 @@ def _option_of(found: re.Match[str]) -> str:
 
 @functools.cache
 def _settings() -> frozenset[str]:
-    return frozenset(name for each in COMMANDS.values() for name in each.settings().model_fields)
+    """Those that are options of some command."""
+    fields: Iterator[tuple[str, Any]] = (
+        pair for each in COMMANDS.values() for pair in each.settings().model_fields.items()
+    )
+    return frozenset(name for name, field in fields if not (field.json_schema_extra or {}).get("argument"))
 
 
 class Once(click.Option):
@@ -122,7 +127,7 @@ class Configured(click.Command):
         self._command = command
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        own = [_option(name, field) for name, field in self._command.settings().model_fields.items()]
+        own = [_parameter(name, field) for name, field in self._command.settings().model_fields.items()]
         more = [
             Once(["--config"], type=LocalPath(), help="YAML file of settings; flags win"),
             click.Option(["--json", "as_json"], is_flag=True, help="print the result as JSON"),
@@ -154,7 +159,7 @@ class Configured(click.Command):
             click.get_current_context().exit(1)
 
 
-def _option(name: str, field: Any) -> click.Parameter:
+def _parameter(name: str, field: Any) -> click.Parameter:
     kind, multiple = _click_type(field.annotation)
     text = with_options(field.description or "")
     default = field.get_default(call_default_factory=True)

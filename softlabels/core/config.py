@@ -69,7 +69,7 @@ class CommandConfig(BaseModel):
         for name, value in settled.items():
             for each in value if isinstance(value, list) else [value]:
                 if name in cls.LOCAL and is_url(each):
-                    raise ConfigError(f"{name}: {each} is a URL; give a file or folder of this machine")
+                    raise ConfigError(f"`{name}`: {each} is a URL; give a file or folder of this machine")
             if _takes_many(cls.model_fields.get(name)) and isinstance(value, str | Mapping | Part):
                 settled[name] = [value]
         return settled
@@ -86,7 +86,7 @@ def _settled(name: str, value: Any) -> Any:
         value = fspath(value)
     if isinstance(value, str):
         if not value.strip():
-            raise ConfigError(f"{name} is empty; give a value, or leave it out")
+            raise ConfigError(f"`{name}` is empty; give a value, or leave it out")
         return str(Path(value).expanduser()) if value == "~" or value.startswith("~/") else value
     if isinstance(value, list | tuple):
         return [_settled(name, each) for each in value]
