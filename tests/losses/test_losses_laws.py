@@ -109,8 +109,8 @@ def test_only_losses_that_need_a_teacher_look_at_it(kind):
 @quick
 @given(seed=seeds, temperature=temperatures)
 def test_a_student_that_says_what_the_teacher_says_has_loss_and_gradient_zero(kind, seed, temperature):
-    # dist adds 1e-8 to the denominator of a correlation: columns that hardly vary, as they do at high temperatures, fall
-    # short of 1.
+    # dist adds 1e-8 to the denominator of a correlation: columns that hardly vary, as at high temperatures, fall short
+    # of 1.
     spread, tolerance, temperature = (0.5, 2e-2, min(temperature, 4.0)) if kind == "dist" else (4.0, 1e-6, temperature)
     _, teacher, labels = batch(seed, spread=spread)
     student = teacher.clone().requires_grad_()
