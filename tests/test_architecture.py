@@ -19,7 +19,7 @@ LAYERS = (
     {"loading"},
     {"dumping", "training"},
     {"importing", "upkeep", "reporting"},
-    {"commands"},
+    {"commands", "networks", "teachers"},  # the last two are former names of models
     {"cli"},
     {"__main__"},
 )

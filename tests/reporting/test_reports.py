@@ -28,7 +28,7 @@ def train(out: Path, photos: Path, **settings: Any) -> None:
 
 
 def arms(root: Path) -> dict[str, int]:
-    table = softlabels.report(root, root / "report", Journal(quiet=True))
+    table = softlabels.report(root, root / "report", quiet=True)
     return dict(zip(table["arm"], table["runs"], strict=True))
 
 
@@ -113,7 +113,7 @@ def test_damaged_runs_are_named_and_left_out(
 
 def test_the_table_does_not_claim_what_the_runs_are(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:
     train(tmp_path / "runs/x", photos)
-    assert softlabels_command("report", "runs").output.startswith("| run | accuracy % (last epoch) |")
+    assert "| run | accuracy % (last epoch) |" in softlabels_command("report", "runs").output
 
 
 def test_eval_says_which_weights_it_scored(softlabels_command: Callable, photos: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from moving import all_bytes, dump, flip, killed, shard_bytes
 from worlds import write_pictures
 
 import softlabels
+from softlabels.core import files
 from softlabels.models import build
 
 FORMATS = ("hdf5", "zarr")
@@ -202,18 +204,21 @@ def test_a_repair_killed_around_the_moment_a_shard_is_replaced_loses_nothing(
     before = shard_bytes(Path("shards"))
     flip(shard("shards", 1))
     flip(shard("shards", 3))
-    rename = Path.rename
+    rename, exchange = Path.rename, files._exchange
 
-    def die(self: Path, target: Path) -> Path:
-        if where == "after":
-            rename(self, target)
-        if Path(target).name.startswith("00001"):
-            os._exit(9)
-        return self if where == "after" else rename(self, target)
+    def die(replace: Callable[[Path, Path], Any]) -> Callable[[Path, Path], Any]:
+        def dying(source: Path, target: Path) -> Any:
+            done = replace(source, target) if where == "after" else None
+            if Path(target).name.startswith("00001"):
+                os._exit(9)
+            return done if where == "after" else replace(source, target)
+
+        return dying
 
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(Path, "rename", die)
+        monkeypatch.setattr(Path, "rename", die(rename))
+        monkeypatch.setattr(files, "_exchange", die(exchange))
         softlabels_command(*REDUMP)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
@@ -235,7 +240,7 @@ def test_what_a_repair_removed_is_told_until_it_is_there_again_and_dumped_by_red
     again = softlabels_command("repair")
     assert again.exit_code == 1
     assert "cnn_tiny: 1 shards that a repair removed are still missing: 00001-v0-2" in again.output
-    assert "repair --redump" in again.output
+    assert "`softlabels repair` with --redump makes them again" in again.output
     filled = softlabels_command(*REDUMP)
     assert filled.exit_code == 0, filled.output
     assert "dumped 1 removed shards again: 00001-v0-2" in filled.output
