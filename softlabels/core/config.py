@@ -238,7 +238,8 @@ def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
     try:
         return model.model_validate(dict(value))
     except ValidationError as problem:
-        first = problem.errors()[0]
+        # A mistyped name before what lacks a value: the one is most likely meant for the other.
+        first = min(problem.errors(), key=lambda each: each["type"] != "extra_forbidden")
         field = ".".join(str(step) for step in first["loc"])
         if first["type"] == "extra_forbidden":
             known = did_you_mean(str(first["loc"][-1]), (name for name in model.model_fields if name != "kind"))

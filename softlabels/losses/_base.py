@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -94,7 +96,8 @@ class LossPart(Part):
         return self.text.format(T=t, T2=squared, pq=pq, **fields)
 
     def _fields(self) -> dict[str, Any]:
-        return {name: value for name, value in self if name != "kind"}
+        """Those that `function` takes; a class that extends another may have more."""
+        return {name: value for name, value in self if name in _taken(self.function)}
 
 
 class SparseLossPart(LossPart):
@@ -102,6 +105,11 @@ class SparseLossPart(LossPart):
 
     def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[Given]) -> Tensor:
         return self.function(student_logits, teacher_logits, **given)
+
+
+@functools.cache
+def _taken(function: Callable[..., Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def number(value: float) -> str:
