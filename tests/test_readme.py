@@ -20,10 +20,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-PAGES = {
-    name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("codecs", "python", "training", "views")
-}
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -110,9 +107,8 @@ def test_every_recipe_and_codec_and_loss_that_is_named_exists() -> None:
         RECIPES.make(name)
     for name in named("training"):
         LOSSES.make(name)
-    for codec, size in re.findall(
-        r"^\| `([a-z_0-9:= ]+)`(?:, `[^`]+`)? \| ([\d,]+)", PAGES["codecs"], flags=re.MULTILINE
-    ):
+    row = re.compile(r"^\| `([a-z_0-9:= ]+)`(?:, `[^`]+`)? \| ([\d,]+)", flags=re.MULTILINE)
+    for codec, size in row.findall(PAGES["codecs"]):
         assert CODECS.make(codec).bytes_per_label(1000) == pytest.approx(int(size.replace(",", "")), abs=0.5)
 
 
