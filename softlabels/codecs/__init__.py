@@ -94,7 +94,7 @@ class Codec(Protocol):
         """Logits farther than this below the highest one of their row are stored as if they lay there."""
 
     def check_temperature(self, temperature: float) -> None:
-        """Refuse a temperature at which the labels are not honest.
+        """Refuse a temperature at which the labels are not valid.
 
         Raises:
             ConfigError: with the codec, its range, and the flags that help.

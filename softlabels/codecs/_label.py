@@ -94,6 +94,6 @@ def check_lowest(temperature: float, lowest: float, codec: str, instead: str) ->
         raise ConfigError(f"a temperature is a number above 0, not {temperature}; set `temperature`")
     if temperature < lowest:
         raise ConfigError(
-            f"{codec} labels are honest at temperatures from {lowest:g} upward, not at {temperature:g}; "
+            f"{codec} labels are valid at temperatures from {lowest:g} upward, not at {temperature:g}; "
             f"train with `temperature={lowest:g}` or dump with `codec={instead}`"
         )

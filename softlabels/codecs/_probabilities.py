@@ -63,7 +63,7 @@ class Probabilities(Part):
         check_lowest(temperature, 0.0, self.kind, "topk")
         if abs(temperature - self.temperature) > 1e-6 * self.temperature:
             raise ConfigError(
-                f"{self.kind} labels are honest at temperature {self.temperature:g} alone, of which they are, not at "
+                f"{self.kind} labels are valid at temperature {self.temperature:g} alone, of which they are, not at "
                 f"{temperature:g}; train with `temperature={self.temperature:g}` or dump with `codec=topk`"
             )
 

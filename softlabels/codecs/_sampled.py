@@ -66,7 +66,7 @@ class Sampled(Part):
         check_lowest(temperature, 0.0, self.kind, "topk")
         if abs(temperature - self.temperature) > 1e-6 * self.temperature:
             raise ConfigError(
-                f"{self.kind} labels are honest at temperature {self.temperature:g} alone, for which they were drawn, "
+                f"{self.kind} labels are valid at temperature {self.temperature:g} alone, for which they were drawn, "
                 f"not at {temperature:g}; train with `temperature={self.temperature:g}` or dump with `codec=topk`"
             )
 

@@ -246,7 +246,7 @@ def read_text(path: Path, *, largest: int = 64 << 20, error: type[SoftlabelsErro
 def _cannot_write(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"no space left while writing {path}; free some and run the same command again to go on")
-    return StoreError(f"cannot write {path}: {error.strerror or error}; choose another `out` or mend its permissions")
+    return StoreError(f"cannot write {path}: {error.strerror or error}; choose another `out` or change its permissions")
 
 
 def _sync_tree(path: Path) -> None:

@@ -178,7 +178,7 @@ def _busy(path: Path) -> BusyError:
 
 
 def _cannot_write(folder: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot write {folder}: {error.strerror}; choose another `out` or mend its permissions")
+    return StoreError(f"cannot write {folder}: {error.strerror}; choose another `out` or change its permissions")
 
 
 @functools.cache

@@ -46,7 +46,7 @@ _ROWS = 256
 class CodecReport:
     """What one codec costs and keeps of a sample of the teacher's logits.
 
-    `kl` is the mean KL(teacher || stored) in nats by temperature, None where the codec is not honest and infinite for
+    `kl` is the mean KL(teacher || stored) in nats by temperature, None where the codec is not valid and infinite for
     labels that leave classes out by chance; `top1` the share of labels whose highest class is still the highest.
     """
 
@@ -232,12 +232,12 @@ def compare_codecs(logits: Tensor, words: Words, codecs: Iterable[Codec], labels
 
 def _codec_report(codec: Codec, logits: Tensor, words: Words, labels: int) -> CodecReport:
     classes = logits.shape[1]
-    honest = [temperature for temperature in TEMPERATURES if _is_honest(codec, temperature)]
-    total, same = dict.fromkeys(honest, 0.0), 0
+    valid = [temperature for temperature in TEMPERATURES if _is_valid(codec, temperature)]
+    total, same = dict.fromkeys(valid, 0.0), 0
     for first in range(0, len(logits), _ROWS):
         rows = logits[first : first + _ROWS]
         arrays = codec.encode(rows, words[first : first + _ROWS])
-        for temperature in honest:
+        for temperature in valid:
             total[temperature] += _kl(rows, codec.decode(arrays, classes, temperature=temperature), temperature)
         same += int((codec.decode(arrays, classes).argmax(-1) == rows.argmax(-1)).sum())
     size = codec.bytes_per_label(classes)
@@ -252,7 +252,7 @@ def _kl(said: Tensor, stored: Tensor, temperature: float) -> float:
     return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum().item()
 
 
-def _is_honest(codec: Codec, temperature: float) -> bool:
+def _is_valid(codec: Codec, temperature: float) -> bool:
     try:
         codec.check_temperature(temperature)
     except ConfigError:

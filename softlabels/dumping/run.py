@@ -16,7 +16,14 @@ from softlabels.dumping import plan as planning
 from softlabels.dumping.config import DumpConfig, PlanConfig
 from softlabels.dumping.dump import DumpReport
 from softlabels.dumping.plan import Plan
-from softlabels.dumping.stores import Arrangement, arrange, as_written, check_labelled, mend, mendable_rows
+from softlabels.dumping.stores import (
+    Arrangement,
+    arrange,
+    as_written,
+    check_labelled,
+    rows_to_recheck,
+    update_checksums,
+)
 from softlabels.errors import ConfigError
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
@@ -67,7 +74,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         for line in _seen_otherwise(store, recipe, teacher):
             journal.say(line)
         again, readable = dumping.readable_again(labels, arranged, recipe)
-        mend(store, arranged, sorted({*readable, *mendable_rows(store, arranged).tolist()}))
+        update_checksums(store, arranged, sorted({*readable, *rows_to_recheck(store, arranged).tolist()}))
         if readable:
             journal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"

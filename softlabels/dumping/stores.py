@@ -208,7 +208,7 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
 
 
 def unread_rows(store: Store) -> NDArray[np.int64]:
-    """The rows of which no teacher has a label, int64 (n,): what lies there may be mended."""
+    """The rows of which no teacher has a label, int64 (n,): what lies there may be relabelled."""
     unread = np.ones(len(store), bool)
     for labels in map(store.teacher, store.teachers):
         skips = dict(labels.skips())
@@ -219,13 +219,13 @@ def unread_rows(store: Store) -> NDArray[np.int64]:
     return np.flatnonzero(unread)
 
 
-def mendable_rows(store: Store, images: Images) -> NDArray[np.int64]:
+def rows_to_recheck(store: Store, images: Images) -> NDArray[np.int64]:
     """The rows that nobody labelled and some teacher skipped, or that a dump that goes on compares, int64 (n,)."""
     skipped = {row for name in store.teachers for row in store.teacher(name).skipped}
     return np.intersect1d(unread_rows(store), sorted(skipped.union(some_rows(images).tolist())))
 
 
-def mend(store: Store, images: Images, rows: Sequence[int]) -> None:
+def update_checksums(store: Store, images: Images, rows: Sequence[int]) -> None:
     """Have the store know the content of images that can be read again; `images` are in the order of its rows.
 
     Raises:
@@ -242,7 +242,7 @@ def mend(store: Store, images: Images, rows: Sequence[int]) -> None:
             f"{store.location} labelled; restore that one, or make a new store"
         )
     if changed:
-        store.mend(changed)
+        store.record_checksums(changed)
 
 
 def check_labelled(store: Store, labels: TeacherLabels, images: Images, shards: Sequence[Shard]) -> None:

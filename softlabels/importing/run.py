@@ -165,7 +165,7 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
         f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "
-        f"{config.out}; they are honest at temperature "
+        f"{config.out}; they are valid at temperature "
         f"{source.codec.temperature:g} alone"
     )
     foreign = foreign_view(source.recipe.steps)

@@ -267,9 +267,9 @@ class Labels:
         return np.any(each, axis=0) if each else np.ones(len(rows), bool)
 
     def decode(self, arrays: Mapping[str, Arrays], temperature: float | None = None) -> Tensor:
-        """Logits float32 (teachers, n, classes), each row up to a constant, honest at `temperature`.
+        """Logits float32 (teachers, n, classes), each row up to a constant, valid at `temperature`.
 
-        Without one each teacher's are honest at 1, or at the temperature that its labels are of.
+        Without one each teacher's are valid at 1, or at the temperature that its labels are of.
         """
         return torch.stack(
             [self._codecs[name].decode(each, self.classes, temperature=temperature) for name, each in arrays.items()]
@@ -311,7 +311,7 @@ class Labels:
         """The blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
 
         Raises:
-            ConfigError: a codec is not honest at this temperature, or has no logits where the blend needs them.
+            ConfigError: a codec is not valid at this temperature, or has no logits where the blend needs them.
             StoreError: a label is not there, or its image could not be read; it is named.
             TypeError, IndexError, ValueError: rows or views are no whole numbers, not of this store, or too many.
         """

@@ -14,8 +14,8 @@ from softlabels.store._documents import differences, document, joined
 from softlabels.store._manifest import NAME, images_name
 from softlabels.store._mirror import Mirror
 from softlabels.store._store import (
-    MENDED,
-    Mended,
+    RELABELLED,
+    Relabelled,
     Store,
     mirrored,
     open_folder,
@@ -70,8 +70,8 @@ def _make(source: Store, folder: Path) -> None:
     for number, file in enumerate(source.manifest.images):
         name = images_name(number)
         write_images_file(folder / name, Place(source.root, (name,)).read(file.size))
-    if source.mended:
-        write_text(folder / MENDED, document(Mended(store=source.manifest.id, checksums=source.mended)))
+    if source.relabelled:
+        write_text(folder / RELABELLED, document(Relabelled(store=source.manifest.id, checksums=source.relabelled)))
     write_text(folder / NAME, document(source.manifest))
 
 

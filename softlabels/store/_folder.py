@@ -34,7 +34,7 @@ def advice() -> Iterator[None]:
         yield
     except Damaged as problem:
         raise Damaged(
-            f"{problem}; run `softlabels verify` to find all damage, and `softlabels repair` to mend it"
+            f"{problem}; run `softlabels verify` to find all damage, and `softlabels repair` to repair it"
         ) from problem
 
 

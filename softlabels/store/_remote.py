@@ -27,7 +27,7 @@ _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "
 """What file systems call that which changes when an object does."""
 
 _HOPELESS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"})
-"""Errors of S3's client that waiting does not mend."""
+"""Errors of S3's client that waiting does not help."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}}

@@ -40,12 +40,12 @@ from softlabels.store._remote import is_url
 
 _SUM = "# sha256 of all above: "
 _SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
-MENDED = "relabelled.json"
+RELABELLED = "relabelled.json"
 """Checksums of images that nobody could read when the store was made, and that were repaired since."""
 
 
-class Mended(BaseModel):
-    """What `MENDED` holds: for the rows of some images the checksum of their content now."""
+class Relabelled(BaseModel):
+    """What `RELABELLED` holds: for the rows of some images the checksum of their content now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -102,38 +102,38 @@ class Store:
 
     @cached_property
     def checksums(self) -> NDArray[np.uint64]:
-        """The images' content checksums in row order, of those that were mended the new ones: uint64 (n,)."""
+        """The images' content checksums in row order, of those that were relabelled the new ones: uint64 (n,)."""
         checksums = self.images["checksum"].to_numpy()
-        mended = self.mended
-        if mended:
+        relabelled = self.relabelled
+        if relabelled:
             checksums = checksums.copy()
-            checksums[list(mended)] = np.array(list(mended.values()), np.uint64)
+            checksums[list(relabelled)] = np.array(list(relabelled.values()), np.uint64)
         return checksums
 
     @cached_property
-    def mended(self) -> dict[int, int]:
+    def relabelled(self) -> dict[int, int]:
         """Rows whose image had other content when the store was made, which nobody could read, and its checksum now."""
-        place = Place(self.root, (MENDED,))
+        place = Place(self.root, (RELABELLED,))
         if not place.path.exists():
             return {}
-        mended = read_document(place, Mended).checksums
-        if any(not 0 <= row < len(self) for row in mended):
+        relabelled = read_document(place, Relabelled).checksums
+        if any(not 0 <= row < len(self) for row in relabelled):
             raise StoreError(f"{place} names rows that {self.location} does not have; it is of another store")
-        return mended
+        return relabelled
 
-    def mend(self, checksums: Mapping[int, int]) -> None:
+    def record_checksums(self, checksums: Mapping[int, int]) -> None:
         """Note that the images of these rows, of which there is no label yet, have other content now.
 
         Raises:
             StoreError: the note cannot be written.
         """
         with _lock.alone(self.root):
-            self.__dict__.pop("mended", None)
-            full = {**self.mended, **checksums}
-            write_text(self.root / MENDED, document(Mended(store=self.manifest.id, checksums=full)))
+            self.__dict__.pop("relabelled", None)
+            full = {**self.relabelled, **checksums}
+            write_text(self.root / RELABELLED, document(Relabelled(store=self.manifest.id, checksums=full)))
         if self._mirror is not None:
-            self._mirror.publish(MENDED)
-        for name in ("mended", "checksums"):
+            self._mirror.publish(RELABELLED)
+        for name in ("relabelled", "checksums"):
             self.__dict__.pop(name, None)
 
     def find(self, keys: Iterable[str]) -> NDArray[np.int64]:
@@ -274,8 +274,8 @@ class Store:
         problems = []
         try:
             problems += document_problems(Place(self.root, (NAME,)), self.manifest)
-            self.__dict__.pop("mended", None)
-            self.mended  # noqa: B018  (read again, and so checked)
+            self.__dict__.pop("relabelled", None)
+            self.relabelled  # noqa: B018  (read again, and so checked)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
             problems += [*self.orphans, *self._changed_texts()]
             images = open_folder(self.root).images
@@ -431,8 +431,8 @@ def mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None
     manifest = read_document(Place(mirror.folder, (NAME,)), Manifest)
     for number in range(len(manifest.images)):
         mirror.bring(images_name(number))
-    if MENDED in mirror.objects:
-        mirror.bring(MENDED)
+    if RELABELLED in mirror.objects:
+        mirror.bring(RELABELLED)
     for name in filter(_TEACHER.fullmatch, mirror.teachers()):
         mirror.bring(f"{name}/{CARD}")
     return mirror
@@ -451,8 +451,8 @@ def publish_documents(mirror: Mirror, manifest: Manifest) -> None:
     """Bring the remote documents up to date; the manifest, which makes it a store, comes last."""
     for number in range(len(manifest.images)):
         mirror.publish(images_name(number))
-    if (mirror.folder / MENDED).exists():
-        mirror.publish(MENDED)
+    if (mirror.folder / RELABELLED).exists():
+        mirror.publish(RELABELLED)
     mirror.publish(NAME)
 
 

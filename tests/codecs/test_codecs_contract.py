@@ -152,7 +152,7 @@ def test_what_is_no_temperature_is_refused(codec: Codec, temperature: float) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "honest", "not_honest", "instead"),
+    ("name", "valid", "not_valid", "instead"),
     [
         ("dense", 0.1, 0.05, "dense:fp32"),
         ("dense:fp32", 0.01, None, ""),
@@ -164,14 +164,14 @@ def test_what_is_no_temperature_is_refused(codec: Codec, temperature: float) -> 
         ("probabilities:5", 1, 4, "topk"),
     ],
 )
-def test_a_temperature_that_is_not_honest_is_refused_with_the_codec_to_use(
-    name: str, honest: float, not_honest: float | None, instead: str
+def test_a_temperature_that_is_not_valid_is_refused_with_the_codec_to_use(
+    name: str, valid: float, not_valid: float | None, instead: str
 ) -> None:
     codec = CODECS.make(name)
-    codec.check_temperature(honest)
-    if not_honest is not None:
-        with pytest.raises(ConfigError, match=f"{codec.kind}.* {not_honest}; .*`codec={instead}"):
-            codec.check_temperature(not_honest)
+    codec.check_temperature(valid)
+    if not_valid is not None:
+        with pytest.raises(ConfigError, match=f"{codec.kind}.* {not_valid}; .*`codec={instead}"):
+            codec.check_temperature(not_valid)
 
 
 @pytest.mark.parametrize("name", ["topk:0", "topk:x", "dense:fp8", "quantized:3", "quantized:x", "sampled:-1"])

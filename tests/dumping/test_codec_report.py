@@ -70,7 +70,7 @@ def test_no_codec_keeps_more_classes_than_there_are(classes: int, kept: list[int
     planning.compare_codecs(logits(classes, 5), words(5), codecs, 5)
 
 
-def test_dishonest_temperatures_are_left_out_and_classes_left_to_chance_are_infinite() -> None:
+def test_temperatures_that_are_not_valid_are_left_out_and_classes_left_to_chance_are_infinite() -> None:
     (drawn,) = planning.compare_codecs(logits(50), words(), [Sampled(k=5)], 300)
     assert drawn.kl == {1.0: math.inf, 2.0: None, 4.0: None}
     assert drawn.line().split()[-4:-1] == ["inf", "-", "-"]

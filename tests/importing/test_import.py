@@ -838,7 +838,7 @@ def test_a_student_trains_from_imported_labels(sources: Path, photos: Path, soft
     assert Path("run/result.json").exists()
     hot = softlabels_command("train", "--labels", "s", *small, "--temperature", 4)
     assert hot.exit_code == 2
-    assert "honest at temperature 1 alone" in hot.output
+    assert "valid at temperature 1 alone" in hot.output
     assert "--temperature 1" in hot.output
     told = softlabels_command("info", "s")
     assert "recorded-crop" in told.output

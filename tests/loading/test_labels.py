@@ -42,7 +42,7 @@ def labels(shards: Path) -> softlabels.Labels:
 
 @pytest.fixture
 def skipped(tmp_path: Path) -> tuple[Path, Path]:
-    """A store of photos one of which could not be read, which has been mended since; and the photos."""
+    """A store of photos one of which could not be read, which has been relabelled since; and the photos."""
     root = write_pictures(tmp_path / "photos")
     bad = root / "class-1" / "003.jpg"
     content = bad.read_bytes()

@@ -232,7 +232,7 @@ def test_a_read_only_store_is_readable_and_says_that_it_cannot_be_written() -> N
         ):
             said = in_child(work, nobody)
             assert said.startswith("cannot write "), said
-            assert "choose another `out` or mend its permissions" in said
+            assert "choose another `out` or change its permissions" in said
         for path in [Path(folder), *Path(folder).rglob("*")]:
             path.chmod(path.stat().st_mode | stat.S_IWUSR)
 

@@ -289,5 +289,5 @@ def test_shards_of_another_store_are_no_damage(softlabels_command: Callable, pho
 def test_damage_met_while_reading_names_the_repair(photos: Path, tmp_path: Path) -> None:
     store = dump(tmp_path / "s", photos)
     truncate(store / "cnn_tiny/00001-v0-2.h5")
-    with pytest.raises(softlabels.StoreError, match="`softlabels repair` to mend it"):
+    with pytest.raises(softlabels.StoreError, match="`softlabels repair` to repair it"):
         softlabels.open_labels(store).logits([6], 0)

@@ -35,7 +35,7 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def mend(photos: Path, seed: int = 103) -> None:
+def fix(photos: Path, seed: int = 103) -> None:
     from torchvision.io import write_jpeg
 
     write_jpeg(picture(seed), str(photos / "class-1" / "003.jpg"), quality=90)
@@ -51,7 +51,7 @@ def test_the_same_dump_labels_an_image_that_was_mended(photos: Path, tmp_path: P
     out = tmp_path / "shards"
     assert len(dump(photos, out, format=format, codec="dense:fp32").skipped) == 1
     assert dump(photos, out, format=format, codec="dense:fp32").shards == 0  # it is still broken
-    mend(photos)
+    fix(photos)
     report = dump(photos, out, format=format, codec="dense:fp32")
     assert (report.shards, report.skipped) == (1, {})
     labels = softlabels.open_labels(out)
@@ -70,7 +70,7 @@ def test_the_same_dump_labels_an_image_that_was_mended(photos: Path, tmp_path: P
 def test_views_that_the_command_does_not_ask_for_stay(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     dump(photos, out, views=3)
-    mend(photos)
+    fix(photos)
     dump(photos, out, views=1)
     labels = softlabels.open_labels(out)
     assert labels.views == 3
@@ -80,10 +80,10 @@ def test_views_that_the_command_does_not_ask_for_stay(photos: Path, tmp_path: Pa
 def test_a_mended_image_is_counted_as_changed_no_more_and_a_changed_one_still_is(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "shards"
     dump(photos, out)
-    mend(photos)
+    fix(photos)
     assert softlabels.verify(labels=str(out), quiet=True, device="cpu").ok  # it has no label yet
     dump(photos, out)
-    mend(photos, seed=999)
+    fix(photos, seed=999)
     findings = softlabels.verify(labels=str(out), quiet=True, device="cpu")
     assert findings.problems == ["image 'class-1/003.jpg': other content than when the labels were made"]
     with pytest.raises(softlabels.StoreError, match="was made otherwise"):
@@ -94,7 +94,7 @@ def test_other_teachers_and_copies_know_the_mended_image(photos: Path, tmp_path:
     out = tmp_path / "shards"
     dump(photos, out)
     dump(photos, out, teacher=["cnn_small"])
-    mend(photos)
+    fix(photos)
     dump(photos, out)
     assert softlabels.open_labels(out).labelled(np.arange(18), ["cnn_small"]).sum() == 17
     dump(photos, out, teacher=["cnn_small"])
@@ -108,14 +108,14 @@ def test_an_image_that_another_teacher_labelled_may_not_come_back_as_another(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "shards"
-    mend(photos)
+    fix(photos)
     dump(photos, out)
     good = (photos / "class-1" / "003.jpg").read_bytes()
     (photos / "class-1" / "003.jpg").write_bytes(b"broken")
     # As of a data set too large for every file to be read: none of those that are compared is the broken one.
     monkeypatch.setattr("softlabels.dumping.stores.some_rows", lambda _: np.arange(3))
     dump(photos, out, teacher=["cnn_small"])
-    mend(photos, seed=999)
+    fix(photos, seed=999)
     with pytest.raises(softlabels.StoreError, match="is not the one that other teachers"):
         dump(photos, out, teacher=["cnn_small"])
     (photos / "class-1" / "003.jpg").write_bytes(good)
@@ -127,7 +127,7 @@ def test_what_was_mixed_with_a_broken_image_is_labelled_with_it(photos: Path, tm
     out = tmp_path / "shards"
     skipped = dump(photos, out, recipe="crop-flip-mix", views=3).skipped
     assert len(skipped) > 1
-    mend(photos)
+    fix(photos)
     assert dump(photos, out, recipe="crop-flip-mix", views=3).skipped == {}
     assert softlabels.open_labels(out).of().skipped == {}
     assert softlabels.verify(labels=str(out), quiet=True, device="cpu").ok
@@ -137,7 +137,7 @@ def test_a_mended_image_is_known_to_every_teacher_whichever_labels_it_first(phot
     out = tmp_path / "shards"
     dump(photos, out)
     dump(photos, out, teacher=["cnn_small"], part="0/2")  # it has not come to the broken image yet
-    mend(photos)
+    fix(photos)
     for teacher in ("cnn_small", "cnn_small", "cnn_tiny", "cnn_tiny"):
         assert dump(photos, out, teacher=[teacher]).skipped == {}
     assert softlabels.open_labels(out).labelled(np.arange(18)).all()
@@ -182,7 +182,7 @@ def served(store: Path) -> dict[tuple[str, int], list[float] | None]:
     return found
 
 
-READ = "import pickle, sys, pathlib, test_mending as t; stores = map(pathlib.Path, sys.argv[1:])"
+READ = "import pickle, sys, pathlib, test_relabelling as t; stores = map(pathlib.Path, sys.argv[1:])"
 READ += "; sys.stdout.buffer.write(pickle.dumps([t.served(store) for store in stores]))"
 
 
