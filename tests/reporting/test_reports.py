@@ -170,12 +170,17 @@ def test_numbers_are_said_as_people_say_them() -> None:
     assert [plural(count, "view") for count in (0, 1, 2, 1024)] == ["0 views", "1 view", "2 views", "1,024 views"]
 
 
+def heed_interrupts() -> None:
+    """A command that a shell starts in the background ignores them, and so do those that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_an_interrupt_says_what_the_same_command_does(photos: Path, tmp_path: Path, checkpoint: bool) -> None:
     command = [sys.executable, "-m", "softlabels.cli", "train", "--student", "cnn_tiny", "--data", str(photos)]
     command += ["--batch-size", "4", "--epochs", "1000000", "--device", "cpu", "--workers", "0", "--out", "r"]
     command += ["--checkpoint-every", "7" if checkpoint else "1000000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     awaited = "r/checkpoints/step-*" if checkpoint else "r/config.yaml"
     deadline = time.monotonic() + 100
     while not list(tmp_path.glob(awaited)):
@@ -210,7 +215,7 @@ def test_an_interrupted_pipeline_ends_in_one_line(tmp_path: Path) -> None:
         f"student: cnn_tiny\ndata: {photos}\nepochs: 1000000\nworkers: 0\nout: out/teacher\nbatch_size: 4\n"
     )
     command = [sys.executable, str(ROOT / "pipelines/distill.py"), str(story)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 100
     while not (tmp_path / "out/teacher/config.yaml").exists():
         assert time.monotonic() < deadline
