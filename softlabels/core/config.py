@@ -77,7 +77,7 @@ class CommandConfig(BaseModel):
 
 def is_url(value: Any) -> bool:
     """Whether it is a text such as ``s3://bucket/folder``."""
-    return isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", value) is not None
+    return isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.:-]*://", value) is not None
 
 
 def _settled(name: str, value: Any) -> Any:

@@ -76,8 +76,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 def can_exchange(folder: Path) -> bool:
     """Whether folders below `folder` can get each other's names in one moment: on Linux's own file systems."""
-    with tempfile.TemporaryDirectory(dir=folder) as room:
-        one, other = (Path(tempfile.mkdtemp(dir=room)) for _ in range(2))
+    with tempfile.TemporaryDirectory(dir=folder) as trial:
+        one, other = (Path(tempfile.mkdtemp(dir=trial)) for _ in range(2))
         return _exchange(one, other)
 
 

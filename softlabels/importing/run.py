@@ -107,10 +107,12 @@ def _check_missing(config: ImportConfig, source: Source, images: Images, journal
     if len(source.missing) == 0:
         return
     first = images.keys[int(source.missing[0])].as_py()
-    said = f"{len(source.missing):,} of {len(images):,} images have no label in {config.source} (first: {first!r})"
+    missing = f"{len(source.missing):,} of {len(images):,} images have no label in {config.source} (first: {first!r})"
     if config.on_missing == "fail":
-        raise DataError(f"{said}; leave them unlabelled with `on_missing=skip`, or give the data set that was labelled")
-    journal.say(f"{said}; they are left unlabelled")
+        raise DataError(
+            f"{missing}; leave them unlabelled with `on_missing=skip`, or give the data set that was labelled"
+        )
+    journal.say(f"{missing}; they are left unlabelled")
 
 
 def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> None:

@@ -70,7 +70,7 @@ class Batch:
 
 
 class LabelledPictures(Dataset[Batch]):
-    """Pictures with their hard labels and what the teachers said of them; one item is a whole `Batch`.
+    """Pictures with their hard labels and stored labels; one item is a whole `Batch`.
 
     `label_rows` (images,) maps a row of the pictures to its row in the store. Stored arrays come as the codec wrote
     them; who computes the target decodes them.
@@ -120,7 +120,7 @@ class LabelledPictures(Dataset[Batch]):
         return self.labelled(self.rendered(numbers))
 
     def rendered(self, numbers: Sequence[int] | Rows) -> Batch:
-        """The batch without what the teachers said; threads may ask at the same time."""
+        """The batch without stored labels; threads may ask at the same time."""
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.pictures.views)
         failed: dict[int, str] = {}
         batch = Batch(
@@ -135,7 +135,7 @@ class LabelledPictures(Dataset[Batch]):
         return batch
 
     def labelled(self, batch: Batch) -> Batch:
-        """The batch with what the teachers said; for one thread at a time, since shards are opened at first use."""
+        """The batch with stored labels; for one thread at a time, since shards are opened at first use."""
         if self.labels is not None and self.label_rows is not None:
             rows, views = self.label_rows[batch.rows.numpy()], batch.views.numpy()
             taken = self.labels.take(rows, views, self.teachers)
@@ -507,8 +507,8 @@ def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
     """
     seen = {name: labels.of(name).card.preprocessing.get("interpolation", "bilinear") for name in teachers}
     if len(set(seen.values())) > 1:
-        said = ", ".join(f"{name} {value}" for name, value in seen.items())
-        raise ConfigError(f"these teachers saw pictures of different interpolations ({said}); choose interpolation=")
+        shown = ", ".join(f"{name} {value}" for name, value in seen.items())
+        raise ConfigError(f"these teachers saw pictures of different interpolations ({shown}); choose interpolation=")
     return str(next(iter(seen.values())))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -72,22 +73,22 @@ class Architecture(StudentSpec):
     # What a library states of its networks. Those with a body here are for libraries that do not state it.
 
     @classmethod
+    @abstractmethod
     def names(cls) -> tuple[str, ...]:
         """Every network of the library."""
-        raise NotImplementedError
 
     @classmethod
     def find(cls, name: str) -> str | None:
         """`name` as the library spells it today; None when it has no such network. May know more than `names`."""
         return name if name in cls.names() else None
 
+    @abstractmethod
     def create(self, classes: int, size: int) -> nn.Module:
         """The network for square pictures of side `size`, drawn from torch's global generator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def own_preprocessing(self, *, training: bool = False) -> Preprocessing:
         """Of its default weights, or what it is meant for: as they are evaluated, or as they were trained."""
-        raise NotImplementedError
 
     def published(self, name: str = "default") -> PublishedWeights | None:  # noqa: ARG002
         """The published weights of that name, not loaded; None when there are none."""

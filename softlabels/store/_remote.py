@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ T = TypeVar("T")
 WAITS = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
 """Seconds between the attempts of one operation."""
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
 _VERSIONS = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "created")
 """What file systems call that which changes when an object does."""
 
@@ -33,11 +31,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}}
 }
 """Patience is ours alone: with the client's own on top, a server that is gone would be waited for many times over."""
-
-
-def is_url(location: str | os.PathLike[str]) -> bool:
-    """Whether a store's location is a URL; all else is a folder."""
-    return isinstance(location, str) and _URL.match(location) is not None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from softlabels.core import locks as _lock
+from softlabels.core.config import is_url
 from softlabels.core.files import remove_leftovers, whole, write_text
 from softlabels.core.paths import Place
 from softlabels.errors import StoreError, did_you_mean
@@ -36,7 +37,6 @@ from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id
 from softlabels.store._mirror import Mirror
-from softlabels.store._remote import is_url
 
 _SUM = "# sha256 of all above: "
 _SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")

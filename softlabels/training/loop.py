@@ -40,7 +40,7 @@ _LOSS_CHECKED_EVERY = 20
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """One process's slice of an optimizer step: sample numbers of its passes, and the images of all processes.
 
     With `padded` the last pass is an image of another process, for one that has none: it makes the pass as all do, and
@@ -69,7 +69,7 @@ class StepSampler:
         samples = len(self.samples.pictures.images) * self.settings.views_per_image
         return math.ceil(math.ceil(samples / self.settings.batch_size) / self.settings.accumulate)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> list[Step]:
+    def epoch(self, epoch: int, first_step: int = 0) -> list[OptimizerStep]:
         """This process's slice of each step from `first_step` on."""
         numbers, size, accumulate = self._numbers(epoch), self.settings.batch_size, self.settings.accumulate
         passes = [numbers[start : start + size] for start in range(0, len(numbers), size)]
@@ -82,12 +82,12 @@ class StepSampler:
             return OneViewEach(self.samples.pictures, epoch, seed, views).numbers()
         return ShuffledShards(self.samples, window, epoch, seed, views).numbers()
 
-    def _slice(self, passes: list[NDArray[np.int64]]) -> Step:
+    def _slice(self, passes: list[NDArray[np.int64]]) -> OptimizerStep:
         slices = [self.ranks.slice(each) for each in passes]
         padded = not len(slices[-1])  # only the last pass of an epoch may hold fewer images than there are processes
         if padded:
             slices[-1] = passes[-1][-1:]
-        return Step(slices, sum(len(each) for each in passes), padded)
+        return OptimizerStep(slices, sum(len(each) for each in passes), padded)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ def train(
     return TrainReport(progress.best, progress.last, progress.step, seen / max(seconds, 1e-9), seconds)
 
 
-def _batches(samples: LabelledPictures, steps: list[Step], runtime: Runtime) -> Iterator[tuple[Step, list[Batch]]]:
+def _batches(
+    samples: LabelledPictures, steps: list[OptimizerStep], runtime: Runtime
+) -> Iterator[tuple[OptimizerStep, list[Batch]]]:
     """This process's batches of each step."""
     numbers = samples.ahead([each for step in steps for each in step.passes])
     source = batches(samples, numbers, workers=runtime.workers, device=runtime.device)

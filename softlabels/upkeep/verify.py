@@ -46,7 +46,7 @@ class Explained(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RerunAgreement:
     """A teacher's re-run, encoded as its labels are, against what is stored.
 
     Mean and largest KL(again || stored) in nats at `temperature`, the shares of labels with equal top-1 and of those
@@ -73,7 +73,7 @@ class Findings:
     checks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    agreements: list[Agreement] = field(default_factory=list)
+    agreements: list[RerunAgreement] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -85,7 +85,7 @@ class Findings:
         self.checks.append(f"{what}: {'ok' if not problems else f'{len(problems)} problem(s)'}")
         self.problems.extend(problems)
 
-    def enter(self, agreement: Agreement, largest_kl: float | None = None) -> None:
+    def enter(self, agreement: RerunAgreement, largest_kl: float | None = None) -> None:
         """Enter a teacher's re-run; a mean KL above `largest_kl` nats, or above what is explained, is a problem."""
         self.agreements.append(agreement)
         self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
@@ -164,7 +164,7 @@ def compare_teacher(
     views: NDArray[np.int64],
     name: str,
     precision: str = "fp32",
-) -> Agreement:
+) -> RerunAgreement:
     """Run the teacher again on these samples (rows of `images`) and compare with what is stored under `name`.
 
     Its logits are encoded as the stored ones were, with the same chance, and labels are compared with labels.
@@ -193,7 +193,7 @@ def compare_teacher(
     there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
     here = _decoded(codec, fresh, words, temperature)
     kl = divergence(here, there, temperature)
-    return Agreement(
+    return RerunAgreement(
         name,
         len(rows),
         mean_kl=kl.mean().item(),
@@ -256,7 +256,7 @@ def _decoded(codec: Codec, logits: Tensor, words: Words, temperature: float) -> 
     return codec.decode(codec.encode(logits, words), logits.shape[1], temperature=temperature)
 
 
-def _disagreement(agreement: Agreement, largest: float | None) -> list[str]:
+def _disagreement(agreement: RerunAgreement, largest: float | None) -> list[str]:
     problems, name = [], agreement.teacher
     if not is_rounding(agreement.neighbours, agreement.rounding):
         problems.append(

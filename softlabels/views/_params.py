@@ -5,6 +5,7 @@ A change of the arithmetic is a new recipe version: every machine must compute t
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -168,9 +169,9 @@ class RandomTransform(Part):
     field: ClassVar[str] = "chosen"
     """The only parameter, bool (n,): which images are changed."""
 
+    @abstractmethod
     def transform(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, H, W), all changed, in memory of their own."""
-        raise NotImplementedError
 
     def make_params(self, words: Words) -> Params:
         """`field` (n,) bool."""
