@@ -17,8 +17,6 @@ import click
 from pydantic_core import PydanticUndefined
 
 from softlabels.commands import COMMANDS, Command
-from softlabels.core.config import is_url, plain
-from softlabels.core.progress import Journal
 from softlabels.errors import ConfigError, SoftlabelsError, printable
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -31,19 +29,18 @@ def with_options(text: str) -> str:
 
 def _option_of(found: re.Match[str]) -> str:
     name, value = found.groups()
-    if name not in _settings():
+    if not _is_option(name):
         return found[0]
     flag = name.strip("_").replace("_", "-")
     return f"--no-{flag}" if value == "False" else f"--{flag}" + ("" if value in (None, "True") else f" {value}")
 
 
 @functools.cache
-def _settings() -> frozenset[str]:
-    """Those that are options of some command."""
-    fields: Iterator[tuple[str, Any]] = (
-        pair for each in COMMANDS.values() for pair in each.settings().model_fields.items()
-    )
-    return frozenset(name for name, field in fields if not (field.json_schema_extra or {}).get("argument"))
+def _is_option(name: str) -> bool:
+    """Whether some command has an option for a setting of this name; the first that has ends the search."""
+    fields = (each.settings().model_fields.get(name) for each in COMMANDS.values())
+    own: Iterator[Any] = (field.json_schema_extra or {} for field in fields if field is not None)
+    return any(not extra.get("argument") for extra in own)
 
 
 class Once(click.Option):
@@ -68,6 +65,8 @@ class LocalPath(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from softlabels.core.config import is_url
+
         name = param.opts[0] if param is not None else "path"
         if not str(value).strip():
             raise ConfigError(f"{name} is empty; give a value, or leave it out")
@@ -123,8 +122,12 @@ class Configured(click.Command):
     """
 
     def __init__(self, command: Command) -> None:
-        super().__init__(command.name, callback=self._call, help=with_options(command.help), context_settings=SETTINGS)
+        super().__init__(command.name, callback=self._call, help=command.help, context_settings=SETTINGS)
         self._command = command
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.help = with_options(self._command.help)  # not before: it needs the settings
+        super().format_help_text(ctx, formatter)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = [_parameter(name, field) for name, field in self._command.settings().model_fields.items()]
@@ -143,6 +146,9 @@ class Configured(click.Command):
         return super().parse_args(ctx, args)
 
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
+        from softlabels.core.config import plain
+        from softlabels.core.progress import Journal
+
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         where = f"{self.name} (with {config})" if config else self.name or ""

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic.fields import FieldInfo
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
-from softlabels.core.config import CommandConfig, read_yaml, validated
-from softlabels.core.installed import loaded
-from softlabels.core.progress import Journal
+    from softlabels.core.config import CommandConfig
+    from softlabels.core.progress import Journal
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Command:
 
     def checked(self, given: Mapping[str, Any], file: Path | None, where: str) -> CommandConfig:
         """The settings of a `file` with those `given` over them. Raises ConfigError, which names `where`."""
+        from softlabels.core.config import read_yaml, validated
+
         return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where)
 
     def __call__(self, settings: CommandConfig, journal: Journal) -> Any:
@@ -176,6 +178,8 @@ COMMANDS: Mapping[str, Command] = {
 
 
 def _found(target: str) -> Any:
+    from softlabels.core.installed import loaded
+
     module, _, name = target.partition(":")
     return loaded(f"softlabels.{module}", name)
 
@@ -186,6 +190,8 @@ def _function(command: Command) -> Callable[..., Any]:
     first = [name for name, field in fields.items() if leads(field)]
 
     def call(*positional: Any, config: str | PathLike[str] | None = None, quiet: bool = False, **settings: Any) -> Any:
+        from softlabels.core.progress import Journal
+
         if len(positional) > len(first):
             raise TypeError(f"{name}() takes {len(first)} arguments without a name, and got {len(positional)}")
         given = {**dict(zip(first, positional, strict=False)), **settings}

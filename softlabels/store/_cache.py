@@ -18,7 +18,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +70,17 @@ class Cache:
             if self.limit is not None:
                 self._evict(self.limit - size, keep=note)
             enter(note, "", size)
+
+    def keep(self, note: Path, version: str, size: int, install: Callable[[], object]) -> None:
+        """Put a copy of `size` bytes, now made, in its place.
+
+        Room is made once more: while it came, others that needed some may have taken what was reserved for it.
+        """
+        with self.changing():
+            if self.limit is not None:
+                self._evict(self.limit - size, keep=note)
+            install()
+            enter(note, version, size)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:

@@ -180,7 +180,6 @@ class Shelf:
             except BaseException:
                 note.unlink(missing_ok=True)
                 raise
-            enter(note, self._version(shard), size)
 
     def is_here(self, shard: Shard) -> bool:
         """Whether a copy is there now."""
@@ -237,7 +236,9 @@ class Shelf:
                     self._mirror.remote.download(name, each.size, fresh / inner if inner else fresh)
                 problems = replace(self._local, place=Place(room)).problems(shard)
                 if not problems:
-                    self._install(shard, fresh)
+                    self._mirror.cache.keep(
+                        self._note(shard), self._version(shard), self.size(shard), lambda: self._install(shard, fresh)
+                    )
                     return
             if attempt == 2:
                 raise Damaged(problems[0].replace(str(fresh), self.where(shard)))

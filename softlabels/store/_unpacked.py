@@ -26,7 +26,7 @@ import numpy as np
 from softlabels.core import locks
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store._cache import COPIES, COPYING, Cache, drop, enter, making, used
+from softlabels.store._cache import COPIES, COPYING, Cache, drop, making, used
 from softlabels.store._documents import digest
 from softlabels.store._folder import Chunk, Folder
 from softlabels.store._layout import ArrayLayout
@@ -96,21 +96,21 @@ class Unpacked:
         note, size, fresh, away = self._note(shard), self.size(shard), self._copying(shard), self._folder.away
         self._cache.reserve(note, size if away is None else size + away.size(shard))
         try:
-            with making(fresh), self._folder.local(shard):
-                free = shutil.disk_usage(fresh.parent).free
-                if size > free:
-                    raise StoreError(
-                        f"{self._folder.shard_place(shard)} has {size:,} bytes unpacked, {self._cache.folder} has "
-                        f"{free:,} left; free some, or choose another `cache_dir`"
-                    )
-                self._write(shard, header, fresh)
+            with making(fresh):
+                with self._folder.local(shard):
+                    free = shutil.disk_usage(fresh.parent).free
+                    if size > free:
+                        raise StoreError(
+                            f"{self._folder.shard_place(shard)} has {size:,} bytes unpacked, {self._cache.folder} has "
+                            f"{free:,} left; free some, or choose another `cache_dir`"
+                        )
+                    self._write(shard, header, fresh)
                 path = self._path(shard)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                fresh.replace(path)
+                self._cache.keep(note, self._digests[shard], size, lambda: fresh.replace(path))
         except BaseException:
             note.unlink(missing_ok=True)
             raise
-        enter(note, self._digests[shard], size)
         if away is not None:
             away.release(shard)
 
