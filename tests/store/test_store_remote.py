@@ -385,6 +385,27 @@ def test_shards_are_copied_ahead_of_their_use_as_far_as_there_is_room(
     assert copied == [(f"{run:05d}", "softlabels-ahead") for run in range(6)]
 
 
+def test_copies_made_at_the_same_time_keep_to_the_size_of_their_cache(
+    tmp_path: Path, bucket: str, put: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = filled(tmp_path / "s", rows=60, rows_per_shard=10)
+    sent(put, tmp_path / "s")
+    cache = Cache.at(tmp_path / "small", local.nbytes * 5 // 12)  # two shards of six
+    first, other = (open_store(bucket, cache).teacher("cnn") for _ in range(2))
+    download = remote.Remote.download
+
+    def meanwhile(self: Any, name: str, *rest: Any) -> None:
+        download(self, name, *rest)
+        if name.endswith("00000-v0-3.h5"):  # others come while it does: as many as there is room for
+            for rows in ([10], [20]):
+                other.take(rows, [0])
+
+    monkeypatch.setattr(remote.Remote, "download", meanwhile)
+    assert (first.take([0], [0])["ids"] == values(60)["ids"][0, :1]).all()
+    assert cache.limit is not None
+    assert 0 < held(cache.folder) <= cache.limit
+
+
 @pytest.mark.parametrize("told", ["argument", "environment"])
 def test_a_file_in_the_place_of_the_cache_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
