@@ -39,6 +39,7 @@ import softlabels
 from softlabels.codecs import CODECS
 from softlabels.core.progress import Journal
 from softlabels.dumping import dump as dumping
+from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Threads
@@ -60,11 +61,11 @@ class Clocked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.teacher, name)
 
-    def logits(self, pictures: Tensor) -> Tensor:
-        """What the teacher says."""
+    def outputs(self, pictures: Tensor, names: Any) -> dict[str, Tensor]:
+        """The teacher's outputs."""
         began = time.perf_counter()
         self.starts.append((began, time.process_time()))
-        said = self.teacher.logits(pictures).cpu()
+        said = {name: each.cpu() for name, each in self.teacher.outputs(pictures, names).items()}
         self.within.append(time.perf_counter() - began)
         return said
 
@@ -119,7 +120,7 @@ class Bench:
         """The teacher over pictures in memory."""
         clocked, began = Clocked(self.teacher), time.perf_counter()
         for batch in self.ready:
-            clocked.logits(batch)
+            clocked.outputs(batch, ("logits",))
         return Turn.of(clocked, time.perf_counter() - began, self.options.images, self.options.batch_size)
 
     def dump(self) -> Turn:
@@ -140,8 +141,7 @@ class Bench:
         dumping.dump(
             pictures,
             clocked,  # type: ignore[arg-type]
-            self.codec,
-            labels,
+            [StoredOutput(self.codec, labels)],
             batch_size=self.options.batch_size,
             workers=Threads(self.options.workers),
             journal=Journal(quiet=True),

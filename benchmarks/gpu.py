@@ -59,6 +59,7 @@ from softlabels.core.progress import Journal
 from softlabels.datasets import Images, MemoryImages, Packing, create_pack, subset
 from softlabels.dumping import dump as dumping
 from softlabels.dumping import pack as packing
+from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers, batches
@@ -333,14 +334,14 @@ class Clocked:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.teacher, name)
 
-    def compile(self) -> Clocked:
+    def compile(self, names: Any = None) -> Clocked:  # noqa: ARG002
         """The compiled one, with the same clock."""
         return Clocked(self.compiled, self.compiled, self.starts)
 
-    def logits(self, pictures: Tensor) -> Tensor:
-        """What the teacher says."""
+    def outputs(self, pictures: Tensor, names: Any) -> dict[str, Tensor]:
+        """The teacher's outputs."""
         self.starts.append(time.perf_counter())
-        return self.teacher.logits(pictures)
+        return self.teacher.outputs(pictures, names)
 
 
 def opened(setting: Setting, name: str) -> Any:
@@ -434,8 +435,7 @@ def dumped(setting: Setting, clocked: Clocked, codec: Codec, total: int, workers
     dumping.dump(
         pictures,
         clocked,
-        codec,
-        labels,
+        [StoredOutput(codec, labels)],
         batch_size=batch,
         compile=clocked.compiled is not None,
         workers=workers,
@@ -497,7 +497,9 @@ def part_train(setting: Setting) -> None:
     codec = CODECS.make("topk:2" if setting.tiny else "topk:10")
     root, labels, pictures = new_store(setting, images, teacher, codec, VIEWS)
     quiet = Journal(quiet=True)
-    dumping.dump(pictures, teacher, codec, labels, batch_size=scale.batch, workers=workers, journal=quiet)
+    dumping.dump(
+        pictures, teacher, [StoredOutput(codec, labels)], batch_size=scale.batch, workers=workers, journal=quiet
+    )
     kept, loop = f"stored labels, {spelled(codec)}", f"{name} in the loop"
     arms: dict[str, Callable[[], Task]] = {
         "hard labels": lambda: Task(LabelledPictures(shown(setting, images)), NoTargets(), HARD),
@@ -532,7 +534,7 @@ def stored(images: Images, root: Path, pictures: Pictures) -> Task:
     """Learning from the labels in a store."""
     labels = softlabels.open_labels(root)
     rows = labels.rows(images.keys)
-    targets = stored_targets(labels, rows, labels.teachers, BLENDS.make("mean-probabilities"), SOFT)
+    targets = stored_targets(labels, rows, labels.teachers, {}, BLENDS.make("mean-probabilities"), SOFT)
     return Task(LabelledPictures(pictures, labels, rows, labels.teachers), targets, SOFT)
 
 
@@ -665,7 +667,7 @@ def part_small(setting: Setting) -> None:
     codec, quiet = CODECS.make("dense"), Journal(quiet=True)
     root, labels, pictures = new_store(setting, images, teacher, codec, 2, "pad-flip")
     began = time.perf_counter()
-    dumping.dump(pictures, teacher, codec, labels, batch_size=512, workers=0, journal=quiet)
+    dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=512, workers=0, journal=quiet)
     found = rate(len(pictures), time.perf_counter() - began)
     setting.note("small", f"dump, {scale.small_student}, dense", f"{found:,.0f} images/s", rate=found)
     hard, kept = Task(LabelledPictures(pictures), NoTargets(), HARD), stored(images, root, pictures)

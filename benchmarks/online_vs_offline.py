@@ -34,6 +34,7 @@ import torch
 
 import softlabels
 from softlabels.core.progress import Journal
+from softlabels.core.types import LOGITS
 from softlabels.datasets import MemoryImages
 from softlabels.loading.batches import Batch, LabelledPictures
 from softlabels.loading.views import Pictures
@@ -147,7 +148,7 @@ def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Tas
         return Task(LabelledPictures(Pictures(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
     rows = labels.rows(images.keys)
     shown = Pictures(images, labels.recipe, labels.seed, labels.views, seen)
-    targets = stored_targets(labels, rows, labels.teachers, BLENDS.make("mean-probabilities"), SOFT)
+    targets = stored_targets(labels, rows, labels.teachers, {}, BLENDS.make("mean-probabilities"), SOFT)
     return Task(LabelledPictures(shown, labels, rows, labels.teachers), targets, SOFT)
 
 
@@ -301,7 +302,7 @@ def target_cost(task: Task, options: argparse.Namespace) -> float:
         if shown.labels is not None and shown.label_rows is not None:
             taken = shown.labels.take(shown.label_rows[rows], views, shown.teachers)
             batch.arrays = {name: {k: torch.from_numpy(a) for k, a in each.items()} for name, each in taken.items()}
-        task.supervision(batch, torch.device(options.device), 0.0).loss(logits)[0].backward()
+        task.supervision(batch, torch.device(options.device), 0.0).loss({LOGITS: logits})[0].backward()
 
     return timed(step, options, 200)
 
@@ -315,7 +316,7 @@ def student_step(options: argparse.Namespace) -> Callable[[], float]:
 
     def step() -> None:
         state.begin(0)
-        state.backward(hard_cross_entropy(state.forward(batch), batch.targets.to(options.device)))
+        state.backward(hard_cross_entropy(state.forward(batch)[LOGITS], batch.targets.to(options.device)))
         state.step()
 
     return lambda: timed(step, options)

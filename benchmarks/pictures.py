@@ -34,6 +34,7 @@ from softlabels.codecs import CODECS
 from softlabels.core.progress import Journal
 from softlabels.datasets import Images, MemoryImages
 from softlabels.dumping import dump as dumping
+from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
@@ -199,8 +200,8 @@ class Cheap:
     classes: int = 3
     device: torch.device = torch.device("cpu")  # noqa: RUF009
 
-    def logits(self, pictures: Tensor) -> Tensor:
-        return pictures[:, :, ::16, ::16].float().mean((2, 3))
+    def outputs(self, pictures: Tensor, names: object) -> dict[str, Tensor]:  # noqa: ARG002
+        return {"logits": pictures[:, :, ::16, ::16].float().mean((2, 3))}
 
 
 def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
@@ -220,7 +221,7 @@ def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
         )
         pictures = Pictures.of_store(store, images, views, image_spec(teacher.preprocessing))
         began = time.process_time()
-        dumping.dump(pictures, teacher, codec, labels, batch_size=BATCH, journal=Journal(quiet=True))
+        dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=BATCH, journal=Journal(quiet=True))
         return len(images) * views / (time.process_time() - began)
 
     one = "a dump of 1 view"

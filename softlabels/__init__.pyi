@@ -88,6 +88,7 @@ def dump(
     recipe: Part = "crop-flip",
     seed: int = 0,
     codec: Part = "dense",
+    output: Text | Sequence[Text] = (),
     format: Literal["hdf5", "zarr"] = "hdf5",
     compression: Literal["none", "zstd"] | None = None,
     out: Text = "shards/",
@@ -127,6 +128,9 @@ def dump(
         recipe: how views are drawn: a short name, or steps in a config file
         seed: seed of the views
         codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
+            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
+            repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -366,6 +370,7 @@ def plan(
     recipe: Part = "crop-flip",
     seed: int = 0,
     codec: Part = "dense",
+    output: Text | Sequence[Text] = (),
     format: Literal["hdf5", "zarr"] = "hdf5",
     compression: Literal["none", "zstd"] | None = None,
     out: Text = "shards/",
@@ -407,6 +412,9 @@ def plan(
         recipe: how views are drawn: a short name, or steps in a config file
         seed: seed of the views
         codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
+            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
+            repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards

@@ -22,6 +22,7 @@ class Dense(Part):
     """Keeps every logit: ``fp32`` as it is; ``fp16`` less the row's highest, so that what counts is finest.
 
     A half float is off by at most 2**-11 of a class's depth below the highest logit; 65,504 is the deepest.
+    ``fp16-raw`` keeps half floats of the values as they are: for features, and for losses on raw logits.
     """
 
     shorthand: ClassVar[str] = "dtype"
@@ -29,11 +30,11 @@ class Dense(Part):
     has_logits: ClassVar[bool] = True
 
     kind: Literal["dense"] = "dense"
-    dtype: Literal["fp16", "fp32"] = "fp16"
+    dtype: Literal["fp16", "fp32", "fp16-raw"] = "fp16"
 
     def layout(self, classes: int) -> dict[str, Field]:
         """One float per class."""
-        return {_LOGITS: Field("float16" if self.dtype == "fp16" else "float32", (classes,))}
+        return {_LOGITS: Field("float32" if self.dtype == "fp32" else "float16", (classes,))}
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
@@ -42,22 +43,24 @@ class Dense(Part):
     @property
     def temperatures(self) -> tuple[float, float]:
         """From 0.1 upward as half floats, any as full ones."""
-        return (0.1 if self.dtype == "fp16" else 0.0), math.inf
+        return (0.0 if self.dtype == "fp32" else 0.1), math.inf
 
     @property
     def deepest(self) -> float:
         """The largest half float; none for full ones."""
-        return _DEEPEST if self.dtype == "fp16" else math.inf
+        return math.inf if self.dtype == "fp32" else _DEEPEST
 
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures below 0.1 of half floats, whose rounding such a temperature magnifies."""
-        check_lowest(temperature, self.temperatures[0], "dense:fp16", "dense:fp32")
+        check_lowest(temperature, self.temperatures[0], f"dense:{self.dtype}", "dense:fp32")
 
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Floats (n, classes) of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
         if self.dtype == "fp32":
             return {_LOGITS: rows.cpu().numpy()}
+        if self.dtype == "fp16-raw":
+            return {_LOGITS: rows.clamp(-_DEEPEST, _DEEPEST).half().cpu().numpy()}
         return {_LOGITS: encoded(rows, _halves_there, _halves) if stays(rows) else _halves(rows)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002

@@ -11,6 +11,12 @@ from softlabels.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOGITS = "logits"
+"""The name of the output that every network has, and of which a store always holds the labels."""
+
+Outputs = dict[str, "Tensor"]
+"""What a network answers, by name: its logits (n, classes), and features (n, values)."""
+
 
 @dataclass(frozen=True, eq=False)
 class SparseLogits:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
 from softlabels.core.config import MOST, CommandConfig
+from softlabels.core.tables import CODECS
+from softlabels.core.types import LOGITS
 from softlabels.store import MOST_VIEWS, is_url
 
 if TYPE_CHECKING:
@@ -103,6 +106,12 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
     recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
     codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
+    output: tuple[str, ...] = Field(
+        (),
+        description="what to store beside the logits: an entry of the mapping that the teacher returns or the path of "
+        "a layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw]; "
+        "repeatable",
+    )
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: what the codec wants, mostly none]"
@@ -140,6 +149,22 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
             raise ValueError(f"is auto, or a number of pictures from 1 upward, at most {MOST:,}")
         return value
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """The codec of each further output by name, to be made."""
+        pairs = (each.partition("=") for each in self.output)
+        return {name: codec or "dense:fp16-raw" for name, _, codec in pairs}
+
+    @field_validator("output")
+    @classmethod
+    def _are_outputs(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        names = [each.partition("=")[0] for each in given]
+        for name, each in zip(names, given, strict=True):
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name == LOGITS or names.count(name) > 1:
+                raise ValueError(f"{each!r} is no output of its own: write NAME or NAME=CODEC, each name once")
+            CODECS.check(each.partition("=")[2] or "dense")
+        return given
 
     @property
     def share(self) -> tuple[int, int]:

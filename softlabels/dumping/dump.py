@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from torch import Tensor
 from softlabels.codecs import Codec, Field, spelled
 from softlabels.core.philox import Words
 from softlabels.core.progress import Journal, plural, size
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
-from softlabels.loading.labels import layout_beside, machine_memory
+from softlabels.loading.labels import machine_memory
 from softlabels.loading.views import OF_PARTNER, Pictures
 from softlabels.models import (
     ROUNDING,
@@ -33,7 +35,7 @@ from softlabels.models import (
     teacher_passes,
 )
 from softlabels.models.devices import SideStream, is_out_of_memory
-from softlabels.store import Shard, TeacherLabels
+from softlabels.store import Shard, TeacherCard, TeacherLabels
 from softlabels.views import Recipe
 
 OddLogits = Literal["fail", "warn"]
@@ -73,11 +75,28 @@ class DumpReport:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class StoredOutput:
+    """An output of a teacher, by name: how it is coded, and where its labels lie."""
+
+    codec: Codec
+    labels: TeacherLabels
+
+    @property
+    def name(self) -> str:
+        """Its name, ``logits`` or another."""
+        return self.labels.card.output
+
+    @property
+    def values(self) -> int:
+        """Values of one label."""
+        return self.labels.card.classes
+
+
 def dump(
     pictures: Pictures,
     teacher: Teacher,
-    codec: Codec,
-    labels: TeacherLabels,
+    outputs: Sequence[StoredOutput],
     *,
     batch_size: BatchSize,
     compile: bool = False,
@@ -89,11 +108,11 @@ def dump(
     odd_logits: OddLogits = "fail",
     journal: Journal,
 ) -> DumpReport:
-    """Write every shard of this part that is not there yet, or was removed.
+    """Write every shard of this part that is not there yet, or was removed: of all `outputs` from the same passes.
 
     `views` are wanted of each image (None: those of `pictures`); what was removed is written whole, also beyond them.
-    The shards `again` are there, but are dumped once more in their places, as those of which an image can be read now
-    (`readable_again`). `pictures` have the views of all of these.
+    The shards `again` are dumped once more in their places where they are there, as those of which an image can be read
+    now (`readable_again`). `pictures` have the views of all of these.
 
     When the teacher's device is out of memory, the dump goes on with smaller batches.
 
@@ -106,17 +125,22 @@ def dump(
             `Look` tells.
         StoreError: a shard cannot be written, or another process dumps the same part.
     """
-    look = Look(teacher.name, codec, odd_logits, journal.say, getattr(teacher, "amp", None) or "fp32")
-    with labels.writing(part):
-        replaced = [shard for shard in again if shard.run % part[1] == part[0]]
-        missing = labels.due(pictures.views if views is None else views, part)
+    precision = getattr(teacher, "amp", None) or "fp32"
+    codec = next((each.codec for each in outputs if each.name == LOGITS), None)
+    look = None if codec is None else Look(teacher.name, codec, odd_logits, journal.say, precision)
+    todo: dict[Shard, list[StoredOutput]] = {}
+    with ExitStack() as locks:
+        for each in outputs:
+            locks.enter_context(each.labels.writing(part))
+            there = set(each.labels.shards)
+            replaced = [shard for shard in again if shard in there and shard.run % part[1] == part[0]]
+            for shard in (*replaced, *each.labels.due(pictures.views if views is None else views, part)):
+                todo.setdefault(shard, []).append(each)
         return dump_shards(
             pictures,
             teacher,
-            codec,
-            labels,
-            [*replaced, *missing],
-            replaced=replaced,
+            todo,
+            replaced=frozenset(again),
             batch_size=batch_size,
             compile=compile,
             workers=workers,
@@ -129,9 +153,7 @@ def dump(
 def dump_shards(
     pictures: Pictures,
     teacher: Teacher,
-    codec: Codec,
-    labels: TeacherLabels,
-    shards: Sequence[Shard],
+    shards: Mapping[Shard, Sequence[StoredOutput]],
     *,
     batch_size: BatchSize,
     compile: bool = False,
@@ -141,7 +163,9 @@ def dump_shards(
     replaced: Container[Shard] = (),
     journal: Journal,
 ) -> DumpReport:
-    """Write these shards, in the place of damaged ones; `dump` says what can go wrong. Within `labels.writing`.
+    """Write these shards of these outputs, in the place of damaged ones; `dump` says what can go wrong.
+
+    Within `labels.writing` of each.
 
     Those of `replaced` are whole; one goes when its successor is complete in memory.
     """
@@ -149,22 +173,23 @@ def dump_shards(
     counts = [count(shard) for shard in shards]
     if not shards:
         return DumpReport(teacher.name, 0, 0, 0.0, 0)
-    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, say=journal.say)
+    names = list(dict.fromkeys(each.name for outputs in shards.values() for each in outputs))
+    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, names=names, say=journal.say)
     batch_size, total = passes.size, sum(counts)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
     source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers, device=device)
-    recorder = Recorder(labels, device, look, replaced)
+    recorder = Recorder(device, look, replaced)
     with journal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
-        for done, shard in enumerate(shards):
-            filling = Filling(shard, pictures, codec, teacher.classes)
+        for done, (shard, outputs) in enumerate(shards.items()):
+            builder = ShardBuilder(shard, pictures, outputs)
             for _ in shard_batches(shard, pictures.views, batch_size):
                 batch = next(source)
-                logits = passes(batch.pictures)
-                if look is not None and not look.done:
-                    look.begin(batch, logits, passes)
-                recorder.enter(filling, batch, logits)
+                answers = passes(batch.pictures)
+                if look is not None and not look.done and LOGITS in answers:
+                    look.begin(batch, answers[LOGITS], lambda some: passes(some)[LOGITS])
+                recorder.enter(builder, batch, answers)
                 advance(len(batch), f"({len(shards) - done} shards waiting)")
-            recorder.write(filling)
+            recorder.write(builder)
     skipped = {pictures.images.keys[row].as_py(): why for row, why in recorder.failed.items()}
     seconds, kept = time.monotonic() - began, total - recorder.unlabelled
     agreement, notes = (None, ()) if look is None else (look.agreement, tuple(look.lines()))
@@ -340,7 +365,7 @@ def _read_rows(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:
-    """What a teacher's card says of how its labels are coded, and with them what is recorded `beside` them."""
+    """What a teacher's card says of how labels of so many values are coded, and what is recorded `beside` them."""
     fields = codec.layout(classes) | dict(beside)
     layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in fields.items()}
     return {
@@ -363,13 +388,13 @@ def shard_batches(shard: Shard, views: int, batch_size: int) -> Iterator[NDArray
         yield numbers[start : start + batch_size]
 
 
-def check_memory(codec: Codec, classes: int, recipe: Recipe, shards: Iterable[Shard], format: str) -> tuple[int, int]:
-    """Bytes that the largest of these shards takes in memory while it is made, and while it is written.
+def check_memory(cards: Iterable[TeacherCard], shards: Iterable[Shard], format: str) -> tuple[int, int]:
+    """Bytes that the largest of these shards, of each card, takes in memory while it is made, and while it is written.
 
     Raises:
         StoreError: that is more than the machine has.
     """
-    record = sum(each.nbytes for each in (codec.layout(classes) | layout_beside(recipe)).values())
+    record = sum(each.record for card in cards for each in card.layout.values())
     largest = max(shards, key=count, default=None)
     made = 0 if largest is None else count(largest) * record
     written = made * _COPIES[format]
@@ -382,64 +407,79 @@ def check_memory(codec: Codec, classes: int, recipe: Recipe, shards: Iterable[Sh
     return made, written
 
 
-class Filling:
-    """A shard that is being filled, batch by batch, and written when it is full."""
+class ShardBuilder:
+    """A shard of some outputs that is filled, batch by batch, and written when it is full."""
 
-    def __init__(self, shard: Shard, pictures: Pictures, codec: Codec, classes: int) -> None:
+    def __init__(self, shard: Shard, pictures: Pictures, outputs: Sequence[StoredOutput]) -> None:
         extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
-        layout = codec.layout(classes) | layout_beside(pictures.recipe)
         try:
-            self._arrays = {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
+            layouts = [each.labels.card.layout for each in outputs]
+            self._arrays = [
+                {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
+                for layout in layouts
+            ]
         except MemoryError as problem:
             raise StoreError(
                 f"a shard of {extent[1]:,} images and {extent[0]:,} views does not fit into memory; make a new store "
                 f"with fewer `rows_per_shard`, or dump fewer `views` at a time"
             ) from problem
-        self.shard, self._pictures, self._codec = shard, pictures, codec
+        self.shard, self._pictures, self._outputs = shard, pictures, outputs
         self.failed: dict[int, str] = {}
 
-    def enter(self, batch: Batch, logits: Tensor) -> None:
-        """Encode the logits (n, classes) of a batch of this shard; unreadable images are entered as unlabelled.
+    def enter(self, batch: Batch, answers: Outputs) -> None:
+        """Encode the teacher's outputs (n, values) of a batch of this shard; unreadable images are left unlabelled.
 
         Raises:
-            ModelError: logits that are not finite; the image and view are named.
+            ModelError: an output that is not finite; the image and view are named.
         """
-        if batch.failed:
-            logits = logits.clone()
-            logits[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(logits.device)] = 0.0
-            self.failed.update(batch.failed)
-        check_finite(logits, batch, self._pictures)
+        self.failed.update(batch.failed)
         rows, views = batch.rows.numpy(), batch.views.numpy()
-        label = dict(self._encoded(logits, self._pictures.words(rows, views)))
-        label |= self._pictures.source.records(rows, views)
-        if self._pictures.recipe.mixes:
-            members, label["mix_share"] = self._pictures.mixtures(rows, views)
-            label["mix_partner"] = np.where(members >= 0, members, rows)
-        for name, values in label.items():
-            self._arrays[name][views - self.shard.first_view, rows - self.shard.first_row] = values
+        words, place = self._pictures.words(rows, views), (views - self.shard.first_view, rows - self.shard.first_row)
+        for each, arrays in zip(self._outputs, self._arrays, strict=True):
+            answer = answers[each.name]
+            if batch.failed:
+                answer = answer.clone()
+                answer[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(answer.device)] = 0.0
+            check_finite(answer, batch, self._pictures, each.name)
+            label = _encoded(each.codec, answer, words)
+            if each.name == LOGITS:
+                label |= self._beside(rows, views)
+            for name, values in label.items():
+                arrays[name][place] = values
 
-    def _encoded(self, logits: Tensor, words: Words) -> dict[str, np.ndarray]:
-        """The codec's arrays: made on the logits' device, or by the CPU when memory is full there."""
-        try:
-            return self._codec.encode(logits, words)
-        except RuntimeError as problem:
-            if logits.device.type == "cpu" or not is_out_of_memory(problem):
-                raise
-        return self._codec.encode(logits.cpu(), words)
+    def _beside(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What is recorded with these labels: of replayed views their records, of mixed ones partners and shares."""
+        found = dict(self._pictures.source.records(rows, views))
+        if self._pictures.recipe.mixes:
+            members, found["mix_share"] = self._pictures.mixtures(rows, views)
+            found["mix_partner"] = np.where(members >= 0, members, rows)
+        return found
 
     @property
     def unlabelled(self) -> int:
         """Labels that are missing since their images failed."""
         return len(self.failed) * (self.shard.stop_view - self.shard.first_view)
 
-    def write(self, labels: TeacherLabels, *, replacing: bool = False) -> None:
-        """Write the shard, whole or not at all; in the place of the one that is there when it is `replacing` it."""
+    def write(self, *, replacing: bool = False) -> None:
+        """Write the shard of each output, whole or not at all; when `replacing`, in the place of what is there."""
         digests = shard_digests(self.shard, self._pictures, self.failed)
-        labels.write(self.shard, self._arrays, skipped=self.failed, digests=digests, replacing=replacing)
+        for each, arrays in zip(self._outputs, self._arrays, strict=True):
+            there = replacing and self.shard in each.labels.shards
+            each.labels.write(self.shard, arrays, skipped=self.failed, digests=digests, replacing=there)
+
+
+def _encoded(codec: Codec, answer: Tensor, words: Words) -> dict[str, np.ndarray]:
+    """The codec's arrays: made on the device of the values, or by the CPU when memory is full there."""
+    try:
+        return dict(codec.encode(answer, words))
+    except RuntimeError as problem:
+        if answer.device.type == "cpu" or not is_out_of_memory(problem):
+            raise
+    return dict(codec.encode(answer.cpu(), words))
 
 
 class Recorder:
-    """Encodes the logits of batches and writes full shards: at once, or beside a GPU in two threads.
+    """Encodes the outputs of batches and writes full shards: at once, or beside a GPU in two threads.
 
     There one thread encodes and one writes, so that the GPU waits for neither packed bits nor a synced disk. At most
     `_WAITING` batches and one shard wait; then the caller does. After an error nothing more is encoded or written.
@@ -451,12 +491,11 @@ class Recorder:
 
     def __init__(
         self,
-        labels: TeacherLabels,
         device: torch.device,
         look: Look | None = None,
         replaced: Container[Shard] = (),
     ) -> None:
-        self._labels, self._stream = labels, SideStream(device)
+        self._stream = SideStream(device)
         self._look, self._replaced = look, replaced
         self.failed: dict[int, str] = {}
         self.unlabelled = 0
@@ -473,27 +512,27 @@ class Recorder:
             raise
         self._writer.close(at_once=kind is not None)
 
-    def enter(self, filling: Filling, batch: Batch, logits: Tensor) -> None:
-        """Encode the logits of a batch into its shard; raises what went wrong with an earlier batch or shard."""
+    def enter(self, builder: ShardBuilder, batch: Batch, answers: Outputs) -> None:
+        """Encode the outputs of a batch into its shard; raises what went wrong with an earlier batch or shard."""
         mark = self._stream.mark()
         batch.pictures = batch.pictures.new_empty(0)  # they may be on the device, and are not needed any more
 
         def encode() -> None:
             with self._stream.after(mark):
-                filling.enter(batch, logits)
-                if self._look is not None:
-                    self._look.count(batch, logits)
+                builder.enter(batch, answers)
+                if self._look is not None and LOGITS in answers:
+                    self._look.count(batch, answers[LOGITS])
 
         self._encoder.submit(encode, waiting=_WAITING)
 
-    def write(self, filling: Filling) -> None:
+    def write(self, builder: ShardBuilder) -> None:
         """Write this shard when all of its batches are encoded."""
-        self._encoder.submit(lambda: self._writer.submit(lambda: self._write(filling), waiting=1), waiting=_WAITING)
+        self._encoder.submit(lambda: self._writer.submit(lambda: self._write(builder), waiting=1), waiting=_WAITING)
 
-    def _write(self, filling: Filling) -> None:
-        filling.write(self._labels, replacing=filling.shard in self._replaced)
-        self.failed |= filling.failed
-        self.unlabelled += filling.unlabelled
+    def _write(self, builder: ShardBuilder) -> None:
+        builder.write(replacing=builder.shard in self._replaced)
+        self.failed |= builder.failed
+        self.unlabelled += builder.unlabelled
 
 
 class _Worker:
@@ -542,13 +581,13 @@ def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> d
     return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
 
 
-def check_finite(logits: Tensor, batch: Batch, pictures: Pictures) -> None:
-    """Raise ModelError for logits that are NaN or infinite, naming the image and view."""
-    finite = logits.isfinite().all(dim=1)
+def check_finite(answer: Tensor, batch: Batch, pictures: Pictures, name: str = LOGITS) -> None:
+    """Raise ModelError for values (n, values) of an output that are NaN or infinite, naming the image and view."""
+    finite = answer.isfinite().all(dim=1)
     if not finite.all():
         place = int((~finite).nonzero()[0])
         key = pictures.images.keys[int(batch.rows[place])].as_py()
         raise ModelError(
-            f"the teacher gave NaN or infinite logits for image {key!r}, view {int(batch.views[place])}; check its "
+            f"the teacher gave NaN or infinite {name} for image {key!r}, view {int(batch.views[place])}; check its "
             f"weights, or run it without `amp=fp16`"
         )

@@ -16,15 +16,15 @@ from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, 
 from softlabels.core import progress as journal
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural, rate
+from softlabels.core.types import Outputs
 from softlabels.dumping.dump import check_memory, count
 from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches, prefetched
-from softlabels.loading.labels import layout_beside
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import Pictures, Rows
 from softlabels.models import BatchSize, Teacher, teacher_passes
 from softlabels.models.devices import CPU, Passes
-from softlabels.store import Runs, Shard
+from softlabels.store import Runs, Shard, TeacherCard
 
 LEAST_BATCHES, LEAST_SECONDS = 3, 1.0
 """Real batches, and seconds of them, that are timed."""
@@ -131,7 +131,7 @@ class Plan:
 
 def measure_speed(
     pictures: Pictures,
-    teacher: Passes,
+    teacher: Passes[Outputs],
     *,
     device: torch.device,
     workers: Workers,
@@ -150,7 +150,8 @@ def measure_speed(
 
     def answer() -> int:
         batch = next(source)
-        teacher(batch.pictures).cpu()
+        for output in teacher(batch.pictures).values():
+            output.cpu()
         return len(batch)
 
     answer()
@@ -265,6 +266,7 @@ def plan(
     pictures: Pictures,
     codec: Codec,
     *,
+    cards: Sequence[TeacherCard],
     runs: Runs,
     missing: Sequence[Shard],
     part: tuple[int, int] = (0, 1),
@@ -285,17 +287,17 @@ def plan(
         StoreError: one of the shards needs more memory than this machine has.
     """
     images, views = len(pictures.images), pictures.views
-    needed, written = check_memory(codec, teacher.classes, pictures.recipe, missing, format)
+    needed, written = check_memory(cards, missing, format)
     ranges = Counter(range(shard.first_view, shard.stop_view) for shard in missing)
     shown = ranges.most_common(1)[0][0] if ranges else None
     most = max((count(shard) for shard in missing), default=images * views)
-    passes = teacher_passes(teacher, batch_size, most=most, compile=compile, say=say)
+    names = [each.output for each in cards]
+    passes = teacher_passes(teacher, batch_size, most=most, compile=compile, names=names, say=say)
     speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, views=shown)
     compared: tuple[CodecReport, ...] = ()
     if codecs:
         logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
         sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
-    beside = sum(each.nbytes for each in layout_beside(pictures.recipe).values())
     return Plan(
         teacher=teacher.name,
         images=images,
@@ -303,7 +305,7 @@ def plan(
         shards=len(runs),
         missing_shards=len(missing),
         missing_labels=sum(count(shard) for shard in missing),
-        bytes_per_label=codec.bytes_per_label(teacher.classes) + beside,
+        bytes_per_label=float(sum(each.record for card in cards for each in card.layout.values())),
         codec=codec.kind,
         pictures_per_second=speed,
         part=part,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+
+import torch
 
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.config import config_text
 from softlabels.core.progress import Journal, duration, plural, rate
+from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.dumping import dump as dumping
 from softlabels.dumping import pack as packing
 from softlabels.dumping import plan as planning
 from softlabels.dumping.config import DumpConfig, PlanConfig
-from softlabels.dumping.dump import DumpReport
+from softlabels.dumping.dump import DumpReport, StoredOutput
 from softlabels.dumping.plan import Plan
 from softlabels.dumping.stores import (
     Arrangement,
@@ -40,16 +43,16 @@ from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
 from softlabels.loading.settings import RECORDED
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import Preprocessing, Teacher
-from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, holds_store, open_store
+from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, folder_name, holds_store, open_store
 from softlabels.views import RECIPES, Recipe
 
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
     teacher_specs(config.teacher, config.weights)  # before the images are looked for, which may take long
-    codec: Codec = CODECS.make(config.codec)
+    codecs = _codecs(config)
     images = _images(config, journal)
-    plans = [_plan(config, teacher, images, codec, journal) for teacher in _teachers(config, images, journal)]
+    plans = [_plan(config, teacher, images, codecs, journal) for teacher in _teachers(config, images, journal)]
     for line in (line for each in plans for line in each.lines()):
         journal.say(line)
     for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
@@ -63,14 +66,15 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         run_plan(PlanConfig.model_validate(config.model_dump()), journal)
         return []
     teacher_specs(config.teacher, config.weights)
-    codec: Codec = CODECS.make(config.codec)
+    codecs = _codecs(config)
     images = _images(config, journal)
     recipe = _recipe(config)
     reports = []
     for teacher in _teachers(config, images, journal):
-        job = _job(config, images, recipe, teacher, codec, journal)
+        job = _job(config, images, recipe, teacher, codecs, journal)
         store, arranged = job.store.made(), job.store.images
-        labels = store.prepare(teacher.name, job.card)
+        outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in job.cards.items()]
+        labels = outputs[0].labels
         for line in _seen_otherwise(store, recipe, teacher):
             journal.say(line)
         again, readable = dumping.readable_again(labels, arranged, recipe)
@@ -82,14 +86,13 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         check_labelled(
             store, labels, arranged, [shard for shard in again if shard.run % config.share[1] == config.share[0]]
         )
-        shards = [*again, *labels.due(config.views, config.share)]
+        shards = [*again, *(shard for each in outputs for shard in each.labels.due(config.views, config.share))]
         views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
                 Pictures.of_store(store, arranged, views, image_spec(teacher.preprocessing)),
                 teacher,
-                codec,
-                labels,
+                outputs,
                 batch_size=config.batch_size,
                 compile=config.compile,
                 workers=config.helpers(images),
@@ -135,13 +138,15 @@ def card(
     recipe: Recipe,
     compression: str | None = None,
     precision: str | None = None,
+    output: str = LOGITS,
     there: TeacherCard | None = None,
 ) -> TeacherCard:
     """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told.
 
-    `there` is the card that the store has of it, if there is one: what means the same is written as it is there.
+    `classes` counts the values of its `output`. `there` is the card that the store has of it, if there is one: what
+    means the same is written as it is there.
     """
-    stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe))
+    stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe) if output == LOGITS else {})
     if compression is not None:
         stored["compression"] = compression
     stored["codec"] = as_written(there.codec if there else None, stored["codec"], CODECS.make)
@@ -154,6 +159,7 @@ def card(
         format=format,
         **stored,
         precision=precision,
+        output=output,
         versions=versions(images),
     )
 
@@ -215,14 +221,27 @@ def _stored_classes(config: DumpConfig) -> int | None:
 
 @dataclass(frozen=True)
 class _Job:
-    """What a dump of one teacher does: to which store it writes, under which card, and which shards."""
+    """What a dump of one teacher does: to which store it writes, the card of each folder of labels (that of its logits
+    first), and the shards that some of these lack."""
 
     store: Arrangement
-    card: TeacherCard
+    cards: dict[str, TeacherCard]
     missing: list[Shard]
 
 
-def _job(config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, journal: Journal) -> _Job:
+def _codecs(config: DumpConfig) -> dict[str, Codec]:
+    """The codec of each output, of the logits first."""
+    return {name: CODECS.make(codec) for name, codec in {LOGITS: config.codec, **config.outputs}.items()}
+
+
+def _job(
+    config: DumpConfig,
+    images: Images,
+    recipe: Recipe,
+    teacher: Teacher,
+    codecs: Mapping[str, Codec],
+    journal: Journal,
+) -> _Job:
     """What a dump does, and a plan tells; nothing is written.
 
     Raises:
@@ -239,21 +258,42 @@ def _job(config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, c
         grow=config.grow,
         cache=config.cache,
     )
-    there = store.card(teacher.name)
-    made = _card(config, images, recipe, teacher, codec, there)
-    store.check(teacher.name, made)
+    there, cards = store.card(teacher.name), {}
+    for output, values in _values(teacher, codecs).items():
+        name = folder_name(teacher.name, output)
+        cards[name] = _card(config, images, recipe, teacher, codecs[output], output, values, store.card(name))
+        store.check(name, cards[name])
     if there is not None and there.precision is None:
         journal.say(
             f"{teacher.name}: the labels in {config.out} do not say what the teacher computed in; it goes on in "
             f"{config.precision}"
         )
-    missing = store.missing(teacher.name, config.views, config.share)
-    dumping.check_memory(codec, teacher.classes, recipe, missing, config.format)
-    return _Job(store, made, missing)
+    lacking = (shard for name in cards for shard in store.missing(name, config.views, config.share))
+    missing = list(dict.fromkeys(lacking))
+    dumping.check_memory(cards.values(), missing, config.format)
+    return _Job(store, cards, missing)
+
+
+def _values(teacher: Teacher, names: Collection[str]) -> dict[str, int]:
+    """How many values each of these outputs has. Raises ModelError when the teacher has no such output."""
+    others = [name for name in names if name != LOGITS]
+    found = {LOGITS: teacher.classes}
+    if others:
+        side = teacher.preprocessing.size
+        grey = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
+        found |= {name: each.shape[1] for name, each in teacher.outputs(grey, others).items()}
+    return {name: found[name] for name in names}
 
 
 def _card(
-    config: DumpConfig, images: Images, recipe: Recipe, teacher: Teacher, codec: Codec, there: TeacherCard | None
+    config: DumpConfig,
+    images: Images,
+    recipe: Recipe,
+    teacher: Teacher,
+    codec: Codec,
+    output: str,
+    values: int,
+    there: TeacherCard | None,
 ) -> TeacherCard:
     return card(
         spec=teacher.spec,
@@ -261,19 +301,20 @@ def _card(
         licence=teacher.licence,
         preprocessing=teacher.preprocessing.model_dump(mode="json"),
         codec=codec,
-        classes=teacher.classes,
+        classes=values,
         format=config.format,
         images=images,
         recipe=recipe,
         compression=config.compression,
         precision=config.precision,
+        output=output,
         there=there,
     )
 
 
-def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, journal: Journal) -> Plan:
-    recipe, seen = _recipe(config), image_spec(teacher.preprocessing)
-    job = _job(config, images, recipe, teacher, codec, journal)
+def _plan(config: PlanConfig, teacher: Teacher, images: Images, codecs: Mapping[str, Codec], journal: Journal) -> Plan:
+    recipe, seen, codec = _recipe(config), image_spec(teacher.preprocessing), codecs[LOGITS]
+    job = _job(config, images, recipe, teacher, codecs, journal)
     there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,
@@ -281,6 +322,7 @@ def _plan(config: PlanConfig, teacher: Teacher, images: Images, codec: Codec, jo
         if there and record_spec(recipe)
         else Pictures(arranged, recipe, config.seed, config.views, seen),
         codec,
+        cards=list(job.cards.values()),
         runs=job.store.runs,
         missing=job.missing,
         part=config.share,

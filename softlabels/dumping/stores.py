@@ -59,8 +59,8 @@ class Arrangement:
         return Runs((*(file.rows for file in held.images), *added), held.rows_per_shard)
 
     def card(self, name: str) -> TeacherCard | None:
-        """The card of the teacher of this name, where there is one."""
-        return None if self.there is None or name not in self.there.teachers else self.there.teacher(name).card
+        """The card of the folder of labels of this name, where there is one."""
+        return None if self.there is None or name not in self.there.folders else self.there.teacher(name).card
 
     def check(self, name: str, card: TeacherCard) -> None:
         """Raise StoreError for all that keeps the labels of this card from being written here."""

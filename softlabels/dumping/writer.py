@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from softlabels.codecs import CODECS, Codec
+from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
-from softlabels.dumping.dump import Filling, Look, OddLogits, shard_batches
+from softlabels.dumping.dump import Look, OddLogits, ShardBuilder, StoredOutput, shard_batches
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError
@@ -77,10 +78,11 @@ class LabelWriter:
             there=self.store.teacher(teacher).card if teacher in self.store.teachers else None,
         )
         labels = self.store.prepare(teacher, own)
+        outputs = [StoredOutput(coding, labels)]
         look = Look(teacher, coding, on_odd_logits, _warn)
         with labels.writing():
             for shard in labels.missing(self._views):
-                filling = Filling(shard, pictures, coding, classes)
+                builder = ShardBuilder(shard, pictures, outputs)
                 todo = list(shard_batches(shard, self._views, batch_size))
                 for batch in batches(LabelledPictures(pictures), todo, workers=workers):
                     self._said = None
@@ -93,9 +95,9 @@ class LabelWriter:
                         )
                     if not look.done:
                         look.begin(batch, self._said)
-                    filling.enter(batch, self._said)
+                    builder.enter(batch, {LOGITS: self._said})
                     look.count(batch, self._said)
-                filling.write(labels)
+                builder.write()
         for line in look.lines():
             if line.startswith("warning: "):
                 _warn(line)

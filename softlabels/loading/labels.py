@@ -18,10 +18,10 @@ from torch import Tensor
 
 from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
 from softlabels.core.philox import Words, hash_keys, philox
-from softlabels.errors import ConfigError, StoreError, did_you_mean
+from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.records import record_spec
 from softlabels.losses import BLENDS, Blend
-from softlabels.store import Cache, Store, TeacherLabels, open_store
+from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
 from softlabels.views import RECIPES, Recipe
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -57,7 +57,7 @@ class Labels:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.teachers: tuple[str, ...] = store.teachers
-        self._by_teacher = {name: store.teacher(name) for name in self.teachers}
+        self._by_teacher = {name: store.teacher(name) for name in store.folders}
         self._codecs = {name: _codec(labels) for name, labels in self._by_teacher.items()}
         self._views: dict[str, int] = {}
 
@@ -172,9 +172,7 @@ class Labels:
                 )
             teacher = self.teachers[0]
         if teacher not in self._by_teacher:
-            raise StoreError(
-                f"{self.store.location} has no teacher {teacher!r}; {did_you_mean(teacher, self.teachers)}"
-            )
+            return self.store.teacher(teacher)  # which says what is there
         return self._by_teacher[teacher]
 
     def codec(self, teacher: str | None = None) -> Codec:
@@ -186,6 +184,24 @@ class Labels:
         if teachers is None:
             return self.teachers
         return tuple(self.of(name).name for name in ([teachers] if isinstance(teachers, str) else teachers))
+
+    def outputs(self, teacher: str | None = None) -> tuple[str, ...]:
+        """Names of what is stored of a teacher beside its logits, sorted; StoreError for an unknown teacher."""
+        name = self.of(teacher).name
+        return tuple(output_name(each) for each in self._by_teacher if each.startswith(f"{name}@"))
+
+    def output(
+        self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, name: str, teacher: str | None = None
+    ) -> Tensor:
+        """Another output of a teacher than its logits, for one view of these rows: float32 (n, values).
+
+        Arguments and errors are those of `logits`; `name` is one of `outputs`, else a StoreError.
+        """
+        folder = self.of(folder_name(self.of(teacher).name, name)).name
+        where, numbers = self._addresses(rows, view)
+        taken = self.take(where, numbers, [folder])
+        self._refuse_unlabelled(where, numbers, [folder])
+        return self.decode(taken)[0]
 
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
         """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""
@@ -272,7 +288,10 @@ class Labels:
         Without one each teacher's are valid at 1, or at the temperature that its labels are of.
         """
         return torch.stack(
-            [self._codecs[name].decode(each, self.classes, temperature=temperature) for name, each in arrays.items()]
+            [
+                self._codecs[name].decode(each, self._by_teacher[name].card.classes, temperature=temperature)
+                for name, each in arrays.items()
+            ]
         )
 
     def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:

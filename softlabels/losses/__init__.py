@@ -35,7 +35,7 @@ from softlabels.losses._divergences import (
     soft_cross_entropy,
 )
 from softlabels.losses._logits import logit_l1, logit_mse, spherical_kd, standardized_kl
-from softlabels.losses._objective import Objective, Term
+from softlabels.losses._objective import Objective, Target, Term
 from softlabels.losses._relational import dist, relational_angle, relational_distance
 from softlabels.losses._true_class import decoupled_kd, hard_cross_entropy, teacher_free, weighted_soft_labels
 
@@ -47,6 +47,7 @@ __all__ = [
     "Objective",
     "SparseLogits",
     "SparseLoss",
+    "Target",
     "Term",
     "confidence_penalty",
     "decoupled_kd",

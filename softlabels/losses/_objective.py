@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 from torch import Tensor
 
 from softlabels.core.tables import LOSSES
-from softlabels.core.types import SparseLogits
+from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
 from softlabels.losses._base import Loss, SparseLoss, number
 from softlabels.losses._rows import MOST_IN_FP32
@@ -28,14 +28,34 @@ HIGHEST_TEMPERATURE = 10_000.0
 """Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
 
 
+Target = Tensor | SparseLogits
+"""What a teacher says of a batch: logits (batch, classes), sparse ones, or another output of it (batch, values)."""
+
+
 class Term(BaseModel):
-    """A further term of an objective: `weight` times `loss`, at its own temperature or (None) the objective's."""
+    """A further term of an objective: `weight` times `loss`, at its own temperature or (None) the objective's.
+
+    It compares the student's and the teacher's `output` of that name, or the student's `student_output` where its is
+    called otherwise: ``logits``, an entry of the mapping that a network returns, or the path of a layer.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     weight: float = Field(allow_inf_nan=False)
     loss: AnyLoss
     temperature: float | None = Field(None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
+    output: str = LOGITS
+    student_output: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its part is called in reports: its loss's kind, with the output where that is not the logits."""
+        return self.loss.kind if self.output == LOGITS else f"{self.loss.kind}@{self.output}"
+
+    @property
+    def of_student(self) -> str:
+        """The student's output that is compared."""
+        return self.student_output or self.output
 
 
 class Objective(BaseModel):
@@ -49,7 +69,7 @@ class Objective(BaseModel):
         loss: the soft part: a loss, its name or its mapping.
         temperature: T > 0 of the soft part.
         label_smoothing: of the hard part.
-        terms: further weighted terms, of distinct kinds.
+        terms: further weighted terms, of distinct kinds or outputs.
         ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
             (Rows with label -1 have no hard part in any case.)
         normalization: what sums over rows are divided by, as Caffe's layers name it: ``valid`` the rows that count in
@@ -70,16 +90,16 @@ class Objective(BaseModel):
     @field_validator("terms")
     @classmethod
     def _distinct(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        # Parts are reported by kind.
-        if len({term.loss.kind for term in terms}) < len(terms):
-            raise ValueError("further terms must be of distinct kinds")
+        # Parts are reported by name.
+        if len({term.name for term in terms}) < len(terms):
+            raise ValueError("further terms must be of distinct kinds, or of distinct outputs")
         return terms
 
     def __call__(
         self,
-        student_logits: Tensor,
+        student_logits: Tensor | Mapping[str, Tensor],
         labels: Tensor | None,
-        teacher_logits: Tensor | SparseLogits | None = None,
+        teacher_logits: Target | Mapping[str, Target] | None = None,
         valid: Tensor | None = None,
         *,
         partners: Tensor | None = None,
@@ -91,9 +111,10 @@ class Objective(BaseModel):
         A part that was not computed is 0.
 
         Args:
-            student_logits: (batch, classes).
+            student_logits: (batch, classes); or outputs by name, the logits among them.
             labels: class ids (batch,), -1 where there is none; None: no labels.
             teacher_logits: (batch, classes), or sparse logits for losses that have an exact sparse path; None: none.
+                Or outputs by name.
             valid: bool (batch,), the rows that count in any part; None: all.
             partners: for views mixed of two images the class ids of the other one, (batch,).
             shares: how much of each of these views is the image's own, (batch,).
@@ -103,41 +124,48 @@ class Objective(BaseModel):
                 rows are all.
 
         Raises:
-            ConfigError: a part needs labels or a teacher that are not there, or a loss that needs the true class meets
-                mixed views; the message names it.
+            ConfigError: a part needs labels, a teacher or an output that are not there, or a loss that needs the true
+                class meets mixed views; the message names it.
         """
+        student = student_logits if isinstance(student_logits, Mapping) else {LOGITS: student_logits}
+        teacher = teacher_logits if isinstance(teacher_logits, Mapping) else {LOGITS: teacher_logits}
+        logits = student[LOGITS]
         valid = self._counted(labels, valid)
         masks = self._masks(labels, valid, partners)
 
         def normalised(name: str, mean: Tensor) -> Tensor:
             if self.normalization == "valid" and over is None:
                 return mean
-            mask, batch = masks[name], len(student_logits)
+            mask, batch = masks[name], len(logits)
             rows = batch if mask is None else mask.sum()
             if self.normalization == "none":
                 return mean * rows
             return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1)))
 
-        zero = torch.zeros((), device=student_logits.device)
+        zero = torch.zeros((), device=logits.device)
         total, parts = zero, {"hard": zero, "soft": zero}
         if self.alpha > 0:
             if labels is None:
                 raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
             smoothing = self.label_smoothing
             hard = hard_cross_entropy(
-                student_logits, labels, label_smoothing=smoothing, valid=valid, partners=partners, shares=shares
+                logits, labels, label_smoothing=smoothing, valid=valid, partners=partners, shares=shares
             )
             hard = normalised("hard", hard)
             total, parts["hard"] = total + self.alpha * hard, hard.detach()
-        for name, weight, loss, temperature in self._soft_parts():
+        for part in self._soft_parts():
+            loss = part.loss
             if loss.needs_labels and partners is not None:
                 raise ConfigError(
                     f"loss {loss.kind!r} needs the one true class of a picture and a mixed picture has two; choose "
                     f"another loss, or labels of a recipe without mixup and cutmix"
                 )
-            soft = _soft(loss, student_logits, teacher_logits, temperature, labels, valid)
-            soft = normalised(name, soft)
-            total, parts[name] = total + weight * soft, soft.detach()
+            if part.of_student not in student:
+                raise ConfigError(f"term {part.name!r} needs the student's output {part.of_student!r}; give it, too")
+            target = teacher.get(part.output)
+            soft = _soft(loss, student[part.of_student], target, part.temperature, labels, valid)
+            soft = normalised(part.name, soft)
+            total, parts[part.name] = total + part.weight * soft, soft.detach()
         return total, parts
 
     def counts(
@@ -159,26 +187,37 @@ class Objective(BaseModel):
     @property
     def needs_teacher(self) -> bool:
         """Whether a part that is computed asks for a teacher."""
-        return any(loss.needs_teacher for _, _, loss, _ in self._soft_parts())
+        return any(part.loss.needs_teacher for part in self._soft_parts())
 
     @property
     def needs_labels(self) -> bool:
         """Whether a part that is computed asks for labels."""
-        return self.alpha > 0 or any(loss.needs_labels for _, _, loss, _ in self._soft_parts())
+        return self.alpha > 0 or any(part.loss.needs_labels for part in self._soft_parts())
 
     @property
     def losses(self) -> tuple[Loss, ...]:
         """The losses of all parts besides the hard one, whatever their weight: a schedule may bring them in later."""
         return (self.loss, *(term.loss for term in self.terms))
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The teacher's outputs that a part compares, logits first."""
+        return tuple(dict.fromkeys([LOGITS, *(term.output for term in self.terms if term.loss.needs_teacher)]))
+
+    @property
+    def student_outputs(self) -> tuple[str, ...]:
+        """The student's outputs that a part compares, logits first."""
+        return tuple(dict.fromkeys([LOGITS, *(term.of_student for term in self.terms)]))
+
     def describe(self) -> list[str]:
         """The exact objective, a line for each thing that implementations differ in."""
-        weights = {"hard": self.alpha} | {name: weight for name, weight, _, _ in self._soft_parts()}
+        soft = list(self._soft_parts())
+        weights = {"hard": self.alpha} | {part.name: part.weight for part in soft}
         lines = ["loss = " + " + ".join(f"{number(w)} * {name}" for name, w in weights.items() if w)]
         if self.alpha > 0:
             smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
             lines.append(f"hard = - ln softmax(student)[label]{smoothing}; rows with label -1 are left out")
-        lines += [f"{name} = {loss.formula(t)} ({loss.kind})" for name, _, loss, t in self._soft_parts()]
+        lines += [f"{part.name} = {part.loss.formula(part.temperature)} ({part.loss.kind})" for part in soft]
         over = {
             "valid": "the mean over the valid rows",
             "full": "divided by all rows",
@@ -189,18 +228,19 @@ class Objective(BaseModel):
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
         lines.append("natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always")
-        high = any(temperature > MOST_IN_FP32 for *_, temperature in self._soft_parts())
+        high = any(part.temperature > MOST_IN_FP32 for part in soft)
         precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
         lines.append(f"log-softmax in {precision}; what a top-K label leaves over is clamped at 0 and spread per class")
         return lines
 
-    def _soft_parts(self) -> Iterator[tuple[str, float, Loss, float]]:
-        """Name, weight, loss and temperature of each part besides the hard one that is computed."""
+    def _soft_parts(self) -> Iterator[_Part]:
+        """Each part besides the hard one that is computed."""
         if self.alpha < 1:
-            yield "soft", 1 - self.alpha, self.loss, self.temperature
+            yield _Part("soft", 1 - self.alpha, self.loss, self.temperature, LOGITS, LOGITS)
         for term in self.terms:
             if term.weight:
-                yield term.loss.kind, term.weight, term.loss, term.temperature or self.temperature
+                temperature = term.temperature or self.temperature
+                yield _Part(term.name, term.weight, term.loss, temperature, term.output, term.of_student)
 
     def _counted(self, labels: Tensor | None, valid: Tensor | None) -> Tensor | None:
         if self.ignore_label is None or labels is None:
@@ -210,16 +250,25 @@ class Objective(BaseModel):
     def _masks(self, labels: Tensor | None, valid: Tensor | None, partners: Tensor | None) -> dict[str, Tensor | None]:
         """The rows that count in each part that is computed, bool (batch,); None: all."""
         known = None if labels is None else labels != NO_LABEL
-        masks = {name: _both(known if loss.needs_labels else None, valid) for name, _, loss, _ in self._soft_parts()}
+        masks = {part.name: _both(known if part.loss.needs_labels else None, valid) for part in self._soft_parts()}
         if self.alpha > 0:
             masks["hard"] = _both(known if partners is None else _both(known, partners != NO_LABEL), valid)
         return masks
 
 
+class _Part(NamedTuple):
+    name: str
+    weight: float
+    loss: Loss
+    temperature: float
+    output: str
+    of_student: str
+
+
 def _soft(
     loss: Loss,
     student_logits: Tensor,
-    teacher_logits: Tensor | SparseLogits | None,
+    teacher_logits: Target | None,
     temperature: float,
     labels: Tensor | None,
     valid: Tensor | None,

@@ -32,14 +32,13 @@ from softlabels.models._columns import (
 from softlabels.models._file import load_file
 from softlabels.models._function import from_function
 from softlabels.models._outputs import (
-    LOGITS,
     Logits,
-    Outputs,
+    OutputReader,
     logits_of,
-    outputs_of,
     parameter_count,
     set_mode,
     try_learning,
+    try_outputs,
 )
 from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
@@ -69,7 +68,6 @@ from softlabels.models._weights import (
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "LOGITS",
     "ROUNDING",
     "STUDENTS",
     "TEACHERS",
@@ -79,7 +77,7 @@ __all__ = [
     "Logits",
     "NetworkSpec",
     "NetworkTeacher",
-    "Outputs",
+    "OutputReader",
     "Preprocessing",
     "PretrainedWeights",
     "StudentSpec",
@@ -106,7 +104,6 @@ __all__ = [
     "load_state",
     "load_weights",
     "logits_of",
-    "outputs_of",
     "parameter_count",
     "preprocessing",
     "preprocessing_of",
@@ -121,6 +118,7 @@ __all__ = [
     "teacher_passes",
     "teacher_spec",
     "try_learning",
+    "try_outputs",
     "weights_file",
     "write_weights",
 ]

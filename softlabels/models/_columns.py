@@ -18,8 +18,8 @@ from torch import Tensor
 from softlabels.core import tables
 from softlabels.core.config import Part
 from softlabels.core.files import read_json
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError, ModelError, did_you_mean
-from softlabels.models._outputs import LOGITS, Outputs
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._teacher import Teacher
 
@@ -96,9 +96,9 @@ class ChosenColumns:
     licence: str | None
     device: torch.device
 
-    def compile(self) -> ChosenColumns:
+    def compile(self, names: Collection[str] = (LOGITS,)) -> ChosenColumns:
         """The same columns of the whole teacher, compiled."""
-        return replace(self, teacher=self.teacher.compile())
+        return replace(self, teacher=self.teacher.compile(names))
 
     def logits(self, pictures: Tensor) -> Tensor:
         """The chosen columns of the whole teacher's logits: float32 (n, columns)."""

@@ -1,24 +1,21 @@
-"""What networks return, and the one trial picture that every network has to pass before anything is written."""
+"""What networks return, by name, and the one trial picture that each has to pass before anything is written."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ModelError, SoftlabelsError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import extra_metadata
 from softlabels.models._preprocessing import Preprocessing
-
-LOGITS = "logits"
-"""The name of the output that every network has."""
-
-Outputs = dict[str, Tensor]
-"""What a network answers, by name: its logits (n, classes), and features (n, ...)."""
 
 
 def logits_of(answer: Any, whose: str) -> Tensor:
@@ -42,19 +39,46 @@ def logits_of(answer: Any, whose: str) -> Tensor:
     return found
 
 
-def outputs_of(answer: Any, whose: str, names: Collection[str] = (LOGITS,)) -> Outputs:
-    """The outputs of these names in what a network returns; beside `logits`, those are the tensors of a mapping.
+class OutputReader:
+    """Reads the outputs of these names from each answer of a network.
 
-    Raises:
-        ModelError: there is none of a name; the message begins with `whose`.
+    An output is its logits, a tensor of the mapping that it returns, or what the layer at that path returned (as
+    `torch.nn.Module.get_submodule` takes paths); a feature of several axes is flattened to (n, values). Layers are
+    watched until `close`.
     """
-    held = {name: each for name, each in answer.items() if isinstance(each, Tensor)} if isinstance(answer, dict) else {}
-    if LOGITS in names:
-        held[LOGITS] = logits_of(answer, whose)
-    for name in names:
-        if name not in held:
-            raise ModelError(f"{whose} has no output {name!r}; {did_you_mean(name, [LOGITS, *held])}")
-    return {name: held[name] for name in names}
+
+    def __init__(self, network: nn.Module, names: Collection[str] = (LOGITS,)) -> None:
+        self.names = tuple(names)
+        self._seen: Outputs = {}
+        self._layers: dict[str, nn.Module] = {} if self.names == (LOGITS,) else dict(network.named_modules())
+        watched = [name for name in self.names if name and name in self._layers]
+        self._hooks = [self._layers[name].register_forward_hook(partial(self._keep, name)) for name in watched]
+
+    def read(self, answer: Any, whose: str) -> Outputs:
+        """The outputs in what the network just returned.
+
+        Raises:
+            ModelError: there is none of a name; the message begins with `whose`.
+        """
+        found, self._seen = self._seen, {}
+        if isinstance(answer, dict):
+            found |= {name: each for name, each in answer.items() if isinstance(each, Tensor)}
+        if LOGITS in self.names:
+            found[LOGITS] = logits_of(answer, whose)
+        for name in self.names:
+            if name not in found or found[name].ndim < 2:
+                known = did_you_mean(name, [LOGITS, *found, *filter(None, self._layers)])
+                raise ModelError(f"{whose} has no output {name!r} of a value or more for each image; {known}")
+        return {name: found[name] if name == LOGITS else found[name].flatten(1) for name in self.names}
+
+    def close(self) -> None:
+        """Watch no layer any more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _keep(self, name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self._seen[name] = output
 
 
 class Logits(nn.Module):
@@ -106,6 +130,23 @@ def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.d
             f"{whose} answers one picture with shape {tuple(logits.shape)}; logits must be (pictures, classes)"
         )
     return int(logits.shape[1])
+
+
+def try_outputs(
+    network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str, names: Collection[str]
+) -> dict[str, int]:
+    """How many values each of these outputs has for a grey picture, in evaluation mode; the mode is left as it was.
+
+    Raises:
+        ModelError: it does not run, or has no such output.
+    """
+    mode = network.training
+    set_mode(network, False)
+    with _explained(whose, preprocessing), torch.inference_mode(), closing(OutputReader(network, names)) as reader:
+        normalised = preprocessing.normalise(_grey(1, preprocessing, device))
+        found = reader.read(network(normalised.to(weight_dtype(network))), whose)
+    set_mode(network, mode)
+    return {name: each.shape[1] for name, each in found.items()}
 
 
 def try_learning(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError, ModelError
-from softlabels.models._outputs import LOGITS, Outputs, outputs_of, set_mode, try_answer, weight_dtype
+from softlabels.models._outputs import OutputReader, set_mode, try_answer, weight_dtype
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._weights import digest
 from softlabels.models.devices import Passes, best_batch, find_device, first_line, is_out_of_memory
@@ -48,14 +51,14 @@ class Teacher(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def compile(self) -> Teacher:
-        """The same teacher, quicker for batches of one size; its logits are equal within rounding."""
+    def compile(self, names: Collection[str] = (LOGITS,)) -> Teacher:
+        """The same teacher, quicker for batches of one size, for these outputs; they are equal within rounding."""
 
     def logits(self, pictures: Tensor) -> Tensor:
         """uint8 pictures (n, 3, S, S) on any device to float32 logits (n, classes), each row its picture's alone."""
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
-        """As `logits`, of the outputs of these names: float32 (n, ...)."""
+        """As `logits`, of the outputs of these names: float32 (n, values)."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,10 @@ class NetworkTeacher:
     role: str = "teacher"
     compiled: Callable[[Tensor], Any] | None = field(default=None, repr=False)
     """What `compile` made: it answers to uint8 pictures."""
+    reader: OutputReader | None = field(default=None, repr=False)
+    """What reads the outputs of `compiled`, whose layers had to be watched before it was compiled."""
 
-    def compile(self) -> NetworkTeacher:
+    def compile(self, names: Collection[str] = (LOGITS,)) -> NetworkTeacher:
         """This teacher compiled with torch.compile, normalisation and all, for few sizes of batches: static shapes."""
         mean, std = (
             torch.tensor(each, device=self.device).view(3, 1, 1)
@@ -108,14 +113,15 @@ class NetworkTeacher:
         def answered(pictures: Tensor) -> Any:
             return self.network(((pictures.to(torch.float32) / 255 - mean) / std).to(kind))
 
-        return replace(self, compiled=torch.compile(answered, dynamic=False))
+        reader = OutputReader(self.network, names)
+        return replace(self, compiled=torch.compile(answered, dynamic=False), reader=reader)
 
     def logits(self, pictures: Tensor) -> Tensor:
         """See `Teacher.logits`."""
         return self.outputs(pictures)[LOGITS]
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
-        """uint8 pictures (n, 3, S, S) on any device to float32 outputs (n, ...) on the teacher's.
+        """uint8 pictures (n, 3, S, S) on any device to float32 outputs (n, values) on the teacher's.
 
         They are normalised on the teacher's device. BatchNorm uses its stored statistics and dropout is off even when
         somebody has put the network into train mode since. Whether the numbers are finite is not looked at.
@@ -142,10 +148,12 @@ class NetworkTeacher:
 
     def _answer(self, pictures: Tensor, names: Collection[str]) -> Outputs:
         whose = f"{self.role} {self.name}"
-        if self.compiled is None:
-            return outputs_of(self.network(pictures.to(weight_dtype(self.network))), whose, names)
+        if self.compiled is None or self.reader is None:
+            with closing(OutputReader(self.network, names)) as reader:
+                return reader.read(self.network(pictures.to(weight_dtype(self.network))), whose)
         try:
-            return outputs_of(self.compiled(pictures), whose, names)
+            found = self.reader.read(self.compiled(pictures), whose)
+            return {name: found[name] for name in names}
         except RuntimeError as problem:
             compilers = ("torch._dynamo", "torch._inductor", "torch._functorch")
             if is_out_of_memory(problem) or not type(problem).__module__.startswith(compilers):
@@ -238,14 +246,21 @@ def _moved(network: nn.Module, device: str | torch.device) -> torch.device:
 
 
 def teacher_passes(
-    teacher: Teacher, batch_size: BatchSize, *, most: int, compile: bool = False, say: Callable[[str], None]
-) -> Passes:
+    teacher: Teacher,
+    batch_size: BatchSize,
+    *,
+    most: int,
+    compile: bool = False,
+    names: Collection[str] = (LOGITS,),
+    say: Callable[[str], None],
+) -> Passes[Outputs]:
     """Runs the teacher on pictures, `size` at a time; on fewer, with a line to `say`, when memory is full.
 
-    Compiled, the teacher always sees so many: a batch of fewer is filled up, and the filling's logits are cut off.
+    Compiled, the teacher always sees so many: a batch of fewer is filled up, and the filling's outputs are cut off.
 
     Args:
         most: pictures that there are together, at most: more are not tried.
+        names: outputs that are asked for.
 
     Raises:
         ModelError: not even one picture fits into memory.
@@ -253,7 +268,7 @@ def teacher_passes(
     if batch_size == "auto":
         side = teacher.preprocessing.size
         noise = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, device=teacher.device)
-        run = teacher.logits
+        run = partial(teacher.outputs, names=names)
         size, tried = best_batch(
             lambda count: run(noise.expand(count, 3, side, side)), teacher.device, most=min(most, _MOST_AT_ONCE)
         )
@@ -262,12 +277,12 @@ def teacher_passes(
         size = batch_size
     if compile:
         say(f"teacher {teacher.name} is compiled for batches of {size}, which takes up to some minutes")
-        teacher = teacher.compile()
+        teacher = teacher.compile(names)
 
     def reduced(size: int, why: str) -> None:
         say(f"teacher {teacher.name}: {why}; going on with {size} pictures at a time")
 
-    return Passes(teacher.logits, size, padded=compile, reduced=reduced)
+    return Passes(partial(teacher.outputs, names=names), size, padded=compile, reduced=reduced)
 
 
 ROUNDING = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "device": 3e-2}

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -149,8 +150,12 @@ class SideStream:
         return tensor
 
 
+Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
+"""A tensor (n, ...), or some by name."""
+
+
 @dataclass
-class Passes:
+class Passes(Generic[Rows]):
     """Calls `function`, rows to rows, on at most `size` rows at a time; on fewer from when memory is full.
 
     Attributes:
@@ -159,12 +164,12 @@ class Passes:
         reduced: is called with the new size, and in a line what was full.
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Callable[[Tensor], Rows]
     size: int
     padded: bool = False
     reduced: Callable[[int, str], None] | None = None
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def __call__(self, rows: Tensor) -> Rows:
         """What `function` makes of all rows.
 
         Raises:
@@ -173,7 +178,7 @@ class Passes:
         while True:
             try:
                 made = [self._call(part) for part in rows.split(self.size)] if len(rows) else [self.function(rows)]
-                return made[0] if len(made) == 1 else torch.cat(made)
+                return made[0] if len(made) == 1 else _joined(made)
             except (RuntimeError, MemoryError) as problem:
                 if not is_out_of_memory(problem):
                     raise
@@ -187,13 +192,22 @@ class Passes:
             if self.reduced is not None:
                 self.reduced(self.size, why)
 
-    def _call(self, part: Tensor) -> Tensor:
+    def _call(self, part: Tensor) -> Rows:
         lacking = self.size - len(part)
         if not self.padded or not lacking:
             return self.function(part)
         layout = torch.channels_last if part.ndim == 4 and part.stride(1) == 1 else torch.contiguous_format
         filled = torch.cat([part, part[-1:].expand(lacking, *part.shape[1:])]).contiguous(memory_format=layout)
-        return self.function(filled)[: len(part)]
+        made = self.function(filled)
+        if isinstance(made, Tensor):
+            return made[: len(part)]
+        return {name: each[: len(part)] for name, each in made.items()}
+
+
+def _joined(made: list[Rows]) -> Rows:
+    if isinstance(made[0], Tensor):
+        return torch.cat(made)
+    return {name: torch.cat([each[name] for each in made]) for name in made[0]}
 
 
 def best_batch(

@@ -27,7 +27,16 @@ from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._shard import MOST_VIEWS, Runs, Shard, ShardFormat
-from softlabels.store._store import Store, check_new, check_same, create, holds_store, open_store
+from softlabels.store._store import (
+    Store,
+    check_new,
+    check_same,
+    create,
+    folder_name,
+    holds_store,
+    open_store,
+    output_name,
+)
 
 __all__ = [
     "FORMAT",
@@ -52,8 +61,10 @@ __all__ = [
     "create",
     "differences",
     "exclusive",
+    "folder_name",
     "holds_store",
     "is_url",
     "joined",
     "open_store",
+    "output_name",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from softlabels.core.config import essence
+from softlabels.core.types import LOGITS
 from softlabels.errors import StoreError
 from softlabels.store._documents import differences, digest
 
@@ -86,6 +87,8 @@ class TeacherCard(BaseModel):
     format: Literal["hdf5", "zarr"]
     compression: Literal["none", "zstd"] = "none"
     precision: Literal["fp32", "fp16", "bf16"] | None = None
+    output: str = LOGITS
+    """Which of the teacher's outputs this is; `classes` counts its values."""
     versions: dict[str, str] = {}
 
     @property

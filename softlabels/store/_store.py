@@ -19,6 +19,7 @@ from softlabels.core import locks as _lock
 from softlabels.core.config import is_url
 from softlabels.core.files import remove_leftovers, whole, write_text
 from softlabels.core.paths import Place
+from softlabels.core.types import LOGITS
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images
 from softlabels.store._cache import Cache
@@ -53,7 +54,17 @@ class Relabelled(BaseModel):
     checksums: dict[int, Annotated[int, Field(ge=0, lt=1 << 64)]]
 
 
-_TEACHER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=@-]{0,99}")
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}(@[A-Za-z0-9_][A-Za-z0-9._-]{0,99})?")
+
+
+def folder_name(teacher: str, output: str = LOGITS) -> str:
+    """The folder of a teacher's labels: its name for logits, ``TEACHER@OUTPUT`` for another output."""
+    return teacher if output == LOGITS else f"{teacher}@{output}"
+
+
+def output_name(folder: str) -> str:
+    """Which output the labels in a folder of this name are."""
+    return folder.partition("@")[2] or LOGITS
 
 
 class Store:
@@ -158,9 +169,14 @@ class Store:
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Names of the teachers that have a folder here, sorted."""
+        """Names of the teachers whose logits have a folder here, sorted."""
+        return tuple(name for name in self.folders if output_name(name) == LOGITS)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Every folder of labels by name, sorted: of the teachers' logits, and of other outputs (`folder_name`)."""
         names = self._mirror.teachers() if self._mirror is not None else _folders(self.root)
-        return tuple(name for name in names if _TEACHER.fullmatch(name) and _has_card(self.root, name))
+        return tuple(name for name in names if _FOLDER.fullmatch(name) and _has_card(self.root, name))
 
     @property
     def orphans(self) -> list[str]:
@@ -179,13 +195,14 @@ class Store:
         ]
 
     def teacher(self, name: str) -> TeacherLabels:
-        """The labels of one teacher.
+        """The labels of one teacher, or of another of its outputs (`folder_name`).
 
         Raises:
-            StoreError: there is no such teacher here, or its card is damaged.
+            StoreError: there is no such folder here, or its card is damaged.
         """
-        if name not in self.teachers:
-            raise StoreError(f"{self.location} has no teacher {name!r}; {did_you_mean(name, self.teachers)}")
+        if name not in self.folders:
+            what = "teacher" if output_name(name) == LOGITS else "output"
+            raise StoreError(f"{self.location} has no {what} {name!r}; {did_you_mean(name, self.folders)}")
         return self._labels(name)
 
     def prepare(self, name: str, card: TeacherCard) -> TeacherLabels:
@@ -213,15 +230,18 @@ class Store:
             StoreError: the name cannot be a folder's, the labels there are of another teacher, codec or format, or a
                 shard of these labels would be larger than a reader takes.
         """
-        if not _TEACHER.fullmatch(name):
-            raise StoreError(f"a teacher's name is a folder's: letters, digits and ._+=@- (at most 100), not {name!r}")
-        if card.classes != self.manifest.classes:
+        if not _FOLDER.fullmatch(name) or output_name(name) != card.output:
+            raise StoreError(
+                f"a teacher's name is a folder's: letters, digits and ._+=- (at most 100), and @ before the name of "
+                f"an output that is not its logits; not {name!r}"
+            )
+        if card.output == LOGITS and card.classes != self.manifest.classes:
             raise StoreError(
                 f"{self.location} holds logits of {self.manifest.classes} classes, teacher {name} gives "
                 f"{card.classes}; choose another folder for them"
             )
         FORMATS[card.format].check_compression(card.compression)
-        differing = self._labels(name).card.differs(card) if name in self.teachers else []
+        differing = self._labels(name).card.differs(card) if name in self.folders else []
         if differing:
             raise StoreError(
                 f"{self.location} holds other labels under the name {name}: {joined(differing)}; "
@@ -305,7 +325,11 @@ class Store:
     def _labels(self, name: str) -> TeacherLabels:
         place = Place(self.root, (name, CARD))
         card = read_document(place, TeacherCard)
-        if card.classes != self.manifest.classes:
+        if card.output != output_name(name):
+            raise StoreError(
+                f"{place} is of the output {card.output!r}; the folder was renamed, give it its name again"
+            )
+        if card.output == LOGITS and card.classes != self.manifest.classes:
             raise StoreError(
                 f"{place} states {card.classes:,} classes and {NAME} {self.manifest.classes:,}; it is of another "
                 f"store, copy it again from its source"
@@ -433,7 +457,7 @@ def mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None
         mirror.bring(images_name(number))
     if RELABELLED in mirror.objects:
         mirror.bring(RELABELLED)
-    for name in filter(_TEACHER.fullmatch, mirror.teachers()):
+    for name in filter(_FOLDER.fullmatch, mirror.teachers()):
         mirror.bring(f"{name}/{CARD}")
     return mirror
 

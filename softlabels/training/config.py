@@ -118,11 +118,14 @@ class TrainConfig(TrainSettings, Machine, Caching):
 
 
 def _term(text: str) -> dict[str, Any]:
-    weight, _, loss = text.partition("*")
+    weight, _, rest = text.partition("*")
+    loss, at, output = rest.partition("@")
     try:
-        return {"weight": float(weight), "loss": loss.strip()}
+        return {"weight": float(weight), "loss": loss.strip(), **({"output": output.strip()} if at else {})}
     except ValueError:
-        raise ValueError("a term is WEIGHT*LOSS such as 0.5*dist") from None
+        raise ValueError(
+            "a term is WEIGHT*LOSS such as 0.5*dist, or WEIGHT*LOSS@OUTPUT such as 0.5*mse@avgpool"
+        ) from None
 
 
 SWEEP_OWN = frozenset({"grid", "runs"})

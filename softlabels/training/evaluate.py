@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, SomeImages, content_checksums
 from softlabels.loading.batches import LabelledPictures, Workers, batches
 from softlabels.loading.checks import divergence
@@ -122,7 +123,7 @@ def agreement_with_teachers(
     sums = torch.zeros(6, dtype=torch.float64)
     for batch in batches(task.samples, todo, workers=workers):
         logits = classify(batch.pictures).float().cpu()
-        target = task.targets(batch, torch.device("cpu"))
+        target = task.targets(batch, torch.device("cpu")).get(LOGITS)
         if target is not None:
             teacher_logits = target if isinstance(target, Tensor) else target.dense()
             sums += _agreement(logits, teacher_logits.cpu(), batch.targets, task.objective.temperature)

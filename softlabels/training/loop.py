@@ -134,7 +134,7 @@ def train(
     per_epoch = sampler.steps_per_epoch
     steps = per_epoch * settings.epochs
     warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
-    state = TrainState(network, preprocessing, settings, steps, warmup, runtime)
+    state = TrainState(network, preprocessing, settings, steps, warmup, runtime, task.student_outputs)
     files = _StudentFiles(folder, metadata if ranks.first else None)
     if ranks.first:
         remove_leftovers(folder)
@@ -157,8 +157,8 @@ def train(
                     counts = task.counts(supervised, device, ranks)
                     state.begin(progress.step, len(passes))
                     for each in supervised:
-                        logits = state.forward(each.batch)
-                        loss, parts = each.loss(logits, counts)
+                        outputs = state.forward(each.batch)
+                        loss, parts = each.loss(outputs, counts)
                         state.backward(loss)
                         progress.add(loss, parts, step.images, each.rows)
                     state.step()

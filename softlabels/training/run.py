@@ -37,6 +37,7 @@ from softlabels.models import (
     read_weights,
     student_spec,
     try_learning,
+    try_outputs,
 )
 from softlabels.training.checkpoints import newest_step
 from softlabels.training.config import TrainConfig
@@ -47,7 +48,16 @@ from softlabels.training.loop import CHECKPOINTS, TrainReport, train
 from softlabels.training.run_inputs import Inputs
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, check_optimizer, check_ranks, parameter_groups
-from softlabels.training.targets import Filter, LiveTargets, NoTargets, Targets, Task, match_labels, stored_targets
+from softlabels.training.targets import (
+    Filter,
+    LiveTargets,
+    NoTargets,
+    Targets,
+    Task,
+    match_labels,
+    stored_features,
+    stored_targets,
+)
 from softlabels.training.tracking import check_trackers, tracked
 from softlabels.views import RECIPES
 
@@ -155,7 +165,9 @@ def _train(
     # Now, so that a mistyped layer leaves no folder behind that would refuse the corrected command.
     parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
     check_optimizer(settings)
-    used = try_learning(network, preprocessing, classes, device, f"student {spec.short_name}", config.dtype)
+    whose = f"student {spec.short_name}"
+    used = try_learning(network, preprocessing, classes, device, whose, config.dtype)
+    task.check_outputs(try_outputs(network, preprocessing, device, whose, task.student_outputs))
     runtime = Runtime(
         device,
         config.dtype,
@@ -355,9 +367,11 @@ def _check_without_teacher(config: TrainConfig) -> None:
 
 
 def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
-    teachers = inputs.teachers
+    teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
+    if len(outputs) > 1 and len(teachers) > 1:
+        raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
     seen = [pictures.at(image_spec(teacher.preprocessing)) for teacher in teachers]
-    return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature)
+    return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature, outputs)
 
 
 def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Task, int, list[str]]:
@@ -365,18 +379,21 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     labels = inputs.labels
     assert labels is not None
-    teachers = labels.select(config.teachers)
-    views = labels.complete_views(teachers)
+    teachers, objective = labels.select(config.teachers), _objective(config, 0.0)
+    features = stored_features(labels, teachers, objective)
+    folders = (*teachers, *features.values())
+    views = labels.complete_views(folders)
     if config.views_per_image > views:
         raise ConfigError(
             f"`views_per_image={config.views_per_image}` is more than the {views} views that {labels.store.location} "
             f"holds; choose {views} or fewer, or dump more views"
         )
-    for name in teachers:
+    for name in folders:
         _check_complete(labels, name, config.incomplete)
-        _check_temperatures(labels, name, _objective(config, 0.0), confidence=config.min_confidence > 0)
-    images, views = inputs.images, _views(labels, inputs, teachers)
-    matched = match_labels(images.keys, labels, teachers, leave_out=config.unlabelled == "leave-out")
+    for name in teachers:
+        _check_temperatures(labels, name, objective, confidence=config.min_confidence > 0)
+    images, views = inputs.images, _views(labels, inputs, folders)
+    matched = match_labels(images.keys, labels, folders, leave_out=config.unlabelled == "leave-out")
     notes = [
         f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
         f"{', '.join(teachers)}, "
@@ -392,10 +409,9 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         images = subset(images, matched.rows)
     _check_pixels(labels, images, teachers)
     pictures = Pictures.of_store(labels.store, images, views, image_spec(preprocessing))
-    samples = LabelledPictures(pictures, labels, matched.label_rows, teachers)
+    samples = LabelledPictures(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
-    objective = _objective(config, 0.0)
-    targets = stored_targets(labels, matched.label_rows, teachers, BLENDS.make(config.blend), objective)
+    targets = stored_targets(labels, matched.label_rows, teachers, features, BLENDS.make(config.blend), objective)
     task, more = _with_teachers(config, samples, targets, teachers)
     if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from softlabels.core.philox import philox
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError
 from softlabels.loading.batches import Batch, Workers
-from softlabels.models import Preprocessing, logits_of
+from softlabels.models import OutputReader, Preprocessing
 from softlabels.training.checkpoints import after_checkpoint
 from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.settings import TrainSettings
@@ -260,6 +261,7 @@ class TrainState:
         steps: int,
         warmup: int,
         runtime: Runtime,
+        outputs: Sequence[str] = (LOGITS,),
     ) -> None:
         check_ranks(settings, runtime)
         ranks = runtime.ranks
@@ -281,6 +283,7 @@ class TrainState:
                 f"`optimizer={settings.optimizer}` takes second derivatives, in one process and without `amp=fp16`; "
                 f"choose another"
             )
+        self._reader = OutputReader(self.network, outputs)  # before it is compiled, with the layers that it watches
         self._forward: nn.Module = torch.compile(self.network) if runtime.compile else self.network  # type: ignore[assignment]
         if ranks.count > 1:  # after the optimizer, which marks the parameters that are not trained
             self._forward = _data_parallel(self._forward, runtime)
@@ -320,8 +323,8 @@ class TrainState:
             module.training = False
         self._step, self._passes_left = step, passes
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The student's logits of a batch, (n, classes), in training mode and with their graph."""
+    def forward(self, batch: Batch) -> Outputs:
+        """The student's outputs of a batch, such as logits (n, classes), in training mode and with their graph."""
         device, amp, ranks = self._runtime.device, self._runtime.amp, self._runtime.ranks
         # Laid out as the network wants them while they are bytes, of which there are a quarter as many.
         images = batch.pictures.to(device, non_blocking=True).contiguous(memory_format=self._layout)
@@ -335,7 +338,7 @@ class TrainState:
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.autocast(device.type, dtype=amp, enabled=amp is not None))
             try:
-                return logits_of(self._forward(images), "the student")
+                return self._reader.read(self._forward(images), "the student")
             except ValueError as problem:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise

@@ -14,25 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import SparseCodec
-from softlabels.core.types import SparseLogits
-from softlabels.errors import ConfigError, StoreError
+from softlabels.core.types import LOGITS
+from softlabels.errors import ConfigError, StoreError, did_you_mean
 from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
-from softlabels.loading.labels import Labels, blending_words
+from softlabels.loading.labels import Arrays, Labels, blending_words
 from softlabels.loading.views import Pictures
-from softlabels.losses import Blend, Objective, SparseLoss, hard_cross_entropy
+from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
+from softlabels.store import folder_name
 from softlabels.training.distributed import Ranks
 from softlabels.views import ImageSpec
 
-Target = Tensor | SparseLogits
-"""Logits (n, classes), or sparse ones; both up to a constant per row."""
-
 
 class Targets(Protocol):
-    """The teachers' logits for a batch, on `device`; None where there is no teacher."""
+    """The teachers' outputs for a batch by name, on `device`: their logits, up to a constant per row, and features.
 
-    def __call__(self, batch: Batch, device: torch.device) -> Target | None: ...
+    Empty where there is no teacher.
+    """
+
+    def __call__(self, batch: Batch, device: torch.device) -> dict[str, Target]: ...
 
     def at(self, temperature: float) -> Targets:
         """The same of another temperature, at which the labels must be valid."""
@@ -42,8 +43,8 @@ class Targets(Protocol):
 class NoTargets:
     """Hard labels alone."""
 
-    def __call__(self, batch: Batch, device: torch.device) -> None:  # noqa: ARG002
-        return None
+    def __call__(self, batch: Batch, device: torch.device) -> dict[str, Target]:  # noqa: ARG002
+        return {}
 
     def at(self, temperature: float) -> NoTargets:  # noqa: ARG002
         return self
@@ -51,17 +52,34 @@ class NoTargets:
 
 @dataclass(frozen=True)
 class StoredTargets:
-    """Labels read from a store, decoded and blended at the objective's temperature."""
+    """Labels read from a store, decoded and blended at the objective's temperature.
+
+    A sparse `codec`, of one teacher, is decoded as it names K classes: nothing of the shape (n, classes) is ever built.
+    `features` are the folders of the teachers' other outputs by name.
+    """
 
     labels: Labels
     label_rows: NDArray[np.int64]
+    teachers: Sequence[str]
     blend: Blend
     temperature: float
+    codec: SparseCodec | None = None
+    features: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+    def __call__(self, batch: Batch, device: torch.device) -> dict[str, Target]:
         arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
-        logits = sent(self.labels.decode(arrays, self.temperature), device)
-        words = None
+        found: dict[str, Target] = {LOGITS: self._logits(batch, arrays, device)}
+        for name, folder in self.features.items():
+            found[name] = sent(self.labels.decode({folder: arrays[folder]})[0], device)
+        return found
+
+    def _logits(self, batch: Batch, arrays: Mapping[str, Arrays], device: torch.device) -> Target:
+        if self.codec is not None:
+            own = arrays[self.teachers[0]]
+            sparse = self.codec.sparse(own, self.labels.classes, temperature=self.temperature)
+            return sparse.map(lambda tensor: sent(tensor, device))
+        decoded = self.labels.decode({name: arrays[name] for name in self.teachers}, self.temperature)
+        logits, words = sent(decoded, device), None
         if self.blend.samples:
             words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
         return self.blend(logits, temperature=self.temperature, words=words)
@@ -70,33 +88,23 @@ class StoredTargets:
         return replace(self, temperature=temperature)
 
 
-@dataclass(frozen=True)
-class SparseTargets:
-    """One teacher's labels as they name K classes: nothing of the shape (n, classes) is ever built."""
-
-    codec: SparseCodec
-    classes: int
-    temperature: float
-
-    def __call__(self, batch: Batch, device: torch.device) -> SparseLogits:
-        (arrays,) = batch.arrays.values()
-        logits = self.codec.sparse(as_mapping(arrays), self.classes, temperature=self.temperature)
-        return logits.map(lambda tensor: sent(tensor, device))
-
-    def at(self, temperature: float) -> SparseTargets:
-        return replace(self, temperature=temperature)
-
-
 def stored_targets(
-    labels: Labels, label_rows: NDArray[np.int64], teachers: Sequence[str], blend: Blend, objective: Objective
-) -> StoredTargets | SparseTargets:
+    labels: Labels,
+    label_rows: NDArray[np.int64],
+    teachers: Sequence[str],
+    features: Mapping[str, str],
+    blend: Blend,
+    objective: Objective,
+) -> StoredTargets:
     """How to read these teachers' labels: sparse when there is one, it is stored so, and the losses take it so.
+
+    `features` are `stored_features`.
 
     Raises:
         ConfigError: a loss or the blend needs logits that the labels do not have, or the blend does not fit them.
     """
     # The soft part too where alpha begins at 1: a schedule may bring it in later.
-    parts = objective.losses
+    parts = [objective.loss, *(term.loss for term in objective.terms if term.output == LOGITS)]
     for loss in parts:
         if loss.needs_logits:
             instead = "choose kl, ce, js or dist, or dump with another codec such as topk"
@@ -107,9 +115,36 @@ def stored_targets(
     blend(
         torch.zeros(len(teachers), 1, labels.classes), temperature=objective.temperature, words=np.zeros(1, np.uint64)
     )
-    if len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(each, SparseLoss) for each in parts):
-        return SparseTargets(codec, labels.classes, objective.temperature)
-    return StoredTargets(labels, label_rows, blend, objective.temperature)
+    sparse = len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(it, SparseLoss) for it in parts)
+    return StoredTargets(
+        labels,
+        label_rows,
+        teachers,
+        blend,
+        objective.temperature,
+        codec if sparse and isinstance(codec, SparseCodec) else None,
+        features,
+    )
+
+
+def stored_features(labels: Labels, teachers: Sequence[str], objective: Objective) -> dict[str, str]:
+    """The folder of each output beside the logits that the objective compares.
+
+    Raises:
+        ConfigError: it is not stored, or of several of these teachers.
+    """
+    found = {}
+    for output in objective.outputs[1:]:
+        holding = [name for name in teachers if output in labels.outputs(name)]
+        if len(holding) != 1:
+            known = {each for name in teachers for each in labels.outputs(name)}
+            stored = f"is stored of {', '.join(holding)}; choose one with `teachers`"
+            if not holding:
+                stored = f"is not in {labels.store.location}; dump it with `output={output}`"
+                stored += f" ({did_you_mean(output, known)})" if known else ""
+            raise ConfigError(f"output {output!r} {stored}")
+        found[output] = folder_name(holding[0], output)
+    return found
 
 
 @dataclass(frozen=True)
@@ -121,19 +156,21 @@ class LiveTargets:
     image_spec: ImageSpec
     blend: Blend
     temperature: float
+    outputs: tuple[str, ...] = (LOGITS,)
 
-    def __call__(self, batch: Batch, device: torch.device) -> Tensor:
+    def __call__(self, batch: Batch, device: torch.device) -> dict[str, Target]:
         rows, views = batch.rows.numpy(), batch.views.numpy()
-        answers = [
-            teacher.logits(batch.pictures if pictures.image_spec == self.image_spec else pictures.render(rows, views))
-            for teacher, pictures in zip(self.teachers, self.pictures, strict=True)
-        ]
+        answers = []
+        for teacher, pictures in zip(self.teachers, self.pictures, strict=True):
+            same = pictures.image_spec == self.image_spec
+            answers.append(teacher.outputs(batch.pictures if same else pictures.render(rows, views), self.outputs))
         words = None
         if self.blend.samples:
             pictures = self.pictures[0]
             words = blending_words(pictures.hashes[rows], pictures.seed, views)
-        logits = torch.stack([logits.to(device) for logits in answers])
-        return self.blend(logits, temperature=self.temperature, words=words)
+        logits = torch.stack([each[LOGITS].to(device) for each in answers])
+        features: dict[str, Target] = {name: answers[0][name].to(device) for name in self.outputs[1:]}
+        return {LOGITS: self.blend(logits, temperature=self.temperature, words=words), **features}
 
     def at(self, temperature: float) -> LiveTargets:
         return replace(self, temperature=temperature)
@@ -261,15 +298,17 @@ class Supervision:
             counts["rows"] = kept.sum() + sum(mask.sum() for mask, weight in rest if weight > 0)
         return counts
 
-    def loss(self, logits: Tensor, counts: Mapping[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the student's `logits` (n, classes), and its parts.
+    def loss(
+        self, outputs: Mapping[str, Tensor], counts: Mapping[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the student's outputs, logits (n, classes) and features (n, values), and its parts.
 
         The mean over this batch; or, where `counts` are those of a whole step, what the batch adds to the step's mean.
         """
         if self._padding:
-            return 0 * logits.sum(), {}
-        objective, (kept, rest) = self._objective, self._selected
-        value, parts = objective(logits, self._labels, self._target, kept, over=counts, **self._mixture)
+            return 0 * sum(each.sum() for each in outputs.values()), {}  # type: ignore[return-value]
+        objective, (kept, rest), logits = self._objective, self._selected, outputs[LOGITS]
+        value, parts = objective(outputs, self._labels, self._target, kept, over=counts, **self._mixture)
         if kept is None:
             part = logits.new_ones(()) if counts is None else len(self.batch) / counts["pictures"]
             return value, parts | {"kept": part}
@@ -284,8 +323,8 @@ class Supervision:
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["pictures"].clamp(min=1)}
 
     @cached_property
-    def _target(self) -> Target | None:
-        return self._targets(self.batch, self._device) if self._objective.needs_teacher else None
+    def _target(self) -> dict[str, Target]:
+        return self._targets(self.batch, self._device) if self._objective.needs_teacher else {}
 
     @cached_property
     def _target_at_1(self) -> Target | None:
@@ -293,17 +332,18 @@ class Supervision:
 
         Of a top-K label the classes that it does not name have another share at each temperature.
         """
-        if self._target is None or not self._filter.min_confidence or self._objective.temperature == 1:
-            return self._target
+        target = self._target.get(LOGITS)
+        if target is None or not self._filter.min_confidence or self._objective.temperature == 1:
+            return target
         if isinstance(self._targets, LiveTargets) and len(self._targets.teachers) == 1:
-            return self._target  # a network's logits are the same at any
-        return self._targets.at(1.0)(self.batch, self._device)
+            return target  # a network's logits are the same at any
+        return self._targets.at(1.0)(self.batch, self._device)[LOGITS]
 
     @cached_property
     def _selected(self) -> tuple[Tensor | None, list[tuple[Tensor, float]]]:
         """Rows whose teacher counts, None for all; and rows whose hard label alone counts, with its weight."""
         labels, partners = self._labels, self._mixture.get("partners")
-        if not self._filter.active or self._target is None:
+        if not self._filter.active or LOGITS not in self._target:
             return None, []
         if partners is not None and self._filter.wrong_teacher == "hard":
             raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
@@ -335,9 +375,31 @@ class Task:
         return labels is None or all(labels.codec(name).has_logits for name in self.samples.teachers)
 
     @property
+    def student_outputs(self) -> tuple[str, ...]:
+        """The student's outputs that are compared."""
+        return self.objective.student_outputs
+
+    def check_outputs(self, values: Mapping[str, int]) -> None:
+        """Raise ConfigError where a term cannot compare a student's output of so many values with the stored one."""
+        if not isinstance(self.targets, StoredTargets):
+            return
+        for term in self.objective.terms:
+            folder = self.targets.features.get(term.output)
+            if folder is not None:
+                stored = self.targets.labels.of(folder).card.classes
+                student, teacher = torch.zeros(4, values[term.of_student]), torch.zeros(4, stored)
+                try:
+                    term.loss(student, teacher, labels=torch.zeros(4, dtype=torch.int64))
+                except ConfigError as problem:
+                    raise ConfigError(
+                        f"term {term.name!r} compares {values[term.of_student]:,} values of the student's "
+                        f"{term.of_student} with {stored:,} of {folder}: {problem}"
+                    ) from problem
+
+    @property
     def reported(self) -> tuple[str, ...]:
         """Names of what `loss` reports beside the total."""
-        terms = [term.loss.kind for term in self.objective.terms if term.weight]
+        terms = [term.name for term in self.objective.terms if term.weight]
         return ("hard", "soft", *terms, *(["kept"] if self.filter.active else []))
 
     def objective_at(self, done: float) -> Objective:

@@ -7,10 +7,20 @@ from pathlib import Path
 
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.progress import Journal, duration, plural, size
+from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.views import key_hashes
-from softlabels.store import Store, TeacherCard, TeacherLabels, copy_images, holds_store, is_url, open_store
+from softlabels.store import (
+    Store,
+    TeacherCard,
+    TeacherLabels,
+    copy_images,
+    folder_name,
+    holds_store,
+    is_url,
+    open_store,
+)
 from softlabels.upkeep import convert as converting
 from softlabels.upkeep.config import ConvertConfig, MergeConfig
 from softlabels.upkeep.convert import CopyReport, Recode
@@ -21,7 +31,7 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     if _place(config.out) == _place(labels.store.location):
         raise ConfigError(f"`out={config.out}` is the store to convert; choose another folder")
-    names = dict.fromkeys(labels.select(config.teachers))
+    names = _folders(labels, config.teachers)
     _check_any(labels.store.location, names)
     wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
     for name in names:
@@ -45,15 +55,15 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     if len(stores) == len(there):
         raise ConfigError(f"`out={out}` is the only store to merge; name those that are to be merged into it")
     converting.check_same(stores)
-    names = sorted({name for store in stores for name in store.teachers})
+    names = sorted({name for store in stores for name in store.folders})
     _check_any(", ".join(config.labels), names)
-    holding = {name: [store.teacher(name) for store in stores if name in store.teachers] for name in names}
+    holding = {name: [store.teacher(name) for store in stores if name in store.folders] for name in names}
     for each in holding.values():
         converting.check_agreement(each, journal)
     target = there[0] if there else copy_images(stores[0], out, cache)
     reports = []
     for name, sources in holding.items():
-        merged = target.teacher(name) if name in target.teachers else target.prepare(name, sources[0].card)
+        merged = target.teacher(name) if name in target.folders else target.prepare(name, sources[0].card)
         for source in sources:
             if _place(source.location) != _place(merged.location):
                 reports.append(converting.copy(source, merged, journal=journal))
@@ -61,10 +71,16 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     return reports
 
 
+def _folders(labels: Labels, teachers: tuple[str, ...] | None) -> list[str]:
+    """The folders of labels of these teachers (None: all), each teacher's logits before its other outputs."""
+    chosen = dict.fromkeys(labels.select(teachers))
+    return [each for name in chosen for each in (name, *(folder_name(name, it) for it in labels.outputs(name)))]
+
+
 def _change(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> Recode | None:
-    """How one teacher's labels change their codec; None when they keep it."""
+    """How one teacher's labels change their codec; None when they keep it, as other outputs than logits do."""
     old = labels.codec(name)
-    if wanted is None or wanted == old:
+    if wanted is None or wanted == old or labels.of(name).card.output != LOGITS:
         return None
     converting.check_recoding(old, wanted, lossy=lossy)
     return Recode(old, wanted, labels.classes, key_hashes(labels.keys), labels.seed)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from softlabels.core.progress import Journal, plural
 from softlabels.datasets import Images, subset
-from softlabels.dumping.dump import dump_shards
+from softlabels.dumping.dump import StoredOutput, dump_shards
 from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
 from softlabels.loading.labels import Labels, open_labels
@@ -29,7 +29,7 @@ def run_repair(config: RepairConfig, journal: Journal) -> Repairs:
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     workshop = _Workshop(config, labels)
     reports = Repairs()
-    for name in labels.teachers:
+    for name in labels.store.folders:
         each = labels.of(name)
         with each.writing():
             damaged = repairing.find_damage(each)
@@ -68,20 +68,18 @@ class _Workshop:
         return subset(images, rows)
 
     def redump(self, name: str, shards: list[Shard], journal: Journal) -> None:
-        """Dump these shards of a teacher again."""
+        """Dump these shards of a teacher again, or of another output of it."""
         config, labels = self._config, self._labels
         repairing.check_contents(labels.store, self.images, shards)
         reopen = reopening(config, labels, self.images, "leave `redump=True` out to only remove the damage")
-        teacher = reopen(name)
+        teacher, output = reopen(name.partition("@")[0]), StoredOutput(labels.codec(name), labels.of(name))
         views = max(shard.stop_view for shard in shards)
         # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
         with offering_to_skip(config.on_bad_image):
             dump_shards(
                 Pictures.of_store(labels.store, self.images, views, image_spec(teacher.preprocessing)),
                 teacher,
-                labels.codec(name),
-                labels.of(name),
-                shards,
+                {shard: [output] for shard in shards},
                 batch_size=config.batch_size,
                 workers=config.helpers(self.images),
                 skip_bad_images=config.on_bad_image == "skip",
@@ -120,7 +118,7 @@ def _dump_command(teacher: str, damaged: list[Shard], labels: Labels) -> str:
     views = max(shard.stop_view for shard in (*each.shards, *damaged))
     others = len(each.missing(views)) - len(damaged)
     besides = f" (and {others:,} others that were missing before)" if others > 0 else ""
-    saved = Path(root) / saved_config(teacher)
+    saved = Path(root) / saved_config(teacher.partition("@")[0])
     if saved.exists() and root == Path(labels.store.location):
         command = ["softlabels", "dump", "--config", saved, "--out", root, "--views", views, "--part", "0/1"]
         return f"this dumps them again{besides}: {shlex.join(str(word) for word in command)}"

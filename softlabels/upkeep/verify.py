@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, nearest_temperature
 from softlabels.core.philox import Words
+from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
 from softlabels.loading.checks import compare_digests, compare_images, compare_partners, compare_records, divergence
@@ -98,7 +99,7 @@ def check_store(labels: Labels) -> Findings:
     if not labels.teachers:
         lacking = f"{labels.store.location} holds no teacher's labels; dump some first, or copy the store whole"
         findings.check("teachers", [lacking])
-    for name in labels.teachers:
+    for name in labels.store.folders:
         each, before = labels.of(name), len(findings.problems)
         wrong = check_card(labels, name)
         findings.check(f"{name}: card", wrong)
@@ -107,6 +108,8 @@ def check_store(labels: Labels) -> Findings:
         findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
         sound = len(findings.problems) == before
+        if each.card.output != LOGITS:
+            continue  # records and partners are beside the logits
         if sound and record_spec(labels.recipe) and name != labels.teachers[0]:
             findings.check(f"{name}: recorded views", compare_records(labels, name))
         if sound and labels.recipe.mixes:
@@ -120,8 +123,8 @@ def check_card(labels: Labels, name: str) -> list[str]:
     """Where a teacher's card contradicts the store, or itself."""
     card, codec, problems = labels.of(name).card, labels.codec(name), []
     where = f"the card of {name}"
-    wanted = {key: (each.dtype, each.shape) for key, each in codec.layout(labels.classes).items()}
-    wanted |= {key: (each.dtype, each.shape) for key, each in layout_beside(labels.recipe).items()}
+    beside = layout_beside(labels.recipe) if card.output == LOGITS else {}
+    wanted = {key: (each.dtype, each.shape) for key, each in (codec.layout(card.classes) | beside).items()}
     found = {key: (each.dtype, tuple(each.shape)) for key, each in card.layout.items()}
     if wanted != found:
         problems.append(f"{where} lists arrays that its codec {codec.kind!r} does not write: {found}, not {wanted}")

@@ -65,16 +65,16 @@ def test_a_dump_goes_on_bit_for_bit_where_it_was_stopped(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = dump(photos, tmp_path / "whole")
-    written, write = [], dumping.Filling.write
+    written, write = [], dumping.ShardBuilder.write
 
-    def stop(filling: Any, *given: Any) -> None:
+    def stop(builder: Any, *given: Any, **named: Any) -> None:
         written.append(1)
         if len(written) > 1:
             raise ModelError("stopped")
-        write(filling, *given)
+        write(builder, *given, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(dumping.Filling, "write", stop)
+        patched.setattr(dumping.ShardBuilder, "write", stop)
         with pytest.raises(ModelError, match="stopped"):
             dump(photos, tmp_path / "again")
     assert len(softlabels.open_labels(tmp_path / "again").of("cnn_small").shards) == 1

@@ -164,15 +164,15 @@ def test_the_best_batch_is_the_smallest_beyond_which_doubling_gains_little(monke
 def hold(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Teachers hold so many pictures at most from now on; the sizes of their passes."""
     sizes: list[int] = []
-    whole = NetworkTeacher.logits
+    whole = NetworkTeacher.outputs
 
-    def logits(teacher: NetworkTeacher, pictures: Tensor) -> Tensor:
+    def outputs(teacher: NetworkTeacher, pictures: Tensor, *names: Any, **named: Any) -> Any:
         if len(pictures) > most:
             raise FULL
         sizes.append(len(pictures))
-        return whole(teacher, pictures)
+        return whole(teacher, pictures, *names, **named)
 
-    monkeypatch.setattr(NetworkTeacher, "logits", logits)
+    monkeypatch.setattr(NetworkTeacher, "outputs", outputs)
     return sizes
 
 
@@ -291,15 +291,15 @@ def test_images_that_fail_are_counted_beside_the_teacher_too(
 
 def failing(monkeypatch: pytest.MonkeyPatch, step: str, at: int) -> None:
     """The `at`-th encoding or writing fails."""
-    calls, whole = [], getattr(dumping.Filling, step)
+    calls, whole = [], getattr(dumping.ShardBuilder, step)
 
-    def call(filling: Any, *given: Any, **named: Any) -> None:
+    def call(builder: Any, *given: Any, **named: Any) -> None:
         calls.append(1)
         if len(calls) == at:
             raise ModelError("broken here")
-        whole(filling, *given, **named)
+        whole(builder, *given, **named)
 
-    monkeypatch.setattr(dumping.Filling, step, call)
+    monkeypatch.setattr(dumping.ShardBuilder, step, call)
 
 
 @pytest.mark.parametrize("threads", [False, True])

@@ -289,15 +289,13 @@ def test_a_teacher_answers_with_outputs_by_name(here: Path) -> None:
     teacher = teacher_spec("teachers_named:make").open()
     shown = pictures(side=8)
     found = teacher.outputs(shown, ("features", "logits"))
-    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3, 64)
+    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3 * 64)
     assert found["features"].dtype == torch.float32 and torch.equal(found["logits"], teacher.logits(shown))
-    assert torch.equal(found["features"].mean(2), found["logits"])
+    assert torch.equal(found["features"].view(5, 3, 64).mean(2), found["logits"])
     assert [*teacher.outputs(shown)] == ["logits"]
     some = models.chosen(teacher, (2, 0)).outputs(shown, ("features", "logits"))
     assert torch.equal(some["features"], found["features"]) and torch.equal(some["logits"], found["logits"][:, [2, 0]])
-    with pytest.raises(
-        ModelError, match="teacher teachers_named-make has no output 'featurs'; did you mean 'features'"
-    ):
+    with pytest.raises(ModelError, match=r"make has no output 'featurs' .*; did you mean 'features'"):
         teacher.outputs(shown, ("featurs",))
 
 

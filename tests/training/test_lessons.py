@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from worlds import TINY
 
 import softlabels
 from softlabels.codecs import CODECS, SparseLogits
+from softlabels.core.types import LOGITS
 from softlabels.loading.batches import Batch, LabelledPictures
 from softlabels.loading.views import Pictures
-from softlabels.losses import Objective, hard_cross_entropy, kl_divergence
+from softlabels.losses import BLENDS, Objective, hard_cross_entropy, kl_divergence
 from softlabels.models import build, preprocessing
 from softlabels.training.distributed import SINGLE
 from softlabels.training.settings import TrainSettings
@@ -155,8 +157,8 @@ def batch(labels: list[int]) -> Batch:
 def test_labels_below_the_threshold_have_no_soft_part() -> None:
     target = torch.tensor([[5.0, 0, 0], [0.1, 0, 0], [0, 0, 4.0]])
     student = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    task = Task(None, lambda *_: target, Objective(), filter=Filter(min_confidence=0.5))  # type: ignore[arg-type]
-    value, parts = task.supervision(batch([0, 0, 0]), CPU, 0.0).loss(student)
+    task = Task(None, lambda *_: {LOGITS: target}, Objective(), filter=Filter(min_confidence=0.5))  # type: ignore[arg-type]
+    value, parts = task.supervision(batch([0, 0, 0]), CPU, 0.0).loss({LOGITS: student})
     torch.testing.assert_close(value, kl_divergence(student[[0, 2]], target[[0, 2]]))
     assert parts["kept"].item() == pytest.approx(2 / 3)
     value.backward()
@@ -170,8 +172,8 @@ def test_where_the_teacher_is_wrong_the_hard_label_counts_in_full() -> None:
     student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     objective = Objective(alpha=0.25)
     sort = Filter(min_confidence=0.5, wrong_teacher="hard")
-    task = Task(None, lambda *_: target, objective, filter=sort)  # type: ignore[arg-type]
-    value, _ = task.supervision(batch(labels.tolist()), CPU, 0.0).loss(student)
+    task = Task(None, lambda *_: {LOGITS: target}, objective, filter=sort)  # type: ignore[arg-type]
+    value, _ = task.supervision(batch(labels.tolist()), CPU, 0.0).loss({LOGITS: student})
     right, _ = objective(student[[0, 2]], labels[[0, 2]], target[[0, 2]])
     wrong = hard_cross_entropy(student[1:2], labels[1:2])
     unsure = hard_cross_entropy(student[3:], labels[3:])
@@ -188,12 +190,12 @@ def test_a_step_of_several_passes_is_the_mean_over_all_rows_that_count(loss: str
     sort = Filter(min_confidence=0.5, wrong_teacher="hard")
     task = Task(
         None,  # type: ignore[arg-type]
-        lambda batch, _: target[batch.rows],
+        lambda batch, _: {LOGITS: target[batch.rows]},
         Objective(alpha=0.25, loss=loss, label_smoothing=0.1),
         filter=sort,
     )
     whole = batch(labels)
-    value, parts = task.supervision(whole, CPU, 0.0).loss(student)
+    value, parts = task.supervision(whole, CPU, 0.0).loss({LOGITS: student})
     (gradient,) = torch.autograd.grad(value, student)
     passes = [
         Batch(whole.pictures[cut], whole.rows[cut], whole.views[cut], whole.targets[cut])
@@ -201,7 +203,7 @@ def test_a_step_of_several_passes_is_the_mean_over_all_rows_that_count(loss: str
     ]
     step = [task.supervision(each, CPU, 0.0) for each in passes]
     counts = task.counts(step, CPU, SINGLE)
-    shares = [each.loss(student[each.batch.rows], counts) for each in step]
+    shares = [each.loss({LOGITS: student[each.batch.rows]}, counts) for each in step]
     total = torch.stack([share for share, _ in shares]).sum()
     torch.testing.assert_close(total, value)
     torch.testing.assert_close(torch.autograd.grad(total, student)[0], gradient)
@@ -485,7 +487,7 @@ def test_confidence_is_that_of_temperature_1_whatever_the_loss_is_softened_with(
 ) -> None:
     """Of a top-K label decoded for T the tail has another share at 1, and other rows would be kept."""
     from softlabels.codecs import CODECS as TABLE
-    from softlabels.training.targets import SparseTargets
+    from softlabels.training.targets import StoredTargets
 
     logits = 1.5 * torch.randn(256, 200, generator=torch.Generator().manual_seed(0))
     logits[:, 0] += 6
@@ -493,7 +495,8 @@ def test_confidence_is_that_of_temperature_1_whatever_the_loss_is_softened_with(
     arrays = {name: torch.from_numpy(array) for name, array in part.encode(logits).items()}
     rows = torch.arange(256)
     some = Batch(torch.zeros(256, 3, 2, 2), rows, rows, torch.zeros(256, dtype=torch.int64), arrays={"t": arrays})
-    targets = SparseTargets(part, 200, temperature)
+    labels: Any = SimpleNamespace(classes=200)
+    targets = StoredTargets(labels, rows.numpy(), ("t",), BLENDS.make("mean-logits"), temperature, part)
     task = Task(None, targets, Objective(temperature=temperature), filter=Filter(min_confidence=0.6))  # type: ignore[arg-type]
     kept = task.supervision(some, CPU, 0.0).counts()["kept"].item()
     confident = (part.decode(part.encode(logits), 200).softmax(-1).amax(-1) >= 0.6).sum().item()

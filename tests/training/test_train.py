@@ -290,7 +290,7 @@ def steps(of: learning.TrainState, start: int, stop: int) -> None:
             targets=torch.randint(0, 10, (8,), generator=words),
         )
         of.begin(step)
-        of.backward(torch.nn.functional.cross_entropy(of.forward(batch), batch.targets))
+        of.backward(torch.nn.functional.cross_entropy(of.forward(batch)["logits"], batch.targets))
         of.step()
 
 
