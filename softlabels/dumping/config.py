@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from softlabels.choices import CodecChoice, DataChoice, RecipeChoice, TeacherChoice
 from softlabels.core.config import MOST, CommandConfig
+from softlabels.loading.settings import Caching, Machine, share_of
 from softlabels.store import MOST_VIEWS, is_url
 
 if TYPE_CHECKING:
     from softlabels.datasets import Packing
-from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher, Caching, Machine, share_of
 
 
 class PackConfig(CommandConfig):
     """What `softlabels pack` does."""
 
-    data: AnyData = Field(None, description="data set to pack: all that `data` takes elsewhere")
+    data: DataChoice | None = Field(None, description="data set to pack: all that `data` takes elsewhere")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by seed 0")
@@ -75,10 +76,10 @@ class PackConfig(CommandConfig):
         return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
 
 
-class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin defines a method twice
+class DumpConfig(Machine, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
-    teacher: tuple[AnyTeacher, ...] = Field(
+    teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable"
     )
     weights: tuple[str, ...] = Field(
@@ -91,7 +92,7 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
         description="file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each "
         "class of the data set, by number or name  [default: found by name]",
     )
-    data: AnyData = Field(
+    data: DataChoice | None = Field(
         None,
         description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
         "module:function",
@@ -100,9 +101,13 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
-    recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
+    recipe: RecipeChoice = Field(
+        "crop-flip", validate_default=True, description="how views are drawn: a short name, or steps in a config file"
+    )
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
-    codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
+    codec: CodecChoice = Field(
+        "dense", validate_default=True, description="how logits are stored: dense, dense:fp32, topk:10, ..."
+    )
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: what the codec wants, mostly none]"
