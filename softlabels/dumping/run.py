@@ -169,6 +169,7 @@ def saved_import(teacher: str) -> str:
 
 def _images(config: DumpConfig, journal: Journal) -> Images:
     check_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), journal)
     return limited(images, config.limit, config.seed)
 

@@ -95,6 +95,7 @@ def check_files(config: TrainConfig) -> None:
     _student(config).check_weights(training=True)
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
     opening.check_files(teachers, config.class_map)
+    config.torch_device()
     check_trackers(each.make() for each in config.track)
     if config.eval_data is not None:
         check_there(config.eval_data.make(), config.data_dir)

@@ -25,6 +25,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
         data, data_dir = _data_of_run(config.student.given, data_dir)
     spec = config.student.make(config.weights, config.size)
     check_files([spec], config.class_map)
+    config.torch_device()
     images = describe(open_data(data, data_dir, config.split), journal)
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
