@@ -33,6 +33,7 @@ from softlabels.models._columns import (
 )
 from softlabels.models._file import FileNetwork, load_file
 from softlabels.models._function import from_function
+from softlabels.models._named import student_spec, teacher_spec
 from softlabels.models._outputs import (
     LOGITS,
     Logits,
@@ -45,7 +46,6 @@ from softlabels.models._outputs import (
 )
 from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
-from softlabels.models._tables import student_spec, teacher_spec
 from softlabels.models._teacher import (
     ROUNDING,
     BatchSize,

@@ -17,7 +17,7 @@ FILES = {
     "recipe.yaml": "recipe: [random-resized-crop, {kind: horizontal-flip, probabilty: 0.5}]",
     "teacher.yaml": "teacher: [{kind: small, architecture: cnn_tiny, siez: 8}]",
     "student.yaml": "student: {kind: small, architecture: cnn_tiny, siez: 8}",
-    "blend.yaml": "blend: {kind: weighted, weigths: {a: 1}}",
+    "blend.yaml": "blend: {kind: weighted, weigths: [1, 2]}",
     "term.yaml": "term: [{weight: 1, loss: js, temperatur: 2}]",
     "data.yaml": "data: {kind: folder, root: photos, class_ordr: text}",
     "eval.yaml": "eval_data: {kind: folder, root: photos, class_ordr: text}",
