@@ -50,8 +50,10 @@ class Command:
         return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where)
 
     def __call__(self, settings: CommandConfig, journal: Journal) -> Any:
-        """Run it."""
-        return _found(self.run)(settings, journal)
+        """Run it, with settings whose parts can be made."""
+        run = _found(self.run)
+        settings.check_parts()
+        return run(settings, journal)
 
     def shown(self, outcome: Any) -> str:
         """What the command line prints of its outcome."""

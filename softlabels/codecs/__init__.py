@@ -22,6 +22,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
+from softlabels.choices import CODECS
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
 from softlabels.codecs._label import Arrays, Field
@@ -29,8 +30,6 @@ from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._topk import TopK
-from softlabels.core import tables
-from softlabels.core.config import Table
 from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
 
@@ -141,6 +140,3 @@ def spelled(codec: Codec) -> str:
     others = {name: value for name, value in said.items() if name not in (short, "kind")}
     own = [f"{name}={value}" for name, value in others.items() if value != usual.get(name)]
     return " ".join([f"{codec.kind}:{said[short]}" if short else codec.kind, *own])
-
-
-CODECS: Table[Codec] = tables.CODECS

@@ -103,4 +103,5 @@ class Ascending:
         bits = np.unpackbits(record, axis=1, bitorder="little")[:, first : first + self._marks]
         # A stable sort puts the places of the 1s first, in their order, also where damage left fewer of them.
         marks = np.argsort(1 - bits, axis=1, kind="stable")[:, : self.count]
-        return np.clip(marks - np.arange(self.count), 0, self.levels - 1)
+        runs: Integers = np.clip(marks - np.arange(self.count), 0, self.levels - 1)
+        return runs

@@ -7,6 +7,7 @@ their last bits; where that could move a stored number, the row is in doubt, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ def stays(logits: Tensor) -> bool:
 
 def encoded(
     rows: Tensor,
-    there: Callable[[Tensor, slice], tuple[NDArray, NDArray[np.bool_]]],
-    here: Callable[[Tensor, NDArray[np.int64]], NDArray],
-) -> NDArray:
+    there: Callable[[Tensor, slice], tuple[NDArray[Any], NDArray[np.bool_]]],
+    here: Callable[[Tensor, NDArray[np.int64]], NDArray[Any]],
+) -> NDArray[Any]:
     """Records of `rows` (n, classes) that are on a GPU.
 
     Args:
@@ -49,8 +50,8 @@ def encoded(
 
 
 def rounded(
-    values: NDArray[np.float64], kind: np.dtype, change: Callable[[NDArray], NDArray] = np.asarray
-) -> tuple[NDArray, NDArray]:
+    values: NDArray[np.float64], kind: np.dtype, change: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """`change(values)` as `kind`, and where another computation of `values` might round otherwise, both (n, k)."""
     low, high = (change(values * factor).astype(kind) for factor in (1.0 - _TINY, 1.0 + _TINY))
     raw = np.dtype(f"u{kind.itemsize}")

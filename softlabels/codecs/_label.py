@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def rows_of(logits: Tensor) -> Tensor:
     return (rows if stays(rows) else rows.cpu()).contiguous()
 
 
-def array_of(arrays: Arrays, name: str, field: Field, codec: str) -> NDArray:
+def array_of(arrays: Arrays, name: str, field: Field, codec: str) -> NDArray[Any]:
     """The array `name` of `arrays`, known to be (n, *field.shape) of the field's dtype.
 
     Raises:
@@ -76,7 +77,7 @@ def known_ids(ids: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return ids
 
 
-def tensor(array: NDArray) -> Tensor:
+def tensor(array: NDArray[Any]) -> Tensor:
     """A tensor of `array`'s values, over its memory where that may be written to."""
     array = np.ascontiguousarray(array)
     # Of a single row numpy calls any stride contiguous, also one that is no whole number of elements.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
@@ -86,7 +86,7 @@ class Probabilities(Part):
         values = (rows.double() / self.temperature).softmax(dim=1).gather(1, ids)
         return ids.cpu().numpy(), values.cpu().numpy()
 
-    def encode_probabilities(self, ids: NDArray, values: NDArray, classes: int) -> dict[str, np.ndarray]:
+    def encode_probabilities(self, ids: NDArray[Any], values: NDArray[Any], classes: int) -> dict[str, np.ndarray]:
         """Records, uint8 (n, bytes), of classes (n, k) and their probabilities (n, k), in any order."""
         parts = [np.ascontiguousarray(ids.astype(id_dtype(classes))), np.ascontiguousarray(values.astype(self._value))]
         return {RECORD: np.concatenate([part.view(np.uint8) for part in parts], axis=1)}

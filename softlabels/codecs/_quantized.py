@@ -87,7 +87,7 @@ class Quantized(Part):
 
     @property
     def _steps(self) -> int:
-        return 2**self.bits - 1
+        return (1 << self.bits) - 1
 
     def _depths(self, rows: Tensor) -> Tensor:
         return (rows.amax(dim=1, keepdim=True) - rows).clamp_(max=self.deepest)
@@ -149,4 +149,5 @@ def _numbers_of_bytes(bits: int) -> NDArray[np.unsignedinteger]:
     """For each byte the numbers in it, seen as one wider integer, so that one look-up gives them all."""
     shifts = bits * np.arange(8 // bits)
     numbers = (np.arange(256)[:, None] >> shifts) & (2**bits - 1)
-    return numbers.astype(np.uint8).view(f"u{8 // bits}")[:, 0]
+    wider: NDArray[np.unsignedinteger] = numbers.astype(np.uint8).view(f"u{8 // bits}")
+    return wider[:, 0]

@@ -14,7 +14,8 @@ def to_steps(depths: ArrayLike, deepest: ArrayLike, steps: int, knee: float) -> 
     reach = np.log1p(np.asarray(deepest, np.float64) / knee)
     place = np.log1p(np.asarray(depths, np.float64) / knee)
     share = np.divide(place, reach, out=np.zeros(np.broadcast_shapes(place.shape, reach.shape)), where=reach > 0)
-    return np.rint(np.clip(share, 0.0, 1.0) * steps).astype(np.int64)
+    numbers: NDArray[np.float64] = np.rint(np.clip(share, 0.0, 1.0) * steps)
+    return numbers.astype(np.int64)
 
 
 def from_steps(numbers: ArrayLike, deepest: ArrayLike, steps: int, knee: float) -> NDArray[np.float64]:

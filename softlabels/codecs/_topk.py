@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pydantic
@@ -220,13 +220,13 @@ def id_dtype(classes: int) -> np.dtype:
     return np.min_scalar_type(classes - 1).newbyteorder("<")
 
 
-def joined(ids: NDArray, halves: NDArray) -> Record:
+def joined(ids: NDArray[Any], halves: NDArray[Any]) -> Record:
     """Records of class numbers followed by half floats."""
     parts = [np.ascontiguousarray(part).view(np.uint8) for part in (ids, halves)]
     return np.concatenate(parts, axis=1)
 
 
-def parted(record: Record, id_type: np.dtype, count: int) -> tuple[NDArray, NDArray]:
+def parted(record: Record, id_type: np.dtype, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The `count` class numbers and the half floats of records that `joined` made."""
     edge = count * id_type.itemsize
     return np.ascontiguousarray(record[:, :edge]).view(id_type), np.ascontiguousarray(record[:, edge:]).view("<f2")

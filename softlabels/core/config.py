@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 import stat
-from collections.abc import Hashable, Mapping
-from dataclasses import fields, is_dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module, metadata
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from softlabels.errors import ConfigError, did_you_mean, odd_value
 
@@ -48,6 +50,56 @@ class Part(BaseModel):
     kind: str
 
 
+P_co = TypeVar("P_co", covariant=True)
+M = TypeVar("M", bound=BaseModel)
+
+Given = str | Mapping[str, Any] | Sequence[Any] | BaseModel
+"""How a part is written: a name with settings, a mapping, for some a list, or the part itself."""
+
+
+@dataclass(frozen=True)
+class Choice(ABC, Generic[P_co]):
+    """A part that is chosen and not made yet, since to make it may take imports of seconds. Abstract.
+
+    A config holds it as it was `given`, writes it so, and compares it so.
+    """
+
+    given: Given
+    what: ClassVar[str] = "part"
+
+    @staticmethod
+    @abstractmethod
+    def check(given: Given, /) -> Given:
+        """`given`, as it is kept. Raises ConfigError or ModelError for an unknown name; nothing is imported."""
+
+    @abstractmethod
+    def make(self) -> P_co:
+        """The part.
+
+        Raises:
+            SoftlabelsError: one of its settings is wrong.
+        """
+
+    def check_settings(self) -> None:
+        """As `make`, for what can be known of its settings alone."""
+        self.make()
+
+    @classmethod
+    def of(cls, value: object) -> Self:
+        """The choice of what a user gave. Raises ConfigError or ModelError where the name is unknown."""
+        if isinstance(value, Choice):
+            value = value.given
+        if not isinstance(value, str | Mapping | list | tuple | BaseModel):
+            raise ConfigError(f"a {cls.what} is a name or a mapping with a `kind`, not {value!r}")
+        return cls(cls.check(value))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
+        """How pydantic reads and writes it."""
+        written = core_schema.plain_serializer_function_ser_schema(lambda choice: choice.given)
+        return core_schema.no_info_plain_validator_function(cls.of, serialization=written)
+
+
 class CommandConfig(BaseModel):
     """Settings of a command, as flags, files and Python give them.
 
@@ -74,6 +126,14 @@ class CommandConfig(BaseModel):
                 settled[name] = [value]
         return settled
 
+    def check_parts(self) -> None:
+        """Raises SoftlabelsError where a setting of a chosen part is wrong; the parts' classes are imported."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for each in value if isinstance(value, tuple) else [value]:
+                if isinstance(each, Choice):
+                    each.check_settings()
+
 
 def is_url(value: Any) -> bool:
     """Whether it is a text such as ``s3://bucket/folder``."""
@@ -98,10 +158,6 @@ def _takes_many(field: Any) -> bool:
     return any(get_origin(kind) is tuple for kind in kinds)
 
 
-P = TypeVar("P")
-M = TypeVar("M", bound=BaseModel)
-
-
 _SETTING = re.compile(r"(\S.*?)\s+([a-z_]\w*)=([\w.+-]+)", re.DOTALL)
 """A setting that follows a kind, as in ``topk:11 levels=12``."""
 
@@ -113,7 +169,7 @@ def without_settings(text: str) -> str:
     return text
 
 
-class Table(Generic[P]):
+class Table(Generic[P_co]):
     """The kinds of one part, by name. A third party adds one through the entry point group ``softlabels.<group>``.
 
     `kinds` maps a kind to its class, or to ``module:Class``, which is imported when a part of that kind is made: the
@@ -142,7 +198,7 @@ class Table(Generic[P]):
         """The part class of each kind."""
         return {kind: self._class(kind) for kind in self._kinds}
 
-    def check(self, value: Any) -> Any:
+    def check(self, value: Given) -> Given:
         """`value` itself, of which the kind is known where it names one; nothing is imported.
 
         Raises:
@@ -163,7 +219,7 @@ class Table(Generic[P]):
         """The error for a `kind` that is none of these."""
         return ConfigError(f"unknown {self.what} {kind!r}; {did_you_mean(kind, self.names)}")
 
-    def make(self, value: Any) -> P:
+    def make(self, value: object) -> P_co:
         """The part that `value` describes: a part, a mapping with a `kind`, ``KIND``, ``KIND:VALUE`` or a short name.
 
         Further settings may follow, as in ``topk:11 levels=12``; their values are read as in YAML.
@@ -171,13 +227,17 @@ class Table(Generic[P]):
         Raises:
             ConfigError: the kind is unknown (the nearest names are given) or a field is wrong (it is named).
         """
-        if isinstance(value, Part) and isinstance(value, self.find(value.kind) or ()):
-            return value  # type: ignore[return-value]
+        if isinstance(value, Part):
+            found = self.find(value.kind)
+            if found is not None and isinstance(value, found):
+                own: P_co = value
+                return own
         if isinstance(value, str):
             value = self._expand(value)
         if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
             raise ConfigError(f"a {self.what} is a name or a mapping with a `kind`, not {value!r}")
-        return validated(self._class(value["kind"]), value, f"{self.what} {value['kind']!r}")
+        made: P_co = validated(self._class(value["kind"]), value, f"{self.what} {value['kind']!r}")
+        return made
 
     def find(self, kind: str) -> type[Any] | None:
         """The part class of `kind`, an entry point's if need be; None when there is none."""

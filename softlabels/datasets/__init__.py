@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from softlabels.core import tables
-from softlabels.core.config import Part, Table, validated, without_settings
+from softlabels.choices import DATASETS, importable, unknown_data
+from softlabels.core.config import Part, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
@@ -49,8 +49,10 @@ __all__ = [
     "Packing",
     "SomeImages",
     "Unlabelled",
+    "check_there",
     "content_checksums",
     "create_pack",
+    "data_set",
     "fingerprint",
     "known_by",
     "notes",
@@ -64,7 +66,8 @@ __all__ = [
 class DataSet(Protocol):
     """A part that can be opened."""
 
-    kind: str
+    @property
+    def kind(self) -> str: ...
 
     def model_dump(self) -> dict[str, Any]:
         """The part as a mapping."""
@@ -73,11 +76,11 @@ class DataSet(Protocol):
         """The images; DataError names what is missing or damaged."""
 
 
-DATASETS: Table[DataSet] = tables.DATASETS
-
-
 def open_images(
-    value: str | os.PathLike[str] | Mapping[str, Any] | Part, *, data_dir: str | None = None, split: str | None = None
+    value: str | os.PathLike[str] | Mapping[str, Any] | DataSet,
+    *,
+    data_dir: str | None = None,
+    split: str | None = None,
 ) -> Images:
     """The images that `value` means: ``KIND`` or ``KIND:VALUE``, a directory, ``module:function``, a mapping or a part.
 
@@ -93,7 +96,7 @@ def open_images(
     """
     if split is not None and split not in get_args(Split):
         raise ConfigError(f"unknown split {split!r}; it is 'train', 'test' or 'val'")
-    part = _part(value)
+    part = data_set(value)
     settings = {"data_dir": None if data_dir is None else os.fspath(data_dir), "split": split}
     fields = getattr(type(part), "model_fields", {})
     changed = {name: given for name, given in settings.items() if given is not None and name in fields}
@@ -106,7 +109,18 @@ def open_images(
         raise DataError(f"{where} cannot be read: {problem.strerror or problem}") from problem
 
 
-def _part(value: Any) -> Any:
+def check_there(part: DataSet, data_dir: str | None) -> None:
+    """Raises DataError where a file or folder that the data set names is not there; nothing in it is read."""
+    named = {name: getattr(part, name, None) for name in ("root", "file", "data_dir")}
+    if "data_dir" in getattr(type(part), "model_fields", {}):
+        named["data_dir"] = data_dir or named["data_dir"]
+    for place in named.values():
+        if place is not None and not Path(place).expanduser().exists():
+            raise DataError(f"no such file or directory: {place}")
+
+
+def data_set(value: str | os.PathLike[str] | Mapping[str, Any] | DataSet) -> DataSet:
+    """The data set that `value` means, not opened; see `open_images`."""
     if isinstance(value, os.PathLike):
         return Folder(root=os.fspath(value))
     if not isinstance(value, str):
@@ -124,15 +138,15 @@ def _part(value: Any) -> Any:
     return _function_or_kind(value)
 
 
-def _function_or_kind(text: str) -> Any:
+def _function_or_kind(text: str) -> DataSet:
     module, colon, function = text.partition(":")
     try:
         return DATASETS.make(text)  # a third party's kind
     except ConfigError:
-        if colon and function.isidentifier() and tables.importable(module):
+        if colon and function.isidentifier() and importable(module):
             return Function(target=text)
         if not colon and ("/" in text or os.sep in text or text.startswith((".", "~"))):
             raise DataError(f"no such directory: {text}") from None
         if not DATASETS.has(module):
-            raise tables.unknown_data(text) from None
+            raise unknown_data(text) from None
         raise

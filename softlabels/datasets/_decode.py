@@ -121,7 +121,7 @@ def _by_torchvision(data: NDArray[np.uint8], kind: str) -> Tensor:
     size = _formats.stated_size(data, kind)
     if size is not None:
         _formats.check_pixels(*size)
-    image = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
+    image: Tensor = decode_image(torch.from_numpy(data), mode=ImageReadMode.RGB)
     # Left as (H, W, 3) in memory: the copy would cost a fifth of the decode, and crops of it resize faster.
     return (image[0] if image.ndim == 4 else image).to(torch.uint8)
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from softlabels.choices import CodecChoice, DataChoice, OutputChoice, RecipeChoice, TeacherChoice
 from softlabels.core.config import MOST, CommandConfig
-from softlabels.core.tables import CODECS
-from softlabels.core.types import LOGITS
+from softlabels.loading.settings import Caching, Machine, share_of
 from softlabels.store import MOST_VIEWS, is_url
 
 if TYPE_CHECKING:
     from softlabels.datasets import Packing
-from softlabels.loading.settings import AnyCodec, AnyData, AnyRecipe, AnyTeacher, Caching, Machine, share_of
 
 
 class PackConfig(CommandConfig):
     """What `softlabels pack` does."""
 
-    data: AnyData = Field(None, description="data set to pack: all that `data` takes elsewhere")
+    data: DataChoice | None = Field(None, description="data set to pack: all that `data` takes elsewhere")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by seed 0")
@@ -78,10 +76,10 @@ class PackConfig(CommandConfig):
         return (os.cpu_count() or 1) if self.threads == "auto" else self.threads
 
 
-class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin defines a method twice
+class DumpConfig(Machine, Caching):
     """What `softlabels dump` and `softlabels plan` do."""
 
-    teacher: tuple[AnyTeacher, ...] = Field(
+    teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable"
     )
     weights: tuple[str, ...] = Field(
@@ -94,7 +92,7 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
         description="file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each "
         "class of the data set, by number or name  [default: found by name]",
     )
-    data: AnyData = Field(
+    data: DataChoice | None = Field(
         None,
         description="imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR, "
         "module:function",
@@ -103,10 +101,14 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
-    recipe: AnyRecipe = Field("crop-flip", description="how views are drawn: a short name, or steps in a config file")
+    recipe: RecipeChoice = Field(
+        "crop-flip", validate_default=True, description="how views are drawn: a short name, or steps in a config file"
+    )
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
-    codec: AnyCodec = Field("dense", description="how logits are stored: dense, dense:fp32, topk:10, ...")
-    output: tuple[str, ...] = Field(
+    codec: CodecChoice = Field(
+        "dense", validate_default=True, description="how logits are stored: dense, dense:fp32, topk:10, ..."
+    )
+    output: tuple[OutputChoice, ...] = Field(
         (),
         description="what to store beside the logits: an entry of the mapping that the teacher returns or the path of "
         "a layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw]; "
@@ -150,21 +152,13 @@ class DumpConfig(Machine, Caching):  # type: ignore[misc]  # pydantic's plugin d
             raise ValueError(f"is auto, or a number of pictures from 1 upward, at most {MOST:,}")
         return value
 
-    @property
-    def outputs(self) -> dict[str, Any]:
-        """The codec of each further output by name, to be made."""
-        pairs = (each.partition("=") for each in self.output)
-        return {name: codec or "dense:fp16-raw" for name, _, codec in pairs}
-
     @field_validator("output")
     @classmethod
-    def _are_outputs(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        names = [each.partition("=")[0] for each in given]
-        for name, each in zip(names, given, strict=True):
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name == LOGITS or names.count(name) > 1:
-                raise ValueError(f"{each!r} is no output of its own: write NAME or NAME=CODEC, each name once")
-            CODECS.check(each.partition("=")[2] or "dense")
-        return given
+    def _are_distinct(cls, outputs: tuple[OutputChoice, ...]) -> tuple[OutputChoice, ...]:
+        names = [each.name for each in outputs]
+        if len(set(names)) < len(names):
+            raise ValueError("each output once")
+        return outputs
 
     @property
     def share(self) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from softlabels.choices import RECORDED_VIEWS
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.config import config_text
 from softlabels.core.progress import Journal, duration, plural, rate
@@ -31,6 +32,7 @@ from softlabels.errors import ConfigError
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
     alias,
+    check_files,
     describe,
     limited,
     offering_to_skip,
@@ -40,7 +42,6 @@ from softlabels.loading.opening import (
 )
 from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
-from softlabels.loading.settings import RECORDED
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import Preprocessing, Teacher
 from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, folder_name, holds_store, open_store
@@ -49,7 +50,6 @@ from softlabels.views import RECIPES, Recipe
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
-    teacher_specs(config.teacher, config.weights)  # before the images are looked for, which may take long
     codecs = _codecs(config)
     images = _images(config, journal)
     plans = [_plan(config, teacher, images, codecs, journal) for teacher in _teachers(config, images, journal)]
@@ -65,7 +65,6 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
     if config.dry_run:
         run_plan(PlanConfig.model_validate(config.model_dump()), journal)
         return []
-    teacher_specs(config.teacher, config.weights)
     codecs = _codecs(config)
     images = _images(config, journal)
     recipe = _recipe(config)
@@ -175,12 +174,14 @@ def saved_import(teacher: str) -> str:
 
 
 def _images(config: DumpConfig, journal: Journal) -> Images:
+    check_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), journal)
     return limited(images, config.limit, config.seed)
 
 
 def _recipe(config: DumpConfig) -> Recipe:
-    """The recipe of the config; `RECORDED` is that of the store, whose views came with labels of another project.
+    """The recipe of the config; `RECORDED_VIEWS` is that of the store, whose views came with labels of another project.
 
     Raises:
         ConfigError: the store's views are recorded, and the config says to draw others or to add images.
@@ -189,15 +190,15 @@ def _recipe(config: DumpConfig) -> Recipe:
     held = RECIPES.make(there.manifest.recipe) if there is not None else None
     steps = [] if held is None else recorded_steps(held)
     if held is None or not steps:
-        if config.recipe == RECORDED:
+        if config.recipe.recorded:
             raise ConfigError(f"{config.out} holds no recorded views; `softlabels import` makes a store that does")
-        return RECIPES.make(config.recipe)
+        return config.recipe.make()
     for step in steps:
         step.check_renderable()
-    if config.recipe != RECORDED:
+    if not config.recipe.recorded:
         raise ConfigError(
-            f"the views of {config.out} are recorded with imported labels; label these with `recipe={RECORDED}`, or "
-            f"choose another `out`"
+            f"the views of {config.out} are recorded with imported labels; label these with "
+            f"`recipe={RECORDED_VIEWS}`, or choose another `out`"
         )
     if config.grow:
         raise ConfigError(f"the views of {config.out} are recorded with imported labels; `grow=True` has none to add")
@@ -231,7 +232,7 @@ class _Job:
 
 def _codecs(config: DumpConfig) -> dict[str, Codec]:
     """The codec of each output, of the logits first."""
-    return {name: CODECS.make(codec) for name, codec in {LOGITS: config.codec, **config.outputs}.items()}
+    return {LOGITS: config.codec.make(), **{each.name: each.make() for each in config.output}}
 
 
 def _job(

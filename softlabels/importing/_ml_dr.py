@@ -153,7 +153,8 @@ class MlDr:
             raise DataError(f"{file} is no label of ml-dr: it should hold a number and a list of params and prob")
         if content[0] != row:
             raise DataError(f"{file} says it is of image {content[0]!r}; files were renamed or mixed up")
-        return content[1]
+        views: list[Any] = content[1]
+        return views
 
     def _probabilities(self, entry: Mapping[str, Any]) -> tuple[list[float], list[int]]:
         said = entry["prob"]

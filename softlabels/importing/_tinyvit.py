@@ -122,7 +122,8 @@ class TinyViT:
         if held != [int(view) for view in views] or place == len(rows) or rows[place] != row:
             self.ready(np.array([row]), np.asarray(views, np.int64))
             place, records = 0, self._held[2]
-        return records[place]
+        found: NDArray[Any] = records[place]
+        return found
 
     def _mixture(self, row: int, views: Sequence[int] | NDArray[np.integer[Any]], seeds: Rows) -> dict[str, Rows]:
         """What is recorded of the mixtures of one image in these views, which have these seeds."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from softlabels.choices import DataChoice
 from softlabels.core.config import MOST
-
-if TYPE_CHECKING:
-    pass
-from softlabels.loading.settings import AnyData, Caching, share_of
+from softlabels.loading.settings import Caching, share_of
 
 
 class ImportConfig(Caching):
@@ -27,7 +25,7 @@ class ImportConfig(Caching):
     source: str = Field(
         ..., description="folder of the label files; it stays as it is", json_schema_extra={"argument": True}
     )
-    data: AnyData = Field(
+    data: DataChoice = Field(
         ...,
         description="data set that was labelled: imagenet, directory, csv:FILE, ..., as `softlabels dump` takes it",
         json_schema_extra={"in_file": True},

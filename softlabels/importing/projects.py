@@ -50,7 +50,7 @@ __all__ = [
     "open_source",
 ]
 
-PROJECTS: dict[str, Any] = {"fkd": Fkd, "tinyvit": TinyViT, "ml-dr": MlDr}
+PROJECTS: dict[str, type[Fkd | TinyViT | MlDr]] = {"fkd": Fkd, "tinyvit": TinyViT, "ml-dr": MlDr}
 """Whose files are read, by name."""
 
 FINGERPRINTED = 8

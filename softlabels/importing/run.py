@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 
 from softlabels.core.config import config_text
 from softlabels.core.progress import Journal, duration, plural, size
-from softlabels.datasets import Images, open_images
+from softlabels.datasets import Images
 from softlabels.dumping.run import card, saved_import
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing import projects
 from softlabels.importing.config import ImportConfig
 from softlabels.importing.projects import Choices, ImportReport, Pairing, ShardRecords, Source
-from softlabels.loading.opening import limited, matched
+from softlabels.loading.opening import limited, matched, open_data
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
 from softlabels.loading.views import Pictures
@@ -26,7 +27,8 @@ from softlabels.views import ImageSpec, foreign_view
 def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     """Make a store of another project's label files; what can be checked is checked before anything is written."""
     began = time.monotonic()
-    whole = open_images(config.data, data_dir=config.data_dir, split=config.split)
+    _check_settings(config)
+    whole = open_data(config.data, config.data_dir, config.split)
     choices = _choices(config, whole)
     listing = projects.listed(config.from_, config.source, whole)
     for line in listing.lines:
@@ -78,10 +80,16 @@ def _classes(config: ImportConfig, images: Images) -> int:
     return classes
 
 
-def _choices(config: ImportConfig, images: Images) -> Choices:
+def _check_settings(config: ImportConfig) -> None:
+    """Refuse what is wrong whatever the data set is, which takes long to open."""
+    if not Path(config.source).exists():
+        raise DataError(f"no such file or directory: {config.source}")
     mixing = (config.mixup, config.cutmix, config.mixup_prob, config.mixup_switch_prob)
     if config.from_ != "tinyvit" and mixing != (None, None, 1.0, 0.5):
         raise ConfigError(f"`mixup` and `cutmix` are for `from_=tinyvit`; files of {config.from_} say what was mixed")
+
+
+def _choices(config: ImportConfig, images: Images) -> Choices:
     return Choices(
         classes=_classes(config, images),
         temperature=config.temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.choices import DataChoice, TeacherChoice
 from softlabels.core.philox import permutation
 from softlabels.core.progress import Journal
 from softlabels.datasets import Images, notes, open_images, subset
@@ -21,7 +23,9 @@ from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import Machine, Reopening
 from softlabels.models import (
     Teacher,
+    TeacherSpec,
     are_numbers,
+    check_class_map,
     chosen,
     columns_by_name,
     columns_from_file,
@@ -45,7 +49,7 @@ def limited(images: Images, limit: int | None, seed: int) -> Images:
     return subset(images, np.sort(permutation(len(images), seed, _LIMIT)[:limit]))
 
 
-def open_data(data: Any, data_dir: str | None, split: str | None = None) -> Images:
+def open_data(data: DataChoice | None, data_dir: str | None, split: str | None = None) -> Images:
     """The data set that a user names.
 
     Raises:
@@ -53,7 +57,7 @@ def open_data(data: Any, data_dir: str | None, split: str | None = None) -> Imag
     """
     if data is None:
         raise ConfigError("no data set is named; give `data`: a directory, csv:FILE, imagenet, cifar10, digits, ...")
-    return open_images(data, data_dir=data_dir, split=split)
+    return open_images(data.make(), data_dir=data_dir, split=split)
 
 
 MARKS = {
@@ -94,7 +98,7 @@ def check_place(out: str | PathLike[str], what: str, images: Images | None = Non
         )
 
 
-def label_images(labels: Labels, data: Any, data_dir: str | None) -> Images:
+def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) -> Images:
     """The data set of a store: where its manifest says it lies, or where the user says.
 
     Raises:
@@ -102,7 +106,7 @@ def label_images(labels: Labels, data: Any, data_dir: str | None) -> Images:
         DataError: the images are not there (any more).
     """
     if data is not None:
-        return open_images(data, data_dir=data_dir)
+        return open_data(data, data_dir)
     spec = dict(labels.store.manifest.data)
     limit = spec.pop("limit", None)
     if spec.get("kind") == "function":
@@ -116,7 +120,7 @@ def label_images(labels: Labels, data: Any, data_dir: str | None) -> Images:
         raise DataError(f"{problem}; say with {options} where the images lie now") from problem
 
 
-def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
+def teacher_specs(names: Sequence[TeacherChoice], weights: Sequence[str]) -> list[TeacherSpec]:
     """What `teacher` and `weights` mean, pair by pair.
 
     Raises:
@@ -127,11 +131,22 @@ def teacher_specs(names: Sequence[Any], weights: Sequence[str]) -> list[Any]:
     if len(weights) not in (0, len(names)):
         raise ConfigError(f"{len(names)} `teacher` but {len(weights)} `weights`; give one for each teacher, or none")
     files: list[str | None] = [*weights] or [None] * len(names)
-    return [teacher_spec(name, file) for name, file in zip(names, files, strict=True)]
+    return [name.make(file) for name, file in zip(names, files, strict=True)]
+
+
+def check_files(teachers: Sequence[TeacherSpec], class_map: str | None = None) -> None:
+    """Raises SoftlabelsError where the weights of a teacher or the class map are not there.
+
+    Before a data set is opened, which may take long.
+    """
+    for each in teachers:
+        each.check_weights()
+    if class_map is not None:
+        check_class_map(class_map)
 
 
 def open_teacher(
-    spec: Any,
+    spec: TeacherSpec,
     machine: Machine,
     images: Images,
     classes: int | None = None,
@@ -167,14 +182,14 @@ def open_teacher(
     made = spec.kind == "function" or random_seed(getattr(spec, "weights", None)) is not None
     wanted = wider or count
     stored = preprocessing_of(preprocessing, "the store's preprocessing") if preprocessing else None
-    how = {"device": device, "amp": machine.amp, "clean": clean, "preprocessing": stored, "role": role}
+    opened = partial(spec.open, device, machine.amp, clean=clean, preprocessing=stored, role=role)
     try:
-        teacher: Teacher = spec.open(classes=wanted if made and not class_map else None, **how)
+        teacher = opened(classes=wanted if made and not class_map else None)
     except ModelError as problem:
         if spec.kind != "function" or wanted is None:
             raise
         try:
-            teacher = spec.open(**how)
+            teacher = opened()
         except ModelError:  # it wants to be told a number of classes, and what it gave for theirs was wrong
             raise problem from None
         if teacher.classes == wanted:
@@ -263,18 +278,28 @@ def matched(store: Store, images: Images) -> tuple[NDArray[np.int64], NDArray[np
     return places, np.flatnonzero(found < 0)
 
 
+def named_teachers(config: Reopening, labels: Labels) -> dict[str, TeacherSpec]:
+    """The teachers of a store that the user names, and whose weights are there, by name.
+
+    Raises:
+        ConfigError: the store has no labels of one of them.
+    """
+    specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
+    for name in (spec.short_name for spec in specs):
+        if name not in labels.teachers:
+            raise ConfigError(
+                f"{labels.store.location} has no labels of {name!r}; {did_you_mean(name, labels.teachers)}"
+            )
+    check_files(specs)
+    return {spec.short_name: spec for spec in specs}
+
+
 def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -> Callable[[str], Teacher]:
     """How to come by a teacher of a store again: as the user names it, else as the store describes it.
 
     `instead` says in messages what works without the teacher.
     """
-    specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
-    named = {spec.short_name: spec for spec in specs}
-    for name in named:
-        if name not in labels.teachers:
-            raise ConfigError(
-                f"{labels.store.location} has no labels of {name!r}; {did_you_mean(name, labels.teachers)}"
-            )
+    named = named_teachers(config, labels)
 
     def reopen(name: str) -> Teacher:
         card = labels.of(name).card
@@ -314,6 +339,6 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
     return reopen
 
 
-def alias(spec: Any) -> str:
+def alias(spec: TeacherSpec) -> str:
     """What a network's name resolves to, as a clause; nothing where the name says it already."""
     return f" is {spec.resolved}" if spec.resolved.rpartition(":")[2] != spec.short_name else ""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from softlabels.core import tables
+from softlabels.choices import DataChoice, TeacherChoice
 from softlabels.core.config import Bytes, CommandConfig
 from softlabels.errors import ConfigError
 from softlabels.store import Cache
@@ -19,34 +19,6 @@ if TYPE_CHECKING:
 
     from softlabels.datasets import Images
     from softlabels.loading.batches import Workers
-
-
-# Names are looked at before anything is imported or opened; what they stand for is made when work begins.
-AnyCodec = Annotated[Any, BeforeValidator(tables.CODECS.check)]
-
-
-AnyLoss = Annotated[Any, BeforeValidator(tables.LOSSES.check)]
-
-
-AnyBlend = Annotated[Any, BeforeValidator(tables.BLENDS.check)]
-
-
-AnyRecipe = Annotated[
-    Any, BeforeValidator(lambda value: value if value == RECORDED else tables.RECIPE_NAMES.check(value))
-]
-
-
-AnyData = Annotated[Any, BeforeValidator(lambda value: value if value is None else tables.check_data(value))]
-
-
-AnyTeacher = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.TEACHERS))]
-
-
-AnyStudent = Annotated[Any, BeforeValidator(lambda value: tables.check_network(value, tables.STUDENTS))]
-
-
-RECORDED = "recorded"
-"""The recipe of a dump onto a store whose views came with imported labels."""
 
 
 FEW_CORES = 4
@@ -157,9 +129,9 @@ class Reopening(Machine, Caching):
     """A store whose images and teachers are opened again."""
 
     labels: str = Field("shards/", description="label store, a folder or a URL such as s3://bucket/shards")
-    data: AnyData = Field(None, description="data set  [default: the one the labels were made of]")
+    data: DataChoice | None = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
-    teacher: tuple[AnyTeacher, ...] = Field(
+    teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher to run again  [default: as the store describes it]; repeatable"
     )
     weights: tuple[str, ...] = Field((), description="weights of the teachers, one per teacher")

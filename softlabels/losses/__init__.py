@@ -23,8 +23,7 @@ The family's file has the formula and the source of each:
 
 from __future__ import annotations
 
-from softlabels.core import tables
-from softlabels.core.config import Table
+from softlabels.choices import BLENDS, LOSSES
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import Blend, Loss, SparseLoss
 from softlabels.losses._divergences import (
@@ -66,7 +65,3 @@ __all__ = [
     "teacher_free",
     "weighted_soft_labels",
 ]
-
-LOSSES: Table[Loss] = tables.LOSSES
-
-BLENDS: Table[Blend] = tables.BLENDS

@@ -101,7 +101,7 @@ def standardized_kl(
 def _standardised(logits: Tensor) -> Tensor:
     logits = centred(logits)
     # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
-    deviation = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
+    deviation: Tensor = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
     return logits / (deviation + _LEAST)
 
 
@@ -141,7 +141,8 @@ def spherical_kd(
 
 
 def _direction(logits: Tensor) -> Tensor:
-    return logits / (vector_norm(logits, dim=-1, keepdim=True) + _LEAST)
+    norm: Tensor = vector_norm(logits, dim=-1, keepdim=True)
+    return logits / (norm + _LEAST)
 
 
 class SphericalKD(LossPart):

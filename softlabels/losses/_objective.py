@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
 from torch import Tensor
 
-from softlabels.core.tables import LOSSES
+from softlabels.choices import LOSSES
 from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
 from softlabels.losses._base import Loss, SparseLoss, number

@@ -170,7 +170,8 @@ def dist(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(-1) / (vector_norm(a, dim=-1) * vector_norm(b, dim=-1) + _LEAST_NORM)
+    norms: Tensor = vector_norm(a, dim=-1) * vector_norm(b, dim=-1)
+    return (a * b).sum(-1) / (norms + _LEAST_NORM)
 
 
 def _centred_columns(probability: Tensor, valid: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ is needed to use them again.
 A new library is one file, with a subclass of `Architecture`, and a line in each of the tables.
 """
 
+from softlabels.choices import STUDENTS, TEACHERS
 from softlabels.models._architecture import (
     Architecture,
     PretrainedWeights,
@@ -22,6 +23,7 @@ from softlabels.models._architecture import (
 )
 from softlabels.models._columns import (
     are_numbers,
+    check_class_map,
     chosen,
     columns_by_name,
     columns_from_file,
@@ -29,8 +31,9 @@ from softlabels.models._columns import (
     innermost,
     known_lists,
 )
-from softlabels.models._file import load_file
+from softlabels.models._file import FileNetwork, load_file
 from softlabels.models._function import from_function
+from softlabels.models._named import student_spec, teacher_spec
 from softlabels.models._outputs import (
     Logits,
     OutputReader,
@@ -42,12 +45,12 @@ from softlabels.models._outputs import (
 )
 from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
-from softlabels.models._tables import STUDENTS, TEACHERS, TeacherSpec, student_spec, teacher_spec
 from softlabels.models._teacher import (
     ROUNDING,
     BatchSize,
     NetworkTeacher,
     Teacher,
+    TeacherSpec,
     dependence_on_neighbours,
     distance,
     is_rounding,
@@ -74,6 +77,7 @@ __all__ = [
     "Architecture",
     "BatchSize",
     "Description",
+    "FileNetwork",
     "Logits",
     "NetworkSpec",
     "NetworkTeacher",
@@ -85,6 +89,7 @@ __all__ = [
     "TeacherSpec",
     "are_numbers",
     "build",
+    "check_class_map",
     "chosen",
     "columns_by_name",
     "columns_from_file",

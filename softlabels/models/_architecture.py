@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from softlabels.core.tables import NETWORK_LIBRARIES, TEACHERS, unknown_network
+from softlabels.choices import NETWORK_LIBRARIES, TEACHERS, unknown_network
 from softlabels.errors import ModelError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import State
 from softlabels.models._preprocessing import Preprocessing
@@ -34,6 +34,7 @@ from softlabels.models._weights import (
     read_description,
     read_weights,
     weights_exist,
+    weights_file,
     with_key,
 )
 
@@ -114,6 +115,11 @@ class Architecture(StudentSpec):
         return ()
 
     # Teachers and students.
+
+    def check_weights(self, *, training: bool = False) -> None:
+        """See `NetworkSpec.check_weights`. A teacher has the published ones where none are named, a student draws."""
+        if random_seed(self.weights) is None and not (training and self.weights is None):
+            _found(self, self.weights or "default")
 
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:
         """See `NetworkSpec.load`. Random weights take `classes`.
@@ -353,19 +359,11 @@ def load_pretrained(
     """
     known = resolve(architecture)
     weights = weights or "default"
-    named = _published(known, weights)
+    named = _found(known, weights)
     if named is not None:
         own = known.own_preprocessing(training=True) if training and weights == "default" else named.preprocessing
         return PretrainedWeights(known, named.load(), named.classes, named.class_names, own, named.licence, named.name)
-    if weights == "default":
-        raise ModelError(f"{known} has no published weights; give `weights=FILE`, or `weights=random` for a trial")
-    try:
-        file = read_weights(weights)
-    except ModelError as problem:
-        others = known.named_weights()
-        if weights_exist(weights) or not others:
-            raise
-        raise ModelError(f"{problem}; published ones are {', '.join(others[:8])}") from problem
+    file = read_weights(weights)
     described = Description.from_metadata(file.metadata, file.path)
     if described is not None and described.architecture != str(known):
         raise ModelError(
@@ -396,6 +394,26 @@ def weights_of(
     file.log_beside(found)
     classes = head_classes(known, found.state, where)
     return PretrainedWeights(known, found.state, classes, class_names, own, None, where, found.key)
+
+
+def _found(known: Architecture, weights: str) -> PublishedWeights | None:
+    """The published weights that `weights` name, not loaded; None where they are a file, which is there.
+
+    Raises:
+        ModelError: they are neither.
+    """
+    named = _published(known, weights)
+    if named is None and weights == "default":
+        raise ModelError(f"{known} has no published weights; give `weights=FILE`, or `weights=random` for a trial")
+    if named is None:
+        try:
+            weights_file(weights)
+        except ModelError as problem:
+            others = known.named_weights()
+            if weights_exist(weights) or not others:
+                raise
+            raise ModelError(f"{problem}; published ones are {', '.join(others[:8])}") from problem
+    return named
 
 
 def _published(known: Architecture, weights: str) -> PublishedWeights | None:

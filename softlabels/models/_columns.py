@@ -15,13 +15,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from softlabels.core import tables
+from softlabels.choices import TEACHERS
 from softlabels.core.config import Part
 from softlabels.core.files import read_json
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError, ModelError, did_you_mean
 from softlabels.models._preprocessing import Preprocessing
-from softlabels.models._teacher import Teacher
+from softlabels.models._teacher import Amp, Teacher, TeacherSpec
 
 Names = Sequence[str]
 
@@ -50,29 +50,41 @@ class ColumnsTeacher(Part):
         return self
 
     @property
-    def inner(self) -> Any:
+    def inner(self) -> TeacherSpec:
         """The spec of the whole teacher."""
-        return tables.TEACHERS.make(self.of)
+        return TEACHERS.make(self.of)
 
     @property
     def short_name(self) -> str:
         """That of the whole teacher."""
-        return str(self.inner.short_name)
+        return self.inner.short_name
 
     @property
     def resolved(self) -> str:
         """That of the whole teacher."""
-        return str(self.inner.resolved)
+        return self.inner.resolved
+
+    def check_weights(self, *, training: bool = False) -> None:
+        """See `NetworkSpec.check_weights`."""
+        self.inner.check_weights(training=training)
 
     def open(
-        self, device: str | torch.device = "cpu", amp: Any = None, classes: int | None = None, **more: Any
+        self,
+        device: str | torch.device = "cpu",
+        amp: Amp | None = None,
+        classes: int | None = None,
+        *,
+        clean: bool = False,
+        preprocessing: Preprocessing | None = None,
+        role: str = "teacher",
     ) -> ChosenColumns:
         """See `NetworkSpec.open`.
 
         Raises:
             ModelError: as the whole teacher, or it has fewer classes than were chosen, or `classes` is another number.
         """
-        teacher = chosen(self.inner.open(device=device, amp=amp, **more), self.columns, self.class_names)
+        whole = self.inner.open(device, amp, clean=clean, preprocessing=preprocessing, role=role)
+        teacher = chosen(whole, self.columns, self.class_names)
         if classes is not None and classes != teacher.classes:
             raise ModelError(
                 f"{teacher.name} answers with {teacher.classes} chosen columns, the data set has {classes} classes; "
@@ -236,6 +248,11 @@ def columns_from_file(file: str, wanted: Names, names: Names, head: int) -> Colu
             raise ConfigError(f"{path} gives class {name!r} the column {column}; there are 0 to {head - 1:,}")
         columns.append(column)
     return Columns(tuple(columns), f"as {path} says")
+
+
+def check_class_map(file: str) -> None:
+    """Raises ConfigError where the file of a class map cannot be read or is no such file."""
+    _read_map(Path(file).expanduser())
 
 
 def _read_map(path: Path) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from softlabels.models._architecture import PretrainedWeights, resolve, weights_
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._spec import NetworkSpec, safe_name
 from softlabels.models._teacher import LoadedNetwork
-from softlabels.models._weights import BEST, Description, read_weights
+from softlabels.models._weights import BEST, Description, read_weights, weights_file
 
 
 class FileNetwork(NetworkSpec):
@@ -44,6 +44,10 @@ class FileNetwork(NetworkSpec):
         else:
             own = file.resolve().name if file.is_dir() else file.stem
         return self.name or safe_name(own)
+
+    def check_weights(self, *, training: bool = False) -> None:  # noqa: ARG002
+        """See `NetworkSpec.check_weights`."""
+        weights_file(self.path)
 
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:  # noqa: ARG002
         """See `NetworkSpec.load`; the file says how it takes its pictures, `clean` or not."""

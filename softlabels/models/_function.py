@@ -43,6 +43,12 @@ class FunctionNetwork(StudentSpec):
             raise ValueError("a function's network comes with its own weights; give a file or leave `weights` out")
         return weights
 
+    def check_weights(self, *, training: bool = False) -> None:
+        """See `NetworkSpec.check_weights`; the function must be there, too."""
+        with working_directory_importable():
+            _imported(self.function)
+        super().check_weights(training=training)
+
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:  # noqa: ARG002
         """See `NetworkSpec.load`; the function says how it takes its pictures, `clean` or not."""
         network, own = from_function(self.function, classes, over=lambda wanted: preprocessing or self.over(wanted))

@@ -37,7 +37,8 @@ class PlainNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised pictures (n, 3, H, W) to logits (n, classes)."""
-        return self.head(self.dropout(self.features(pictures).mean((2, 3))))
+        logits: Tensor = self.head(self.dropout(self.features(pictures).mean((2, 3))))
+        return logits
 
 
 class Residual(nn.Module):
@@ -72,7 +73,8 @@ class CifarResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Normalised pictures (n, 3, H, W) to logits (n, classes)."""
-        return self.head(self.features(pictures).mean((2, 3)))
+        logits: Tensor = self.head(self.features(pictures).mean((2, 3)))
+        return logits
 
 
 def _he_initialisation(network: nn.Module) -> None:

@@ -19,7 +19,7 @@ from softlabels.core.config import Part
 from softlabels.errors import ModelError
 from softlabels.models._preprocessing import Channels, Deviations, Interpolation, Preprocessing, Side
 from softlabels.models._teacher import Amp, LoadedNetwork, NetworkTeacher, freeze
-from softlabels.models._weights import Description
+from softlabels.models._weights import Description, weights_file
 
 
 class NetworkSpec(Part):
@@ -95,6 +95,14 @@ class NetworkSpec(Part):
         spec = {**self.model_dump(mode="json"), "weights": loaded.weights}
         return freeze(loaded, name=self.short_name, spec=spec, device=device, amp=amp, classes=classes, role=role)
 
+    def check_weights(self, *, training: bool = False) -> None:  # noqa: ARG002
+        """Raises ModelError where its weights are not there, to be opened or, for `training`, to start from.
+
+        Nothing is loaded. Here for networks whose weights are a file, or come with them.
+        """
+        if self.weights is not None:
+            weights_file(self.weights)
+
     @abstractmethod
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:
         """The network with its weights; see `open`. One that is made for a class count takes `classes`."""
@@ -156,5 +164,5 @@ def seeded(seed: int) -> Iterator[None]:
     """Within the block torch's CPU generator starts from `seed`; afterwards it goes on as if nothing had been drawn."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also set the generators of the devices, which fork_rng leaves alone here.
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield

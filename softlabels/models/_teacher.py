@@ -61,6 +61,35 @@ class Teacher(Protocol):
         """As `logits`, of the outputs of these names: float32 (n, values)."""
 
 
+class TeacherSpec(Protocol):
+    """A frozen, validated value that says which teacher: a `NetworkSpec`, or one that stands on another."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def short_name(self) -> str: ...
+    @property
+    def resolved(self) -> str: ...
+
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]:
+        """It as a mapping."""
+
+    def check_weights(self, *, training: bool = False) -> None:
+        """See `NetworkSpec.check_weights`."""
+
+    def open(
+        self,
+        device: str | torch.device = "cpu",
+        amp: Amp | None = None,
+        classes: int | None = None,
+        *,
+        clean: bool = False,
+        preprocessing: Preprocessing | None = None,
+        role: str = "teacher",
+    ) -> Teacher:
+        """See `NetworkSpec.open`."""
+
+
 @dataclass(frozen=True)
 class LoadedNetwork:
     """A network with its weights, and what is known of it before it becomes a teacher.

@@ -56,7 +56,8 @@ class TimmNetwork(Architecture):
 
         tied = self._configuration.get("fixed_input_size", False)
         settings = {"img_size": size} if tied and size != self._configuration["input_size"][-1] else {}
-        return timm.create_model(self.architecture, num_classes=classes, **settings)
+        network: nn.Module = timm.create_model(self.architecture, num_classes=classes, **settings)
+        return network
 
     def own_preprocessing(self, *, training: bool = False) -> Preprocessing:
         """What timm's validation of the pretrained weights does; for `training`, at the size that they were trained at.

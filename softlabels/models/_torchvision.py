@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from softlabels.choices import NETWORK_ALIASES
 from softlabels.core.installed import torchvision_networks
-from softlabels.core.tables import NETWORK_ALIASES
 from softlabels.models._architecture import Architecture
 from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._published import PublishedWeights, cached_file, fetch, file_sha256
@@ -47,7 +47,8 @@ class TorchvisionNetwork(Architecture):
             settings["image_size"] = size
         if self.architecture.startswith("maxvit_"):
             settings["input_size"] = (size, size)
-        return models.get_model(self.architecture, weights=None, **settings)
+        network: nn.Module = models.get_model(self.architecture, weights=None, **settings)
+        return network
 
     def own_preprocessing(self, *, training: bool = False) -> Preprocessing:  # noqa: ARG002
         """What the default weights' own transforms say; torchvision does not state the size of training."""

@@ -352,4 +352,4 @@ def info_lines(store: dict[str, Any]) -> list[str]:
             lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
-    return lines + store["problems"]
+    return [*lines, *store["problems"]]

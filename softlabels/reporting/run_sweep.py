@@ -16,8 +16,8 @@ from softlabels.loading.opening import check_place
 from softlabels.reporting.report import check_plots, markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
 from softlabels.training.distributed import Ranks, process_group
-from softlabels.training.folder import held
-from softlabels.training.run import check_named, run_train
+from softlabels.training.folder import RESULT, held
+from softlabels.training.run import check_files, check_settings, run_train
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,10 @@ def _sweep(config: SweepConfig, journal: Journal, ranks: Ranks) -> SweepReport:
     root = Path(config.out or "runs/sweep")
     runs = _runs(config, root)
     check_place(root, "run")
-    for _, run in runs:
-        check_named(run)
+    for name, run in runs:
+        check_settings(run)
+        if not (root / name / RESULT).exists():
+            check_files(run)
     check_plots()  # hours before they are drawn
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(held(root)))

@@ -109,12 +109,13 @@ class Store:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The images' hard labels in row order, -1 where there is none: int64 (n,)."""
-        return self.images["label"].to_numpy()
+        labels: NDArray[np.int64] = self.images["label"].to_numpy()
+        return labels
 
     @cached_property
     def checksums(self) -> NDArray[np.uint64]:
         """The images' content checksums in row order, of those that were relabelled the new ones: uint64 (n,)."""
-        checksums = self.images["checksum"].to_numpy()
+        checksums: NDArray[np.uint64] = self.images["checksum"].to_numpy()
         relabelled = self.relabelled
         if relabelled:
             checksums = checksums.copy()

@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from softlabels.core.config import MOST, CommandConfig
-from softlabels.errors import did_you_mean
-from softlabels.training.settings import TrainSettings
-from softlabels.training.tracking import TRACKERS
-
-if TYPE_CHECKING:
-    pass
-from softlabels.loading.settings import (
-    AnyBlend,
-    AnyData,
-    AnyLoss,
-    AnyRecipe,
-    AnyStudent,
-    AnyTeacher,
-    Caching,
-    Machine,
+from softlabels.choices import (
+    BlendChoice,
+    DataChoice,
+    LossChoice,
+    NetworkChoice,
+    RecipeChoice,
+    StudentChoice,
+    TeacherChoice,
+    TermChoice,
 )
+from softlabels.core.config import MOST, Choice, CommandConfig
+from softlabels.errors import did_you_mean
+from softlabels.loading.settings import Caching, Machine
+from softlabels.training.settings import TrainSettings
+from softlabels.training.tracking import TRACKERS, Tracker
 
-AnyTracker = Annotated[Any, BeforeValidator(TRACKERS.check)]
+
+class TrackerChoice(Choice[Tracker]):
+    """Where records go besides the run's folder."""
+
+    what = "tracker"
+    check = staticmethod(TRACKERS.check)
+
+    def make(self) -> Tracker:
+        """See `Choice.make`."""
+        return TRACKERS.make(self.given)
 
 
 class TrainConfig(TrainSettings, Machine, Caching):
@@ -34,7 +41,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
 
     LOCAL: ClassVar[frozenset[str]] = CommandConfig.LOCAL | {"out"}
 
-    student: AnyStudent = Field(
+    student: StudentChoice | None = Field(
         None,
         description="student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the "
         "one of `init`]",
@@ -52,7 +59,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
     teachers: tuple[str, ...] | None = Field(
         None, description="teachers of the store to learn from; repeatable  [default: all]"
     )
-    teacher: tuple[AnyTeacher, ...] = Field(
+    teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher in the loop instead of stored labels (a control); repeatable"
     )
     teacher_weights: tuple[str, ...] = Field((), description="weights of the teachers in the loop, one per `teacher`")
@@ -61,24 +68,26 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="file of lines CLASS,COLUMN (or a JSON object): which column of a `teacher` of more classes is "
         "each class of the data set, by number or name  [default: found by name]",
     )
-    data: AnyData = Field(
+    data: DataChoice | None = Field(
         None, description="data set  [default: the one the labels were made of; without `labels` it must be named]"
     )
     data_dir: str | None = Field(None, description="where the data set lies")
-    eval_data: AnyData = Field(None, description="data set to evaluate on  [default: the test split of the data set]")
+    eval_data: DataChoice | None = Field(
+        None, description="data set to evaluate on  [default: the test split of the data set]"
+    )
     eval_size: int | None = Field(
         None, ge=1, le=8192, description="side of the pictures evaluated on  [default: `size`]"
     )
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
-    recipe: AnyRecipe = Field(None, description="views to train on without labels  [default: crop-flip]")
-    loss: AnyLoss = Field("kl", description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
+    recipe: RecipeChoice | None = Field(None, description="views to train on without labels  [default: crop-flip]")
+    loss: LossChoice = Field("kl", validate_default=True, description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
         None, ge=0, le=1, description="weight of the hard loss  [default: 0 with teachers, else 1]"
     )
     alpha_end: float | None = Field(
         None, ge=0, le=1, description="weight of the hard loss at the last step, reached in a line  [default: alpha]"
     )
-    term: tuple[Any, ...] = Field(
+    term: tuple[TermChoice, ...] = Field(
         (), description="further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable"
     )
     min_confidence: float = Field(
@@ -89,8 +98,10 @@ class TrainConfig(TrainSettings, Machine, Caching):
     )
     temperature: float = Field(1.0, gt=0, description="softens teachers and student alike")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
-    blend: AnyBlend = Field(
-        "mean-probabilities", description="how several teachers become one target: mean-probabilities, mean-logits, ..."
+    blend: BlendChoice = Field(
+        "mean-probabilities",
+        validate_default=True,
+        description="how several teachers become one target: mean-probabilities, mean-logits, ...",
     )
     unlabelled: Literal["refuse", "leave-out"] = Field(
         "refuse", description="what to do with images that have no soft labels"
@@ -99,33 +110,17 @@ class TrainConfig(TrainSettings, Machine, Caching):
     compile: bool = Field(False, description="compile the student with torch.compile")
     channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
     compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
-    track: tuple[AnyTracker, ...] = Field(
+    track: tuple[TrackerChoice, ...] = Field(
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
     )
     out: str | None = Field(
         None, description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]"
     )
 
-    @field_validator("term")
-    @classmethod
-    def _terms(cls, terms: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(_term(each) if isinstance(each, str) else each for each in terms)
-
     @property
     def settings(self) -> TrainSettings:
         """The part that the training stage knows."""
         return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
-
-
-def _term(text: str) -> dict[str, Any]:
-    weight, _, rest = text.partition("*")
-    loss, at, output = rest.partition("@")
-    try:
-        return {"weight": float(weight), "loss": loss.strip(), **({"output": output.strip()} if at else {})}
-    except ValueError:
-        raise ValueError(
-            "a term is WEIGHT*LOSS such as 0.5*dist, or WEIGHT*LOSS@OUTPUT such as 0.5*mse@avgpool"
-        ) from None
 
 
 SWEEP_OWN = frozenset({"grid", "runs"})
@@ -170,12 +165,12 @@ class SweepConfig(TrainConfig):
 class EvalConfig(Machine):
     """What `softlabels eval` does."""
 
-    student: Any = Field(..., description="a run's folder, file:PATH, or a network's name with `weights`")
+    student: NetworkChoice = Field(..., description="a run's folder, file:PATH, or a network's name with `weights`")
     weights: str | None = Field(
         None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
     )
     size: int | None = Field(None, ge=1, le=8192, description="side of the pictures  [default: the network's own]")
-    data: AnyData = Field(None, description="data set to evaluate on  [default: that of the run]")
+    data: DataChoice | None = Field(None, description="data set to evaluate on  [default: that of the run]")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images")
@@ -202,7 +197,7 @@ class ExportConfig(CommandConfig):
     function: str | None = Field(
         None, description="module:function that makes the student's network, where it is your own"
     )
-    data: AnyData = Field(None, description="data set on which student and file are compared")
+    data: DataChoice | None = Field(None, description="data set on which student and file are compared")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images")

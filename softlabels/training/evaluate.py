@@ -139,11 +139,11 @@ def trained_on(tested: Images, trained: Images) -> NDArray[np.int64]:
     Contents are read where equal keys do not tell: where two folders hold files of the same names.
     """
     number = pc.index_in(tested.keys, value_set=trained.keys)
-    theirs = number.fill_null(-1).to_numpy().astype(np.int64)
+    theirs: NDArray[np.int64] = number.fill_null(-1).to_numpy().astype(np.int64)
     rows = np.flatnonzero(theirs >= 0)
     if not len(rows) or _source(tested) == _source(trained) is not None:
         return rows
-    same = content_checksums(tested, rows) == content_checksums(trained, theirs[rows])
+    same: NDArray[np.bool_] = content_checksums(tested, rows) == content_checksums(trained, theirs[rows])
     return rows[same]
 
 

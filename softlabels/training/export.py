@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def _silenced() -> Iterator[None]:
 def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
     """What an exported file says of normalised pictures, on the CPU: logits (batch, classes)."""
     if form == "torch":
-        program: Any = torch.export.load(path).module()
+        program: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         return program
     session = import_module("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])

@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from softlabels.choices import StudentChoice
 from softlabels.codecs import SparseCodec
 from softlabels.core.config import validated
 from softlabels.core.files import write_json
 from softlabels.core.progress import Journal, duration, plural, rate
-from softlabels.datasets import Images, open_images, subset
+from softlabels.datasets import Images, check_there, open_images, subset
 from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
+from softlabels.loading import opening
 from softlabels.loading.batches import LabelledPictures
 from softlabels.loading.checks import compare_digests, compare_partners
 from softlabels.loading.labels import Labels
-from softlabels.loading.opening import alias, check_classes, check_place
+from softlabels.loading.opening import alias, check_classes, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import spread, window_notes
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.losses import BLENDS, Objective
+from softlabels.losses import Objective
 from softlabels.models import (
     Preprocessing,
     StudentSpec,
@@ -35,7 +37,6 @@ from softlabels.models import (
     parameter_count,
     read_description,
     read_weights,
-    student_spec,
     try_learning,
     try_outputs,
 )
@@ -82,24 +83,43 @@ def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
         return _run(config, journal if ranks.first else Journal(quiet=True), ranks)
 
 
-def check_named(config: TrainConfig) -> None:
-    """Raises ConfigError when neither labels nor a data set is named."""
+def check_settings(config: TrainConfig) -> None:
+    """Raises SoftlabelsError where the settings alone are wrong; nothing is opened."""
     if not config.labels and config.data is None:
         raise ConfigError("there is nothing to learn from; give `labels=STORE`, or `data` for hard labels alone")
 
-
-def _run(config: TrainConfig, journal: Journal, ranks: Ranks) -> dict[str, Any]:
-    check_named(config)
     if config.labels and config.teacher:
         raise ConfigError("`labels` and `teacher` exclude each other: stored labels need no teacher in the loop")
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
+    if config.recipe is not None and config.labels:
+        raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
+    if config.recipe is not None:
+        config.recipe.make()
+    config.check_parts()
+    _objective(config, 0.0)
+
+
+def check_files(config: TrainConfig) -> None:
+    """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
+    _student(config).check_weights(training=True)
+    teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
+    opening.check_files(teachers, config.class_map)
+    config.torch_device()
+    check_trackers(each.make() for each in config.track)
+    if config.eval_data is not None:
+        check_there(config.eval_data.make(), config.data_dir)
+
+
+def _run(config: TrainConfig, journal: Journal, ranks: Ranks) -> dict[str, Any]:
+    check_settings(config)
     folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
     before = ranks.on_first(lambda: _before(folder, config))
     if before is not None and before.result is not None:
         ranks.on_first(lambda: _report_done(before, config, journal))
         return before.result
+    check_files(config)
     spec = _student(config)
     inputs = Inputs(config, spec)
     known = ranks.on_first(lambda: _known(inputs, before, config, journal))
@@ -179,7 +199,6 @@ def _train(
         all_parameters_used=used and spec.kind != "function",
     )
     check_ranks(settings, runtime)
-    check_trackers(config.track)
     header = [
         f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
         f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
@@ -205,7 +224,7 @@ def _train(
 
     shown = config.model_dump(mode="json", exclude={"track"})
     with (
-        tracked(config.track if ranks.first else (), folder, shown, journal) as trackers,
+        tracked([each.make() for each in config.track if ranks.first], folder, shown, journal) as trackers,
         _explained_interrupt(folder / CHECKPOINTS),
     ):
         report = train(
@@ -245,7 +264,8 @@ def _explained_interrupt(checkpoints: Path) -> Iterator[None]:
 def _student(config: TrainConfig) -> StudentSpec:
     """The student that is named, or the one of an earlier run."""
     if config.init is None:
-        return student_spec(config.student or DEFAULT_STUDENT, weights=config.weights, size=config.size)
+        student = config.student or StudentChoice(DEFAULT_STUDENT)
+        return student.make(config.weights, config.size)
     if config.weights is not None:
         raise ConfigError("`init` and `weights` exclude each other: `init` brings the network's weights")
     saved = read_description(config.init)
@@ -253,8 +273,8 @@ def _student(config: TrainConfig) -> StudentSpec:
         # A file of weights must never choose code that is then run.
         own = saved.architecture.removeprefix("function:") if saved else "NAME"
         raise ConfigError(f"{config.init} does not name a network that is known here; name it with `student={own}`")
-    student = config.student or (saved.architecture if saved else "")
-    return student_spec(student, weights=config.init, size=config.size)
+    student = config.student or StudentChoice(saved.architecture if saved else "")
+    return student.make(config.init, config.size)
 
 
 def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[str]:
@@ -344,7 +364,7 @@ def _with_teachers(
     }
     notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
     if len(teachers) > 1:
-        blend = BLENDS.make(config.blend)
+        blend = config.blend.make()
         notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
     if config.label_smoothing and min(shares) < 1:
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
@@ -359,7 +379,7 @@ def _check_without_teacher(config: TrainConfig) -> None:
         ("`alpha_end`", config.alpha_end is not None),
         ("`min_confidence`", config.min_confidence > 0),
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
-        ("`loss`", config.loss not in ("kl", {"kind": "kl"})),
+        ("`loss`", config.loss.given not in ("kl", {"kind": "kl"})),
         ("`teachers`", bool(config.teachers)),
     ):
         if given:
@@ -371,12 +391,10 @@ def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> Li
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
     seen = [pictures.at(image_spec(teacher.preprocessing)) for teacher in teachers]
-    return LiveTargets(teachers, seen, pictures.image_spec, BLENDS.make(config.blend), config.temperature, outputs)
+    return LiveTargets(teachers, seen, pictures.image_spec, config.blend.make(), config.temperature, outputs)
 
 
 def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> tuple[Task, int, list[str]]:
-    if config.recipe is not None:
-        raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     labels = inputs.labels
     assert labels is not None
     teachers, objective = labels.select(config.teachers), _objective(config, 0.0)
@@ -411,7 +429,7 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     pictures = Pictures.of_store(labels.store, images, views, image_spec(preprocessing))
     samples = LabelledPictures(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
-    targets = stored_targets(labels, matched.label_rows, teachers, features, BLENDS.make(config.blend), objective)
+    targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
     task, more = _with_teachers(config, samples, targets, teachers)
     if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
@@ -476,10 +494,10 @@ def _check_pixels(labels: Labels, images: Images, teachers: Sequence[str]) -> No
 def _objective(config: TrainConfig, alpha: float) -> Objective:
     given = {
         "alpha": alpha if config.alpha is None else config.alpha,
-        "loss": config.loss,
+        "loss": config.loss.make(),
         "temperature": config.temperature,
         "label_smoothing": config.label_smoothing,
-        "terms": config.term,
+        "terms": tuple(each.make() for each in config.term),
     }
     return validated(Objective, given, "training objective")
 
@@ -522,7 +540,7 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
     Images that are trained on are left out of a side that was found, and counted where the user named the images.
     """
     if config.eval_data is not None:
-        tested = open_images(config.eval_data, data_dir=config.data_dir, split="test")
+        tested = open_data(config.eval_data, config.data_dir, "test")
         known = trained_on(tested, images)
         if len(known):
             journal.say(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
-from softlabels.core.config import read_yaml, without_settings
+from softlabels.choices import DATASETS, DataChoice
+from softlabels.core.config import Given, read_yaml, without_settings
 from softlabels.core.progress import Journal, plural
-from softlabels.datasets import DATASETS
-from softlabels.errors import DataError, ModelError, StoreError
+from softlabels.errors import DataError, StoreError
 from softlabels.loading.labels import open_labels
-from softlabels.loading.opening import describe, limited, open_data, open_teacher
+from softlabels.loading.opening import check_files, describe, limited, open_data, open_teacher
 from softlabels.loading.views import Pictures, image_spec
-from softlabels.models import teacher_spec, weights_file
+from softlabels.models import FileNetwork, TeacherSpec, weights_file
 from softlabels.training.config import EvalConfig
 from softlabels.training.evaluate import Score, evaluate
 from softlabels.views import RECIPES
@@ -21,16 +20,12 @@ from softlabels.views import RECIPES
 
 def run_eval(config: EvalConfig, journal: Journal) -> Score:
     """Score any network on the clean view of each labelled image."""
-    named, data, data_dir = config.student, config.data, config.data_dir
+    data, data_dir = config.data, config.data_dir
     if data is None:
-        data, data_dir = _data_of_run(named, data_dir)
-    if isinstance(named, str) and "/" in named and ":" not in named and not Path(named).exists():
-        raise ModelError(
-            f"no such file or folder: {named}; give a run's folder, a file of weights, or a network's name"
-        )
-    if isinstance(named, str) and Path(named).exists():
-        named = f"file:{named}"
-    spec = teacher_spec(named, config.weights, size=config.size)
+        data, data_dir = _data_of_run(config.student.given, data_dir)
+    spec = config.student.make(config.weights, config.size)
+    check_files([spec], config.class_map)
+    config.torch_device()
     images = describe(open_data(data, data_dir, config.split), journal)
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
@@ -47,16 +42,16 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     return score
 
 
-def _scored_weights(spec: Any) -> str:
+def _scored_weights(spec: TeacherSpec) -> str:
     """Which weights of a network are scored; a run's folder means those of its best epoch."""
-    if spec.kind == "file":
+    if isinstance(spec, FileNetwork):
         file = weights_file(spec.path)
         last = file.with_name("last.safetensors")
         return f"weights {file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
-    return f"weights {spec.weights or ('its own' if spec.kind == 'function' else 'default')}"
+    return f"weights {getattr(spec, 'weights', None) or ('its own' if spec.kind == 'function' else 'default')}"
 
 
-def _data_of_run(student: Any, data_dir: str | None) -> tuple[Any, str | None]:
+def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | None, str | None]:
     """The data set that a run was trained on, as its config says, and where it lies; (None, ...) where it is no run."""
     folder = Path(student).expanduser() if isinstance(student, str) else None
     if folder is not None and folder.is_file():
@@ -71,4 +66,4 @@ def _data_of_run(student: Any, data_dir: str | None) -> tuple[Any, str | None]:
     kind = data.get("kind") if isinstance(data, dict) else str(data).partition(":")[0]
     if kind == "function" or not (kind in DATASETS.names or Path(without_settings(str(data))).is_dir()):
         return None, data_dir  # files never choose code that is then run
-    return data, data_dir or told.get("data_dir")
+    return DataChoice.of(data), data_dir or told.get("data_dir")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from softlabels.core.progress import Journal
-from softlabels.datasets import open_images
 from softlabels.errors import ModelError
-from softlabels.loading.opening import limited
-from softlabels.models import read_description
+from softlabels.loading.opening import limited, open_data
+from softlabels.models import read_description, weights_file
 from softlabels.training import export as exporting
 from softlabels.training.config import ExportConfig
 from softlabels.training.export import Exported
@@ -17,9 +16,6 @@ from softlabels.training.export import Exported
 def run_export(config: ExportConfig, journal: Journal) -> Exported:
     """Write a student for other programs, and say how its answers differ: on `data`, else on pictures of noise."""
     student, form, function = Path(config.student), config.format, config.function
-    images = None
-    if config.data is not None:
-        images = limited(open_images(config.data, data_dir=config.data_dir, split=config.split), config.limit, 0)
     if function is None:
         told = read_description(student)
         if told is not None and told.architecture.startswith("function:"):
@@ -28,6 +24,10 @@ def run_export(config: ExportConfig, journal: Journal) -> Exported:
                 f"{student} belongs to a network of your own, and a file of weights may not choose code; name the "
                 f"function yourself: `function={own}`"
             )
+    weights_file(student)
+    images = None
+    if config.data is not None:
+        images = limited(open_data(config.data, config.data_dir, config.split), config.limit, 0)
     written = exporting.export(student, form, None if config.out is None else Path(config.out), function)
     journal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
     if images is None and form != "int8":

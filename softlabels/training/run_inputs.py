@@ -60,8 +60,7 @@ class Inputs:
     @cached_property
     def recipe(self) -> Recipe:
         """The views that are trained on without stored labels."""
-        made: Recipe = RECIPES.make(self._config.recipe or DEFAULT_RECIPE)
-        return made
+        return self._config.recipe.make() if self._config.recipe else RECIPES.make(DEFAULT_RECIPE)
 
     def known(self, held_out: Images | None) -> dict[str, Any]:
         """What they are, as JSON values; `held_out` are the images that the student is scored on.

@@ -111,13 +111,14 @@ def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optim
     plain = settings.optimizer in ("sgd", "nesterov") and settings.momentum == 0
     groups = parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
     try:
-        return create_optimizer_v2(
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
             groups,
             opt="momentum" if plain else settings.optimizer,
             lr=settings.peak_lr,
             weight_decay=settings.weight_decay,
             momentum=settings.momentum,
         )
+        return optimizer
     except Exception as problem:  # optimizers check their packages, devices and numbers in any way
         reason = " ".join(str(problem).split())[:160] or f"{type(problem).__name__}; it may need CUDA or a package"
         raise ConfigError(f"`optimizer={settings.optimizer}` cannot be made: {reason}; choose another") from problem
@@ -177,7 +178,7 @@ def _check_optimizer(name: str, weight_decay: float, momentum: float) -> None:
 def _stepped(settings: TrainSettings, start: int, stop: int, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """State dicts of a small network and its optimizer after the steps from `start`, where `state` was, to `stop`."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         # The kinds of layers that networks have: of four, two and one dimensions.
         layers = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)
         network = nn.Sequential(*layers)
@@ -207,7 +208,7 @@ def _is_second_order(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "is_second_order", False))
 
 
-class _Average(ModelEmaV3):
+class _Average(ModelEmaV3):  # type: ignore[misc]  # timm's types are not read, see pyproject.toml
     """timm's average, of networks with extra states too, which are taken over as they are."""
 
     def apply_update_(self, model: nn.Module, decay: float) -> None:
@@ -306,7 +307,7 @@ class TrainState:
     def lr(self) -> float:
         """Learning rate of the last step, where no multiplier changes it."""
         group = self._optimizer.param_groups[0]
-        return group["lr"] / group.get("lr_scale", 1.0)
+        return float(group["lr"] / group.get("lr_scale", 1.0))
 
     @property
     def best_network(self) -> nn.Module:

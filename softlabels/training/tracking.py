@@ -7,7 +7,7 @@ that its tracker has begun, whose id is kept in the training's folder.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -224,24 +224,24 @@ class Trackers:
             _left_behind(name, problem, self._journal)
 
 
-def check_trackers(trackers: Iterable[Any]) -> list[Tracker]:
-    """The trackers that these values name. Raises ConfigError for one that is unknown or not installed."""
-    parts = [TRACKERS.make(each) for each in trackers]
-    for part in parts:
-        part.check()
-    return parts
+def check_trackers(trackers: Iterable[Tracker]) -> None:
+    """Raises ConfigError where the package of one is not installed."""
+    for each in trackers:
+        each.check()
 
 
 @contextmanager
-def tracked(trackers: Iterable[Any], folder: Path, settings: Mapping[str, Any], journal: Journal) -> Iterator[Trackers]:
-    """The trackers that these values name, open while the block runs.
+def tracked(
+    trackers: Sequence[Tracker], folder: Path, settings: Mapping[str, Any], journal: Journal
+) -> Iterator[Trackers]:
+    """The trackers, open while the block runs.
 
     Raises:
-        ConfigError: an unknown tracker, or one whose package is not installed.
+        ConfigError: the package of one is not installed.
     """
-    parts = check_trackers(trackers)
+    check_trackers(trackers)
     opened = {}
-    for part in parts:
+    for part in trackers:
         try:
             opened[part.kind] = part.open(folder, settings)
         except Exception as problem:

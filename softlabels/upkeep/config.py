@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from softlabels.choices import CodecChoice
 from softlabels.core.config import MOST
-
-if TYPE_CHECKING:
-    pass
-from softlabels.loading.settings import AnyCodec, Caching, Reopening
+from softlabels.loading.settings import Caching, Reopening
 
 
 class VerifyConfig(Reopening):
@@ -45,7 +43,9 @@ class ConvertConfig(Caching):
     compression: Literal["none", "zstd"] | None = Field(
         None, description="compression of the shards  [default: as they are]"
     )
-    codec: AnyCodec = Field(None, description="how logits are stored: dense:fp32, topk:10, ...  [default: as they are]")
+    codec: CodecChoice | None = Field(
+        None, description="how logits are stored: dense:fp32, topk:10, ...  [default: as they are]"
+    )
     lossy: bool = Field(False, description="allow a codec that rounds the stored labels once more")
     teachers: tuple[str, ...] | None = Field(None, description="teachers to convert; repeatable  [default: all]")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from softlabels.codecs import CODECS, Codec
+from softlabels.codecs import Codec
 from softlabels.core.progress import Journal, duration, plural, size
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError
@@ -33,7 +33,7 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
         raise ConfigError(f"`out={config.out}` is the store to convert; choose another folder")
     names = _folders(labels, config.teachers)
     _check_any(labels.store.location, names)
-    wanted: Codec | None = None if config.codec is None else CODECS.make(config.codec)
+    wanted = None if config.codec is None else config.codec.make()
     for name in names:
         labels.of(name).check_headers()
     changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}

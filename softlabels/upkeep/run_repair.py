@@ -13,7 +13,7 @@ from softlabels.dumping.dump import StoredOutput, dump_shards
 from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
 from softlabels.loading.labels import Labels, open_labels
-from softlabels.loading.opening import label_images, matched, offering_to_skip, reopening
+from softlabels.loading.opening import label_images, matched, named_teachers, offering_to_skip, reopening
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.store import Shard
 from softlabels.upkeep import repair as repairing
@@ -27,6 +27,7 @@ def run_repair(config: RepairConfig, journal: Journal) -> Repairs:
     What an earlier repair removed is dumped again as well; so the same call finishes what a killed one began.
     """
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    named_teachers(config, labels)
     workshop = _Workshop(config, labels)
     reports = Repairs()
     for name in labels.store.folders:

@@ -7,7 +7,7 @@ import numpy as np
 from softlabels.core.progress import Journal, plural
 from softlabels.datasets import Images
 from softlabels.loading.labels import Labels, open_labels
-from softlabels.loading.opening import label_images, reopening
+from softlabels.loading.opening import label_images, named_teachers, reopening
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.samplers import spread
 from softlabels.upkeep import verify as verifying
@@ -18,6 +18,8 @@ from softlabels.upkeep.verify import Findings
 def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
     """Check a store's files, then its images, then its teachers; each stage needs the one before to be sound."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
+    if not config.shards_only:
+        named_teachers(config, labels)
     findings = verifying.check_store(labels)
     if findings.ok and not config.shards_only:
         images = label_images(labels, config.data, config.data_dir)

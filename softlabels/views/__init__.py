@@ -9,8 +9,7 @@ image), `CropAndResize` (images to views by itself), `Transform` (views to views
 in `STEPS`, and one example in its test.
 """
 
-from softlabels.core import tables
-from softlabels.core.config import Table
+from softlabels.choices import RECIPE_NAMES, RECORDED, STEPS
 from softlabels.views._auto_augment import NAMES as OPERATION_NAMES
 from softlabels.views._params import INTERPOLATIONS, ImageSpec, ViewParams
 from softlabels.views._pixels import blank
@@ -58,11 +57,5 @@ __all__ = [
     "foreign_view",
 ]
 
-STEPS: Table[Step] = tables.STEPS
-"""Every step that is drawn, by its kind."""
-
-RECORDED: Table[Step] = tables.RECORDED
-"""Every step whose parameters come with labels of other projects, by its kind."""
-
-RECIPES = Recipes(STEPS, RECORDED, tables.RECIPE_NAMES)
+RECIPES = Recipes(STEPS, RECORDED, RECIPE_NAMES)
 """Recipes by short name, and what turns any description into a recipe."""

@@ -78,18 +78,22 @@ class Ranges:
         return made
 
 
+def _affine(image: Tensor, style: Style, **changes: list[int] | list[float]) -> Tensor:
+    settings = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **changes}
+    moved: Tensor = functional.affine(image, **settings, **style.kernel())
+    return moved
+
+
 def _translate(image: Tensor, style: Style, *, across: float = 0.0, down: float = 0.0) -> Tensor:
     side = image.shape[-1]
     pixels = [int(across * side), int(down * side)]
-    return functional.affine(image, angle=0.0, translate=pixels, scale=1.0, shear=[0.0, 0.0], **style.kernel())
+    return _affine(image, style, translate=pixels)
 
 
 def _shear(image: Tensor, style: Style, *, across: float = 0.0, down: float = 0.0) -> Tensor:
     # The kernel wants degrees; the papers give the slope.
     degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
-    return functional.affine(
-        image, angle=0.0, translate=[0, 0], scale=1.0, shear=degrees, center=[0, 0], **style.kernel()
-    )
+    return _affine(image, style, shear=degrees, center=[0, 0])
 
 
 class Operation(Protocol):

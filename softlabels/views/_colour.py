@@ -78,7 +78,8 @@ class Grayscale(RandomTransform):
 
     def transform(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, H, W), with three equal channels."""
-        return functional.rgb_to_grayscale(images, 3).contiguous()
+        grey: Tensor = functional.rgb_to_grayscale(images, 3)
+        return grey.contiguous()
 
 
 class Solarize(RandomTransform):
@@ -90,7 +91,8 @@ class Solarize(RandomTransform):
 
     def transform(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, H, W), solarized."""
-        return functional.solarize(images, float(self.threshold))
+        solarized: Tensor = functional.solarize(images, float(self.threshold))
+        return solarized
 
 
 _SIDE = 224

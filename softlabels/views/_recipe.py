@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, field_validator
 from torch import Tensor
 
+from softlabels.choices import RecipeNames
 from softlabels.core.config import Table, validated
 from softlabels.core.philox import Words, hash_keys, philox
-from softlabels.core.tables import RecipeNames
 from softlabels.errors import ConfigError, DataError
 from softlabels.views._crops import ResizeCentreCrop
 from softlabels.views._params import Boxes, ImageSpec, Lengths, Params, ViewParams

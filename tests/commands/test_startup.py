@@ -14,10 +14,9 @@ import torchvision
 from conftest import Outcome
 
 import softlabels
-from softlabels import models
+from softlabels import choices, models
 from softlabels.cli import main
 from softlabels.core import installed as _installed
-from softlabels.core import tables
 
 HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "matplotlib", "h5py", "zarr")
 
@@ -95,24 +94,24 @@ def test_names_read_from_sources_are_those_of_the_installed_libraries() -> None:
     assert _installed.torchvision_networks() == set(torchvision.models.list_models(module=torchvision.models))
     assert _installed.timm_networks() == set(timm.list_models())
     assert _installed.timm_optimizers() == set(timm.optim.list_optimizers())
-    assert set(tables.SMALL_NETWORKS) == set(models.TEACHERS.kinds["small"].names())
+    assert set(choices.SMALL_NETWORKS) == set(models.TEACHERS.kinds["small"].names())
 
 
 @pytest.mark.parametrize(
     "table",
     [
-        tables.CODECS,
-        tables.LOSSES,
-        tables.BLENDS,
-        tables.DATASETS,
-        tables.TEACHERS,
-        tables.STUDENTS,
-        tables.STEPS,
-        tables.RECORDED,
+        choices.CODECS,
+        choices.LOSSES,
+        choices.BLENDS,
+        choices.DATASETS,
+        choices.TEACHERS,
+        choices.STUDENTS,
+        choices.STEPS,
+        choices.RECORDED,
     ],
     ids=lambda table: table.what,
 )
-def test_each_line_of_a_table_names_the_class_of_that_kind(table: tables.Table) -> None:  # type: ignore[type-arg]
+def test_each_line_of_a_table_names_the_class_of_that_kind(table: choices.Table) -> None:  # type: ignore[type-arg]
     assert all(part.model_fields["kind"].default == kind for kind, part in table.kinds.items())
 
 

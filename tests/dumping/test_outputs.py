@@ -120,7 +120,7 @@ def test_an_output_that_cannot_be_stored_is_a_mistake_of_the_command(
 ) -> None:
     done = softlabels_command("dump", "--teacher", "cnn_tiny", "--data", photos, "--output", given)
     line = done.output.splitlines()[-1]
-    wanted = "unknown codec 'dens'" if given == "dropout=dens" else f"dump: output: {given!r} is no output"
+    wanted = "unknown codec 'dens'" if given == "dropout=dens" else f"{given!r} is no output"
     assert done.exit_code == 2 and wanted in line
     unknown = softlabels_command(
         *("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--output", "drop")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from softlabels import models
-from softlabels.core.tables import network_names
+from softlabels.choices import network_names
 from softlabels.errors import ModelError
 
 

@@ -1,52 +1,20 @@
-"""The kinds of teachers and students, and what a name on a command line means."""
+"""What the name of a teacher or student on a command line means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
-import torch
-
-from softlabels.core import tables
-from softlabels.core.config import Table
-from softlabels.core.tables import importable, unknown_source
+from softlabels.choices import STUDENTS, TEACHERS, importable, unknown_source
+from softlabels.core.config import Given, Table
 from softlabels.errors import ConfigError
 from softlabels.models._architecture import resolve
-from softlabels.models._preprocessing import Preprocessing
 from softlabels.models._spec import StudentSpec
-from softlabels.models._teacher import Amp, Teacher
+from softlabels.models._teacher import TeacherSpec
+
+V = TypeVar("V")
 
 
-class TeacherSpec(Protocol):
-    """A frozen, validated value that says which teacher: a `NetworkSpec`, or one that stands on another."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def short_name(self) -> str: ...
-    @property
-    def resolved(self) -> str: ...
-
-    def open(
-        self,
-        device: str | torch.device = "cpu",
-        amp: Amp | None = None,
-        classes: int | None = None,
-        *,
-        clean: bool = False,
-        preprocessing: Preprocessing | None = None,
-        role: str = "teacher",
-    ) -> Teacher:
-        """See `NetworkSpec.open`."""
-
-
-TEACHERS: Table[TeacherSpec] = tables.TEACHERS
-STUDENTS: Table[StudentSpec] = tables.STUDENTS
-
-
-def teacher_spec(
-    teacher: str | Mapping[str, Any] | TeacherSpec, weights: str | None = None, **settings: Any
-) -> TeacherSpec:
+def teacher_spec(teacher: Given | TeacherSpec, weights: str | None = None, **settings: Any) -> TeacherSpec:
     """The spec that `teacher=NAME` `weights=W` means; `settings` such as `size` or `name` count where not None.
 
     A mapping or a spec, as a config has it, is taken as it is and may not be given `weights` or `settings` as well.
@@ -58,14 +26,12 @@ def teacher_spec(
     return TEACHERS.make(_mapping(teacher, TEACHERS, weights=weights, **settings))
 
 
-def student_spec(
-    student: str | Mapping[str, Any] | StudentSpec, weights: str | None = None, **settings: Any
-) -> StudentSpec:
+def student_spec(student: Given, weights: str | None = None, **settings: Any) -> StudentSpec:
     """As `teacher_spec`, of a student."""
     return STUDENTS.make(_mapping(student, STUDENTS, weights=weights, **settings))
 
 
-def _mapping(value: Any, table: Table[Any], **settings: Any) -> Any:
+def _mapping(value: V, table: Table[object], **settings: Any) -> V | dict[str, Any]:
     given = {name: setting for name, setting in settings.items() if setting is not None}
     if not isinstance(value, str):
         if given:
@@ -74,7 +40,7 @@ def _mapping(value: Any, table: Table[Any], **settings: Any) -> Any:
     return {**_named(value, table), **given}
 
 
-def _named(text: str, table: Table[Any]) -> dict[str, Any]:
+def _named(text: str, table: Table[object]) -> dict[str, Any]:
     """``resnet18`` is an architecture, ``KIND:VALUE`` a kind of the table, any other ``module:function`` a function."""
     kind, colon, rest = text.partition(":")
     part = table.find(kind)

@@ -1,19 +1,22 @@
-"""What can be chosen, by name: a line for each kind of each part, and the modules that are imported when one is made.
+"""What can be chosen, by name: a line for each kind of each part, and the choices of parts that configs hold.
 
-Nothing is imported here, so that help, completion and a mistyped name need not wait for torch. A new codec, loss, step
-or data set is one file and one line here, or an entry point of another package.
+A part's module is imported when the part is made, so that help, completion and a mistyped name need not wait for torch.
+A new codec, loss, step or data set is one file and one line here, or an entry point of another package.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from softlabels.core.config import Table, is_url, without_settings
+from softlabels.core.config import Choice, Given, Table, is_url, validated, without_settings
 from softlabels.core.installed import (
     timm_mentions,
     timm_networks,
@@ -21,9 +24,17 @@ from softlabels.core.installed import (
     torchvision_networks,
     working_directory_importable,
 )
-from softlabels.errors import ConfigError, ModelError, did_you_mean
+from softlabels.core.types import LOGITS
+from softlabels.errors import ConfigError, DataError, ModelError, did_you_mean
 
-CODECS: Table[Any] = Table(
+if TYPE_CHECKING:
+    from softlabels.codecs import Codec
+    from softlabels.datasets import DataSet
+    from softlabels.losses import Blend, Loss, Term
+    from softlabels.models import StudentSpec, TeacherSpec
+    from softlabels.views import Recipe, Step
+
+CODECS: Table[Codec] = Table(
     "codec",
     "codecs",
     {
@@ -36,7 +47,7 @@ CODECS: Table[Any] = Table(
     },
 )
 
-LOSSES: Table[Any] = Table(
+LOSSES: Table[Loss] = Table(
     "loss",
     "losses",
     {
@@ -58,7 +69,7 @@ LOSSES: Table[Any] = Table(
     },
 )
 
-BLENDS: Table[Any] = Table(
+BLENDS: Table[Blend] = Table(
     "blend",
     "blends",
     {
@@ -70,7 +81,7 @@ BLENDS: Table[Any] = Table(
     },
 )
 
-DATASETS: Table[Any] = Table(
+DATASETS: Table[DataSet] = Table(
     "data set",
     "datasets",
     {
@@ -86,7 +97,7 @@ DATASETS: Table[Any] = Table(
     },
 )
 
-TEACHERS: Table[Any] = Table(
+TEACHERS: Table[TeacherSpec] = Table(
     "teacher",
     "teachers",
     {
@@ -99,7 +110,7 @@ TEACHERS: Table[Any] = Table(
     },
 )
 
-STUDENTS: Table[Any] = Table(
+STUDENTS: Table[StudentSpec] = Table(
     "student",
     "students",
     {
@@ -150,7 +161,7 @@ def unknown_network(name: str, source: str | None = None) -> ModelError:
     return ModelError(f"unknown network {name!r}; {did_you_mean(name, network_names())}")
 
 
-def unknown_source(text: str, table: Table[Any]) -> ModelError:
+def unknown_source(text: str, table: Table[object]) -> ModelError:
     """The error for ``KIND:VALUE`` that is neither of a kind in `table` nor ``module:function``."""
     kind, _, rest = text.partition(":")
     if kind in ("hf-hub", "hf_hub"):
@@ -160,7 +171,7 @@ def unknown_source(text: str, table: Table[Any]) -> ModelError:
     return ModelError(f"unknown {table.what} {text!r}: neither module:function nor of a known source; {known}")
 
 
-def check_network(value: Any, table: Table[Any]) -> Any:
+def check_network(value: Given, table: Table[object]) -> Given:
     """`value` itself, which names a network or a kind of `table` (`TEACHERS`, `STUDENTS`); nothing is imported.
 
     Raises:
@@ -191,7 +202,7 @@ def importable(module: str) -> bool:
             return False
 
 
-def check_data(value: Any) -> Any:
+def check_data(value: Given) -> Given:
     """`value` itself, of which a kind of data set, a directory or a module is known where it names one.
 
     Raises:
@@ -224,7 +235,7 @@ def unknown_data(text: str) -> ConfigError:
     return ConfigError(f"unknown data set {text!r}: there is neither a kind {kind!r} {nor}; {known}")
 
 
-STEPS: Table[Any] = Table(
+STEPS: Table[Step] = Table(
     "step",
     "views",
     {
@@ -248,7 +259,7 @@ STEPS: Table[Any] = Table(
 )
 """Every step that is drawn."""
 
-RECORDED: Table[Any] = Table(
+RECORDED: Table[Step] = Table(
     "recorded step",
     "recorded_views",
     {
@@ -281,7 +292,7 @@ class RecipeNames:
                 raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, near)} (words: {known})")
         return [self.words[word] for word in words]
 
-    def check(self, value: Any) -> Any:
+    def check(self, value: Given) -> Given:
         """`value` itself, which is a known short name if it is a text. Raises ConfigError."""
         if isinstance(value, str):
             self.expand(value)
@@ -332,3 +343,200 @@ RECIPE_NAMES = RecipeNames(
     ),
 )
 """Recipes by short name: any words in a sensible order."""
+
+
+RECORDED_VIEWS = "recorded"
+"""The recipe of a dump onto a store whose views came with imported labels."""
+
+
+class CodecChoice(Choice["Codec"]):
+    """How logits are stored."""
+
+    what = "codec"
+    check = staticmethod(CODECS.check)
+
+    def make(self) -> Codec:
+        """See `Choice.make`."""
+        return CODECS.make(self.given)
+
+
+class OutputChoice(Choice["Codec"]):
+    """Another output of a teacher than its logits, and how it is stored: ``NAME``, or ``NAME=CODEC``."""
+
+    what = "output"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        name, _, codec = given.partition("=") if isinstance(given, str) else ("", "", "")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name == LOGITS:
+            raise ConfigError(f"{given!r} is no output: write NAME or NAME=CODEC, with a name that is not logits")
+        CODECS.check(codec or RAW)
+        return given
+
+    @property
+    def name(self) -> str:
+        """The output."""
+        return str(self.given).partition("=")[0]
+
+    def make(self) -> Codec:
+        """Its codec."""
+        return CODECS.make(str(self.given).partition("=")[2] or RAW)
+
+
+RAW = "dense:fp16-raw"
+"""How outputs that are no logits are stored unless a codec is named."""
+
+
+class LossChoice(Choice["Loss"]):
+    """A soft loss."""
+
+    what = "loss"
+    check = staticmethod(LOSSES.check)
+
+    def make(self) -> Loss:
+        """See `Choice.make`."""
+        return LOSSES.make(self.given)
+
+
+class TermChoice(Choice["Term"]):
+    """A further term of the loss: a mapping with `weight` and `loss`, or ``WEIGHT*LOSS@OUTPUT``, which becomes one."""
+
+    what = "term"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        if isinstance(given, str):
+            weight, _, rest = given.partition("*")
+            loss, at, output = rest.partition("@")
+            try:
+                given = {"weight": float(weight), "loss": loss.strip(), **({"output": output.strip()} if at else {})}
+            except ValueError:
+                raise ValueError(
+                    "a term is WEIGHT*LOSS such as 0.5*dist, or WEIGHT*LOSS@OUTPUT such as 0.5*mse@avgpool"
+                ) from None
+        if isinstance(given, Mapping) and "loss" in given:
+            LOSSES.check(given["loss"])
+        return given
+
+    def make(self) -> Term:
+        """See `Choice.make`."""
+        term: type[Term] = import_module("softlabels.losses").Term
+        if isinstance(self.given, term):
+            return self.given
+        if not isinstance(self.given, Mapping):
+            raise ConfigError(f"a term is a mapping with `weight` and `loss`, not {self.given!r}")
+        return validated(term, self.given, "term of the loss")
+
+
+class BlendChoice(Choice["Blend"]):
+    """How several teachers become one target."""
+
+    what = "blend"
+    check = staticmethod(BLENDS.check)
+
+    def make(self) -> Blend:
+        """See `Choice.make`."""
+        return BLENDS.make(self.given)
+
+
+class RecipeChoice(Choice["Recipe"]):
+    """How views are drawn, or that they are recorded."""
+
+    what = "recipe"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        return given if given == RECORDED_VIEWS else RECIPE_NAMES.check(given)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the views are those of the store, which came with imported labels: no recipe is made of that name."""
+        return self.given == RECORDED_VIEWS
+
+    def make(self) -> Recipe:
+        """See `Choice.make`."""
+        make: Callable[[Given], Recipe] = import_module("softlabels.views").RECIPES.make
+        return make(self.given)
+
+    def check_settings(self) -> None:
+        """See `Choice.check_settings`."""
+        if not self.recorded:
+            self.make()
+
+
+class DataChoice(Choice["DataSet"]):
+    """A data set."""
+
+    what = "data set"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        return check_data(given)
+
+    def make(self) -> DataSet:
+        """See `Choice.make`; nothing is opened."""
+        make: Callable[[Given], DataSet] = import_module("softlabels.datasets").data_set
+        return make(self.given)
+
+    def check_settings(self) -> None:
+        """See `Choice.check_settings`."""
+        with contextlib.suppress(DataError):  # the directory is not there, which a finished run does without
+            self.make()
+
+
+class TeacherChoice(Choice["TeacherSpec"]):
+    """A teacher."""
+
+    what = "teacher"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        return check_network(given, TEACHERS)
+
+    def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
+        """See `Choice.make`; with these weights, for pictures of this size."""
+        make: Callable[..., TeacherSpec] = import_module("softlabels.models").teacher_spec
+        return make(self.given, weights, size=size)
+
+
+class NetworkChoice(TeacherChoice):
+    """A network to evaluate: a teacher, or a run's folder or a file of weights by its path alone."""
+
+    what = "network"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        if isinstance(given, str) and Path(given).exists():
+            return given
+        if isinstance(given, str) and "/" in given and ":" not in given:
+            raise ModelError(
+                f"no such file or folder: {given}; give a run's folder, a file of weights, or a network's name"
+            )
+        return check_network(given, TEACHERS)
+
+    def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
+        """See `TeacherChoice.make`."""
+        there = isinstance(self.given, str) and Path(self.given).exists()
+        return TeacherChoice(f"file:{self.given}" if there else self.given).make(weights, size)
+
+
+class StudentChoice(Choice["StudentSpec"]):
+    """A student."""
+
+    what = "student"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        return check_network(given, STUDENTS)
+
+    def make(self, weights: str | None = None, size: int | None = None) -> StudentSpec:
+        """See `Choice.make`; with these weights, for pictures of this size."""
+        make: Callable[..., StudentSpec] = import_module("softlabels.models").student_spec
+        return make(self.given, weights, size=size)
