@@ -18,6 +18,7 @@ from softlabels.dumping.config import DumpConfig, PlanConfig
 from softlabels.losses import LOSSES, Term
 from softlabels.training.config import TrainConfig
 
+TERM = Term(weight=1, loss=LOSSES.make("js"))
 GIVEN: list[tuple[str, Any, Any]] = [
     ("codec", "topk:5", "topk:5"),
     ("codec", {"kind": "topk", "k": 5}, {"kind": "topk", "k": 5}),
@@ -38,7 +39,9 @@ GIVEN: list[tuple[str, Any, Any]] = [
     ("loss", {"kind": "wsl"}, {"kind": "wsl"}),
     ("loss", LOSSES.make("kl"), {"kind": "kl"}),
     ("term", "0.5*dist", [{"weight": 0.5, "loss": "dist"}]),
-    ("term", [Term(weight=1, loss=LOSSES.make("js"))], [{"weight": 1.0, "loss": {"kind": "js"}, "temperature": None}]),
+    ("term", "0.5*mse@avgpool", [{"weight": 0.5, "loss": "mse", "output": "avgpool"}]),
+    ("term", [TERM], [TERM.model_dump()]),
+    ("output", ["avgpool", "fc=dense:fp32"], None),
     ("blend", {"kind": "weighted", "weights": [1, 2]}, {"kind": "weighted", "weights": [1, 2]}),
     ("eval_data", "cifar10:data", "cifar10:data"),
     ("track", ["tensorboard"], ["tensorboard"]),
