@@ -18,10 +18,10 @@ Shards get their names when they are whole and synced. What is there and whole i
 """
 
 from softlabels.core.config import is_url
+from softlabels.core.documents import FORMAT, differences, joined
 from softlabels.core.locks import BusyError, exclusive
 from softlabels.store._cache import Cache
 from softlabels.store._copying import copy_images
-from softlabels.store._documents import FORMAT, differences, joined
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks

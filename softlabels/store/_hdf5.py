@@ -16,10 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.core.files import Deferred
 from softlabels.core.installed import required
 from softlabels.core.paths import Damaged, Place
-from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.store._layout import ArrayLayout
 from softlabels.store._shard import Arrays, Header, StoredArray, StoredFile
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softlabels.core import locks as _lock
+from softlabels.core.documents import document_problems
 from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, whole, write_text
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
-from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._formats import FORMATS
 from softlabels.store._gather import Gather, check_extent

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from softlabels.core.config import essence
+from softlabels.core.documents import differences, digest
 from softlabels.errors import StoreError
-from softlabels.store._documents import differences, digest
 
 DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]

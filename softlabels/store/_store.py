@@ -17,12 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from softlabels.core import locks as _lock
 from softlabels.core.config import is_url
-from softlabels.core.files import remove_leftovers, whole, write_text
-from softlabels.core.paths import Place
-from softlabels.errors import StoreError, did_you_mean
-from softlabels.store import _images
-from softlabels.store._cache import Cache
-from softlabels.store._documents import (
+from softlabels.core.documents import (
     LARGEST,
     complete,
     differences,
@@ -31,6 +26,11 @@ from softlabels.store._documents import (
     joined,
     read_document,
 )
+from softlabels.core.files import remove_leftovers, whole, write_text
+from softlabels.core.paths import Place
+from softlabels.errors import StoreError, did_you_mean
+from softlabels.store import _images
+from softlabels.store._cache import Cache
 from softlabels.store._folder import CARD
 from softlabels.store._formats import FORMATS
 from softlabels.store._labels import TeacherLabels

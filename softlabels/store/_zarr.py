@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, digest, parse
 from softlabels.core.locks import Lock
 from softlabels.core.paths import Damaged, Place
-from softlabels.store._documents import FORMAT, LARGEST, canonical, check_format, checked, digest, parse
 from softlabels.store._layout import ArrayLayout
 from softlabels.store._shard import Arrays, Header, StoredArray, StoredFile
 

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 from store.stores import assert_holds, card, filled, make, table
 
+from softlabels.core.documents import canonical, digest
 from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store import open_store
-from softlabels.store._documents import canonical, digest
 from softlabels.store._hdf5 import Hdf5, _encoded
 
 SHARD = "00001-v0-3"

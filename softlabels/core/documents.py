@@ -14,10 +14,10 @@ from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError, odd_value
 
 FORMAT = 1
-"""Version of everything a store writes. A reader refuses a larger one and keeps reading all smaller ones."""
+"""Version of what is written: of headers, and of documents that do not name another one."""
 
 LARGEST = 64 << 20
-"""Bytes that a JSON text of a store may have."""
+"""Bytes that a JSON text may have."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,13 +32,13 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
-def document(model: BaseModel) -> str:
+def document(model: BaseModel, version: int = FORMAT) -> str:
     """The text of a file that holds `model`, its format version and its checksum.
 
     Only what `model` was given is written, so that a model that was read gives the text that it was read from, also
     when its class has got another field with a default since then. A new one is written `complete`.
     """
-    body = {"format_version": FORMAT, **model.model_dump(mode="json", exclude_unset=True)}
+    body = {"format_version": version, **model.model_dump(mode="json", exclude_unset=True)}
     text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
     try:
         size = len(text.encode())
@@ -48,8 +48,8 @@ def document(model: BaseModel) -> str:
         ) from problem
     if size > LARGEST:
         raise StoreError(
-            f"the document of this store would have {size:,} bytes, more than the {LARGEST:,} that are read of one; "
-            f"use fewer classes, or shorter names of classes"
+            f"the document would have {size:,} bytes, more than the {LARGEST:,} that are read; use fewer classes, or "
+            f"shorter names of classes"
         )
     return text
 
@@ -59,18 +59,18 @@ def complete(model: M) -> M:
     return type(model).model_validate(essence(model))
 
 
-def read_document(place: Place, model: type[M]) -> M:
+def read_document(place: Place, model: type[M], versions: range = range(1, FORMAT + 1)) -> M:
     """What `document` wrote to `place`.
 
     Raises:
-        StoreError: it is missing, changed, of a newer format, or no such document.
+        StoreError: it is missing, changed, of another version than these, or no such document.
     """
     body = parse(place.read(LARGEST), str(place))
     odd = odd_value(body)
     if odd is not None:
         raise StoreError(f"{place} {odd}; it is of another program")
     found = body.pop("sha256", None)
-    check_format(body.get("format_version"), str(place))
+    check_format(body.get("format_version"), str(place), versions)
     if found != digest(body):
         raise Damaged(f"{place} does not match its checksum; it was changed or damaged, copy it again from its source")
     del body["format_version"]
@@ -95,13 +95,15 @@ def parse(text: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def check_format(version: Any, where: str) -> None:
-    """Raise StoreError when `version` is newer than what is known here, Damaged when it is none."""
+def check_format(version: Any, where: str, versions: range = range(1, FORMAT + 1)) -> None:
+    """Raise StoreError when `version` is none of those known here, Damaged when it is no version."""
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise Damaged(f"{where} states no format version; it is damaged or of another program")
-    if version > FORMAT:
+    if version < versions.start:
+        raise StoreError(f"{where} is of format version {version}, made by a development version of softlabels")
+    if version >= versions.stop:
         raise StoreError(
-            f"{where} is of format version {version}, newer than version {FORMAT} that this softlabels reads; "
+            f"{where} is of format version {version}, newer than version {versions[-1]} that this softlabels reads; "
             f"install a newer softlabels"
         )
 
