@@ -100,7 +100,7 @@ def check_format(version: Any, where: str, versions: range = range(1, FORMAT + 1
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise Damaged(f"{where} states no format version; it is damaged or of another program")
     if version < versions.start:
-        raise StoreError(f"{where} is of format version {version}, made by a development version of softlabels")
+        raise Damaged(f"{where} is of format version {version}, made by a development version of softlabels")
     if version >= versions.stop:
         raise StoreError(
             f"{where} is of format version {version}, newer than version {versions[-1]} that this softlabels reads; "

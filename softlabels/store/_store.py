@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from softlabels.core import locks as _lock
+from softlabels.core.arrayfile import FORMATS
 from softlabels.core.config import is_url
 from softlabels.core.documents import (
     LARGEST,
@@ -32,7 +33,6 @@ from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images
 from softlabels.store._cache import Cache
 from softlabels.store._folder import CARD
-from softlabels.store._formats import FORMATS
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id
