@@ -14,7 +14,7 @@ from softlabels.core.reading import Mapped
 from softlabels.errors import StoreError
 
 
-def mapped(handle: int, size: int, where: str, *, private: bool = False) -> Mapped:
+def mapped(handle: int, size: int, where: object, *, private: bool = False) -> Mapped:
     """A whole file as memory, see `Mapped`. Raises StoreError, naming `where`, when it cannot be mapped."""
     try:
         return Mapped(handle, size, private=private)

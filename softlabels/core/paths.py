@@ -18,7 +18,7 @@ PIECE = 4 << 20
 
 
 class Damaged(StoreError):  # noqa: N818
-    """A file of a store is missing, cut off or changed; written again, all is well."""
+    """A file is missing, cut off or changed; written again, all is well."""
 
 
 @dataclass(frozen=True)

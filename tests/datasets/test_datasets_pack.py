@@ -166,6 +166,13 @@ def test_packs_of_other_versions_are_refused(pack: Path, tmp_path: Path, version
         opened(tmp_path / "p")
 
 
+def test_a_manifest_states_what_was_left_at_its_default(photos: Path, tmp_path: Path) -> None:
+    """So that a default that changes later changes no pack."""
+    softlabels.pack(data=str(photos), out=str(tmp_path / "p"), quiet=True)
+    manifest = json.loads((tmp_path / "p" / "pack.json").read_text())
+    assert (manifest["format"], manifest["packing"]) == ("hdf5", {"max_side": 320, "quality": 90})
+
+
 def test_an_opened_pack_holds_no_descriptors(pack: Path) -> None:
     """A million images in 512s are more shards than a process may have files open."""
     packed = opened(pack)

@@ -287,5 +287,5 @@ def _memory(place: Place) -> NDArray[np.uint8]:
     with place.open() as handle:
         size = os.fstat(handle).st_size
         if size >= _MAPPED:
-            return mapped(handle, size, str(place), private=True).array()
+            return mapped(handle, size, place, private=True).array()
         return np.frombuffer(bytearray(place.read_at(handle, 0, size)), np.uint8)  # writable, as torch wants it

@@ -59,21 +59,22 @@ class Hdf5:
 
     def read_header(self, place: Place, kind: type[H]) -> H:
         """See `ArrayFormat.read_header`."""
+        where = str(place)
         with place.open() as handle:
             size = os.fstat(handle).st_size
             match = _FIRST_LINE.match(place.read_at(handle, 0, min(_FIRST_LINE_MOST, size)))
             if match is None:
-                raise Damaged(f"{place} does not begin as a shard does; it is damaged or of another program")
+                raise Damaged(f"{where} does not begin as a shard does; it is damaged or of another program")
             version, length, block = (int(number) for number in match.groups()[:3])
-            check_format(version, str(place))
+            check_format(version, where)
             if not match.end() + length <= block <= size or length > LARGEST:
-                raise Damaged(f"{place} states a header that does not fit into its {size:,} bytes")
+                raise Damaged(f"{where} states a header that does not fit into its {size:,} bytes")
             text = place.read_at(handle, match.end(), length)
         if hashlib.sha256(text).hexdigest().encode() != match[4]:
-            raise Damaged(f"{place} has a header that does not match its checksum")
-        header = checked(kind, parse(text, str(place)), str(place))
+            raise Damaged(f"{where} has a header that does not match its checksum")
+        header = checked(kind, parse(text, where), where)
         if set(header.files) != {""} or header.files[""].start != block:
-            raise Damaged(f"{place} has a header that does not say where it ends")
+            raise Damaged(f"{where} has a header that does not say where it ends")
         return header
 
     def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:

@@ -128,7 +128,7 @@ class PackManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = ""
-    format: PackFormat = "hdf5"
+    format: PackFormat
     packing: Packing
     source: dict[str, Any]
     name: str
@@ -189,7 +189,7 @@ class PackFile:
     arrays: Arrays
 
     def problems(self) -> list[str]:
-        """What differs from what was written, one line each; every byte is read. Raises DataError: it is gone."""
+        """What differs from what was written, one line each; every byte is read. Raises DataError when it is gone."""
         with _advice():
             return damage(self.place, self.format, self.header)
 
@@ -230,23 +230,23 @@ def open_table(root: Path, manifest: PackManifest) -> PackFile:
 def _opened(
     root: Path, manifest: PackManifest, name: str, layout: Mapping[str, ArrayLayout], rows: int, shard: int | None
 ) -> PackFile:
-    place, format = Place(root, (name,)), manifest.arrays
+    place, where, format = Place(root, (name,)), str(root / name), manifest.arrays
     with _advice():
         header = format.read_header(place, PackHeader)
         if (header.pack, header.shard) != (manifest.id, shard):
-            raise Damaged(f"{place} is of another pack")
+            raise Damaged(f"{where} is of another pack")
         if set(header.arrays) != set(layout) or header.compression != "none":
-            raise Damaged(f"{place} does not hold the arrays of a pack")
+            raise Damaged(f"{where} does not hold the arrays of a pack")
         joined, *_ = layout  # what is as long as all images need together
         for array, each in layout.items():
             stored = header.arrays[array]
             extent = (1, stored.shape[-1] if array == joined and stored.shape else rows)
-            check_array(stored, each, extent, "none", f"{place}: array {array!r}")
+            check_array(stored, each, extent, "none", f"{where}: array {array!r}")
         check_files(place, format, header, layout)
         arrays = mapped_arrays(place, format, header, layout)
         ends = arrays["ends"]
         if (np.diff(ends, prepend=0) < 0).any() or max(1, ends[-1]) != len(arrays[joined]):
-            raise Damaged(f"{place} states images beyond its end")
+            raise Damaged(f"{where} states bytes beyond its end")
     return PackFile(place, format, header, arrays)
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from softlabels.core.arrayfile.arrays import ArrayLayout, Arrays, write_arrays
-from softlabels.core.documents import digest, document
+from softlabels.core.documents import complete, digest, document
 from softlabels.core.files import TEMPORARY, whole, write_text
 from softlabels.datasets._checks import fingerprint, known_by
 from softlabels.datasets._images import Images
@@ -125,7 +125,7 @@ def create_pack(
         return PackWriter(root, there)
     header = PackHeader(compression="none", pack=manifest.id, shard=None)
     _written(root, manifest, manifest.table, header, TABLE, _columns(images))
-    write_text(root / MANIFEST, document(manifest, FORMAT))
+    write_text(root / MANIFEST, document(complete(manifest), FORMAT))
     return PackWriter(root, manifest)
 
 
