@@ -192,7 +192,8 @@ def check_array(
     """Raise Damaged, naming `where`, unless a header states such an array of `extent` (chunks, rows)."""
     chunks, rows = extent
     if stored.dtype != layout.dtype or stored.shape != (*extent, *layout.shape):
-        raise Damaged(f"{where} is {stored.dtype} {stored.shape}, not {layout.dtype} {(*extent, *layout.shape)}")
+        found = f"{stored.dtype!r:.40} {stored.shape!r:.100}"  # of a stranger's header: any text, of any length
+        raise Damaged(f"{where} is {found}, not {layout.dtype} {(*extent, *layout.shape)}")
     if any(len(each) != chunks for each in (stored.offsets, stored.sizes, stored.crc32, stored.plain)):
         raise Damaged(f"{where} does not list one place for each of {chunks} chunks")
     for _, size, plain in stored.chunks:
