@@ -100,6 +100,16 @@ def test_core_names_no_part_not_even_to_be_imported_later() -> None:
         assert not [part for part in PARTS if f"softlabels.{part}" in text], path
 
 
+def test_arrayfile_alone_knows_hdf5_and_zarr_and_knows_no_domain() -> None:
+    place = ROOT / "core" / "arrayfile"
+    for path in files():
+        libraries = {name.split(".")[0] for name in imported(path)} & {"h5py", "hdf5plugin", "zarr", "numcodecs"}
+        assert not libraries or path.parent == place, path
+    for path in place.glob("*.py"):
+        text = path.read_text(encoding="utf-8").replace(".view(", "(")
+        assert not re.search(r"\b(teacher|label|view|pack|image|picture)s?\b", text, re.IGNORECASE), path
+
+
 @pytest.mark.parametrize("stage", ["dumping", "training", "importing", "upkeep", "reporting"])
 def test_only_the_run_files_of_a_stage_see_a_config(stage: str) -> None:
     for path in (ROOT / stage).glob("*.py"):

@@ -14,10 +14,10 @@ from softlabels.core.reading import Mapped
 from softlabels.errors import StoreError
 
 
-def mapped(handle: int, size: int, where: str) -> Mapped:
-    """A whole file as shared, read-only memory. Raises StoreError, naming `where`, when it cannot be mapped."""
+def mapped(handle: int, size: int, where: object, *, private: bool = False) -> Mapped:
+    """A whole file as memory, see `Mapped`. Raises StoreError, naming `where`, when it cannot be mapped."""
     try:
-        return Mapped(handle, size)
+        return Mapped(handle, size, private=private)
     except OSError as error:
         raise StoreError(f"{where} cannot be mapped into memory: {error.strerror}") from error
 

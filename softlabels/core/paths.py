@@ -18,7 +18,7 @@ PIECE = 4 << 20
 
 
 class Damaged(StoreError):  # noqa: N818
-    """A file of a store is missing, cut off or changed; written again, all is well."""
+    """A file is missing, cut off or changed; written again, all is well."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Place:
     names: tuple[str, ...] = ()
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.root, (*self.names, *name.split("/")))
+        return Place(self.root, (*self.names, *(name.split("/") if name else ())))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -50,7 +50,7 @@ class Place:
         handle = self._descend(os.O_RDONLY | os.O_NONBLOCK)  # without NONBLOCK, opening a pipe would wait for ever
         try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise StoreError(f"{self} is not a regular file; a label store holds nothing else, remove it")
+                raise StoreError(f"{self} is not a regular file; remove it")
             yield handle
         finally:
             os.close(handle)
@@ -107,7 +107,5 @@ class Place:
         if error.errno == errno.ENOENT:
             return Damaged(f"{self} is missing")
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            return StoreError(
-                f"{self} is or goes through a link or a file, which a label store must not; copy it whole"
-            )
+            return StoreError(f"{self} is or goes through a link or a file, which is not followed; copy it whole")
         return StoreError(f"{self} cannot be read: {error.strerror}")

@@ -28,8 +28,6 @@ def run_pack(config: PackConfig, journal: Journal) -> PackReport:
     out, made = Path(config.out), versions(images)
     check_place(out, "pack", images)
     target = create_pack(out, images, config.packing, config.rows_per_shard, made, config.format)
-    if not target.manifest.inputs:
-        journal.say(f"{out} does not say which pictures it was made of; they are not compared")
     with offering_to_skip(config.on_bad_image):
         report = packing.pack(
             images,

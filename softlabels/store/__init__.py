@@ -17,16 +17,17 @@ never followed; both libraries open the files as they are.
 Shards get their names when they are whole and synced. What is there and whole is done; all else is `missing`.
 """
 
+from softlabels.core.arrayfile import FORMATS
+from softlabels.core.arrayfile.arrays import ArrayLayout
 from softlabels.core.config import is_url
+from softlabels.core.documents import FORMAT, differences, joined
 from softlabels.core.locks import BusyError, exclusive
 from softlabels.store._cache import Cache
 from softlabels.store._copying import copy_images
-from softlabels.store._documents import FORMAT, differences, joined
-from softlabels.store._formats import FORMATS
 from softlabels.store._labels import ShardContent, TeacherLabels
-from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks
+from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import ImageFile, Manifest
-from softlabels.store._shard import MOST_VIEWS, Runs, Shard, ShardFormat
+from softlabels.store._shard import MOST_VIEWS, Runs, Shard
 from softlabels.store._store import (
     Store,
     check_new,
@@ -50,7 +51,6 @@ __all__ = [
     "Runs",
     "Shard",
     "ShardContent",
-    "ShardFormat",
     "Store",
     "TeacherCard",
     "TeacherLabels",

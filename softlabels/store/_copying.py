@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from softlabels.core import locks as _lock
+from softlabels.core.documents import differences, document, joined
 from softlabels.core.files import remove_leftovers, write_text
 from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store._cache import Cache
-from softlabels.store._documents import differences, document, joined
 from softlabels.store._manifest import NAME, images_name
 from softlabels.store._mirror import Mirror
 from softlabels.store._store import (

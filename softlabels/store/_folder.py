@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,12 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.core.arrayfile.arrays import ArrayFormat, bytes_of, check_files, damage, file_damage
+from softlabels.core.arrayfile.blosc import decompress
 from softlabels.core.files import TEMPORARY
 from softlabels.core.locks import LOCK
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-from softlabels.store._blosc import decompress
-from softlabels.store._shard import Arrays, Header, Owner, Runs, Shard, ShardFormat
+from softlabels.store._shard import Header, Owner, Runs, Shard
 
 CARD = "teacher.json"
 
@@ -112,7 +112,7 @@ class Folder:
     place: Place
     runs: Runs
     owner: Owner
-    format: ShardFormat
+    format: ArrayFormat
     away: Away | None = None
 
     def entries(self) -> list[str]:
@@ -146,7 +146,7 @@ class Folder:
         try:
             place = self.shard_place(shard) if self.away is None else self.away.head(shard)
             names = (self.format.header_member, *sorted(self.format.members(self.owner.layout)))
-            return stamp_of([os.lstat(_below(place, name).path) for name in dict.fromkeys(names)])
+            return stamp_of([os.lstat((place / name).path) for name in dict.fromkeys(names)])
         except (OSError, Damaged):
             return 0
 
@@ -166,24 +166,15 @@ class Folder:
             raise type(problem)(str(problem).replace(str(place), self.away.where(shard))) from problem
 
     def _header(self, shard: Shard, place: Place) -> Header:
-        header = self.format.read_header(place)
+        header = self.format.read_header(place, Header)
         self.owner.check(header, shard, str(place))
-        if set(header.files) != self.format.members(self.owner.layout):
-            raise Damaged(f"{place} does not list the files it consists of")
-        for name, file in header.files.items():
-            found = _below(place, name).size()
-            if found != file.size:
-                raise Damaged(f"{place} has {found:,} bytes{f' in {name}' if name else ''} instead of {file.size:,}")
-        for chunk in self.chunks(shard, header):
-            file = header.files[self._payload(chunk.array)]
-            if not file.start <= chunk.offset <= chunk.offset + chunk.size <= file.size:
-                raise Damaged(f"{place} states a place outside the file for array {chunk.array!r}, view {chunk.view}")
+        check_files(place, self.format, header, self.owner.layout)
         return header
 
     def chunks(self, shard: Shard, header: Header) -> Iterator[Chunk]:
         """Every chunk of a shard, array by array and view by view."""
         for name, stored in header.arrays.items():
-            place = _below(self.shard_place(shard), self._payload(name))
+            place = self.shard_place(shard) / self.format.payload(name, self.owner.layout[name])
             places = zip(stored.offsets, stored.sizes, stored.crc32, stored.plain, strict=True)
             for view, where in enumerate(places, shard.first_view):
                 yield Chunk(name, view, place, *where)
@@ -205,19 +196,9 @@ class Folder:
         if zlib.crc32(data) != chunk.crc32:
             raise mismatch(self.shard_place(shard), chunk)
         if chunk.plain:
-            _bytes(out)[:] = np.frombuffer(data, np.uint8)
+            bytes_of(out)[:] = np.frombuffer(data, np.uint8)
         else:
             decompress(data, out, where)
-
-    def differs(self, shard: Shard, arrays: Arrays) -> str | None:
-        """The first array of a shard whose bytes are not those of `arrays`, if there is one."""
-        for chunk in self.chunks(shard, self.header(shard)):
-            wanted = arrays[chunk.array][chunk.view - shard.first_view]
-            found = np.empty_like(wanted)
-            self.fill(chunk, shard, found)
-            if not np.array_equal(_bytes(found), _bytes(wanted)):
-                return chunk.array
-        return None
 
     def arrays(self, shard: Shard, header: Header) -> dict[str, NDArray[Any]]:
         """All arrays of a shard, each (views, rows, ...), every chunk checked."""
@@ -241,10 +222,7 @@ class Folder:
         place = self.shard_place(shard)
         try:
             header = self.header(shard)
-            found = [] if self.format.header_is_exact(place, header) else [f"{place} has changed bytes in its header"]
-            strays = sorted(set(self.format.strays(place)) - set(header.files))
-            found += [f"{place} holds {name!r}, which is not of it" for name in strays]
-            found += self.file_problems(shard, header)
+            found = damage(place, self.format, header)
             for chunk in self.chunks(shard, header):
                 self.check_chunk(chunk, shard)
         except StoreError as problem:
@@ -253,31 +231,9 @@ class Folder:
 
     def file_problems(self, shard: Shard, header: Header) -> list[str]:
         """What is wrong with the files of a shard, whose bytes are all compared with their checksums."""
-        place = self.shard_place(shard)
-        return [problem for name in header.files for problem in self._file_problems(place, name, header)]
-
-    def _file_problems(self, place: Place, name: str, header: Header) -> list[str]:
-        file, total = header.files[name], hashlib.sha256()
-        inner = _below(place, name)
-        with inner.open() as handle:
-            for piece in inner.pieces(handle, file.start, os.fstat(handle).st_size):
-                total.update(piece)
-        if total.hexdigest() == file.sha256:
-            return []
-        return [f"{place} is damaged: {name or 'its body'} does not match its checksum"]
-
-    def _payload(self, array: str) -> str:
-        return self.format.payload(array, self.owner.layout[array])
+        return file_damage(self.shard_place(shard), header)
 
 
 def stamp_of(files: Sequence[os.stat_result]) -> int:
     """A number, never 0, that changes whenever one of these files is written to, or others lie in their places."""
     return hash(tuple((each.st_dev, each.st_ino, each.st_size, each.st_ctime_ns) for each in files)) >> 2 | 1 << 60
-
-
-def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)
-
-
-def _below(place: Place, name: str) -> Place:
-    return place / name if name else place

@@ -14,19 +14,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softlabels.core import locks as _lock
+from softlabels.core.arrayfile import FORMATS
+from softlabels.core.arrayfile.arrays import Arrays, write_arrays
+from softlabels.core.documents import document_problems
 from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, whole, write_text
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
-from softlabels.store._documents import document_problems
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
-from softlabels.store._formats import FORMATS
 from softlabels.store._gather import Gather, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
 from softlabels.store._mirror import Mirror, Shelf
-from softlabels.store._shard import MOST_VIEWS, Arrays, Header, Owner, Shard
+from softlabels.store._shard import MOST_VIEWS, Header, Owner, Shard
 from softlabels.store._unpacked import unit
 
 
@@ -284,10 +285,7 @@ class TeacherLabels:
             self._shelf.make_way(shard)  # what a killed writer did not get to send
         path = self._folder.shard_place(shard).path
         with whole(path) as partial:
-            self._folder.format.write(partial, header, stored)
-            wrong = replace(self._folder, place=Place(partial.parent), away=None).differs(shard, stored)
-            if wrong is not None:
-                raise StoreError(f"array {wrong!r} of {partial.name} is read back otherwise than written; see the disk")
+            write_arrays(self._folder.format, partial, header, self.card.layout, stored)
             for other in damaged:
                 # What is of one kind is replaced in the moment in which it is named.
                 if other != shard or self._shelf is not None or not _replaces(partial, path):

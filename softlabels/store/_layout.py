@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
+from softlabels.core.arrayfile.arrays import ArrayLayout, ArrayName, Length
 from softlabels.core.config import essence
+from softlabels.core.documents import differences, digest
 from softlabels.core.types import LOGITS
 from softlabels.errors import StoreError
-from softlabels.store._documents import differences, digest
-
-DTYPES = frozenset(
-    ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
-)
-"""What an array may hold: fixed numbers that lie on disk as in memory, little endian."""
-
-LARGEST_RECORD = 1 << 28
-"""Bytes of one array of one label."""
 
 LARGEST_CHUNK = 1 << 30
 """Bytes of one view of one shard of one array. A reader that decompresses allocates no more than this at once."""
-
-Digits = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Length = Annotated[int, Field(ge=1, le=1 << 32)]
-ArrayName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-
-
-class ArrayLayout(BaseModel):
-    """One array of one label: its dtype by numpy's name and its shape."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    FIRST: ClassVar[frozenset[str]] = frozenset({"dtype", "shape"})
-
-    dtype: str
-    shape: Annotated[tuple[Length, ...], Field(max_length=8)] = ()
-
-    @field_validator("dtype")
-    @classmethod
-    def _plain(cls, value: str) -> str:
-        if value not in DTYPES:
-            raise ValueError(f"must be one of {', '.join(sorted(DTYPES))}")
-        return value
-
-    @model_validator(mode="after")
-    def _small(self) -> Self:
-        if self.record > LARGEST_RECORD:
-            raise ValueError(f"one label of {self.record:,} bytes is more than {LARGEST_RECORD:,}")
-        return self
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """The dtype, little endian."""
-        return np.dtype(self.dtype).newbyteorder("<")
-
-    @property
-    def record(self) -> int:
-        """Bytes of one label's array."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class TeacherCard(BaseModel):

@@ -8,8 +8,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from softlabels.store._documents import canonical, digest
-from softlabels.store._layout import Digits, Length
+from softlabels.core.arrayfile.arrays import Digits, Length
+from softlabels.core.documents import canonical, digest
 from softlabels.store._shard import Runs
 
 NAME = "manifest.json"

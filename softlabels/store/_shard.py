@@ -5,19 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Count, Digits, check_array
+from softlabels.core.paths import Damaged
 from softlabels.errors import StoreError
-from softlabels.store._layout import LARGEST_CHUNK, ArrayLayout, ArrayName, Digits
-
-Arrays = Mapping[str, NDArray[Any]]
-Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+from softlabels.store._layout import LARGEST_CHUNK
 
 MOST_VIEWS = 1 << 16
 _NAME = re.compile(r"(\d{5,12})-v(\d{1,6})-(\d{1,6})")
@@ -93,39 +90,11 @@ class Runs:
         return shard if shard.name == name else None
 
 
-class StoredArray(BaseModel):
-    """Where one array lies: for each view the offset, size and zlib.crc32 of its bytes as they are on disk.
-
-    `plain` views lie uncompressed, as all do of an uncompressed array and those that would not become smaller.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    dtype: str
-    shape: tuple[int, ...]
-    offsets: tuple[Count, ...]
-    sizes: tuple[Count, ...]
-    crc32: tuple[Count, ...]
-    plain: tuple[bool, ...]
-
-
-class StoredFile(BaseModel):
-    """One file of a shard: its size, and the SHA-256 of its bytes from `start` on (the header lies before)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: Count
-    start: Count
-    sha256: Digits
-
-
-class Header(BaseModel):
-    """What a shard says of itself.
+class Header(ArrayHeader):
+    """What a shard says of itself; its chunks are views.
 
     Rows of `skipped` were not labelled (with the reason); `digests` are of rendered pictures, one for each view.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: Digits
     teacher: str
@@ -133,57 +102,8 @@ class Header(BaseModel):
     name: str
     first_row: Count
     stop_row: Count
-    compression: str
-    arrays: dict[ArrayName, StoredArray] = {}
-    files: dict[str, StoredFile] = {}
-    skipped: dict[int, str] = {}
-    digests: dict[int, tuple[str, ...]] = {}
-
-    def body(self) -> dict[str, Any]:
-        """The header as JSON values: of one that was read, those that it was read from."""
-        return self.model_dump(mode="json", exclude_unset=True)
-
-
-class ShardFormat(Protocol):
-    """How a shard lies on disk. A format writes through its own library; reading takes a header and plain bytes."""
-
-    suffix: str
-    header_member: str
-    """The file below a shard that holds its header; ``""`` is the shard itself."""
-    head: int
-    """Bytes of that file in which its header usually lies."""
-
-    def head_end(self, begun: bytes) -> int:
-        """How many bytes of that file the header takes, told from its first `head` bytes."""
-        ...
-
-    def check_compression(self, compression: str) -> None:
-        """Refuse a compression of which the package is not installed, before anything is written: ConfigError."""
-        ...
-
-    def write(self, path: Path, header: Header, arrays: Arrays) -> None:
-        """Make the shard at `path` from arrays (views, rows, ...) and complete its header with where things lie."""
-        ...
-
-    def read_header(self, place: Place) -> Header:
-        """The header of the shard at `place`; Damaged when it is not one."""
-        ...
-
-    def header_is_exact(self, place: Place, header: Header) -> bool:
-        """Whether the bytes on disk are those that writing this header gives."""
-        ...
-
-    def members(self, layout: Mapping[str, ArrayLayout]) -> set[str]:
-        """The files below a shard of this layout, without the header's; ``""`` is the shard itself."""
-        ...
-
-    def payload(self, name: str, layout: ArrayLayout) -> str:
-        """The member that holds the bytes of array `name`."""
-        ...
-
-    def strays(self, place: Place) -> list[str]:
-        """Every name below the shard, without the header's."""
-        ...
+    skipped: dict[int, str] = Field(default_factory=dict)
+    digests: dict[int, tuple[str, ...]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -228,22 +148,15 @@ class Owner:
         if header.compression != self.compression or set(header.arrays) != set(self.layout):
             raise Damaged(f"{where} does not hold the arrays of this teacher")
         for name, each in self.layout.items():
-            self._check_array(header.arrays[name], each, shard, f"{where}: array {name!r}")
+            if shard.rows * each.record > LARGEST_CHUNK:
+                raise StoreError(
+                    f"{where}: array {name!r} claims {shard.rows * each.record:,} bytes for one view, more than the "
+                    f"{LARGEST_CHUNK:,} allowed"
+                )
+            extent = (shard.views, shard.rows)
+            check_array(header.arrays[name], each, extent, self.compression, f"{where}: array {name!r}")
         for row, texts in header.digests.items():
             if len(texts) != shard.views or not shard.first_row <= row < shard.stop_row:
                 raise Damaged(f"{where} has picture digests of rows or views that it does not hold")
         if any(not shard.first_row <= row < shard.stop_row for row in header.skipped):
             raise Damaged(f"{where} skips rows that it does not hold")
-
-    def _check_array(self, stored: StoredArray, layout: ArrayLayout, shard: Shard, where: str) -> None:
-        if stored.dtype != layout.dtype or stored.shape != (shard.views, shard.rows, *layout.shape):
-            raise Damaged(f"{where} is {stored.dtype} {stored.shape}, not as its teacher's card says")
-        lists = (stored.offsets, stored.sizes, stored.crc32, stored.plain)
-        if any(len(each) != shard.views for each in lists):
-            raise Damaged(f"{where} does not list one chunk for each of {shard.views} views")
-        whole = shard.rows * layout.record
-        if whole > LARGEST_CHUNK:
-            raise StoreError(f"{where} claims {whole:,} bytes for one view, more than the {LARGEST_CHUNK:,} allowed")
-        for size, plain in zip(stored.sizes, stored.plain, strict=True):
-            if (plain and size != whole) or (self.compression == "none" and not plain):
-                raise Damaged(f"{where} lists chunks of other sizes than its shape")

@@ -16,14 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from softlabels.core import locks as _lock
+from softlabels.core.arrayfile import FORMATS
 from softlabels.core.config import is_url
-from softlabels.core.files import remove_leftovers, whole, write_text
-from softlabels.core.paths import Place
-from softlabels.core.types import LOGITS
-from softlabels.errors import StoreError, did_you_mean
-from softlabels.store import _images
-from softlabels.store._cache import Cache
-from softlabels.store._documents import (
+from softlabels.core.documents import (
     LARGEST,
     complete,
     differences,
@@ -32,8 +27,13 @@ from softlabels.store._documents import (
     joined,
     read_document,
 )
+from softlabels.core.files import remove_leftovers, whole, write_text
+from softlabels.core.paths import Place
+from softlabels.core.types import LOGITS
+from softlabels.errors import StoreError, did_you_mean
+from softlabels.store import _images
+from softlabels.store._cache import Cache
 from softlabels.store._folder import CARD
-from softlabels.store._formats import FORMATS
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id

@@ -24,12 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from softlabels.core import locks
+from softlabels.core.arrayfile.arrays import ArrayLayout
+from softlabels.core.documents import digest
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, drop, making, used
-from softlabels.store._documents import digest
 from softlabels.store._folder import Chunk, Folder
-from softlabels.store._layout import ArrayLayout
 from softlabels.store._shard import Header, Shard
 
 _FOLDER = "unpacked"

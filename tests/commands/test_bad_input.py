@@ -327,7 +327,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 def resigned(path: Path, **changes: object) -> None:
     """Give a manifest or a card other values, and the checksums and ids that belong to them."""
-    from softlabels.store._documents import digest
+    from softlabels.core.documents import digest
     from softlabels.store._manifest import ImageFile, identity, store_id
 
     body = json.loads(path.read_text()) | changes

@@ -195,7 +195,7 @@ def test_a_pack_that_becomes_shorter_under_a_reader_is_an_error(photos: Path, tm
     softlabels.pack(data=str(photos), out=str(tmp_path / "p"), quality="raw", max_side=0, format=format, quiet=True)
     images = softlabels.open_images(f"pack:{tmp_path / 'p'}")
     images.decode(3)
-    path = tmp_path / "p/000000.h5" if format == "hdf5" else tmp_path / "p/000000.zarr/payload/c/0"
+    path = tmp_path / "p/000000.h5" if format == "hdf5" else tmp_path / "p/000000.zarr/payload/c/0/0"
     for size in (path.stat().st_size // 2, 0):
         os.truncate(path, size)
         with pytest.raises(softlabels.SoftlabelsError, match="000000"):

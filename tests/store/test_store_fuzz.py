@@ -15,9 +15,9 @@ import pytest
 from store.stores import KINDS, filled, table, values
 from store.test_store_strangers import header_of, sealed_header
 
+from softlabels.core.documents import digest
 from softlabels.errors import StoreError
 from softlabels.store import open_store
-from softlabels.store._documents import digest
 
 KNOWN = values(50)
 NASTY: list[Any] = [

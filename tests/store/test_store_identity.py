@@ -273,7 +273,7 @@ def test_fields_that_come_later_make_no_store_another_one(
     digest = filled(tmp_path / "s", form).card.digest
     monkeypatch.setattr("softlabels.store._store.TeacherCard", LaterCard)
     monkeypatch.setattr("softlabels.store._store.Manifest", LaterManifest)
-    monkeypatch.setattr(f"softlabels.store._{form}.Header", LaterHeader)
+    monkeypatch.setattr("softlabels.store._folder.Header", LaterHeader)
     store = open_store(tmp_path / "s")
     labels = store.teacher("cnn")
     assert isinstance(labels.card, LaterCard)

@@ -347,7 +347,7 @@ def test_images_that_are_gone_are_a_problem_unless_a_part_is_named(store: Path) 
     ],
 )
 def test_a_card_that_contradicts_its_store_is_a_problem(store: Path, changed: dict, says: str) -> None:
-    from softlabels.store._documents import document
+    from softlabels.core.documents import document
 
     labels = softlabels.open_labels(store)
     card = labels.of().card.model_copy(update=changed)

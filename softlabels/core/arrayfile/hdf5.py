@@ -1,143 +1,178 @@
-"""Named arrays as plain HDF5: contiguous data sets, and the header in the user block in front of them.
+"""Arrays as one HDF5 file: the header in the user block in front, each chunk of each array with a fletcher32 sum.
 
-The user block begins with one line, ``softlabels-arrays VERSION JSON-BYTES BLOCK-BYTES SHA256-OF-THE-JSON``, then comes
-the JSON, then spaces. HDF5 itself passes a user block over.
+The user block begins with one line, ``softlabels-shard VERSION JSON-BYTES BLOCK-BYTES SHA256-OF-THE-JSON``, then comes
+the JSON of the header, then spaces up to the size of the block. HDF5 itself passes a user block over, so that any HDF5
+reader opens the file as it is.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import mmap
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from softlabels.core.arrayfile.arrays import (
-    FORMAT,
-    HEADER_MOST,
-    UNREADABLE,
-    WIDEST,
-    ArrayFile,
-    Arrays,
-    Summed,
-    check_written,
-    contents,
-    described,
-    encoded,
-    is_size,
-    newer,
-    no_arrays,
-    plain,
-    sha256,
-)
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Arrays, H, StoredArray, StoredFile, Stretch
+from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.core.files import Deferred
-from softlabels.errors import DataError
+from softlabels.core.installed import required
+from softlabels.core.paths import Damaged, Place
 
-_LINE = re.compile(rb"softlabels-arrays (\d{1,9}) (\d{1,12}) (\d{1,12}) ([0-9a-f]{64})\n")
-_LINE_MOST = 128
-_REST = "rest"
-"""How checksums call the bytes that are HDF5's own."""
+_FIRST_LINE = re.compile(rb"softlabels-shard (\d{1,9}) (\d{1,12}) (\d{1,12}) ([0-9a-f]{64})\n")
+_FIRST_LINE_MOST = 128
+_SMALLEST_BLOCK = 512
+_CHECKSUM = 4
+"""Bytes of fletcher32 after each chunk."""
+_WIDEST = (1 << 62) - 1
+"""A number with as many digits as any offset, to learn the size of a header before its offsets are known."""
 
 
-class Hdf5Arrays:
+class Hdf5:
     """HDF5, one file."""
 
     suffix = ".h5"
+    header_member = ""
+    head = 1 << 16
 
-    def write(self, path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
+    def head_end(self, begun: bytes) -> int:
+        """See `ArrayFormat.head_end`."""
+        match = _FIRST_LINE.match(begun[:_FIRST_LINE_MOST])
+        return match.end() + min(int(match[2]), LARGEST) if match else 0
+
+    def check_compression(self, compression: str) -> None:
+        """See `ArrayFormat.check_compression`."""
+        if compression != "none":
+            required("hdf5plugin", "zstd", f"compression {compression} in HDF5")
+
+    def write(self, path: Path, header: ArrayHeader, arrays: Arrays) -> None:
         """See `ArrayFormat.write`."""
-        given = plain(arrays)
-        sums = {name: sha256(array) for name, array in given.items()}
-        room = _LINE_MOST + len(_header(about, given, dict.fromkeys(given, WIDEST), sums, "0" * 64))
-        block = max(512, 1 << (room - 1).bit_length())
+        block = _block_size(_draft(header, arrays))
         with path.open("w+b", buffering=0) as raw:
             deferred = Deferred(raw)
-            offsets = _allocated(deferred, given, block)
+            places = _write_arrays(deferred, block, arrays, header.compression)
             deferred.finish()
         with path.open("r+b") as file:
-            # HDF5 lays the file out, and the bytes are written here.
-            for name, array in given.items():
-                file.seek(offsets[name])
-                file.write(array.reshape(-1).view(np.uint8).data)
-        whole = contents(path.parent, [path.name])
-        spans = [(offsets[name], array.nbytes) for name, array in given.items()]
-        text = _header(about, given, offsets, sums, sha256(_between(whole, block, spans)))
-        line = f"softlabels-arrays {FORMAT} {len(text)} {block} {hashlib.sha256(text).hexdigest()}\n".encode()
-        with path.open("r+b") as file:
-            file.write((line + text).ljust(block))
-        check_written(self.read(path.parent, path.name), given)
+            file.write(_encoded(_located(header, arrays, places, path, block), block))
 
-    def read(self, root: Path, name: str) -> ArrayFile:
-        """See `ArrayFormat.read`."""
-        path, memory = root / name, contents(root, [name])
-        match = _LINE.match(memory[:_LINE_MOST].tobytes())
-        if match is None or int(match[1]) < 1:
-            raise DataError(f"{path} does not begin as a part of a pack does; it is damaged or of another program")
-        version, length, block = (int(number) for number in match.groups()[:3])
-        if version > FORMAT:
-            raise newer(path, version)
-        if not match.end() + length <= block <= len(memory) or length > HEADER_MOST:
-            raise DataError(f"{path} states a header that does not fit into its {len(memory):,} bytes; copy it again")
-        text = memory[match.end() : match.end() + length].tobytes()
-        spaces = memory[match.end() + length : block]
-        if hashlib.sha256(text).hexdigest().encode() != match[4] or (spaces != ord(" ")).any():
-            raise DataError(f"{path} has a header that does not match its checksum; copy it again from its source")
-        try:
-            return _opened(path, json.loads(text), memory, block)
-        except UNREADABLE as problem:
-            raise no_arrays(path, problem) from None
+    def read_header(self, place: Place, kind: type[H]) -> H:
+        """See `ArrayFormat.read_header`."""
+        where = str(place)
+        with place.open() as handle:
+            size = os.fstat(handle).st_size
+            match = _FIRST_LINE.match(place.read_at(handle, 0, min(_FIRST_LINE_MOST, size)))
+            if match is None:
+                raise Damaged(f"{where} does not begin as a shard does; it is damaged or of another program")
+            version, length, block = (int(number) for number in match.groups()[:3])
+            check_format(version, where)
+            if not match.end() + length <= block <= size or length > LARGEST:
+                raise Damaged(f"{where} states a header that does not fit into its {size:,} bytes")
+            text = place.read_at(handle, match.end(), length)
+        if hashlib.sha256(text).hexdigest().encode() != match[4]:
+            raise Damaged(f"{where} has a header that does not match its checksum")
+        header = checked(kind, parse(text, where), where)
+        if set(header.files) != {""} or header.files[""].start != block:
+            raise Damaged(f"{where} has a header that does not say where it ends")
+        return header
 
+    def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:
+        """See `ArrayFormat.header_is_exact`."""
+        block = header.files[""].start
+        with place.open() as handle:
+            return place.read_at(handle, 0, block) == _encoded(header, block)
 
-def _opened(path: Path, header: Mapping[str, Any], memory: NDArray[np.uint8], block: int) -> ArrayFile:
-    arrays, summed, spans = {}, [], []
-    for name, stated in dict(header["arrays"]).items():
-        each, offset = described(name, stated), stated["offset"]
-        if not is_size(offset):
-            raise ValueError(f"the offset of array {name!r}")
-        arrays[name] = each.of(memory, offset)
-        spans.append((offset, each.nbytes))
-        summed.append(Summed(name, memory[offset : offset + each.nbytes], str(stated["sha256"])))
-    if _REST in header:  # the first packs did not state it
-        summed.append(Summed("what HDF5 keeps", _between(memory, block, spans), str(header[_REST])))
-    return ArrayFile(path, dict(header["about"]), arrays, tuple(summed))
+    def members(self, layout: Mapping[str, ArrayLayout]) -> set[str]:  # noqa: ARG002
+        """See `ArrayFormat.members`."""
+        return {""}
+
+    def payload(self, name: str, layout: ArrayLayout) -> str:  # noqa: ARG002
+        """See `ArrayFormat.payload`."""
+        return ""
+
+    def strays(self, place: Place) -> list[str]:  # noqa: ARG002
+        """See `ArrayFormat.strays`."""
+        return []
 
 
-def _between(memory: NDArray[np.uint8], block: int, spans: list[tuple[int, int]]) -> NDArray[np.uint8]:
-    """The bytes behind the user block that belong to no array, one after the other."""
-    pieces, at = [], block
-    for offset, size in sorted(spans):
-        pieces.append(memory[at : max(at, offset)])
-        at = max(at, offset + size)
-    return np.concatenate([*pieces, memory[at:]])
+def _write_arrays(raw: Deferred, block: int, arrays: Arrays, compression: str) -> dict[str, list[Stretch]]:
+    """Write the file with an empty user block; for each array where its chunks lie."""
+    import h5py  # not needed for reading, and half of what a reader's start would cost
+
+    # One written version of the file format, whatever library is installed; and chunks at multiples of 64 bytes,
+    # where a memory map reads them best.
+    versions = ("v110", "v110")
+    with h5py.File(
+        raw, "w", userblock_size=block, libver=versions, alignment_threshold=4096, alignment_interval=64
+    ) as file:
+        stored = {name: _write_array(file, name, array, compression) for name, array in arrays.items()}
+        file.flush()
+        return {name: _chunks(dataset) for name, dataset in stored.items()}
 
 
-def _allocated(raw: Deferred, arrays: Arrays, block: int) -> dict[str, int]:
-    """An HDF5 file with room for the arrays; where each begins."""
-    import h5py
-
-    offsets = {}
-    with h5py.File(raw, "w", userblock_size=block, alignment_threshold=1, alignment_interval=64) as file:
-        for name, array in arrays.items():
-            creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            creation.set_layout(h5py.h5d.CONTIGUOUS)
-            creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            creation.set_obj_track_times(False)  # the same arrays make the same bytes at any time
-            kind = h5py.h5t.py_create(array.dtype, logical=True)
-            made = h5py.h5d.create(file.id, name.encode(), kind, h5py.h5s.create_simple(array.shape), creation)
-            offsets[name] = made.get_offset() if array.size else block
-    return offsets
+def _write_array(file: Any, name: str, array: Any, compression: str) -> Any:
+    dataset = file.create_dataset(
+        name, array.shape, array.dtype, chunks=(1, *array.shape[1:]), fletcher32=True, **_filters(compression)
+    )
+    for number, chunk in enumerate(array):
+        dataset[number] = chunk
+    return dataset
 
 
-def _header(
-    about: Mapping[str, Any], arrays: Arrays, offsets: Mapping[str, int], sums: Mapping[str, str], rest: str
-) -> bytes:
-    stated = {
-        name: {"dtype": array.dtype.name, "shape": list(array.shape), "offset": offsets[name], "sha256": sums[name]}
+def _filters(compression: str) -> dict[str, Any]:
+    if compression == "none":
+        return {}
+    import hdf5plugin
+
+    return dict(hdf5plugin.Blosc(cname="zstd", clevel=5, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
+
+
+def _chunks(dataset: Any) -> list[Stretch]:
+    inner = (0,) * (len(dataset.shape) - 1)
+    found = [dataset.id.get_chunk_info_by_coord((number, *inner)) for number in range(dataset.shape[0])]
+    filters = dataset.id.get_create_plist().get_nfilters()
+    # A chunk that would not shrink passes the compressor by, and its mask says so; the checksum alone is one filter.
+    return [Stretch(each.byte_offset, each.size - _CHECKSUM, filters == 1 or each.filter_mask != 0) for each in found]
+
+
+def _draft(header: ArrayHeader, arrays: Arrays) -> ArrayHeader:
+    wide = {
+        name: StoredArray(
+            dtype=array.dtype.name,
+            shape=array.shape,
+            offsets=(_WIDEST,) * len(array),
+            sizes=(_WIDEST,) * len(array),
+            crc32=(_WIDEST,) * len(array),
+            plain=(False,) * len(array),
+        )
         for name, array in arrays.items()
     }
-    return encoded({"about": about, "arrays": stated, _REST: rest})
+    whole = StoredFile(size=_WIDEST, start=_WIDEST, sha256="0" * 64)
+    return header.model_copy(update={"arrays": wide, "files": {"": whole}})
+
+
+def _located(
+    header: ArrayHeader, arrays: Arrays, chunks: Mapping[str, list[Stretch]], path: Path, block: int
+) -> ArrayHeader:
+    """`header` with where the chunks lie and what is in them."""
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory,
+        memoryview(memory) as data,
+        data[block:] as rest,
+    ):
+        stored = {name: StoredArray.of(array, chunks[name], data) for name, array in arrays.items()}
+        body = StoredFile(size=len(data), start=block, sha256=hashlib.sha256(rest).hexdigest())
+    return header.model_copy(update={"arrays": stored, "files": {"": body}})
+
+
+def _encoded(header: ArrayHeader, block: int) -> bytes:
+    text = canonical(header.body())
+    first = f"softlabels-shard {FORMAT} {len(text)} {block} {hashlib.sha256(text).hexdigest()}\n".encode("ascii")
+    return (first + text).ljust(block)
+
+
+def _block_size(draft: ArrayHeader) -> int:
+    needed = _FIRST_LINE_MOST + len(canonical(draft.body()))
+    return max(_SMALLEST_BLOCK, 1 << (needed - 1).bit_length())  # HDF5 wants a power of two

@@ -1,127 +1,158 @@
-"""Named arrays as a plain Zarr v3 group: the header in the group's attributes, each array one chunk with a crc32c.
+"""Arrays as one Zarr v3 group: the header in the group's attributes, each array one file of crc32c-checked chunks.
 
-The one chunk is not compressed, so that the file of a chunk is the bytes of its array, and four more of the checksum.
+Each array uses the sharding codec: the bytes of an inner chunk lie whole at an offset that the array's index, and our
+header, tell.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from softlabels.core.arrayfile.arrays import (
-    FORMAT,
-    HEADER_MOST,
-    UNREADABLE,
-    ArrayFile,
-    Arrays,
-    Described,
-    Summed,
-    check_written,
-    contents,
-    described,
-    encoded,
-    newer,
-    no_arrays,
-    plain,
-    sha256,
-)
-from softlabels.errors import DataError
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Arrays, H, StoredArray, StoredFile, Stretch
+from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, digest, parse
+from softlabels.core.locks import Lock
+from softlabels.core.paths import Damaged, Place
 
 _META = "zarr.json"
 _CHECKSUM = 4
-"""Bytes of crc32c behind an array."""
+"""Bytes of crc32c after each chunk and after the index."""
+_lock = Lock()
 
 
-class ZarrArrays:
+class Zarr:
     """Zarr v3, one folder."""
 
     suffix = ".zarr"
+    header_member = _META
+    head = LARGEST
 
-    def write(self, path: Path, about: Mapping[str, Any], arrays: Arrays) -> None:
+    def head_end(self, begun: bytes) -> int:
+        """See `ArrayFormat.head_end`."""
+        return len(begun)
+
+    def check_compression(self, compression: str) -> None:
+        """See `ArrayFormat.check_compression`; numcodecs comes with softlabels."""
+
+    def write(self, path: Path, header: ArrayHeader, arrays: Arrays) -> None:
         """See `ArrayFormat.write`."""
         path.mkdir()
-        stated, files = {}, {}
-        for name, array in plain(arrays).items():
-            _write_array(path / name, array)
-            stated[name] = {"dtype": array.dtype.name, "shape": list(array.shape)}
-            for member in _members(name, array.ndim, array.size):
-                files["/".join(member)] = sha256(contents(path, member))
-        header = {"about": dict(about), "arrays": stated, "files": files}
-        (path / _META).write_bytes(_group(FORMAT, header))
-        check_written(self.read(path.parent, path.name), plain(arrays))
+        stored: dict[str, StoredArray] = {}
+        files: dict[str, StoredFile] = {}
+        for name, array in arrays.items():
+            members = _as_files(array, header.compression)
+            for member, data in members.items():
+                inner = path / name / member
+                inner.parent.mkdir(parents=True, exist_ok=True)
+                inner.write_bytes(data)
+                files[f"{name}/{member}"] = _summed(data)
+            payload = members[_chunk_file(array.ndim)]
+            places = _places(len(array), payload, header.compression)
+            stored[name] = StoredArray.of(array, places, memoryview(payload))
+        complete = header.model_copy(update={"arrays": stored, "files": files})
+        (path / _META).write_bytes(_encoded(complete))
 
-    def read(self, root: Path, name: str) -> ArrayFile:
-        """See `ArrayFormat.read`."""
-        path, text = root / name, contents(root, [name, _META])
-        if len(text) > HEADER_MOST:
-            raise DataError(f"{path / _META} has {len(text):,} bytes, more than the {HEADER_MOST:,} that are read")
-        try:
-            said = json.loads(text.tobytes())["attributes"]["softlabels"]
-            version, header = said["format_version"], said["header"]
-            if not isinstance(version, int):
-                raise ValueError("no format version")
-            if version > FORMAT:
-                raise newer(path, version)
-            if text.tobytes() != _group(version, header):  # down to the last byte, as only we write it
-                raise DataError(f"{path} has a header that does not match its checksum; copy it again from its source")
-            return _opened(root, name, header)
-        except UNREADABLE as problem:
-            raise no_arrays(path / _META, problem) from None
+    def read_header(self, place: Place, kind: type[H]) -> H:
+        """See `ArrayFormat.read_header`."""
+        where = str(place)
+        group = parse((place / _META).read(LARGEST), where)
+        attributes = group.get("attributes")
+        said = attributes.get("softlabels") if isinstance(attributes, dict) else None
+        if not isinstance(said, dict):
+            raise Damaged(f"{where} does not say that it is a shard; it is damaged or of another program")
+        check_format(said.get("format_version"), where)
+        if said.get("sha256") != digest(said.get("header")):
+            raise Damaged(f"{where} has a header that does not match its checksum")
+        return checked(kind, said["header"], where)
 
+    def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:
+        """See `ArrayFormat.header_is_exact`."""
+        return (place / _META).read(LARGEST) == _encoded(header)
 
-def _opened(root: Path, name: str, header: Mapping[str, Any]) -> ArrayFile:
-    arrays: dict[str, NDArray[Any]] = {}
-    summed: list[Summed] = []
-    sums = dict(header["files"])
-    for array, stated in dict(header["arrays"]).items():
-        each = described(array, stated)
-        # Names of files are made from the array's own, which is plain, and never taken from the header.
-        for member in _members(array, len(each.shape), each.nbytes):
-            data = contents(root, [name, *member])
-            summed.append(Summed("/".join(member), data, str(sums["/".join(member)])))
-        arrays[array] = _taken(root / name / array, each, data)
-    return ArrayFile(root / name, dict(header["about"]), arrays, tuple(summed))
+    def members(self, layout: Mapping[str, ArrayLayout]) -> set[str]:
+        """See `ArrayFormat.members`."""
+        return {f"{name}/{_META}" for name in layout} | {self.payload(name, each) for name, each in layout.items()}
 
+    def payload(self, name: str, layout: ArrayLayout) -> str:
+        """See `ArrayFormat.payload`."""
+        return f"{name}/{_chunk_file(2 + len(layout.shape))}"
 
-def _taken(path: Path, each: Described, data: NDArray[np.uint8]) -> NDArray[Any]:
-    if not each.nbytes:
-        return np.empty(each.shape, each.dtype)
-    if len(data) != each.nbytes + _CHECKSUM:
-        raise DataError(f"{path} has {len(data):,} bytes instead of {each.nbytes + _CHECKSUM:,}; copy it again, whole")
-    return each.of(data)
+    def strays(self, place: Place) -> list[str]:
+        """See `ArrayFormat.strays`."""
+        found: list[str] = []
+        for folder, _, names in os.walk(place.path):
+            found += [(Path(folder) / name).relative_to(place.path).as_posix() for name in names]
+        return [name for name in found if name != _META]
 
 
-def _members(name: str, dimensions: int, size: int) -> list[list[str]]:
-    """The files of an array: what Zarr says of it and, when it is not empty, its chunk."""
-    return [[name, _META], *([[name, "c", *["0"] * dimensions]] if size else [])]
+def _as_files(array: Any, compression: str) -> dict[str, bytes]:
+    """The files of an array, by their names below it, as the library writes them."""
+    with _lock.get():
+        stored, files = _in_memory(array.shape, np.dtype(array.dtype), compression)
+        stored[...] = array
+        chunks = files.pop(_chunk_file(array.ndim))
+        return {_chunk_file(array.ndim): chunks.to_bytes(), _META: files[_META].to_bytes()}
 
 
-def _write_array(path: Path, array: NDArray[Any]) -> None:
+@functools.lru_cache(maxsize=16)
+def _in_memory(shape: tuple[int, ...], dtype: np.dtype[Any], compression: str) -> tuple[Any, dict[str, Any]]:
+    """An array of the library's, and its files: many are alike, and making one takes a millisecond.
+
+    In memory, since on a disk most of the time would go into the threads that the library waits for.
+    """
     import zarr  # not needed for reading, and half a second of a reader's start
     from zarr.codecs import Crc32cCodec
+    from zarr.storage import MemoryStore
 
+    files: dict[str, Any] = {}
+    chunks, *inner = shape
     stored = zarr.create_array(
-        str(path),
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=tuple(max(1, length) for length in array.shape),
+        MemoryStore(files),
+        shape=shape,
+        dtype=dtype,
+        chunks=(1, *inner),
+        shards=(chunks, *inner),
         filters=None,
-        compressors=[Crc32cCodec()],
+        compressors=[*_compressors(compression, dtype.itemsize), Crc32cCodec()],
         fill_value=0,
         config={"write_empty_chunks": True},  # a chunk of zeros must have its place, too
         overwrite=False,
     )
-    if array.size:
-        stored[...] = array
+    return stored, files
 
 
-def _group(version: int, header: Any) -> bytes:
-    """The text of the group's metadata."""
-    said = {"format_version": version, "header": header, "sha256": hashlib.sha256(encoded(header)).hexdigest()}
-    return encoded({"zarr_format": 3, "node_type": "group", "attributes": {"softlabels": said}})
+def _compressors(compression: str, itemsize: int) -> list[Any]:
+    if compression == "none":
+        return []
+    from zarr.codecs import BloscCodec
+
+    return [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)]
+
+
+def _chunk_file(dimensions: int) -> str:
+    return "c/" + "/".join("0" * dimensions)
+
+
+def _places(chunks: int, data: bytes, compression: str) -> list[Stretch]:
+    index = struct.unpack_from(f"<{2 * chunks}Q", data, len(data) - _CHECKSUM - 16 * chunks)
+    ends = zip(index[::2], index[1::2], strict=True)
+    return [Stretch(offset, size - _CHECKSUM, compression == "none") for offset, size in ends]
+
+
+def _summed(data: bytes) -> StoredFile:
+    return StoredFile(size=len(data), start=0, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _encoded(header: ArrayHeader) -> bytes:
+    body = json.loads(canonical(header.body()))  # with sorted keys, as a header that was read has them
+    said = {"format_version": FORMAT, "header": body, "sha256": digest(body)}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"softlabels": said}}
+    return json.dumps(group, indent=1).encode("ascii")

@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from softlabels.core.arrayfile.arrays import ArrayFile, ArrayFormat, contents, encoded
-from softlabels.core.arrayfile.hdf5 import Hdf5Arrays
-from softlabels.core.arrayfile.zarr import ZarrArrays
+from softlabels.core.arrayfile import FORMATS
+from softlabels.core.arrayfile.arrays import (
+    ArrayFormat,
+    ArrayHeader,
+    ArrayLayout,
+    Arrays,
+    Count,
+    Digits,
+    check_array,
+    check_files,
+    damage,
+    mapped_arrays,
+)
 from softlabels.core.config import essence
+from softlabels.core.documents import digest, read_document
+from softlabels.core.paths import Damaged, Place
 from softlabels.datasets._decode import decode_bytes, torchvision_decoder
-from softlabels.errors import DataError
+from softlabels.errors import DataError, StoreError
 
 MANIFEST = "pack.json"
-MANIFEST_MOST = 64 << 20
-"""Bytes that a manifest may have."""
 
-FORMAT = 2
-"""Version of what is written; a reader refuses a larger one and keeps reading all smaller ones. 1 knew HDF5 alone."""
+FORMAT = 3
+"""Version of what is written. 1 and 2 were of development versions and are not read."""
 
 PackFormat = Literal["hdf5", "zarr"]
 
-FORMATS: dict[PackFormat, ArrayFormat] = {"hdf5": Hdf5Arrays(), "zarr": ZarrArrays()}
-"""The formats of shards by name."""
+TABLE = {"keys": ArrayLayout(dtype="uint8"), "ends": ArrayLayout(dtype="int64"), "labels": ArrayLayout(dtype="int64")}
+"""The arrays of the table of images: all keys, one after the other, where each ends, and labels."""
+
+SHARD = {
+    "payload": ArrayLayout(dtype="uint8"),
+    "ends": ArrayLayout(dtype="int64"),
+    "sizes": ArrayLayout(dtype="int32", shape=(2,)),
+    "crc32": ArrayLayout(dtype="uint32"),
+}
+"""The arrays of a shard: the bytes of all its images, where each ends, heights and widths, and checksums."""
 
 
 class Packed(NamedTuple):
@@ -103,14 +122,13 @@ class Packing(BaseModel):
 class PackManifest(BaseModel):
     """What ``pack.json`` says. `id` is of all that makes the images of two packs alike; each shard carries it.
 
-    `inputs` are the images that were packed, as `known_by` tells them from others; empty in packs of earlier versions.
+    `inputs` are the images that were packed, as `known_by` tells them from others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT
     id: str = ""
-    format: PackFormat = "hdf5"
+    format: PackFormat
     packing: Packing
     source: dict[str, Any]
     name: str
@@ -120,14 +138,13 @@ class PackManifest(BaseModel):
     rows: Annotated[int, Field(ge=1, le=1 << 32)]
     rows_per_shard: Annotated[int, Field(ge=1, le=1 << 24)]
     fingerprint: str
-    inputs: dict[str, Any] = {}
+    inputs: dict[str, Any]
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must be equal, with the format, for a pack to be gone on with."""
         names = ("packing", "rows", "rows_per_shard", "fingerprint", "classes")
-        known = {"contents": self.inputs["contents"]} if "contents" in self.inputs else {}
-        return {name: essence(getattr(self, name)) for name in names} | known
+        return {name: essence(getattr(self, name)) for name in names} | {"contents": self.inputs.get("contents")}
 
     @property
     def arrays(self) -> ArrayFormat:
@@ -154,60 +171,92 @@ class PackManifest(BaseModel):
         return f"{number:06d}{self.arrays.suffix}"
 
 
+class PackHeader(ArrayHeader):
+    """What a file of a pack says of itself; `shard` is None in the table, `skipped` says which images had no bytes."""
+
+    pack: Digits
+    shard: Count | None
+    skipped: dict[int, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class PackFile:
+    """A file of a pack: its arrays, (images, ...), lie in mapped memory."""
+
+    place: Place
+    format: ArrayFormat
+    header: PackHeader
+    arrays: Arrays
+
+    def problems(self) -> list[str]:
+        """What differs from what was written, one line each; every byte is read. Raises DataError when it is gone."""
+        with _advice():
+            return damage(self.place, self.format, self.header)
+
+
 def read_manifest(root: Path) -> PackManifest:
     """What the pack at `root` says of itself.
 
     Raises:
-        DataError: there is no pack, or its manifest is damaged or of a newer version.
+        DataError: there is no pack, or its manifest is damaged or of another version.
     """
     path = root / MANIFEST
     if not path.exists():
         raise DataError(f"{root} has no {MANIFEST}: it is no pack or was not copied whole; `softlabels pack` makes one")
-    text = contents(root, [MANIFEST])
-    try:
-        body = json.loads(text.tobytes()) if len(text) <= MANIFEST_MOST else None
-    except (ValueError, RecursionError) as problem:
-        raise DataError(f"{path} is not valid JSON ({problem}); it is damaged: {_AGAIN}") from problem
-    if not isinstance(body, dict) or not isinstance(body.get("format_version"), int):
-        raise DataError(f"{path} states no format version; it is damaged: {_AGAIN}")
-    if body["format_version"] > FORMAT:
-        raise DataError(f"{path} is of version {body['format_version']}, newer than {FORMAT}; update softlabels")
-    found = body.pop("sha256", None)
-    try:
-        manifest = PackManifest.model_validate(body)
-    except ValidationError as problem:
-        first = problem.errors()[0]
-        raise DataError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; it is damaged: {_AGAIN}"
-        ) from problem
-    if found != digest(body) or manifest.id != digest(manifest.identity):
-        raise DataError(f"{path} does not match its checksum; it was changed or damaged: {_AGAIN}")
+    with _advice("copy it again, or remove it and run the same `softlabels pack` again, which keeps whole shards"):
+        manifest = read_document(Place(root, (MANIFEST,)), PackManifest, range(FORMAT, FORMAT + 1))
+        if manifest.id != digest(manifest.identity):
+            raise Damaged(f"{path} has an id that its other values do not give")
     return manifest
 
 
-_AGAIN = "copy it again, or remove it and run the same `softlabels pack` again, which keeps the shards"
-
-
-def open_shard(root: Path, manifest: PackManifest, shard: int) -> ArrayFile:
+def open_shard(root: Path, manifest: PackManifest, shard: int) -> PackFile:
     """A shard, mapped; its arrays fit together and into the file.
 
     Raises:
         DataError: it is missing, cut off, of another pack, or its arrays do not fit.
     """
-    file = manifest.arrays.read(root, manifest.shard(shard))
-    count, a = len(manifest.span(shard)), file.arrays
-    if file.about.get("pack") != manifest.id or file.about.get("shard") != shard:
-        raise DataError(f"{file.path} is of another pack; run the pack command again to replace it")
-    shapes = {name: (array.shape, array.dtype.name) for name, array in a.items() if name != "payload"}
-    wanted = {"ends": ((count,), "int64"), "sizes": ((count, 2), "int32"), "crc32": ((count,), "uint32")}
-    if shapes != wanted or "payload" not in a or a["payload"].ndim != 1 or a["payload"].dtype != np.uint8:
-        raise DataError(f"{file.path} does not hold the arrays of a pack's shard; it is damaged or of another program")
-    steps = np.diff(a["ends"], prepend=0)
-    if (steps < 0).any() or a["ends"][-1] != len(a["payload"]) or (a["sizes"] < 0).any():
-        raise DataError(f"{file.path} states images beyond its end; it is damaged, copy it again from its source")
+    file = _opened(root, manifest, manifest.shard(shard), SHARD, len(manifest.span(shard)), shard)
+    if (file.arrays["sizes"] < 0).any():
+        raise DataError(f"{file.place} states images of negative sizes; it is damaged, {_AGAIN}")
     return file
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of the JSON text of `value`, in hex."""
-    return hashlib.sha256(encoded(value)).hexdigest()
+def open_table(root: Path, manifest: PackManifest) -> PackFile:
+    """The table of keys and labels; raises as `open_shard` does."""
+    return _opened(root, manifest, manifest.table, TABLE, manifest.rows, None)
+
+
+def _opened(
+    root: Path, manifest: PackManifest, name: str, layout: Mapping[str, ArrayLayout], rows: int, shard: int | None
+) -> PackFile:
+    place, where, format = Place(root, (name,)), str(root / name), manifest.arrays
+    with _advice():
+        header = format.read_header(place, PackHeader)
+        if (header.pack, header.shard) != (manifest.id, shard):
+            raise Damaged(f"{where} is of another pack")
+        if set(header.arrays) != set(layout) or header.compression != "none":
+            raise Damaged(f"{where} does not hold the arrays of a pack")
+        joined, *_ = layout  # what is as long as all images need together
+        for array, each in layout.items():
+            stored = header.arrays[array]
+            extent = (1, stored.shape[-1] if array == joined and stored.shape else rows)
+            check_array(stored, each, extent, "none", f"{where}: array {array!r}")
+        check_files(place, format, header, layout)
+        arrays = mapped_arrays(place, format, header, layout)
+        ends = arrays["ends"]
+        if (np.diff(ends, prepend=0) < 0).any() or max(1, ends[-1]) != len(arrays[joined]):
+            raise Damaged(f"{where} states bytes beyond its end")
+    return PackFile(place, format, header, arrays)
+
+
+_AGAIN = "copy it again from its source, or run the same `softlabels pack` again"
+
+
+@contextlib.contextmanager
+def _advice(advice: str = _AGAIN) -> Iterator[None]:
+    """Make what is wrong with a file a DataError, which says what to do where it is damaged."""
+    try:
+        yield
+    except StoreError as problem:
+        raise DataError(f"{problem}; {advice}" if isinstance(problem, Damaged) else str(problem)) from problem

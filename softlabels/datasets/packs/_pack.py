@@ -14,11 +14,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.core.arrayfile.arrays import ArrayFile
 from softlabels.core.config import Part
 from softlabels.core.reading import shrunken
 from softlabels.datasets._images import Split, absolute
-from softlabels.datasets.packs._format import MANIFEST, Packed, PackManifest, open_shard, read_manifest
+from softlabels.datasets.packs._format import (
+    MANIFEST,
+    SHARD,
+    Packed,
+    PackFile,
+    PackManifest,
+    open_shard,
+    open_table,
+    read_manifest,
+)
 from softlabels.errors import DataError
 
 _MOST_OPEN = 1 << 14
@@ -29,7 +37,7 @@ _MOST_OPEN = 1 << 14
 class _Opened:
     """A mapped shard, which of its images were compared with their checksums, and its file as it was then."""
 
-    file: ArrayFile
+    file: PackFile
     checked: NDArray[np.bool_]
     place: str
     state: tuple[int, ...]
@@ -98,8 +106,7 @@ class PackedImages:
         found = []
         for shard in range(self.manifest.shards):
             try:
-                file = open_shard(self.root, self.manifest, shard)
-                found += [f"{file.path}: {name} does not match its checksum" for name in file.damaged()]
+                found += open_shard(self.root, self.manifest, shard).problems()
             except DataError as problem:
                 found.append(str(problem))
         return found
@@ -107,7 +114,7 @@ class PackedImages:
     def _filled(self, row: int) -> Packed:
         packed = self._packed(int(row))
         if not packed.data.size:
-            why = self._shard(int(row)).file.about.get("skipped", {}).get(str(int(row)), "no bytes")
+            why = self._shard(int(row)).file.header.skipped.get(int(row), "no bytes")
             raise DataError(f"image {self._key(row)} of {self.root} could not be read when it was packed: {why}")
         return packed
 
@@ -119,10 +126,10 @@ class PackedImages:
         data = file.arrays["payload"][(ends[place - 1] if place else 0) : ends[place]]
         if not checked[place]:
             if zlib.crc32(data.data) != file.arrays["crc32"][place]:
-                raise DataError(f"image {self._key(row)} in {file.path} does not match its checksum; copy it again")
+                raise DataError(f"image {self._key(row)} in {file.place} does not match its checksum; copy it again")
             checked[place] = True
             if shrunken:
-                raise DataError(f"{file.path}, or another file, became shorter while it was read; copy it again")
+                raise DataError(f"{file.place}, or another file, became shorter while it was read; copy it again")
         return Packed(data, *file.arrays["sizes"][place].tolist())
 
     def _shard(self, row: int) -> _Opened:
@@ -130,7 +137,7 @@ class PackedImages:
         opened = self._opened.get(shard)
         if opened is None or _state(opened.place) != opened.state:
             file = open_shard(self.root, self.manifest, shard)
-            place = str(file.path / "payload/c/0" if self.manifest.format == "zarr" else file.path)
+            place = str(file.place / file.format.payload("payload", SHARD["payload"]))
             checked = np.zeros(len(self.manifest.span(shard)), bool)
             while len(self._opened) >= _MOST_OPEN:
                 self._opened.pop(next(iter(self._opened)), None)
@@ -187,23 +194,18 @@ def _open(root: Path, spec: dict[str, Any]) -> PackedImages:
 
 def _table(root: Path, manifest: PackManifest) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
     """Keys and labels, whose every byte is checked."""
-    file = manifest.arrays.read(root, manifest.table)
-    a, rows = file.arrays, manifest.rows
-    shapes = {name: (array.shape, array.dtype.name) for name, array in a.items() if name != "keys"}
-    fits = shapes == {"ends": ((rows,), "int64"), "labels": ((rows,), "int64")} and "keys" in a and a["keys"].ndim == 1
-    damaged = f"{file.path} is no table of the {rows:,} images of this pack; copy it again from its source"
-    if not fits or file.about.get("pack") != manifest.id or file.damaged():
-        raise DataError(damaged)
-    ends = a["ends"]
-    if (np.diff(ends, prepend=0) < 0).any() or ends[-1] != len(a["keys"]) or ends[-1] >= 1 << 31:
+    file = open_table(root, manifest)
+    a, ends = file.arrays, file.arrays["ends"]
+    damaged = f"{file.place} is no table of the {manifest.rows:,} images of this pack; copy it again from its source"
+    if file.problems() or ends[-1] >= 1 << 31:
         raise DataError(damaged)
     low, high = int(a["labels"].min()), int(a["labels"].max())
     if low < -1 or high >= len(manifest.classes):
-        raise DataError(f"{file.path} has labels {low} to {high} for {len(manifest.classes)} classes; copy it again")
+        raise DataError(f"{file.place} has labels {low} to {high} for {len(manifest.classes)} classes; copy it again")
     offsets = np.concatenate([[0], ends]).astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(a["keys"].tobytes())]
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(a["keys"][: ends[-1]].tobytes())]
     try:
-        column = pa.Array.from_buffers(pa.string(), rows, buffers)
+        column = pa.Array.from_buffers(pa.string(), manifest.rows, buffers)
         column.validate(full=True)
     except pa.ArrowInvalid as problem:
         raise DataError(damaged) from problem

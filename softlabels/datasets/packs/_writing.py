@@ -12,21 +12,28 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels.core.arrayfile.arrays import Arrays
-from softlabels.core.files import TEMPORARY, whole, write_json
+from softlabels.core.arrayfile.arrays import ArrayLayout, Arrays, write_arrays
+from softlabels.core.documents import complete, digest, document
+from softlabels.core.files import TEMPORARY, whole, write_text
 from softlabels.datasets._checks import fingerprint, known_by
 from softlabels.datasets._images import Images
 from softlabels.datasets.packs._format import (
+    FORMAT,
     MANIFEST,
+    SHARD,
+    TABLE,
     Packed,
     PackFormat,
+    PackHeader,
     Packing,
     PackManifest,
-    digest,
     open_shard,
     read_manifest,
 )
-from softlabels.errors import DataError
+from softlabels.errors import DataError, StoreError
+
+_LARGEST = (1 << 32) - 16
+"""Bytes of an array of a pack: HDF5 counts those of a chunk, with its checksum, in 32 bits."""
 
 
 class PackWriter:
@@ -62,8 +69,8 @@ class PackWriter:
             "sizes": np.array([(each.height, each.width) for each in packed], np.int32),
             "crc32": np.array([zlib.crc32(each.data.data) for each in packed], np.uint32),
         }
-        about = {"pack": self.manifest.id, "shard": shard, "skipped": {str(row): why for row, why in skipped.items()}}
-        return _written(self.root, self.manifest, self.manifest.shard(shard), about, arrays)
+        header = PackHeader(compression="none", pack=self.manifest.id, shard=shard, skipped=dict(skipped))
+        return _written(self.root, self.manifest, self.manifest.shard(shard), header, SHARD, arrays)
 
     def _there(self, shard: int) -> bool:
         try:
@@ -116,17 +123,30 @@ def create_pack(
                 f"{root} holds another pack: {'; '.join(differing)[:500]}; use the same settings or another `out`"
             )
         return PackWriter(root, there)
-    _written(root, manifest, manifest.table, {"pack": manifest.id}, _columns(images))
-    body = manifest.model_dump(mode="json")
-    write_json(root / MANIFEST, {**body, "sha256": digest(body)})
+    header = PackHeader(compression="none", pack=manifest.id, shard=None)
+    _written(root, manifest, manifest.table, header, TABLE, _columns(images))
+    write_text(root / MANIFEST, document(complete(manifest), FORMAT))
     return PackWriter(root, manifest)
 
 
-def _written(root: Path, manifest: PackManifest, name: str, about: Mapping[str, Any], arrays: Arrays) -> int:
+def _written(
+    root: Path, manifest: PackManifest, name: str, header: PackHeader, layout: Mapping[str, ArrayLayout], arrays: Arrays
+) -> int:
     """Write these arrays, whole or not at all, in the place of what is there; their bytes on disk."""
     path = root / name
+    for array, values in arrays.items():
+        if values.nbytes > _LARGEST:
+            raise StoreError(
+                f"array {array!r} of {path} would have {values.nbytes:,} bytes, more than the {_LARGEST:,} that HDF5 "
+                f"takes; remove {root} and choose a smaller `rows_per_shard`"
+            )
+    nothing = np.zeros(1, np.uint8)  # where images have no bytes at all: neither library writes empty chunks
+    chunks = {
+        array: np.ascontiguousarray(values if values.size else nothing, layout[array].numpy)[None]
+        for array, values in arrays.items()
+    }
     with whole(path) as partial:
-        manifest.arrays.write(partial, about, arrays)
+        write_arrays(manifest.arrays, partial, header, layout, chunks)
         # What is there is damaged, or it would not be written again; and a folder cannot be replaced by renaming.
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
