@@ -27,7 +27,7 @@ from softlabels.store._labels import ShardContent, TeacherLabels
 from softlabels.store._layout import ArrayLayout, TeacherCard, check_chunks
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._shard import MOST_VIEWS, Runs, Shard, ShardFormat
-from softlabels.store._store import Store, check_new, check_same, create, holds_store, open_store
+from softlabels.store._store import Location, Store, check_new, check_same, create, find_store, locate, open_store
 
 __all__ = [
     "FORMAT",
@@ -37,6 +37,7 @@ __all__ = [
     "BusyError",
     "Cache",
     "ImageFile",
+    "Location",
     "Manifest",
     "Runs",
     "Shard",
@@ -52,8 +53,9 @@ __all__ = [
     "create",
     "differences",
     "exclusive",
-    "holds_store",
+    "find_store",
     "is_url",
     "joined",
+    "locate",
     "open_store",
 ]
