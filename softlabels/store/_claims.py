@@ -34,6 +34,9 @@ STALE = 600.0
 _SETTLE = 5.0
 """Seconds for which a writer waits for others that began at the same moment to leave."""
 
+_POLL = 0.2
+"""Seconds between two looks at the claims of others."""
+
 _NAME = re.compile(r"\.writer-(documents|(\d{1,9})-of-(\d{1,9}))-([0-9a-f]{12})-([0-9a-f]{12})")
 
 
@@ -112,7 +115,7 @@ def claimed(
                 claim.leave()
                 if part is not None:
                     raise
-                time.sleep(0.5)
+                time.sleep(_POLL)
             except BaseException:
                 claim.leave()
                 raise
@@ -145,7 +148,7 @@ def _alone(remote: Remote, folder: str, name: str, part: tuple[int, int] | None)
         rival, age = max(rivals.values(), key=lambda each: each[1])
         if min(rivals) < own or age > _SETTLE or time.monotonic() > until:
             raise _busy(remote, folder, rival, there[rival].size, age)
-        time.sleep(0.1)
+        time.sleep(_POLL)
 
 
 def _claim(name: str) -> tuple[str, ...]:
