@@ -36,12 +36,12 @@ from softlabels.loading.opening import (
     teacher_specs,
 )
 from softlabels.loading.provenance import versions
-from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
+from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import RECORDED
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import Preprocessing, Teacher
 from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, locate
-from softlabels.views import RECIPES, Recipe
+from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:

@@ -15,12 +15,13 @@ from softlabels.errors import ConfigError, DataError
 from softlabels.importing import projects
 from softlabels.importing.config import ImportConfig
 from softlabels.importing.projects import Choices, ImportReport, Pairing, ShardRecords, Source
+from softlabels.importing.replayed import foreign_view
 from softlabels.loading.opening import limited, matched
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
 from softlabels.loading.views import Pictures
 from softlabels.store import Store, TeacherCard, TeacherLabels
-from softlabels.views import ImageSpec, foreign_view
+from softlabels.views import ImageSpec
 
 
 def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
