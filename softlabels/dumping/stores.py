@@ -29,6 +29,7 @@ from softlabels.store import (
     check_same,
     create,
     find_store,
+    locate,
     open_store,
 )
 from softlabels.views import RECIPES, Recipe
@@ -144,6 +145,7 @@ def arrange(
             none can be made at this place.
     """
     check_place(str(root), "label store", images)
+    root = locate(root, cache)
     there = find_store(root, cache)
     arranged, new = in_store_order(there, images)
     if new and not grow:

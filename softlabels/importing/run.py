@@ -165,6 +165,8 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     if not report.shards:
         journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
         return
+    if share_of(config.part)[1] > 1:
+        labels.refresh()  # the other parts may be written by other machines meanwhile
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
         f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "

@@ -82,8 +82,9 @@ class Claim:
         while not self._over.wait(REFRESH) and not self._lost:
             with contextlib.suppress(Exception):  # the next time, or `check`, tells
                 # Never late: who finds a stale claim removes it, and it must not come back then.
+                now = time.time()
                 self._lost = self._too_late() or not self._remote.replace(self._name, self._text)
-                self._seen = time.time()
+                self._seen = now
 
     def _too_late(self) -> bool:
         return time.time() - self._seen > STALE / 2

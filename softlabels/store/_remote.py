@@ -137,7 +137,7 @@ class Remote:
             system.invalidate_cache()
             try:
                 return float(system.modified(f"{root}/{name}").timestamp())
-            except NotImplementedError:
+            except (NotImplementedError, AttributeError):
                 return None
 
         return self._persist(name, modified)

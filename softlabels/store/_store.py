@@ -420,7 +420,7 @@ Location = str | os.PathLike[str] | Mirror
 """Where a store is, or is to be: a folder, a URL, or a URL whose objects are listed already."""
 
 
-def locate(root: str | os.PathLike[str], cache: Cache | None = None) -> Location:
+def locate(root: Location, cache: Cache | None = None) -> Location:
     """What stands for `root` where several functions are called that take it: a URL is then listed once for all."""
     return mirrored(root, cache) or root
 

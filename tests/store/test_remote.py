@@ -103,6 +103,13 @@ def test_a_command_lists_the_bucket_once(server: Server, bucket: str, tmp_path: 
     assert lists(softlabels.train, workers=2, **student, **there) == {"shards": [""]}
     assert lists(softlabels.convert, out=str(tmp_path / "local"), **there) == {"shards": [""]}
     assert lists(softlabels.convert, out=out, **there) == {"shards": [""], "copy": made}
+    own = {"images": softlabels.open_images("digits"), "recipe": "pad", "views": 1, "classes": 10}
+
+    def create(**settings: Any) -> None:
+        with softlabels.create_labels(**settings):
+            pass
+
+    assert lists(create, location=f"s3://{name}/own", **own) == {"own": ["", ""]}
     both = {"labels": [bucket, out], "quiet": True}
     assert lists(softlabels.merge, out=out, **both) == {"shards": [""], "copy": ["", *written]}
     assert lists(softlabels.merge, out=str(tmp_path / "merged"), **both) == {"shards": [""], "copy": [""]}
