@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from buckets import Server, serving
-from store.stores import card, files, fill, filled, make, of_shard, values
+from store.stores import card, files, fill, filled, make, of_shard, table, values
 
 from softlabels.errors import StoreError
 from softlabels.store import Cache, open_store
@@ -194,6 +194,39 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def machine(url: str, tmp_path: Path, number: int) -> Any:
     """The labels as one more machine opens them."""
     return open_store(url, Cache.at(tmp_path / f"cache-{number}")).teacher("cnn")
+
+
+def test_who_makes_a_store_that_another_machine_is_making_waits_and_takes_that_one(memory: str, tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    def of(number: int, checksums: Callable[[], Any]) -> None:
+        images, cache = table(50).drop_columns(["checksum"]), Cache.at(tmp_path / f"cache-{number}")
+        versions = {"softlabels": f"1.{number}"}
+        made.append(make(memory, images=images, checksums=checksums, versions=versions, cache=cache))
+
+    known = table(50)["checksum"].to_numpy()
+    second = threading.Thread(target=of, args=(2, lambda: known))
+
+    def slowly() -> Any:
+        second.start()
+        second.join(timeout=1.0)
+        assert second.is_alive()  # it waits
+        return known
+
+    of(1, slowly)
+    second.join(timeout=30)
+    assert [store.manifest.versions for store in made] == [{"softlabels": "1.1"}] * 2
+    assert open_store(memory).manifest == made[0].manifest == made[1].manifest
+
+
+def test_a_card_that_another_machine_put_since_the_store_was_opened_stays(memory: str, tmp_path: Path) -> None:
+    make(memory)
+    first, second, third = (open_store(memory, Cache.at(tmp_path / f"cache-{number}")) for number in range(3))
+    put = first.prepare("cnn", card(versions={"torch": "1"})).card
+    assert second.prepare("cnn", card(versions={"torch": "2"})).card == put
+    with pytest.raises(StoreError, match="holds other labels under the name cnn: format is 'hdf5' there"):
+        third.prepare("cnn", card("zarr"))
+    assert open_store(memory).teacher("cnn").card == put
 
 
 def test_what_another_machine_wrote_since_the_store_was_opened_is_not_written_again(
