@@ -263,13 +263,13 @@ RECORDED: Table[Step] = Table(
     "recorded step",
     "recorded_views",
     {
-        "recorded-crop": "softlabels.views._recorded:RecordedCrop",
-        "recorded-flip": "softlabels.views._recorded:RecordedFlip",
-        "recorded-operations": "softlabels.views._recorded:RecordedOperations",
-        "recorded-erasing": "softlabels.views._recorded:RecordedErasing",
-        "recorded-mix": "softlabels.views._recorded:RecordedMix",
-        "foreign-view": "softlabels.views._recorded:ForeignView",
-        "seeded-mix": "softlabels.views._seeded_mix:SeededMix",
+        "recorded-crop": "softlabels.importing.replayed:RecordedCrop",
+        "recorded-flip": "softlabels.importing.replayed:RecordedFlip",
+        "recorded-operations": "softlabels.importing.replayed:RecordedOperations",
+        "recorded-erasing": "softlabels.importing.replayed:RecordedErasing",
+        "recorded-mix": "softlabels.importing.replayed:RecordedMix",
+        "foreign-view": "softlabels.importing.replayed:ForeignView",
+        "seeded-mix": "softlabels.importing.replayed:SeededMix",
     },
 )
 """Every step whose draws come with labels of other projects."""

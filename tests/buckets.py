@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -20,7 +20,14 @@ class Server:
     def __init__(self) -> None:
         self._server: Any = None
         self._port = 0
+        self.listed: list[str] = []
+        """The query of each request to list a bucket, from any process."""
         self.start()
+
+    def seen(self, environ: Mapping[str, Any]) -> None:
+        """Note a request."""
+        if "list-type=" in (query := environ.get("QUERY_STRING", "")):
+            self.listed.append(query)
 
     def start(self) -> None:
         self._server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
@@ -59,6 +66,13 @@ def serving() -> Iterator[Server]:
             patch.setenv(name, "testing")
         patch.setattr(s3fs.S3FileSystem, "retries", 1)  # it would wait two seconds for each time that we try
         server = Server()
+        answer = moto_server.DomainDispatcherApplication.__call__
+
+        def noting(self: Any, environ: Any, start_response: Any) -> Any:
+            server.seen(environ)
+            return answer(self, environ, start_response)
+
+        patch.setattr(moto_server.DomainDispatcherApplication, "__call__", noting)
         patch.setenv("AWS_ENDPOINT_URL", server.url)
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         yield server

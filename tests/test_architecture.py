@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import softlabels
+from softlabels.views import RECORDED
 
 ROOT = Path(softlabels.__file__).parent
+TABLES = ROOT / "core/tables.py"
 LAYERS = (
     {"errors"},
     {"core"},
@@ -57,6 +59,12 @@ def imported(path: Path, *, typing: bool = True) -> set[str]:
     return names
 
 
+def named(path: Path) -> set[str]:
+    """What the tables of a file name as ``module:object``, to be imported when it is made."""
+    found = texts(ast.parse(path.read_text(encoding="utf-8")))
+    return {text for text in found if re.fullmatch(r"softlabels(\.\w+)+:\w+", text)}
+
+
 def ours(path: Path) -> set[str]:
     # `choices` names the types of the parts, which lie above it, for type checkers alone.
     names = imported(path, typing=unit(path) != "choices")
@@ -74,6 +82,24 @@ def test_imports_run_downward_only(path: Path) -> None:
         return
     others = ours(path) - {here, "__version__"}
     assert not {name for name in others if LEVEL[name] >= LEVEL[here]}, f"{path} imports from its layer or above"
+
+
+def test_tables_name_parts_and_of_what_is_above_them_the_replayed_steps_alone() -> None:
+    parts = LAYERS[2]
+    replayed = {name for name in named(TABLES) if name.split(".")[1] not in parts}
+    assert replayed == {f"softlabels.importing.replayed:{each.__name__}" for each in RECORDED.kinds.values()}
+    for path in files():
+        here = unit(path)
+        if here and path != TABLES:
+            assert not {name for name in named(path) if LEVEL[name.split(".")[1]] >= LEVEL[here]}, path
+
+
+def test_who_renders_views_knows_no_step_that_is_replayed() -> None:
+    replayed = {each.__name__ for each in RECORDED.kinds.values()}
+    for path in files():
+        if unit(path) != "importing":
+            words = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            assert not words & replayed, path
 
 
 @pytest.mark.parametrize(

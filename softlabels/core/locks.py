@@ -47,7 +47,7 @@ def writing(folder: Path, part: tuple[int, int]) -> Iterator[None]:
     with _locked(own, wait=False):
         for other in folder.glob(f"{LOCK}*"):
             match = _PART.fullmatch(other.name)
-            if match is not None and other != own and _meet(part, (int(match[1]), int(match[2]))) and _is_held(other):
+            if match is not None and other != own and meet(part, (int(match[1]), int(match[2]))) and _is_held(other):
                 raise _busy(other)
         yield
 
@@ -78,7 +78,7 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _meet(part: tuple[int, int], other: tuple[int, int]) -> bool:
+def meet(part: tuple[int, int], other: tuple[int, int]) -> bool:
     """Whether some run is in both parts (Chinese remainder theorem)."""
     common = math.gcd(part[1], other[1])
     return common == 0 or (part[0] - other[0]) % common == 0

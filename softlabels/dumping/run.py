@@ -41,18 +41,21 @@ from softlabels.loading.opening import (
     teacher_specs,
 )
 from softlabels.loading.provenance import versions
-from softlabels.loading.records import IMPORTED, record_spec, recorded_steps
+from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import Preprocessing, Teacher
-from softlabels.store import Shard, Store, TeacherCard, TeacherLabels, folder_name, holds_store, open_store
-from softlabels.views import RECIPES, Recipe
+from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
+from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
 
 def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
     codecs = _codecs(config)
     images = _images(config, journal)
-    plans = [_plan(config, teacher, images, codecs, journal) for teacher in _teachers(config, images, journal)]
+    out = locate(config.out, config.cache)
+    plans = [
+        _plan(config, out, teacher, images, codecs, journal) for teacher in _teachers(config, out, images, journal)
+    ]
     for line in (line for each in plans for line in each.lines()):
         journal.say(line)
     for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
@@ -67,10 +70,11 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         return []
     codecs = _codecs(config)
     images = _images(config, journal)
-    recipe = _recipe(config)
+    out = locate(config.out, config.cache)
+    recipe = _recipe(config, out)
     reports = []
-    for teacher in _teachers(config, images, journal):
-        job = _job(config, images, recipe, teacher, codecs, journal)
+    for teacher in _teachers(config, out, images, journal):
+        job = _job(config, out, images, recipe, teacher, codecs, journal)
         store, arranged = job.store.made(), job.store.images
         outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in job.cards.items()]
         labels = outputs[0].labels
@@ -180,13 +184,13 @@ def _images(config: DumpConfig, journal: Journal) -> Images:
     return limited(images, config.limit, config.seed)
 
 
-def _recipe(config: DumpConfig) -> Recipe:
+def _recipe(config: DumpConfig, out: Location) -> Recipe:
     """The recipe of the config; `RECORDED_VIEWS` is that of the store, whose views came with labels of another project.
 
     Raises:
         ConfigError: the store's views are recorded, and the config says to draw others or to add images.
     """
-    there = open_store(config.out, config.cache) if holds_store(config.out, config.cache) else None
+    there = find_store(out, config.cache)
     held = RECIPES.make(there.manifest.recipe) if there is not None else None
     steps = [] if held is None else recorded_steps(held)
     if held is None or not steps:
@@ -205,19 +209,20 @@ def _recipe(config: DumpConfig) -> Recipe:
     return held
 
 
-def _teachers(config: DumpConfig, images: Images, journal: Journal) -> Iterator[Teacher]:
+def _teachers(config: DumpConfig, out: Location, images: Images, journal: Journal) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory."""
-    classes = _stored_classes(config)
+    classes = _stored_classes(config, out)
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
             journal.say(f"teacher {spec.short_name}{alias(spec)}")
-        clean = _recipe(config).clean
+        clean = _recipe(config, out).clean
         yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=journal.say)
 
 
-def _stored_classes(config: DumpConfig) -> int | None:
+def _stored_classes(config: DumpConfig, out: Location) -> int | None:
     """Width of the labels that are in `out` already; None where there are none."""
-    return open_store(config.out, config.cache).manifest.classes if holds_store(config.out, config.cache) else None
+    there = find_store(out, config.cache)
+    return None if there is None else there.manifest.classes
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,7 @@ def _codecs(config: DumpConfig) -> dict[str, Codec]:
 
 def _job(
     config: DumpConfig,
+    out: Location,
     images: Images,
     recipe: Recipe,
     teacher: Teacher,
@@ -249,7 +255,7 @@ def _job(
         StoreError: for all that keeps a dump from labelling the first picture, so that it and the plan agree.
     """
     store = arrange(
-        config.out,
+        out,
         images,
         recipe,
         seed=config.seed,
@@ -313,9 +319,16 @@ def _card(
     )
 
 
-def _plan(config: PlanConfig, teacher: Teacher, images: Images, codecs: Mapping[str, Codec], journal: Journal) -> Plan:
-    recipe, seen, codec = _recipe(config), image_spec(teacher.preprocessing), codecs[LOGITS]
-    job = _job(config, images, recipe, teacher, codecs, journal)
+def _plan(
+    config: PlanConfig,
+    out: Location,
+    teacher: Teacher,
+    images: Images,
+    codecs: Mapping[str, Codec],
+    journal: Journal,
+) -> Plan:
+    recipe, seen, codec = _recipe(config, out), image_spec(teacher.preprocessing), codecs[LOGITS]
+    job = _job(config, out, images, recipe, teacher, codecs, journal)
     there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,
@@ -353,6 +366,8 @@ def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal:
             f"{report.teacher}: all shards of {plural(config.views, 'view')} are in {config.out} already; nothing to do"
         )
         return
+    if config.share[1] > 1:
+        labels.refresh()  # the other parts may be written by other machines meanwhile
     speed = rate(report.pictures / max(report.seconds, 1e-9))
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from softlabels.loading.opening import check_place, matched
 from softlabels.loading.provenance import versions
 from softlabels.store import (
     Cache,
+    Location,
     Runs,
     Shard,
     Store,
@@ -28,7 +28,8 @@ from softlabels.store import (
     check_new,
     check_same,
     create,
-    holds_store,
+    find_store,
+    locate,
     open_store,
 )
 from softlabels.views import RECIPES, Recipe
@@ -41,7 +42,7 @@ class Arrangement:
     `images` are in the order of its rows, the `new` last ones of them not stored yet. `there` is what there is now.
     """
 
-    root: str | os.PathLike[str]
+    root: Location
     cache: Cache | None
     there: Store | None
     images: Images
@@ -124,7 +125,7 @@ class Arrangement:
 
 
 def arrange(
-    root: str | os.PathLike[str],
+    root: Location,
     images: Images,
     recipe: Recipe,
     *,
@@ -143,8 +144,9 @@ def arrange(
         StoreError: another store is there (the difference is shown), some images are new to it and it may not grow, or
             none can be made at this place.
     """
-    check_place(root, "label store", images)
-    there = open_store(root, cache) if holds_store(root, cache) else None
+    check_place(str(root), "label store", images)
+    root = locate(root, cache)
+    there = find_store(root, cache)
     arranged, new = in_store_order(there, images)
     if new and not grow:
         first = arranged.keys[len(arranged) - new].as_py()
@@ -164,7 +166,7 @@ def arrange(
     return found
 
 
-def make_store(root: str | os.PathLike[str], images: Images, recipe: Recipe, **settings: Any) -> tuple[Store, Images]:
+def make_store(root: Location, images: Images, recipe: Recipe, **settings: Any) -> tuple[Store, Images]:
     """The store of these images and views at `root`, made, opened or grown, and the images in the order of its rows.
 
     `settings` and errors are those of `arrange`; StoreError also when it cannot be written.

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from softlabels.datasets import Images
 from softlabels.errors import DataError
 from softlabels.importing._source import ImageLabels, MixedByWord, Source
-from softlabels.views import Recipe, RecordedCrop
+from softlabels.importing.replayed import RecordedCrop
+from softlabels.views import Recipe
 
 SAMPLE, SAMPLE_VIEWS, SAMPLE_DECODED = 512, 8, 64
 """Images and views of each that the pairing is checked on, and images that are decoded to see whether crops fit."""

@@ -32,7 +32,8 @@ from softlabels.datasets import Images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing._pairing import check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Rows, checked
-from softlabels.views import RECIPES, SeededMix
+from softlabels.importing.replayed import SeededMix
+from softlabels.views import RECIPES
 
 _EPOCH = re.compile(r"logits_top(\d{1,5})_epoch(\d{1,6})")
 _VALUES = re.compile(r"rank(\d{1,6})-values\.bin")

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from softlabels.errors import ConfigError, StoreError
+from softlabels.importing.replayed import SeededMix, foreign_view
 from softlabels.loading.labels import Labels
-from softlabels.views import RECIPES, SeededMix, foreign_view
+from softlabels.views import RECIPES
 
 SEED, PARTNER_SEED = "view_seed", "other_seed"
 """Under which names the seeds of views are recorded, and those of the views that they are mixed with."""

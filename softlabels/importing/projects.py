@@ -28,11 +28,11 @@ from softlabels.importing._ml_dr import MlDr
 from softlabels.importing._pairing import Pairing, check_pairing
 from softlabels.importing._source import Choices, ImageLabels, Source
 from softlabels.importing._tinyvit import TinyViT
+from softlabels.importing.replayed import RecordedMix, SeededMix
 from softlabels.loading.labels import layout_beside
-from softlabels.loading.records import record_spec
 from softlabels.loading.views import Pictures
 from softlabels.store import Shard, TeacherLabels
-from softlabels.views import RecordedMix, SeededMix
+from softlabels.views import record_spec
 
 __all__ = [
     "PROJECTS",

@@ -16,12 +16,13 @@ from softlabels.errors import ConfigError, DataError
 from softlabels.importing import projects
 from softlabels.importing.config import ImportConfig
 from softlabels.importing.projects import Choices, ImportReport, Pairing, ShardRecords, Source
+from softlabels.importing.replayed import foreign_view
 from softlabels.loading.opening import limited, matched, open_data
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
 from softlabels.loading.views import Pictures
 from softlabels.store import Store, TeacherCard, TeacherLabels
-from softlabels.views import ImageSpec, foreign_view
+from softlabels.views import ImageSpec
 
 
 def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
@@ -172,6 +173,8 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     if not report.shards:
         journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
         return
+    if share_of(config.part)[1] > 1:
+        labels.refresh()  # the other parts may be written by other machines meanwhile
     journal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
         f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "

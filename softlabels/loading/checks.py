@@ -12,9 +12,10 @@ from softlabels.core.philox import hash_keys
 from softlabels.datasets import Images, content_checksums
 from softlabels.loading.labels import Labels, keys_at
 from softlabels.loading.provenance import changed_versions, digest_in
-from softlabels.loading.records import ViewRecords, param_source, record_spec
+from softlabels.loading.records import ViewRecords
 from softlabels.loading.views import DIGEST_SPEC, Pictures
 from softlabels.store import TeacherLabels
+from softlabels.views import param_source, record_spec
 
 MOST_NAMED = 10
 """Images that one check names at most; the rest is counted."""

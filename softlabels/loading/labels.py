@@ -19,10 +19,9 @@ from torch import Tensor
 from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.errors import ConfigError, StoreError
-from softlabels.loading.records import record_spec
 from softlabels.losses import BLENDS, Blend
 from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
-from softlabels.views import RECIPES, Recipe
+from softlabels.views import RECIPES, Recipe, record_spec
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.datasets import Images, SomeImages
 from softlabels.errors import DataError
-from softlabels.loading.records import Taker, ViewRecords, param_source, recorded_steps
+from softlabels.loading.records import ViewRecords
 from softlabels.models import Preprocessing
 from softlabels.store import Store
-from softlabels.views import RECIPES, ImageSpec, Recipe, ViewParams, blank
+from softlabels.views import RECIPES, ImageSpec, Recipe, Taker, ViewParams, blank, param_source
 
 Rows = NDArray[np.int64]
 Places = Sequence[tuple[int, Rows]]
@@ -154,7 +154,7 @@ class Pictures(Dataset[Tensor]):
         """
         recipe, seed = RECIPES.make(store.manifest.recipe), store.manifest.seed
         rows = store.rows(images.keys)
-        taker = ViewRecords.of_store(store, recipe, rows, views) if recorded_steps(recipe) else None
+        taker = ViewRecords.of_store(store, recipe, rows, views)
         pool = MixPool.of_store(store, images) if recipe.mixes else None
         return Pictures(images, recipe, seed, views, image_spec, pool, taker)
 

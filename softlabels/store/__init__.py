@@ -29,12 +29,14 @@ from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import ImageFile, Manifest
 from softlabels.store._shard import MOST_VIEWS, Runs, Shard
 from softlabels.store._store import (
+    Location,
     Store,
     check_new,
     check_same,
     create,
+    find_store,
     folder_name,
-    holds_store,
+    locate,
     open_store,
     output_name,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "BusyError",
     "Cache",
     "ImageFile",
+    "Location",
     "Manifest",
     "Runs",
     "Shard",
@@ -61,10 +64,11 @@ __all__ = [
     "create",
     "differences",
     "exclusive",
+    "find_store",
     "folder_name",
-    "holds_store",
     "is_url",
     "joined",
+    "locate",
     "open_store",
     "output_name",
 ]

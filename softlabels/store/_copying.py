@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from softlabels.core import locks as _lock
@@ -15,8 +14,11 @@ from softlabels.store._manifest import NAME, images_name
 from softlabels.store._mirror import Mirror
 from softlabels.store._store import (
     RELABELLED,
+    Location,
     Relabelled,
     Store,
+    folder_of,
+    making,
     mirrored,
     open_folder,
     publish_documents,
@@ -26,7 +28,7 @@ from softlabels.store._store import (
 )
 
 
-def copy_images(source: Store, root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
+def copy_images(source: Store, root: Location, cache: Cache | None = None) -> Store:
     """A store at `root`, a folder or a URL, of the same images, recipe and runs as `source`, without labels.
 
     An equal one that is there is opened. Shards that `TeacherLabels.read_shard` reads from the one can be written to
@@ -39,19 +41,20 @@ def copy_images(source: Store, root: str | os.PathLike[str], cache: Cache | None
         StoreError: another store is there (the difference is shown), or it cannot be written.
     """
     mirror = mirrored(root, cache)
-    folder = Path(root).absolute() if mirror is None else mirror.folder
-    if mirror is not None and NAME not in mirror.objects:
-        _forget_others(source, mirror)
-    if not (folder / NAME).exists():
-        refuse_inside(folder)
-        source.images  # noqa: B018  (read, and so checked, before it is copied)
-        with _lock.alone(folder):
-            if not (folder / NAME).exists():
-                _make(source, folder)
-    target = open_folder(folder, mirror)
-    _refuse_other(source, target)
-    if mirror is not None:
-        publish_documents(mirror, target.manifest)
+    folder = folder_of(mirror or root)
+    with making(mirror):
+        if mirror is not None and NAME not in mirror.objects:
+            _forget_others(source, mirror)
+        if not (folder / NAME).exists():
+            refuse_inside(folder)
+            source.images  # noqa: B018  (read, and so checked, before it is copied)
+            with _lock.alone(folder):
+                if not (folder / NAME).exists():
+                    _make(source, folder)
+        target = open_folder(folder, mirror)
+        _refuse_other(source, target)
+        if mirror is not None:
+            publish_documents(mirror, target.manifest)
     return target
 
 

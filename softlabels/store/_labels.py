@@ -22,6 +22,7 @@ from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
+from softlabels.store._claims import Claim
 from softlabels.store._folder import CARD, REMOVED, Folder, advice
 from softlabels.store._gather import Gather, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
@@ -68,6 +69,7 @@ class TeacherLabels:
         self._current = False
         self._broken: tuple[Shard, ...] = ()
         self._part: tuple[int, int] | None = None
+        self._claim: Claim | None = None
         self._named: dict[int, set[Shard]] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -239,17 +241,29 @@ class TeacherLabels:
     def writing(self, part: tuple[int, int] = (0, 1)) -> Iterator[None]:
         """Be the one writer of every n-th run from the i-th, for `part` (i, n); what a killed one left is removed.
 
+        Behind a URL that holds against processes of other machines, too.
+
         Raises:
             StoreError: another process writes some of these runs, or the folder cannot be written.
         """
         index, count = _checked_part(part)
-        with _lock.writing(self._folder.place.path, part):
-            self._part = (index, count)
+        shelf = self._shelf
+        with (
+            _lock.writing(self._folder.place.path, part),
+            contextlib.nullcontext() if shelf is None else shelf.writing(part) as self._claim,
+        ):
+            self._part, self._current = (index, count), False
             try:
                 self._remove_leftovers()
                 yield
             finally:
-                self._part = self._named = None
+                self._part = self._named = self._claim = None
+
+    def refresh(self) -> None:
+        """See what other machines wrote behind a URL since its shards were listed; a folder is always read anew."""
+        if self._shelf is not None:
+            self._shelf.refresh()
+            self._current = False
 
     def write(
         self,
@@ -292,6 +306,7 @@ class TeacherLabels:
                     self._mark(other)
                     self._take_away(other)
         if self._shelf is not None:
+            self._check_claim()
             self._shelf.publish(shard)
         self._named_in(shard.run).add(shard)
         self._gather, self._current = None, False
@@ -367,6 +382,12 @@ class TeacherLabels:
                 f"shard {shard.name} of {self._folder.place} is written within `with labels.writing(part):`, "
                 f"for the part that holds run {shard.run}"
             )
+        self._check_claim()
+
+    def _check_claim(self) -> None:
+        """Raise StoreError when this process slept so long that another machine may write its part by now."""
+        if self._claim is not None:
+            self._claim.check()
 
     def _damaged_overlaps(self, shard: Shard, replacing: bool, skipped: Mapping[int, str]) -> list[Shard]:
         """What is damaged, or replaced, and overlaps `shard`.

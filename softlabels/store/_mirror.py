@@ -20,6 +20,7 @@ from softlabels.core.files import TEMPORARY, write_text
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, discard, drop, enter, entered, making, used
+from softlabels.store._claims import Claim, claimed
 from softlabels.store._folder import CARD, Folder
 from softlabels.store._remote import Object, Remote
 from softlabels.store._shard import Shard
@@ -29,13 +30,57 @@ _LARGEST_DOCUMENT = 1 << 36
 
 
 class Mirror:
-    """The local folder of the store at `url`."""
+    """The local folder of the store at `url`.
+
+    Its `objects` are listed once and then kept as this process changes them; what other machines write meanwhile is
+    seen after `refresh`.
+    """
 
     def __init__(self, url: str, cache: Cache) -> None:
         self.url, self.cache = url.rstrip("/"), cache
         self.remote = Remote(self.url)
         self.folder = cache.folder / _folder_name(self.url)
         self.objects = self.remote.listing()
+
+    def __str__(self) -> str:
+        return self.url
+
+    def refresh(self, folder: str = "") -> None:
+        """List all objects, or those in one folder, once more."""
+        self._relist(folder, self.remote.listing(folder))
+
+    @contextlib.contextmanager
+    def alone(self, folder: str = "") -> Iterator[None]:
+        """Be the only process, of all machines, that makes documents in a folder, whose objects are as they are then.
+
+        Raises:
+            StoreError: the server cannot be reached.
+        """
+        with (
+            _lock.waiting(self.folder / f"{_lock.LOCK}url-{folder}"),
+            claimed(self.remote, folder, self.folder) as (_, there),
+        ):
+            self._relist(folder, there)
+            yield
+
+    @contextlib.contextmanager
+    def writing(self, teacher: str, part: tuple[int, int]) -> Iterator[Claim]:
+        """Be the only process, of all machines, that writes a part of a teacher's shards, which are listed again.
+
+        They are listed since another machine may have written some of them since the store was opened. To be called by
+        the one process of this machine that does.
+
+        Raises:
+            StoreError: a process of another machine writes some of this part.
+        """
+        with claimed(self.remote, teacher, self.folder / teacher, part) as (claim, there):
+            self._relist(teacher, there)
+            yield claim
+
+    def _relist(self, folder: str, there: dict[str, Object]) -> None:
+        below = f"{folder}/" if folder else ""
+        kept = {name: each for name, each in self.objects.items() if not name.startswith(below)}
+        self.objects = kept | there
 
     def teachers(self) -> list[str]:
         """Names of the folders that hold a card, as they are there, good or bad."""
@@ -101,6 +146,18 @@ class Shelf:
     def limit(self) -> int | None:
         """Bytes that copies may have."""
         return self._mirror.cache.limit
+
+    def refresh(self) -> None:
+        """See what other machines wrote since the shards were listed."""
+        self._mirror.refresh(self._teacher)
+        self._headed.clear()
+
+    @contextlib.contextmanager
+    def writing(self, part: tuple[int, int]) -> Iterator[Claim]:
+        """See `Mirror.writing`."""
+        with self._mirror.writing(self._teacher, part) as claim:
+            self._headed.clear()
+            yield claim
 
     def entries(self) -> list[str]:
         """The names in the remote folder."""

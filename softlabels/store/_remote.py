@@ -28,9 +28,11 @@ _HOPELESS = frozenset({"NoCredentialsError", "PartialCredentialsError", "Profile
 """Errors of S3's client that waiting does not help."""
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}}
+    "file": {"auto_mkdir": True},
+    # Patience is ours alone: with the client's own on top, a server that is gone would be waited for many times over.
+    "s3": {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 10, "read_timeout": 60}},
 }
-"""Patience is ours alone: with the client's own on top, a server that is gone would be waited for many times over."""
+"""Settings of file systems, by protocol."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,19 @@ class Remote:
         """The URL of an object, for messages."""
         return f"{self.url}/{name}"
 
-    def listing(self) -> dict[str, Object]:
-        """Every object by name; none when nothing is there."""
+    def listing(self, folder: str = "") -> dict[str, Object]:
+        """Every object, or every one in `folder`, by name; none when nothing is there."""
 
         def find() -> dict[str, Object]:
             system, root = self._system()
             system.invalidate_cache()
             try:
-                found = system.find(root, detail=True)
+                found = system.find(f"{root}/{folder}".rstrip("/"), detail=True)
             except FileNotFoundError:
                 return {}
             return {path[len(root) + 1 :]: _object(info) for path, info in found.items() if path.startswith(f"{root}/")}
 
-        return self._persist("", find)
+        return self._persist(folder, find)
 
     def read(self, pieces: Sequence[tuple[str, int]]) -> list[bytes]:
         """The first bytes, so many, of each of these objects, fetched at the same time where the system can."""
@@ -114,6 +116,47 @@ class Remote:
             return made
 
         return self._persist(name, put)
+
+    def put(self, name: str, text: str) -> None:
+        """Make a small text the object `name`."""
+
+        def pipe() -> None:
+            system, root = self._system()
+            system.pipe_file(f"{root}/{name}", text.encode())
+
+        self._persist(name, pipe)
+
+    def written(self, name: str) -> float | None:
+        """When an object was put, in seconds of the server's clock; None when the system does not know.
+
+        Raises Damaged when there is none.
+        """
+
+        def modified() -> float | None:
+            system, root = self._system()
+            system.invalidate_cache()
+            try:
+                return float(system.modified(f"{root}/{name}").timestamp())
+            except (NotImplementedError, AttributeError):
+                return None
+
+        return self._persist(name, modified)
+
+    def replace(self, name: str, text: str) -> bool:
+        """Put a small text again if the object is there; whether it was. One attempt, which may raise any error."""
+        system, root = self._system()
+        system.invalidate_cache()
+        try:
+            system.info(f"{root}/{name}")
+        except FileNotFoundError:
+            return False
+        system.pipe_file(f"{root}/{name}", text.encode())
+        return True
+
+    def discard(self, name: str) -> None:
+        """Remove an object if that can be done now."""
+        system, root = self._system()
+        _remove_quietly(system, f"{root}/{name}")
 
     def remove(self, names: Sequence[str]) -> None:
         """Take objects away; those that are not there any more are passed over."""

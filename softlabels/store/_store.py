@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,12 +140,12 @@ class Store:
         Raises:
             StoreError: the note cannot be written.
         """
-        with _lock.alone(self.root):
+        with self._changing():
             self.__dict__.pop("relabelled", None)
             full = {**self.relabelled, **checksums}
             write_text(self.root / RELABELLED, document(Relabelled(store=self.manifest.id, checksums=full)))
-        if self._mirror is not None:
-            self._mirror.publish(RELABELLED)
+            if self._mirror is not None:
+                self._mirror.publish(RELABELLED)
         for name in ("relabelled", "checksums"):
             self.__dict__.pop(name, None)
 
@@ -213,14 +214,18 @@ class Store:
             StoreError: the name cannot be a folder's, or the labels there are of another teacher, codec or format.
         """
         self.check_teacher(name, card)
-        place = Place(self.root, (name, CARD))
-        fresh = self._mirror is not None and f"{name}/{CARD}" not in self._mirror.objects
-        if fresh or not place.path.exists():
-            with _lock.alone(self.root):
-                if fresh or not place.path.exists():
+        place, mirror = Place(self.root, (name, CARD)), self._mirror
+        if mirror is not None and f"{name}/{CARD}" not in mirror.objects:
+            with mirror.alone(name):  # of two machines that begin at the same time one makes the card
+                if f"{name}/{CARD}" in mirror.objects:
+                    mirror.bring(f"{name}/{CARD}")
+                else:
                     write_text(place.path, document(complete(card)))
-        if self._mirror is not None:
-            self._mirror.publish(f"{name}/{CARD}")
+                    mirror.publish(f"{name}/{CARD}")
+        elif not place.path.exists():
+            with _lock.alone(self.root):
+                if not place.path.exists():
+                    write_text(place.path, document(complete(card)))
         self.check_teacher(name, card)  # once more: another process may have been first
         return self._labels(name)
 
@@ -263,7 +268,7 @@ class Store:
             StoreError: a key is here already, or the store cannot be written.
         """
         added = _images.normalised(images)
-        with _lock.alone(self.root):
+        with self._changing():
             remove_leftovers(self.root)
             current = open_folder(self.root)
             if current.manifest.images != self.manifest.images:
@@ -274,10 +279,20 @@ class Store:
             changes = {"images": (*current.manifest.images, file), **({} if data is None else {"data": dict(data)})}
             manifest = current.manifest.model_copy(update=changes)
             write_text(self.root / NAME, document(manifest))
-        if self._mirror is None:
-            return open_store(self.root)
-        publish_documents(self._mirror, manifest)
+            if self._mirror is not None:
+                publish_documents(self._mirror, manifest)
         return open_folder(self.root, self._mirror, self._cache)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the only process that changes documents, which are as they are now; behind a URL, of all machines."""
+        if self._mirror is None:
+            with _lock.alone(self.root):
+                yield
+            return
+        with self._mirror.alone(), _lock.alone(self.root):
+            bring_documents(self._mirror)
+            yield
 
     def keep(self, name: str, text: str) -> None:
         """Write a small text file of YAML beside the labels, with a checksum as its last line."""
@@ -339,7 +354,7 @@ class Store:
 
 
 def create(
-    root: str | os.PathLike[str],
+    root: Location,
     *,
     data: Mapping[str, Any],
     images: pa.Table,
@@ -374,36 +389,37 @@ def create(
             place cannot be written.
     """
     mirror = mirrored(root, cache)
-    folder = Path(root).absolute() if mirror is None else mirror.folder
+    folder = folder_of(mirror or root)
     known = [name for name in _images.SCHEMA.names if name != "checksum" or checksums is None]
     table = _images.normalised(images, known)
     what = identity(classes, tuple(class_names), dict(recipe), seed)
-    if mirror is not None and NAME not in mirror.objects:
-        _forget_others(mirror, dict(data), what, table)
-    if not (folder / NAME).exists():
-        refuse_inside(folder)
-        with _lock.alone(folder):
-            if not (folder / NAME).exists():
-                full = (
-                    table if checksums is None else table.append_column("checksum", pa.array(checksums(), pa.uint64()))
-                )
-                _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
-    else:
-        remove_leftovers(folder)
-    store = open_folder(folder, mirror, cache)
-    _refuse_differences(store, dict(data), what, table)
-    if mirror is None:
-        _remove_unlisted_images(folder, store.manifest)
-    if mirror is not None:
-        publish_documents(mirror, store.manifest)
+    with making(mirror):
+        if mirror is not None and NAME not in mirror.objects:
+            _forget_others(mirror, dict(data), what, table)
+        if not (folder / NAME).exists():
+            refuse_inside(folder)
+            with _lock.alone(folder):
+                if not (folder / NAME).exists():
+                    full = table
+                    if checksums is not None:
+                        full = table.append_column("checksum", pa.array(checksums(), pa.uint64()))
+                    _make(folder, _images.normalised(full), dict(data), what, dict(versions or {}), rows_per_shard)
+        else:
+            remove_leftovers(folder)
+        store = open_folder(folder, mirror, cache)
+        _refuse_differences(store, dict(data), what, table)
+        if mirror is None:
+            _remove_unlisted_images(folder, store.manifest)
+        else:
+            publish_documents(mirror, store.manifest)
     return store
 
 
-def check_new(root: str | os.PathLike[str]) -> None:
+def check_new(root: Location) -> None:
     """Raise StoreError when no store can be made at `root`, where there is none; nothing is written."""
-    if is_url(root):
+    if isinstance(root, Mirror) or is_url(root):
         return
-    folder = Path(root).absolute()
+    folder = folder_of(root)
     refuse_inside(folder)
     if folder.is_dir():
         refuse_orphans(folder)
@@ -425,7 +441,16 @@ def check_same(
     _refuse_differences(store, dict(data), what, _images.normalised(images, known))
 
 
-def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Store:
+Location = str | os.PathLike[str] | Mirror
+"""Where a store is, or is to be: a folder, a URL, or a URL whose objects are listed already."""
+
+
+def locate(root: Location, cache: Cache | None = None) -> Location:
+    """What stands for `root` where several functions are called that take it: a URL is then listed once for all."""
+    return mirrored(root, cache) or root
+
+
+def open_store(root: Location, cache: Cache | None = None) -> Store:
     """The store at `root`, a folder or a URL; shards that are remote or compressed are copied to the cache when read.
 
     Raises:
@@ -433,25 +458,53 @@ def open_store(root: str | os.PathLike[str], cache: Cache | None = None) -> Stor
     """
     mirror = mirrored(root, cache)
     if mirror is None:
-        return open_folder(Path(root).absolute(), cache=cache)
+        return open_folder(folder_of(root), cache=cache)
     if NAME not in mirror.objects:
         raise StoreError(f"{mirror.url} has no {NAME}: it is no label store, or was not copied whole")
     return open_folder(mirror.folder, mirror)
 
 
-def holds_store(root: str | os.PathLike[str], cache: Cache | None = None) -> bool:
-    """Whether there is a store at `root`, a folder or a URL."""
+def find_store(root: Location, cache: Cache | None = None) -> Store | None:
+    """The store at `root`, a folder or a URL, or None where there is none. Raises StoreError as `open_store` does."""
     mirror = mirrored(root, cache)
-    return (Path(root) / NAME).exists() if mirror is None else NAME in mirror.objects
+    there = (folder_of(root) / NAME).exists() if mirror is None else NAME in mirror.objects
+    return open_store(mirror or root, cache) if there else None
 
 
-def mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None:
-    """The local image of a remote store, its documents as they are there now; None for a folder."""
+def mirrored(root: Location, cache: Cache | None) -> Mirror | None:
+    """The local image of a remote store, its documents as they were there when it was listed; None for a folder."""
+    if isinstance(root, Mirror):
+        return root
     if not is_url(root):
         return None
     mirror = Mirror(str(root), cache or Cache.at())
+    bring_documents(mirror)
+    return mirror
+
+
+def folder_of(root: Location) -> Path:
+    """The folder in which this machine has a store: its own, or that of the local image."""
+    return root.folder if isinstance(root, Mirror) else Path(root).absolute()
+
+
+@contextlib.contextmanager
+def making(mirror: Mirror | None) -> Iterator[None]:
+    """Be the only process, of all machines, that makes a store behind a URL, where there is none yet.
+
+    Another process that does is waited for, and what it made is seen then.
+    """
+    if mirror is None or NAME in mirror.objects:
+        yield
+        return
+    with mirror.alone():
+        bring_documents(mirror)
+        yield
+
+
+def bring_documents(mirror: Mirror) -> None:
+    """Copy the documents of a remote store here, if there is one."""
     if NAME not in mirror.objects:
-        return mirror
+        return
     mirror.bring(NAME)
     manifest = read_document(Place(mirror.folder, (NAME,)), Manifest)
     for number in range(len(manifest.images)):
@@ -460,7 +513,6 @@ def mirrored(root: str | os.PathLike[str], cache: Cache | None) -> Mirror | None
         mirror.bring(RELABELLED)
     for name in filter(_FOLDER.fullmatch, mirror.teachers()):
         mirror.bring(f"{name}/{CARD}")
-    return mirror
 
 
 def _forget_others(mirror: Mirror, data: dict[str, Any], what: dict[str, Any], table: pa.Table) -> None:

@@ -12,13 +12,13 @@ from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.views import key_hashes
 from softlabels.store import (
-    Store,
     TeacherCard,
     TeacherLabels,
     copy_images,
+    find_store,
     folder_name,
-    holds_store,
     is_url,
+    locate,
     open_store,
 )
 from softlabels.upkeep import convert as converting
@@ -49,11 +49,14 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
 
 def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     """Unite stores of the same images and views; that they agree is checked before anything is written."""
-    out, cache = config.out, config.cache
-    there = [open_store(out, cache)] if holds_store(out, cache) else []
-    stores = _distinct([*there, *(open_store(each, cache) for each in config.labels)])
+    out, cache = locate(config.out, config.cache), config.cache
+    there = [store] if (store := find_store(out, cache)) is not None else []
+    others = {_place(each): each for each in reversed(config.labels)}
+    if there:
+        others.pop(_place(config.out), None)
+    stores = [*there, *(open_store(each, cache) for each in reversed(others.values()))]
     if len(stores) == len(there):
-        raise ConfigError(f"`out={out}` is the only store to merge; name those that are to be merged into it")
+        raise ConfigError(f"`out={config.out}` is the only store to merge; name those that are to be merged into it")
     converting.check_same(stores)
     names = sorted({name for store in stores for name in store.folders})
     _check_any(", ".join(config.labels), names)
@@ -90,10 +93,6 @@ def _card(card: TeacherCard, change: Recode | None, config: ConvertConfig) -> Te
     recoded = card if change is None else converting.recoded_card(card, change.old, change.new)
     chosen = {"format": config.format, "compression": config.compression}
     return recoded.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-
-
-def _distinct(stores: list[Store]) -> list[Store]:
-    return list({_place(store.location): store for store in reversed(stores)}.values())[::-1]
 
 
 def _check_any(locations: str, teachers: Collection[str]) -> None:

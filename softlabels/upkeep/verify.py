@@ -20,10 +20,11 @@ from softlabels.errors import ModelError
 from softlabels.loading.checks import compare_digests, compare_images, compare_partners, compare_records, divergence
 from softlabels.loading.labels import Labels, keys_at, layout_beside
 from softlabels.loading.provenance import seen_from_a_device
-from softlabels.loading.records import IMPORTED, record_spec
+from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import ROUNDING, Preprocessing, Teacher, dependence_on_neighbours, is_rounding, spread_of
 from softlabels.store import TeacherLabels
+from softlabels.views import record_spec
 
 BATCH = 64
 """Pictures that a teacher is shown at once when it is run again."""

@@ -7,28 +7,42 @@ size that a model wants; a teacher and a student of different sizes see the same
 A new step is a class in its family's file, a `Part` that keeps the protocol `Step` and one of `Crop` (a box of the
 image), `CropAndResize` (images to views by itself), `Transform` (views to views) and `Mix` (two views to one), one line
 in `STEPS`, and one example in its test.
+
+Where the parameters of views come from, drawn or replayed, is known to their `ParamSource` alone. The steps that are
+replayed are not here: `softlabels.importing.replayed` has them, and `RECORDED` names them.
 """
 
 from softlabels.choices import RECIPE_NAMES, RECORDED, STEPS
 from softlabels.views._auto_augment import NAMES as OPERATION_NAMES
-from softlabels.views._params import INTERPOLATIONS, ImageSpec, ViewParams
-from softlabels.views._pixels import blank
+from softlabels.views._auto_augment import Operations
+from softlabels.views._mix import area_outside, blend
+from softlabels.views._params import (
+    INTERPOLATIONS,
+    Boxes,
+    Colour,
+    ImageSpec,
+    Lengths,
+    Params,
+    Probability,
+    ViewParams,
+    as_params,
+    rgb,
+)
+from softlabels.views._pixels import apply_where, blank, erase, paste
 from softlabels.views._recipe import (
     Crop,
     CropAndResize,
-    DrawnParams,
     Mix,
-    ParamSource,
     Recipe,
     Recipes,
     Recorded,
     Records,
     RecordSpec,
+    Rows,
     Step,
     Transform,
 )
-from softlabels.views._recorded import RecordedCrop, RecordedMix, foreign_view
-from softlabels.views._seeded_mix import SeededMix
+from softlabels.views._sources import ParamSource, Taker, param_source, record_spec, recorded_steps
 
 __all__ = [
     "INTERPOLATIONS",
@@ -36,25 +50,38 @@ __all__ = [
     "RECIPES",
     "RECORDED",
     "STEPS",
+    "Boxes",
+    "Colour",
     "Crop",
     "CropAndResize",
-    "DrawnParams",
     "ImageSpec",
+    "Lengths",
     "Mix",
+    "Operations",
     "ParamSource",
+    "Params",
+    "Probability",
     "Recipe",
     "Recipes",
     "RecordSpec",
     "Recorded",
-    "RecordedCrop",
-    "RecordedMix",
     "Records",
-    "SeededMix",
+    "Rows",
     "Step",
+    "Taker",
     "Transform",
     "ViewParams",
+    "apply_where",
+    "area_outside",
+    "as_params",
     "blank",
-    "foreign_view",
+    "blend",
+    "erase",
+    "param_source",
+    "paste",
+    "record_spec",
+    "recorded_steps",
+    "rgb",
 ]
 
 RECIPES = Recipes(STEPS, RECORDED, RECIPE_NAMES)

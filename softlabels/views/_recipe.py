@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -277,40 +276,6 @@ class Recipe(BaseModel):
     def shares(self, params: ViewParams, size: int) -> NDArray[np.float64]:
         """How much of each view of `size` is the image's own, not its partner's; it weighs class labels: (n,)."""
         return np.ones(len(params)) if self._mix is None else self._mix.shares(params.by_step[-1], size)
-
-
-class ParamSource(Protocol):
-    """Where the parameters of the views of some images come from: drawn here, or replayed from what is recorded."""
-
-    def params(self, rows: Rows, views: Rows) -> ViewParams:
-        """Those of these views of the images at these rows, (n,) each."""
-
-    def partner_params(self, rows: Rows, views: Rows, hashes: Words) -> ViewParams:
-        """Those of the partners, with these key hashes, in these views of the images at these rows, (n,) each."""
-
-    def records(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]]:
-        """What a label must record of its view to replay it, (n, ...) each; nothing where views are drawn."""
-
-
-@dataclass(frozen=True, eq=False)
-class DrawnParams:
-    """Parameters that follow from the recipe, the seed and the hashes of the images' keys, uint64 (images,)."""
-
-    recipe: Recipe
-    seed: int
-    hashes: Words
-
-    def params(self, rows: Rows, views: Rows) -> ViewParams:
-        """See `ParamSource.params`."""
-        return self.recipe.make_params(self.seed, self.hashes[rows], views)
-
-    def partner_params(self, rows: Rows, views: Rows, hashes: Words) -> ViewParams:  # noqa: ARG002
-        """See `ParamSource.partner_params`."""
-        return self.recipe.make_params(self.seed, hashes, views)
-
-    def records(self, rows: Rows, views: Rows) -> dict[str, NDArray[Any]]:  # noqa: ARG002
-        """See `ParamSource.records`."""
-        return {}
 
 
 class Recipes:

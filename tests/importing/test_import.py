@@ -32,10 +32,9 @@ from softlabels import models
 from softlabels.codecs import CODECS
 from softlabels.core.pickles import read_plain_pickle, read_torch_file
 from softlabels.datasets import subset
+from softlabels.importing.replayed import RecordedCrop
 from softlabels.loading.labels import Labels
-from softlabels.loading.records import param_source, record_spec
-from softlabels.views import RECIPES, RECORDED, ImageSpec, Recorded
-from softlabels.views._recorded import RecordedCrop
+from softlabels.views import RECIPES, RECORDED, ImageSpec, Recorded, param_source, record_spec
 
 ROWS, VIEWS = 18, 3
 WRITERS: dict[str, Callable[..., Any]] = {

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels import StoreError
+from softlabels.reporting.report import describe_store
 from softlabels.store import _remote as remote
 
 FORMATS = ("hdf5", "zarr")
@@ -62,6 +64,55 @@ def test_a_story_in_a_bucket(bucket: str, tmp_path: Path, softlabels_command: Ca
     there = softlabels.open_labels(bucket, cache_dir=tmp_path / "mine", cache_size=1 << 20)
     assert (there.logits([3, 4], 1) == labels.logits([3, 4], 1)).all()
     assert list((tmp_path / "mine").glob("*/cnn_tiny/*.h5"))
+
+
+def test_a_command_lists_the_bucket_once(server: Server, bucket: str, tmp_path: Path) -> None:
+    """And again what others may have changed: nothing is written on the word of an old listing.
+
+    That is the whole bucket, still small, when a store is made in it, and a teacher's folder when its card is made and
+    when its shards are written.
+    """
+    name = bucket.removeprefix("s3://").partition("/")[0]
+
+    def lists(command: Callable[..., object], **settings: Any) -> dict[str, list[str]]:
+        """For each store what a command listed of it: "" for everything."""
+        server.listed.clear()
+        command(**settings)
+        found: dict[str, list[str]] = {}
+        for query in map(parse_qs, server.listed):
+            if "max-keys" not in query:  # s3fs looks once more where it found nothing
+                store, _, folder = query["prefix"][0].strip("/").partition("/")
+                found.setdefault(store, []).append(folder)
+        return found
+
+    usual: dict[str, Any] = {"teacher": "cnn_tiny", "weights": "random:1", "data": "digits", "limit": 100}
+    usual |= {"recipe": "pad", "rows_per_shard": 64, "quiet": True}
+    there, out = {"labels": bucket, "quiet": True}, f"s3://{name}/copy"
+    written = ["cnn_tiny"]
+    made = ["", "", *written, *written]
+    assert lists(softlabels.dump, out=bucket, views=1, **usual) == {"shards": made}
+    assert lists(softlabels.dump, out=bucket, views=2, **usual) == {"shards": ["", *written]}
+    # The other part's shards may have come from another machine meanwhile, and the last line counts them.
+    assert lists(softlabels.dump, out=bucket, views=3, part="0/2", **usual) == {"shards": ["", *written, *written]}
+    assert lists(softlabels.dump, out=bucket, views=3, **usual) == {"shards": ["", *written]}
+    assert lists(softlabels.plan, out=bucket, views=4, **usual) == {"shards": [""]}
+    assert lists(describe_store, location=bucket) == {"shards": [""]}
+    assert lists(softlabels.verify, **there) == {"shards": [""]}
+    assert lists(softlabels.repair, **there) == {"shards": ["", *written]}
+    student = {"student": "cnn_tiny", "size": 8, "epochs": 1, "warmup_epochs": 0, "out": str(tmp_path / "run")}
+    assert lists(softlabels.train, workers=2, **student, **there) == {"shards": [""]}
+    assert lists(softlabels.convert, out=str(tmp_path / "local"), **there) == {"shards": [""]}
+    assert lists(softlabels.convert, out=out, **there) == {"shards": [""], "copy": made}
+    own = {"images": softlabels.open_images("digits"), "recipe": "pad", "views": 1, "classes": 10}
+
+    def create(**settings: Any) -> None:
+        with softlabels.create_labels(**settings):
+            pass
+
+    assert lists(create, location=f"s3://{name}/own", **own) == {"own": ["", ""]}
+    both = {"labels": [bucket, out], "quiet": True}
+    assert lists(softlabels.merge, out=out, **both) == {"shards": [""], "copy": ["", *written]}
+    assert lists(softlabels.merge, out=str(tmp_path / "merged"), **both) == {"shards": [""], "copy": [""]}
 
 
 def test_a_cache_that_is_too_small_says_which_option(bucket: str, softlabels_command: Callable[..., Any]) -> None:
