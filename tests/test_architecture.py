@@ -202,3 +202,17 @@ def test_nothing_unsafe_is_called() -> None:
                 assert isinstance(node.value, ast.Constant) and node.value.value is True, path
             if isinstance(node, ast.keyword) and node.arg == "shell":
                 raise AssertionError(path)
+
+
+def test_no_public_name_is_defined_in_two_modules() -> None:
+    found: dict[str, list[Path]] = {}
+    for path in files():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = {each.id for each in targets if isinstance(each, ast.Name)}
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            for name in names:
+                if not name.startswith("_"):
+                    found.setdefault(name, []).append(path)
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}

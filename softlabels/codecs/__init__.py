@@ -25,11 +25,12 @@ from torch import Tensor
 from softlabels.choices import CODECS
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
-from softlabels.codecs._label import Arrays, Field
+from softlabels.codecs._label import Field
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._topk import TopK
+from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
-Record = NDArray[np.uint8]
+RecordBytes = NDArray[np.uint8]
 
 WIDEST = 56
 """Bits of the widest number: with the 7 bits that may precede it in its first byte it still fits an int64."""
@@ -22,7 +22,7 @@ def width(values: int) -> int:
     return (values - 1).bit_length()
 
 
-def pack(columns: Sequence[tuple[Integers, int]]) -> Record:
+def pack_bits(columns: Sequence[tuple[Integers, int]]) -> RecordBytes:
     """Rows of numbers as bytes: each column is (numbers (n, count), their width); zeros fill the last byte."""
     bits = [
         ((numbers[:, :, None] >> np.arange(wide)) & 1).reshape(len(numbers), numbers.shape[1] * wide)
@@ -31,7 +31,7 @@ def pack(columns: Sequence[tuple[Integers, int]]) -> Record:
     return np.packbits(np.concatenate(bits, axis=1).astype(np.uint8), axis=1, bitorder="little")
 
 
-def unpack(record: Record, first: int, wide: int, count: int) -> Integers:
+def unpack_bits(record: RecordBytes, first: int, wide: int, count: int) -> Integers:
     """`count` numbers of `wide` bits each, from bit `first` on: int64 (n, count)."""
     begin = first + wide * np.arange(count)
     byte, last = begin >> 3, record.shape[1] - 1
@@ -80,7 +80,7 @@ class Ascending:
         return np.array([[math.comb(level + i, i + 1) for level in range(self.levels)] for i in range(self.count)])
 
     def columns(self, runs: Integers) -> tuple[Integers, int]:
-        """`runs` (n, count) as a column for `pack`."""
+        """`runs` (n, count) as a column for `pack_bits`."""
         if self._numbered <= WIDEST:
             terms = self._table[np.arange(self.count), runs] if self.count else runs
             return terms.sum(axis=1, keepdims=True), self.bits
@@ -88,18 +88,18 @@ class Ascending:
         np.put_along_axis(bitmap, runs + np.arange(self.count), 1, axis=1)
         return bitmap, 1
 
-    def read(self, record: Record, first: int) -> Integers:
-        """The runs (n, count) that `pack` put at bit `first`; damaged bits give some run or other."""
+    def read(self, record: RecordBytes, first: int) -> Integers:
+        """The runs (n, count) that `pack_bits` put at bit `first`; damaged bits give some run or other."""
         if self._numbered > WIDEST:
             return self._read_bitmap(record, first)
         runs = np.zeros((len(record), self.count), np.int64)
-        number = unpack(record, first, self.bits, 1)[:, 0]
+        number = unpack_bits(record, first, self.bits, 1)[:, 0]
         for i in reversed(range(self.count)):
             runs[:, i] = np.searchsorted(self._table[i], number, side="right") - 1
             number -= self._table[i][runs[:, i]]
         return runs
 
-    def _read_bitmap(self, record: Record, first: int) -> Integers:
+    def _read_bitmap(self, record: RecordBytes, first: int) -> Integers:
         bits = np.unpackbits(record, axis=1, bitorder="little")[:, first : first + self._marks]
         # A stable sort puts the places of the 1s first, in their order, also where damage left fewer of them.
         marks = np.argsort(1 - bits, axis=1, kind="stable")[:, : self.count]

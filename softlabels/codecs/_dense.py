@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs._gpu import encoded, stays
-from softlabels.codecs._label import Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
+from softlabels.codecs._gpu import encode_on_gpu, stays
+from softlabels.codecs._label import Field, array_of, check_lowest, layout_bytes, rows_of, tensor
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
 
@@ -38,7 +39,7 @@ class Dense(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -61,7 +62,7 @@ class Dense(Part):
             return {_LOGITS: rows.cpu().numpy()}
         if self.dtype == "fp16-raw":
             return {_LOGITS: rows.clamp(-_DEEPEST, _DEEPEST).half().cpu().numpy()}
-        return {_LOGITS: encoded(rows, _halves_there, _halves) if stays(rows) else _halves(rows)}
+        return {_LOGITS: encode_on_gpu(rows, _halves_there, _halves) if stays(rows) else _halves(rows)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:  # noqa: ARG002
         """Logits, float32 (n, classes), the same for every temperature.

@@ -26,7 +26,7 @@ def stays(logits: Tensor) -> bool:
     return logits.device.type == "cuda"
 
 
-def encoded(
+def encode_on_gpu(
     rows: Tensor,
     there: Callable[[Tensor, slice], tuple[NDArray[Any], NDArray[np.bool_]]],
     here: Callable[[Tensor, NDArray[np.int64]], NDArray[Any]],

@@ -12,10 +12,11 @@ import pydantic
 import torch
 from torch import Tensor
 
-from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
+from softlabels.codecs._label import RECORD, Field, array_of, check_lowest, layout_bytes, rows_of, tensor
 from softlabels.codecs._quantized import packed, packed_size, unpacked
 from softlabels.codecs._summary import Summary
 from softlabels.codecs._topk import DEEPEST, LOWEST_TEMPERATURE, TopK
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
 
@@ -49,7 +50,7 @@ class HeadTail(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     def check_temperature(self, temperature: float) -> None:
         """Refuse temperatures below 0.5, which magnify the levels of the highest of the other classes."""

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs._gpu import stays
+from softlabels.core.arrays import Arrays
 from softlabels.errors import ConfigError, StoreError
 
-Arrays = Mapping[str, np.ndarray]
 RECORD = "record"
 """Name of the one array of codecs that pack a label into bytes."""
 
@@ -33,7 +33,7 @@ class Field:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def bytes_of(layout: Mapping[str, Field]) -> float:
+def layout_bytes(layout: Mapping[str, Field]) -> float:
     """Bytes per label of a layout."""
     return float(sum(field.nbytes for field in layout.values()))
 

@@ -10,11 +10,12 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs._bits import Record
-from softlabels.codecs._gpu import encoded, rounded, stays
-from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of, tensor
+from softlabels.codecs._bits import RecordBytes
+from softlabels.codecs._gpu import encode_on_gpu, rounded, stays
+from softlabels.codecs._label import RECORD, Field, array_of, check_lowest, known_ids, layout_bytes, rows_of, tensor
 from softlabels.codecs._summary import highest
 from softlabels.codecs._topk import id_dtype
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
@@ -51,7 +52,7 @@ class Probabilities(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -70,13 +71,13 @@ class Probabilities(Part):
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
-        return {RECORD: encoded(rows, self._there, self._here) if stays(rows) else self._here(rows)}
+        return {RECORD: encode_on_gpu(rows, self._there, self._here) if stays(rows) else self._here(rows)}
 
-    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG002
+    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> RecordBytes:  # noqa: ARG002
         ids, values = self._kept(rows)
         return self.encode_probabilities(ids, values, rows.shape[1])[RECORD]
 
-    def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
+    def _there(self, rows: Tensor, place: slice) -> tuple[RecordBytes, NDArray[np.bool_]]:  # noqa: ARG002
         ids, values = self._kept(rows)
         near, doubtful = rounded(values, self._value)
         return self.encode_probabilities(ids, near, rows.shape[1])[RECORD], np.logical_or.reduce(doubtful, axis=1)

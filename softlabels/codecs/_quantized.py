@@ -11,9 +11,10 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs._bits import Record
-from softlabels.codecs._gpu import encoded, stays
-from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, rows_of, tensor
+from softlabels.codecs._bits import RecordBytes
+from softlabels.codecs._gpu import encode_on_gpu, stays
+from softlabels.codecs._label import RECORD, Field, array_of, check_lowest, layout_bytes, rows_of, tensor
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
 
@@ -49,7 +50,7 @@ class Quantized(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -64,15 +65,15 @@ class Quantized(Part):
     def encode(self, logits: Tensor, words: Words | None = None) -> dict[str, np.ndarray]:  # noqa: ARG002
         """Records, uint8 (n, bytes), of finite `logits` (n, classes). No chance is involved."""
         rows = rows_of(logits)
-        return {RECORD: encoded(rows, self._there, self._here) if stays(rows) else self._here(rows)}
+        return {RECORD: encode_on_gpu(rows, self._there, self._here) if stays(rows) else self._here(rows)}
 
-    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG002
+    def _here(self, rows: Tensor, numbers: NDArray[np.int64] | None = None) -> RecordBytes:  # noqa: ARG002
         depths = self._depths(rows)
         places = _places(depths)
         scale = (places.amax(dim=1, keepdim=True) / self._steps).half()
         return self._record(scale, self._numbers(depths, places, scale))
 
-    def _there(self, rows: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG002
+    def _there(self, rows: Tensor, place: slice) -> tuple[RecordBytes, NDArray[np.bool_]]:  # noqa: ARG002
         depths = self._depths(rows)
         places = (depths.double() / _KNEE).log1p_()
         widest = places.amax(dim=1, keepdim=True) / self._steps
@@ -97,7 +98,7 @@ class Quantized(Part):
         numbers = (places / spacing.masked_fill(spacing == 0, 1.0)).round_().clamp_(max=self._steps)
         return numbers.maximum((depths > 0).to(places.dtype)).byte()
 
-    def _record(self, scale: Tensor, numbers: Tensor) -> Record:
+    def _record(self, scale: Tensor, numbers: Tensor) -> RecordBytes:
         parts = [scale.cpu().numpy().view(np.uint8), packed(numbers, self.bits).cpu().numpy()]
         return np.concatenate(parts, axis=1)
 
@@ -136,7 +137,7 @@ def _places(depths: Tensor) -> Tensor:
     return (depths / _KNEE).log1p_()
 
 
-def unpacked(record: Record, bits: int, classes: int) -> NDArray[np.uint8]:
+def unpacked(record: RecordBytes, bits: int, classes: int) -> NDArray[np.uint8]:
     """The numbers (n, classes) of bytes that `packed` made."""
     if bits == 8:
         return record

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs._bits import Record
-from softlabels.codecs._gpu import encoded, nudged, rounded, stays
-from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of, tensor
+from softlabels.codecs._bits import RecordBytes
+from softlabels.codecs._gpu import encode_on_gpu, nudged, rounded, stays
+from softlabels.codecs._label import RECORD, Field, array_of, check_lowest, known_ids, layout_bytes, rows_of, tensor
 from softlabels.codecs._summary import highest
-from softlabels.codecs._topk import id_dtype, joined, parted
+from softlabels.codecs._topk import id_dtype, join_parts, parted
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words, uniform
 from softlabels.core.types import SparseLogits
@@ -54,7 +55,7 @@ class Sampled(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     @property
     def temperatures(self) -> tuple[float, float]:
@@ -84,19 +85,19 @@ class Sampled(Part):
         def drawn(part: Tensor, place: slice) -> _Draws:
             return _drawn(part, min(self.k, rows.shape[1]), self.temperature, chance[place].to(part.device))
 
-        def record(ids: Tensor, logs: NDArray[np.float16]) -> Record:
-            return joined(ids.cpu().numpy().astype(id_dtype(rows.shape[1])), logs)
+        def record(ids: Tensor, logs: NDArray[np.float16]) -> RecordBytes:
+            return join_parts(ids.cpu().numpy().astype(id_dtype(rows.shape[1])), logs)
 
-        def there(part: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:
+        def there(part: Tensor, place: slice) -> tuple[RecordBytes, NDArray[np.bool_]]:
             ids, weights, doubtful = drawn(part, place)
             logs, unsure = rounded(weights.cpu().numpy(), _LOG, np.log)
             return record(ids, logs), doubtful.cpu().numpy() | unsure.any(axis=1)
 
-        def here(part: Tensor, numbers: Any) -> Record:
+        def here(part: Tensor, numbers: Any) -> RecordBytes:
             ids, weights, _ = drawn(part, numbers)
             return record(ids, np.log(weights.numpy()).astype(_LOG))
 
-        return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows, slice(None))}
+        return {RECORD: encode_on_gpu(rows, there, here) if stays(rows) else here(rows, slice(None))}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label; classes not drawn have 0 of it.

@@ -12,11 +12,12 @@ import pydantic
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs._bits import Ascending, Record, pack, unpack, width
-from softlabels.codecs._gpu import encoded, stays
-from softlabels.codecs._label import RECORD, Arrays, Field, array_of, bytes_of, check_lowest, known_ids, rows_of
+from softlabels.codecs._bits import Ascending, RecordBytes, pack_bits, unpack_bits, width
+from softlabels.codecs._gpu import encode_on_gpu, stays
+from softlabels.codecs._label import RECORD, Field, array_of, check_lowest, known_ids, layout_bytes, rows_of
 from softlabels.codecs._steps import from_steps, to_steps
 from softlabels.codecs._summary import Summary, summarise
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import Part
 from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
@@ -60,7 +61,7 @@ class TopK(Part):
 
     def bytes_per_label(self, classes: int) -> float:
         """Bytes of one label of one view."""
-        return bytes_of(self.layout(classes))
+        return layout_bytes(self.layout(classes))
 
     @property
     def deepest(self) -> float:
@@ -76,14 +77,14 @@ class TopK(Part):
         rows = rows_of(logits)
         form = self._form(rows.shape[1])
 
-        def there(part: Tensor, place: slice) -> tuple[Record, NDArray[np.bool_]]:  # noqa: ARG001
+        def there(part: Tensor, place: slice) -> tuple[RecordBytes, NDArray[np.bool_]]:  # noqa: ARG001
             low, high = (form.write(summary) for summary in summarise(part, self.k).apart())
             return low, (low != high).any(axis=1)
 
-        def here(part: Tensor, numbers: NDArray[np.int64] | None = None) -> Record:  # noqa: ARG001
+        def here(part: Tensor, numbers: NDArray[np.int64] | None = None) -> RecordBytes:  # noqa: ARG001
             return form.write(summarise(part, self.k))
 
-        return {RECORD: encoded(rows, there, here) if stays(rows) else here(rows)}
+        return {RECORD: encode_on_gpu(rows, there, here) if stays(rows) else here(rows)}
 
     def decode(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> Tensor:
         """Logits, float32 (n, classes), whose softmax at `temperature` is the label.
@@ -114,9 +115,9 @@ class _Form(Protocol):
     @property
     def size(self) -> int: ...
 
-    def write(self, summary: Summary) -> Record: ...
+    def write(self, summary: Summary) -> RecordBytes: ...
 
-    def read(self, record: Record) -> Summary: ...
+    def read(self, record: RecordBytes) -> Summary: ...
 
 
 _TAIL_BITS, _SPREAD_BITS = 9, 5
@@ -148,7 +149,7 @@ class _Compact:
     def size(self) -> int:
         return (self._ids_from + self.kept * width(self.classes) + 7) // 8
 
-    def write(self, summary: Summary) -> Record:
+    def write(self, summary: Summary) -> RecordBytes:
         tail = to_steps(summary.tail, DEEPEST, 2**_TAIL_BITS - 1, _TAIL_KNEE)
         spread = to_steps(summary.spread, DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
         steps = self._run.levels - 1
@@ -156,7 +157,7 @@ class _Compact:
         if self.kept == self.classes:
             # The tail's depth is then the last class's, and has finer steps.
             run[:, -1:] = steps
-        return pack(
+        return pack_bits(
             [
                 (tail[:, None], _TAIL_BITS),
                 (spread[:, None], _SPREAD_BITS),
@@ -165,10 +166,10 @@ class _Compact:
             ]
         )
 
-    def read(self, record: Record) -> Summary:
-        tail = _tail_depth(unpack(record, 0, _TAIL_BITS, 1))
-        spread = from_steps(unpack(record, _TAIL_BITS, _SPREAD_BITS, 1), DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
-        ids = unpack(record, self._ids_from, width(self.classes), self.kept)
+    def read(self, record: RecordBytes) -> Summary:
+        tail = _tail_depth(unpack_bits(record, 0, _TAIL_BITS, 1))
+        spread = from_steps(unpack_bits(record, _TAIL_BITS, _SPREAD_BITS, 1), DEEPEST, 2**_SPREAD_BITS - 1, _TAIL_KNEE)
+        ids = unpack_bits(record, self._ids_from, width(self.classes), self.kept)
         run = self._run.read(record, _TAIL_BITS + _SPREAD_BITS)
         # Classes of one level stand a hair apart, so that the highest class and the order stay what they were.
         rank = np.arange(1, self.kept) / (64 * self.kept)
@@ -203,11 +204,11 @@ class _Fast:
     def size(self) -> int:
         return self.kept * self._id.itemsize + 2 * (self.kept + 1)
 
-    def write(self, summary: Summary) -> Record:
+    def write(self, summary: Summary) -> RecordBytes:
         halves = np.column_stack([summary.depths[:, 1:], summary.tail, summary.spread])
-        return joined(summary.ids.astype(self._id), np.minimum(halves, _DEEPEST_FAST).astype("<f2"))
+        return join_parts(summary.ids.astype(self._id), np.minimum(halves, _DEEPEST_FAST).astype("<f2"))
 
-    def read(self, record: Record) -> Summary:
+    def read(self, record: RecordBytes) -> Summary:
         ids, halves = parted(record, self._id, self.kept)
         halves = halves.astype(np.float64)
         depths = np.zeros(ids.shape)
@@ -220,13 +221,13 @@ def id_dtype(classes: int) -> np.dtype:
     return np.min_scalar_type(classes - 1).newbyteorder("<")
 
 
-def joined(ids: NDArray[Any], halves: NDArray[Any]) -> Record:
+def join_parts(ids: NDArray[Any], halves: NDArray[Any]) -> RecordBytes:
     """Records of class numbers followed by half floats."""
     parts = [np.ascontiguousarray(part).view(np.uint8) for part in (ids, halves)]
     return np.concatenate(parts, axis=1)
 
 
-def parted(record: Record, id_type: np.dtype, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The `count` class numbers and the half floats of records that `joined` made."""
+def parted(record: RecordBytes, id_type: np.dtype, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The `count` class numbers and the half floats of records that `join_parts` made."""
     edge = count * id_type.itemsize
     return np.ascontiguousarray(record[:, :edge]).view(id_type), np.ascontiguousarray(record[:, edge:]).view("<f2")

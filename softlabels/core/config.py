@@ -51,7 +51,7 @@ class Part(BaseModel):
 
 
 P_co = TypeVar("P_co", covariant=True)
-M = TypeVar("M", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 Given = str | Mapping[str, Any] | Sequence[Any] | BaseModel
 """How a part is written: a name with settings, a mapping, for some a list, or the part itself."""
@@ -289,7 +289,7 @@ class Table(Generic[P_co]):
         return found
 
 
-def validated(model: type[M], value: Mapping[str, Any], where: str) -> M:
+def validated(model: type[_Model], value: Mapping[str, Any], where: str) -> _Model:
     """`value` as a `model`, or a ConfigError of one line that names `where` and the field."""
     for name, each in value.items():
         odd = odd_value(each)

@@ -19,7 +19,7 @@ FORMAT = 1
 LARGEST = 64 << 20
 """Bytes that a JSON text may have."""
 
-M = TypeVar("M", bound=BaseModel)
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def canonical(value: Any) -> bytes:
@@ -27,7 +27,7 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """SHA-256 of the canonical text of `value`, 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
@@ -39,7 +39,7 @@ def document(model: BaseModel, version: int = FORMAT) -> str:
     when its class has got another field with a default since then. A new one is written `complete`.
     """
     body = {"format_version": version, **model.model_dump(mode="json", exclude_unset=True)}
-    text = json.dumps({**body, "sha256": digest(body)}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps({**body, "sha256": json_digest(body)}, indent=2, ensure_ascii=False) + "\n"
     try:
         size = len(text.encode())
     except UnicodeEncodeError as problem:
@@ -54,12 +54,12 @@ def document(model: BaseModel, version: int = FORMAT) -> str:
     return text
 
 
-def complete(model: M) -> M:
+def complete(model: _Model) -> _Model:
     """`model` as it is written for the first time: with its defaults, but without later fields that it does not use."""
     return type(model).model_validate(essence(model))
 
 
-def read_document(place: Place, model: type[M], versions: range = range(1, FORMAT + 1)) -> M:
+def read_document(place: Place, model: type[_Model], versions: range = range(1, FORMAT + 1)) -> _Model:
     """What `document` wrote to `place`.
 
     Raises:
@@ -71,7 +71,7 @@ def read_document(place: Place, model: type[M], versions: range = range(1, FORMA
         raise StoreError(f"{place} {odd}; it is of another program")
     found = body.pop("sha256", None)
     check_format(body.get("format_version"), str(place), versions)
-    if found != digest(body):
+    if found != json_digest(body):
         raise Damaged(f"{place} does not match its checksum; it was changed or damaged, copy it again from its source")
     del body["format_version"]
     return checked(model, body, str(place))
@@ -108,7 +108,7 @@ def check_format(version: Any, where: str, versions: range = range(1, FORMAT + 1
         )
 
 
-def checked(model: type[M], value: Mapping[str, Any], where: str) -> M:
+def checked(model: type[_Model], value: Mapping[str, Any], where: str) -> _Model:
     """`value` as a `model`. Raises StoreError of one line that names `where` and the first wrong field."""
     try:
         return model.model_validate(value)

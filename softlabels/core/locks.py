@@ -60,7 +60,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def waiting(path: Path) -> Iterator[None]:
+def in_turn(path: Path) -> Iterator[None]:
     """Wait until no other process, or thread, holds the lock at `path`, then keep others out."""
     with _locked(path, wait=True):
         yield

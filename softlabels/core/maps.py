@@ -22,7 +22,7 @@ def mapped(handle: int, size: int, where: object, *, private: bool = False) -> M
         raise StoreError(f"{where} cannot be mapped into memory: {error.strerror}") from error
 
 
-def fetch(addresses: NDArray[np.int64], size: int) -> None:
+def prefetch(addresses: NDArray[np.int64], size: int) -> None:
     """Have the system read `size` bytes at each of these addresses of maps, all at the same time, and do not wait.
 
     When a copy meets one page after the other that is not in memory, it waits for each, and each time the system reads

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from softlabels.errors import DataError
 
-LARGEST = 1 << 30
+LARGEST_PICKLE = 1 << 30
 """Bytes of the largest pickle that is read."""
 
 _NUMBERS = frozenset(["b1", "u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f2", "f4", "f8"])
@@ -66,8 +66,10 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
 
 
 def _content(file: Path) -> bytes:
-    if file.stat().st_size > LARGEST:
-        raise pickle.UnpicklingError(f"it has {file.stat().st_size:,} bytes, more than the {LARGEST:,} that are read")
+    if file.stat().st_size > LARGEST_PICKLE:
+        raise pickle.UnpicklingError(
+            f"it has {file.stat().st_size:,} bytes, more than the {LARGEST_PICKLE:,} that are read"
+        )
     return file.read_bytes()
 
 

@@ -19,7 +19,7 @@ from softlabels.datasets._roots import data_root
 from softlabels.errors import DataError
 
 _PIXELS = 3 * 32 * 32
-Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
+_Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Pixels (n, 3072), channel by channel, and labels (n,)."""
 
 
@@ -132,14 +132,14 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _memory(batches: Sequence[Batch], edition: _Edition, side: str, name: str, spec: dict[str, Any]) -> MemoryImages:
+def _memory(batches: Sequence[_Batch], edition: _Edition, side: str, name: str, spec: dict[str, Any]) -> MemoryImages:
     labels = np.concatenate([labels for _, labels in batches])
     pixels = np.concatenate([pixels for pixels, _ in batches]).reshape(-1, 3, 32, 32)
     keys = key_column([f"{side}/{number:05d}" for number in range(len(labels))])
     return MemoryImages(name, spec, keys, labels, edition.classes, torch.from_numpy(pixels))
 
 
-def _binary(file: Path, edition: _Edition) -> Batch:
+def _binary(file: Path, edition: _Edition) -> _Batch:
     """Records of the label's byte (coarse and fine for CIFAR-100) and 3072 bytes of pixels."""
     length = edition.bytes_before_pixels + _PIXELS
     data = np.fromfile(file, np.uint8)
@@ -149,7 +149,7 @@ def _binary(file: Path, edition: _Edition) -> Batch:
     return records[:, -_PIXELS:], _checked(records[:, -_PIXELS - 1].astype(np.int64), file, edition)
 
 
-def _pickled(file: Path, edition: _Edition) -> Batch:
+def _pickled(file: Path, edition: _Edition) -> _Batch:
     """A pickled dictionary of an array (n, 3072) and a list of labels."""
     content = read_plain_pickle(file)
     if isinstance(content, dict):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
 from softlabels.core import progress as journal
+from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural, rate
 from softlabels.core.types import Outputs
@@ -21,7 +22,7 @@ from softlabels.dumping.dump import check_memory, count
 from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches, prefetched
 from softlabels.loading.samplers import spread
-from softlabels.loading.views import Pictures, Rows
+from softlabels.loading.views import Pictures
 from softlabels.models import BatchSize, Teacher, teacher_passes
 from softlabels.models.devices import CPU, Passes
 from softlabels.store import Runs, Shard, TeacherCard

@@ -32,7 +32,7 @@ from softlabels.errors import ConfigError
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
     alias,
-    check_files,
+    check_teacher_files,
     describe,
     limited,
     offering_to_skip,
@@ -178,7 +178,7 @@ def saved_import(teacher: str) -> str:
 
 
 def _images(config: DumpConfig, journal: Journal) -> Images:
-    check_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
     config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), journal)
     return limited(images, config.limit, config.seed)

@@ -25,11 +25,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.core.philox import hash_keys
 from softlabels.core.pickles import read_torch_file
 from softlabels.datasets import Images
 from softlabels.errors import DataError
-from softlabels.importing._source import Choices, ImageLabels, Rows, checked
+from softlabels.importing._source import Choices, ImageLabels, checked_labels
 from softlabels.views import RECIPES
 
 _LARGEST_IN_HALF = 2048
@@ -100,7 +101,7 @@ class Fkd:
         if not inside.all():
             raise DataError(f"{file} records crops that do not lie in an image; its layout is another one")
         ids, values = self._parted(output, file)
-        return coords, flips.astype(np.bool_), *checked(ids, values, self._choices.classes, file)
+        return coords, flips.astype(np.bool_), *checked_labels(ids, values, self._choices.classes, file)
 
     def _parted(self, output: NDArray[Any], file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         if output.dtype == np.float16 and self._choices.classes > _LARGEST_IN_HALF:

@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.core.pickles import read_torch_file
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError, DataError
-from softlabels.importing._source import Choices, ImageLabels, Rows, checked
+from softlabels.importing._source import Choices, ImageLabels, checked_labels
 from softlabels.views import OPERATION_NAMES, RECIPES
 
 _ORDER = (
@@ -126,7 +127,7 @@ class MlDr:
         if any(len(values) != k or len(ids) != k for values, ids in said):
             raise DataError(f"{file} does not hold {k} classes of each label, as other files do")
         ids, kept = (np.array([each[side] for each in said], np.float64) for side in (1, 0))
-        known, values = checked(ids, kept, self._choices.classes, file)
+        known, values = checked_labels(ids, kept, self._choices.classes, file)
         if not self._choices.pictures:
             return ImageLabels(known, values)
         taken = _Taken.room(len(chosen), self._plan, row)

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.codecs import Probabilities
+from softlabels.core.arrays import Rows
 from softlabels.errors import DataError
 from softlabels.views import Recipe
-
-Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class MixedByWord(Protocol):
         """The rows of which the views (n,) of one image show most: if the user is right, and if not; -1: not known."""
 
 
-def checked(
+def checked_labels(
     ids: NDArray[Any], values: NDArray[Any], classes: int, where: Path | str
 ) -> tuple[Rows, NDArray[np.floating[Any]]]:
     """Class numbers and probabilities (n, K), known to be such.

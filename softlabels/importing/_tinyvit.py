@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.core.config import validated
 from softlabels.datasets import Images
 from softlabels.errors import ConfigError, DataError
 from softlabels.importing._pairing import check_pairing
-from softlabels.importing._source import Choices, ImageLabels, Rows, checked
+from softlabels.importing._source import Choices, ImageLabels, checked_labels
 from softlabels.importing.replayed import SeededMix
 from softlabels.views import RECIPES
 
@@ -98,7 +99,7 @@ class TinyViT:
         # More classes than int16 holds come round as negative numbers.
         ids = ids.view("<u2") if self._choices.classes > 1 << 15 else ids
         where = f"the label of image {row} in {self._epochs[int(views[0])].folder}"
-        known, values = checked(ids, found["values"], self._choices.classes, where)
+        known, values = checked_labels(ids, found["values"], self._choices.classes, where)
         if not self._choices.pictures:
             return ImageLabels(known, values)
         seeds = found["seed"].astype(np.int64)

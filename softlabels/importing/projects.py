@@ -44,10 +44,10 @@ __all__ = [
     "ShardRecords",
     "Source",
     "check_pairing",
-    "fingerprint",
     "import_labels",
     "listed",
     "open_source",
+    "source_fingerprint",
 ]
 
 PROJECTS: dict[str, type[Fkd | TinyViT | MlDr]] = {"fkd": Fkd, "tinyvit": TinyViT, "ml-dr": MlDr}
@@ -114,7 +114,7 @@ def listed(project: str, path: str | Path, images: Images) -> Listing:
     return as_image_folder(images) if by_place else Listing(images)
 
 
-def fingerprint(source: Source, images: int) -> str:
+def source_fingerprint(source: Source, images: int) -> str:
     """SHA-256 over the labels of a few images in their first view: it tells files of one project apart."""
     total = hashlib.sha256()
     held = np.setdiff1d(np.arange(images), source.missing)

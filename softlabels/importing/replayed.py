@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, model_serializer
 from torch import Tensor
 
+from softlabels.core.arrays import Rows
 from softlabels.core.config import Part
 from softlabels.core.elementary import Reals
 from softlabels.core.philox import Words
@@ -29,7 +30,6 @@ from softlabels.views import (
     Probability,
     Records,
     RecordSpec,
-    Rows,
     Step,
     apply_where,
     area_outside,
@@ -40,7 +40,7 @@ from softlabels.views import (
     rgb,
 )
 
-Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Alpha = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class RecordedStep(Part):
@@ -244,8 +244,8 @@ class SeededMix(RecordedMixStep):
     """
 
     kind: Literal["seeded-mix"] = "seeded-mix"
-    mixup: Alpha
-    cutmix: Alpha
+    mixup: _Alpha
+    cutmix: _Alpha
     prob: Probability = 1.0
     switch_prob: Probability = 0.5
     size: PositiveInt = 224

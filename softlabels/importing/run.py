@@ -146,7 +146,7 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
         spec={
             "kind": IMPORTED,
             "project": source.project,
-            "fingerprint": projects.fingerprint(source, count),
+            "fingerprint": projects.source_fingerprint(source, count),
         },
         weights_sha256="",
         licence=None,

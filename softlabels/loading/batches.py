@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from softlabels.core import progress as journal
+from softlabels.core.arrays import Rows
 from softlabels.core.progress import waiting
 from softlabels.datasets import Images, report_decoding, subset
 from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.labels import Labels
-from softlabels.loading.views import Crew, Pictures, Rows, checked
+from softlabels.loading.views import Crew, Pictures, check_number
 from softlabels.models.devices import CPU, SideStream
 from softlabels.views import ImageSpec
 
@@ -472,7 +473,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         return len(self.pictures)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
-        return self.__getitems__([checked(number, len(self))])[0]
+        return self.__getitems__([check_number(number, len(self))])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Samples:
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.views)

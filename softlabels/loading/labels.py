@@ -17,13 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
+from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.errors import ConfigError, StoreError
 from softlabels.losses import BLENDS, Blend
 from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
 from softlabels.views import RECIPES, Recipe, record_spec
-
-Arrays = Mapping[str, NDArray[Any]]
 
 MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
 """What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view

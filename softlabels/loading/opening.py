@@ -134,7 +134,7 @@ def teacher_specs(names: Sequence[TeacherChoice], weights: Sequence[str]) -> lis
     return [name.make(file) for name, file in zip(names, files, strict=True)]
 
 
-def check_files(teachers: Sequence[TeacherSpec], class_map: str | None = None) -> None:
+def check_teacher_files(teachers: Sequence[TeacherSpec], class_map: str | None = None) -> None:
     """Raises SoftlabelsError where the weights of a teacher or the class map are not there.
 
     Before a data set is opened, which may take long.
@@ -290,7 +290,7 @@ def named_teachers(config: Reopening, labels: Labels) -> dict[str, TeacherSpec]:
             raise ConfigError(
                 f"{labels.store.location} has no labels of {name!r}; {did_you_mean(name, labels.teachers)}"
             )
-    check_files(specs)
+    check_teacher_files(specs)
     return {spec.short_name: spec for spec in specs}
 
 

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from softlabels.core.arrays import Rows
 from softlabels.core.config import byte_count
 from softlabels.core.philox import permutation, philox
 from softlabels.core.progress import size
 from softlabels.errors import ConfigError
 from softlabels.loading.batches import LabelledPictures, SoftLabelDataset
-from softlabels.loading.views import Pictures, Rows
+from softlabels.loading.views import Pictures
 
 _OFFSETS, _ORDER, _PICKS = 1, 2, 5
 """Streams of chance beside the views': the first view of each image, the order of an epoch, picks for checks."""

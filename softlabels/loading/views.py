@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.datasets import Images, SomeImages
 from softlabels.errors import DataError
@@ -25,11 +26,10 @@ from softlabels.models import Preprocessing
 from softlabels.store import Store
 from softlabels.views import RECIPES, ImageSpec, Recipe, Taker, ViewParams, blank, param_source
 
-Rows = NDArray[np.int64]
 Places = Sequence[tuple[int, Rows]]
 """Distinct rows, each with the places in a batch where it stands."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _ENCODING = 3
 """Stream of chance beside the views': a codec's own draws."""
@@ -107,7 +107,7 @@ class Crew:
         """Into pieces of how many `count` things are best cut: two or more for each thread, of at most `most`."""
         return max(1, min(most, -(-count // (2 * self.threads))))
 
-    def map(self, work: Callable[[T], None], pieces: Sequence[T]) -> Iterable[None]:
+    def map(self, work: Callable[[_T], None], pieces: Sequence[_T]) -> Iterable[None]:
         """Each piece worked on by some thread; to be gone through, for the errors."""
         # A forked process has a copy of the pool but not its threads, and would wait for them for ever.
         if self._pool is None or self._process != os.getpid():
@@ -168,7 +168,7 @@ class Pictures(Dataset[Tensor]):
         return len(self.images) * self.views
 
     def __getitem__(self, number: int) -> Tensor:
-        row, view = divmod(checked(number, len(self)), self.views)
+        row, view = divmod(check_number(number, len(self)), self.views)
         return self.render(np.array([row]), np.array([view]))[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Tensor]:
@@ -336,7 +336,7 @@ def _places(rows: Rows) -> Iterator[tuple[int, Rows]]:
     yield from zip(distinct.tolist(), np.split(order, starts[1:]), strict=False)
 
 
-def checked(number: int, length: int) -> int:
+def check_number(number: int, length: int) -> int:
     """The sample of this number, counted from the end where it is negative, as of any sequence."""
     if not -length <= number < length:
         raise IndexError(f"sample {number} of {length}")

@@ -14,7 +14,7 @@ from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
 
 
-class Given(TypedDict, total=False):
+class LossInputs(TypedDict, total=False):
     """The keywords that every loss takes; `softlabels.losses` documents them."""
 
     temperature: float
@@ -37,7 +37,7 @@ class Loss(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[LossInputs]) -> Tensor:
         """A scalar from logits (batch, classes)."""
 
     def formula(self, temperature: float) -> str:
@@ -48,7 +48,7 @@ class Loss(Protocol):
 class SparseLoss(Loss, Protocol):
     """A loss that takes sparse logits too and is exact on them, without a teacher's tensor (batch, classes)."""
 
-    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[Given]) -> Tensor:
+    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[LossInputs]) -> Tensor:
         """The scalar that the loss gives for ``teacher_logits.dense()``."""
 
 
@@ -86,7 +86,7 @@ class LossPart(Part):
     needs_labels: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = True
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[Given]) -> Tensor:
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[LossInputs]) -> Tensor:
         return self.function(student_logits, teacher_logits, **given, **self._fields())
 
     def formula(self, temperature: float) -> str:
@@ -103,7 +103,7 @@ class LossPart(Part):
 class SparseLossPart(LossPart):
     """A loss whose `function` takes sparse logits too."""
 
-    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[Given]) -> Tensor:
+    def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[LossInputs]) -> Tensor:
         return self.function(student_logits, teacher_logits, **given)
 
 

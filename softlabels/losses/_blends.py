@@ -31,7 +31,7 @@ def _some_weight(value: tuple[float, ...]) -> tuple[float, ...]:
 
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weights = Annotated[tuple[Weight, ...], BeforeValidator(_numbers), AfterValidator(_some_weight)]
+_Weights = Annotated[tuple[Weight, ...], BeforeValidator(_numbers), AfterValidator(_some_weight)]
 """One weight per teacher. As text: ``0.7,0.3``."""
 
 
@@ -51,7 +51,7 @@ class MeanProbabilities(BlendPart):
 
     kind: Literal["mean-probabilities"] = "mean-probabilities"
     shorthand: ClassVar[str | None] = "weights"
-    weights: Weights | None = None
+    weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
         teachers = _checked(logits)
@@ -67,7 +67,7 @@ class Weighted(BlendPart):
 
     kind: Literal["weighted"] = "weighted"
     shorthand: ClassVar[str | None] = "weights"
-    weights: Weights
+    weights: _Weights
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:
         return MeanProbabilities(weights=self.weights)(logits, temperature=temperature, words=words)
@@ -86,7 +86,7 @@ class MeanLogits(BlendPart):
     kind: Literal["mean-logits"] = "mean-logits"
     shorthand: ClassVar[str | None] = "weights"
     needs_logits: ClassVar[bool] = True
-    weights: Weights | None = None
+    weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
         teachers = _checked(logits)
@@ -107,7 +107,7 @@ class RandomTeacher(BlendPart):
     kind: Literal["random-teacher"] = "random-teacher"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = True
-    weights: Weights | None = None
+    weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
         # The last edge is left out: rounding must not put it below 1 and the draw beyond the last teacher.

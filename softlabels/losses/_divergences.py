@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import LossPart, SparseLossPart
-from softlabels.losses._rows import log_softmax, mean_divergence, mean_over, rows_of
+from softlabels.losses._rows import log_softmax, mean_divergence, mean_over, student_rows
 
 
 def kl_divergence(
@@ -170,7 +170,7 @@ def confidence_penalty(
     Source: Pereyra et al. 2017, "Regularizing neural networks by penalizing confident output distributions",
     arXiv:1701.06548.
     """
-    log_q = log_softmax(rows_of(student_logits, valid), temperature)
+    log_q = log_softmax(student_rows(student_logits, valid), temperature)
     return mean_over((log_q.exp() * log_q).sum(-1), valid, temperature)
 
 

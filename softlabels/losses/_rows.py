@@ -1,7 +1,7 @@
 """What losses do around their formulas: dtype, mask, temperature, sparse logits, T^2 and the mean over valid rows.
 
-`mean_divergence` is all of it for a loss that is a sum over the classes. Other losses take their rows from `rows_of`,
-`pair_of` or `log_softmaxes`, and end in `mean_over`.
+`mean_divergence` is all of it for a loss that is a sum over the classes. Other losses take their rows from
+`student_rows`, `pair_of` or `log_softmaxes`, and end in `mean_over`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def mean_divergence(
     return mean_over(losses, valid, temperature)
 
 
-def rows_of(student_logits: Tensor, valid: Tensor | None) -> Tensor:
+def student_rows(student_logits: Tensor, valid: Tensor | None) -> Tensor:
     """Student logits (batch, classes) in fp32, or in fp64 if they came so; rows that do not count are zeros.
 
     Such rows are set to 0 before anything is computed: not even their NaN reaches a value or a gradient.
@@ -71,9 +71,9 @@ def rows_of(student_logits: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def pair_of(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Student and teacher logits as `rows_of` makes them, of one dtype; the teacher's take no gradient."""
+    """Student and teacher logits as `student_rows` makes them, of one dtype; the teacher's take no gradient."""
     _check(student_logits, teacher_logits, valid)
-    student = rows_of(student_logits, valid)
+    student = student_rows(student_logits, valid)
     return student, _masked(teacher_logits.detach().to(student.dtype), valid)
 
 
@@ -177,7 +177,7 @@ def _piece(
     tail: Tensor,
     valid: Tensor | None,
 ) -> Tensor:
-    student = rows_of(student_logits, valid)
+    student = student_rows(student_logits, valid)
     log_q = log_softmax(student, temperature)
     named, other = (_divided(_masked(each.to(student.dtype), valid), temperature) for each in (logits, tail[:, None]))
     others = student.shape[1] - ids.shape[1]

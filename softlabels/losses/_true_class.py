@@ -18,7 +18,7 @@ from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
 from softlabels.losses._base import LossPart
 from softlabels.losses._divergences import kl_divergence
-from softlabels.losses._rows import log_softmax, log_softmaxes, mean_over, pair_of, rows_of, true_class
+from softlabels.losses._rows import log_softmax, log_softmaxes, mean_over, pair_of, student_rows, true_class
 
 NO_LABEL = -1
 """The label of an image without one."""
@@ -50,7 +50,7 @@ def hard_cross_entropy(
 
     Source of the smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
     """
-    student = rows_of(student_logits, valid)
+    student = student_rows(student_logits, valid)
     labels = labels.long() if valid is None else labels.long().where(valid, NO_LABEL)
     if partners is None or shares is None:
         total = _cross_entropy(student, labels, label_smoothing, "sum")

@@ -29,7 +29,7 @@ from softlabels.models._weights import (
     Candidate,
     Description,
     Weights,
-    compare,
+    compare_tensors,
     load_state,
     read_description,
     read_weights,
@@ -338,7 +338,7 @@ class PretrainedWeights:
         how: Any = {"leave": leave, "ignore": known.training_only()}
         where, what = self.where, f"{known} with {self.classes} classes"
         # A small file may name the largest of networks: names and shapes are compared before memory is asked for.
-        compare(layout(str(known), classes, size), self.state, where, what, **how)
+        compare_tensors(layout(str(known), classes, size), self.state, where, what, **how)
         network = build(known, classes, seed=seed, size=size)
         load_state(network, self.state, where, what, **how)
         return network

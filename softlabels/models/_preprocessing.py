@@ -15,7 +15,7 @@ from softlabels.core.config import validated
 from softlabels.errors import ModelError
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
-Crop = Literal["centre", "squash", "padded"]
+CropMode = Literal["centre", "squash", "padded"]
 Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = tuple[float, float, float]
 Deviations = tuple[
@@ -43,7 +43,7 @@ class Preprocessing(BaseModel):
     mean: Channels = IMAGENET_MEAN
     std: Deviations = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
-    crop: Crop = "centre"
+    crop: CropMode = "centre"
 
     @model_serializer(mode="wrap")
     def _without_usual_crop(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

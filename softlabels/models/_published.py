@@ -46,7 +46,7 @@ def cached_file(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
 
 
-def fetch(url: str, what: str) -> Path:
+def download(url: str, what: str) -> Path:
     """The file of `url` in torch.hub's folder, downloaded when it is not there; its name's hash is checked.
 
     Raises:

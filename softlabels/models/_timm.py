@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from softlabels.core.installed import timm_networks
 from softlabels.errors import ModelError, in_one_line
 from softlabels.models._architecture import Architecture
-from softlabels.models._preprocessing import Crop, Preprocessing
-from softlabels.models._published import PublishedWeights, cached_file, check_reachable, fetch, out_of_reach
+from softlabels.models._preprocessing import CropMode, Preprocessing
+from softlabels.models._published import PublishedWeights, cached_file, check_reachable, download, out_of_reach
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class TimmNetwork(Architecture):
         size, resize = wanted["input_size"][-1], math.floor(wanted["input_size"][-1] / wanted["crop_pct"])
         if wanted["interpolation"] not in ("bilinear", "bicubic", "nearest"):
             raise ModelError(f"{self} wants {wanted['interpolation']} interpolation, which is not offered here")
-        crop: Crop = "centre" if training or resize >= size else "padded"
+        crop: CropMode = "centre" if training or resize >= size else "padded"
         if wanted["crop_mode"] != "center" and not training:
             if wanted["crop_mode"] != "squash" or resize < size:
                 raise ModelError(f"{self} wants its pictures cut in a way not offered ({wanted['crop_mode']})")
@@ -105,7 +105,7 @@ class TimmNetwork(Architecture):
             class_names=(),
             licence=configuration.get("license"),
             preprocessing=self.own_preprocessing(),
-            load=lambda: self.converted(_hub_file(hub, title) if hub else fetch(str(url), title)),
+            load=lambda: self.converted(_hub_file(hub, title) if hub else download(str(url), title)),
         )
 
     def named_weights(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from softlabels.choices import NETWORK_ALIASES
 from softlabels.core.installed import torchvision_networks
 from softlabels.models._architecture import Architecture
 from softlabels.models._preprocessing import Preprocessing
-from softlabels.models._published import PublishedWeights, cached_file, fetch, file_sha256
+from softlabels.models._published import PublishedWeights, cached_file, download, file_sha256
 from softlabels.models._weights import read_weights
 
 # Their auxiliary classifiers serve training only. The published weights were converted from TensorFlow and want their
@@ -70,7 +70,7 @@ class TorchvisionNetwork(Architecture):
             class_names=categories,
             licence=weights.meta.get("license"),
             preprocessing=_preprocessing(network, weights.name),
-            load=lambda: _renamed(network, read_weights(fetch(weights.url, str(weights))).state),
+            load=lambda: _renamed(network, read_weights(download(weights.url, str(weights))).state),
         )
 
     def named_weights(self) -> tuple[str, ...]:

@@ -321,7 +321,7 @@ def load_state(
         ModelError: a tensor is missing, too much, or of another shape; the first one is named.
     """
     wanted = network.state_dict()
-    compare(wanted, state, where, what, leave=leave, ignore=ignore)
+    compare_tensors(wanted, state, where, what, leave=leave, ignore=ignore)
     held = _plain(state)
     loaded = {raw: held[name] for name, raw in unwrapped(wanted).items() if name in held and name not in leave}
     try:
@@ -346,7 +346,7 @@ def load_weights(network: nn.Module, weights: str, what: str) -> tuple[str, Desc
     return with_key(weights, found.key), Description.from_metadata(file.metadata, file.path)
 
 
-def compare(
+def compare_tensors(
     network: Mapping[str, Any],
     state: Mapping[str, Any],
     where: str,

@@ -150,12 +150,12 @@ class SideStream:
         return tensor
 
 
-Rows = TypeVar("Rows", Tensor, dict[str, Tensor])
+Answers = TypeVar("Answers", Tensor, dict[str, Tensor])
 """A tensor (n, ...), or some by name."""
 
 
 @dataclass
-class Passes(Generic[Rows]):
+class Passes(Generic[Answers]):
     """Calls `function`, rows to rows, on at most `size` rows at a time; on fewer from when memory is full.
 
     Attributes:
@@ -164,12 +164,12 @@ class Passes(Generic[Rows]):
         reduced: is called with the new size, and in a line what was full.
     """
 
-    function: Callable[[Tensor], Rows]
+    function: Callable[[Tensor], Answers]
     size: int
     padded: bool = False
     reduced: Callable[[int, str], None] | None = None
 
-    def __call__(self, rows: Tensor) -> Rows:
+    def __call__(self, rows: Tensor) -> Answers:
         """What `function` makes of all rows.
 
         Raises:
@@ -192,7 +192,7 @@ class Passes(Generic[Rows]):
             if self.reduced is not None:
                 self.reduced(self.size, why)
 
-    def _call(self, part: Tensor) -> Rows:
+    def _call(self, part: Tensor) -> Answers:
         lacking = self.size - len(part)
         if not self.padded or not lacking:
             return self.function(part)
@@ -204,7 +204,7 @@ class Passes(Generic[Rows]):
         return {name: each[: len(part)] for name, each in made.items()}
 
 
-def _joined(made: list[Rows]) -> Rows:
+def _joined(made: list[Answers]) -> Answers:
     if isinstance(made[0], Tensor):
         return torch.cat(made)
     return {name: torch.cat([each[name] for each in made]) for name in made[0]}

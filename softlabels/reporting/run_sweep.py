@@ -17,7 +17,7 @@ from softlabels.reporting.report import check_plots, markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
 from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.folder import RESULT, held
-from softlabels.training.run import check_files, check_settings, run_train
+from softlabels.training.run import check_settings, check_train_files, run_train
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _sweep(config: SweepConfig, journal: Journal, ranks: Ranks) -> SweepReport:
     for name, run in runs:
         check_settings(run)
         if not (root / name / RESULT).exists():
-            check_files(run)
+            check_train_files(run)
     check_plots()  # hours before they are drawn
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(held(root)))

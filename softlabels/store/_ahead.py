@@ -7,14 +7,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.errors import StoreError
 
 _PATIENCE = 5.0
 """Seconds that closing waits; a thread that waits for a server ends by itself."""
-
-Places = NDArray[np.int64]
 
 
 class Ahead:
@@ -29,7 +27,7 @@ class Ahead:
 
     def __init__(
         self,
-        units: Places,
+        units: Rows,
         ready: Callable[[int], None],
         size: Callable[[int], int],
         room: int | None,

@@ -18,7 +18,7 @@ from softlabels.store._store import (
     Relabelled,
     Store,
     folder_of,
-    making,
+    making_store,
     mirrored,
     open_folder,
     publish_documents,
@@ -42,7 +42,7 @@ def copy_images(source: Store, root: Location, cache: Cache | None = None) -> St
     """
     mirror = mirrored(root, cache)
     folder = folder_of(mirror or root)
-    with making(mirror):
+    with making_store(mirror):
         if mirror is not None and NAME not in mirror.objects:
             _forget_others(source, mirror)
         if not (folder / NAME).exists():

@@ -106,7 +106,7 @@ class Away(Protocol):
 
 
 @dataclass(frozen=True)
-class Folder:
+class ShardFolder:
     """The shards of one teacher; those that are `away` are copied here when they are needed."""
 
     place: Place

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.core.locks import Lock
-from softlabels.core.maps import BEYOND, Memory, fetch, mapped
+from softlabels.core.maps import BEYOND, Memory, mapped, prefetch
 from softlabels.core.paths import Damaged, Place
 from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
-from softlabels.store._folder import Chunk, Folder, advice, mismatch, stamp_of
+from softlabels.store._folder import Chunk, ShardFolder, advice, mismatch, stamp_of
 from softlabels.store._shard import Header, Shard
 from softlabels.store._unpacked import Unpacked
 
-Rows = NDArray[np.int64]
 Taken = dict[str, NDArray[Any]]
 
 _UNOPENED = BEYOND
@@ -49,7 +49,7 @@ _WORTH_A_THREAD = 8 << 20
 """Bytes to compare for which a thread is started."""
 
 
-def check_extent(folder: Folder, views: int, most: int = MOST_SLOTS) -> None:
+def check_extent(folder: ShardFolder, views: int, most: int = MOST_SLOTS) -> None:
     """Raise StoreError when these are more views of the store's runs than readers keep track of."""
     if views * len(folder.runs) > min(most, MOST_SLOTS):
         raise StoreError(
@@ -61,7 +61,7 @@ def check_extent(folder: Folder, views: int, most: int = MOST_SLOTS) -> None:
 class Directory:
     """Which shard holds which (run, view); a pair's number is its slot."""
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: ShardFolder) -> None:
         self.folder = folder
         self.shards = folder.named()
         self.width = max((shard.stop_view for shard in self.shards), default=0)
@@ -163,9 +163,9 @@ class _Field:
         """The records of `shard` in this slot begin at `address`."""
         self.table[slot] = address - 1 - shard.first_row * self.record
 
-    def fetch(self, slots: Rows, rows: Rows) -> None:
+    def prefetch(self, slots: Rows, rows: Rows) -> None:
         """Have the records of these labels, whose slots are open, brought to memory."""
-        fetch(rows * self.record + (self.table[slots] + 1), self.record)
+        prefetch(rows * self.record + (self.table[slots] + 1), self.record)
 
     def take(self, slots: Rows, rows: Rows) -> NDArray[Any]:
         """The records of these labels. Raises IndexError when one of the slots is not open."""
@@ -213,7 +213,7 @@ class Gather:
     is mapped keeps its room on the disk even after its file went.
     """
 
-    def __init__(self, folder: Folder, cache: Cache | None = None) -> None:
+    def __init__(self, folder: ShardFolder, cache: Cache | None = None) -> None:
         self.folder, self._directory = folder, Directory(folder)
         self._unpacked = None if folder.owner.compression == "none" else Unpacked(folder, cache or Cache.at())
         self._copies = self._unpacked or folder.away  # None for files that lie in the store
@@ -250,7 +250,7 @@ class Gather:
                 self._open(slots)
             if len(rows) <= _FEW:
                 for field in self._fields.values():
-                    field.fetch(slots, rows)
+                    field.prefetch(slots, rows)
             taken = {name: field.take(slots, rows) for name, field in self._fields.items()}
         if shrunken:
             self._refuse_shrunken(slots)
@@ -363,7 +363,7 @@ class Gather:
     def _crc32(self, job: tuple[int, Shard, Chunk]) -> int:
         _, shard, chunk = job
         mapped = self._opened[shard].maps[chunk.place]
-        fetch(np.array([mapped.address + chunk.offset]), chunk.size)
+        prefetch(np.array([mapped.address + chunk.offset]), chunk.size)
         return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)
 
     def _mapped(self, shard: Shard) -> _Opened:

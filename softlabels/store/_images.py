@@ -59,7 +59,7 @@ def check_unique(images: pa.Table) -> None:
         raise StoreError(f"two images have the key {twice!r}; labels are found by key, give each image its own")
 
 
-def encoded(images: pa.Table) -> bytes:
+def to_parquet(images: pa.Table) -> bytes:
     """The Parquet file of `images`, plain: neither compressed nor with dictionaries."""
     file = io.BytesIO()
     pq.write_table(
@@ -75,7 +75,7 @@ def encoded(images: pa.Table) -> bytes:
     return file.getvalue()
 
 
-def fingerprint(images: pa.Table) -> str:
+def table_fingerprint(images: pa.Table) -> str:
     """SHA-256 of keys and labels, however the table is cut into chunks."""
     total = hashlib.sha256()
     for chunk in images["key"].chunks:
@@ -153,7 +153,7 @@ def _listed(keys: Iterable[str]) -> Any:
     return keys if isinstance(keys, list | np.ndarray) else list(keys)
 
 
-def first_difference(there: pa.Table, here: pa.Table) -> str:
+def first_row_difference(there: pa.Table, here: pa.Table) -> str:
     """One clause about where two tables of images begin to differ."""
     common = min(len(there), len(here))
     places = []

@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from softlabels.core import locks as _lock
 from softlabels.core.arrayfile import FORMATS
-from softlabels.core.arrayfile.arrays import Arrays, write_arrays
+from softlabels.core.arrayfile.arrays import write_arrays
+from softlabels.core.arrays import Arrays
 from softlabels.core.documents import document_problems
 from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, whole, write_text
 from softlabels.core.paths import Damaged, Place
@@ -23,7 +24,7 @@ from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
 from softlabels.store._claims import Claim
-from softlabels.store._folder import CARD, REMOVED, Folder, advice
+from softlabels.store._folder import CARD, REMOVED, ShardFolder, advice
 from softlabels.store._gather import Gather, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
@@ -60,7 +61,7 @@ class TeacherLabels:
         self.name = name
         self.card = card
         owner = Owner(manifest.ids, name, card.digest, card.layout, card.compression)
-        local = Folder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
+        local = ShardFolder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
         self._mirror, self._cache = mirror, cache
         self._shelf = None if mirror is None else Shelf(mirror, name, local)
         self._folder = replace(local, away=self._shelf)

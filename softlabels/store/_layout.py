@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from softlabels.core.arrayfile.arrays import ArrayLayout, ArrayName, Length
 from softlabels.core.config import essence
-from softlabels.core.documents import differences, digest
+from softlabels.core.documents import differences, json_digest
 from softlabels.core.types import LOGITS
 from softlabels.errors import StoreError
 
@@ -58,7 +58,7 @@ class TeacherCard(BaseModel):
     @property
     def digest(self) -> str:
         """SHA-256 of the identity; each shard carries it."""
-        return digest(self.identity)
+        return json_digest(self.identity)
 
     def differs(self, other: TeacherCard) -> list[str]:
         """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees."""

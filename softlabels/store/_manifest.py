@@ -8,8 +8,8 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from softlabels.core.arrayfile.arrays import Digits, Length
-from softlabels.core.documents import canonical, digest
+from softlabels.core.arrayfile.arrays import HexDigits, Length
+from softlabels.core.documents import canonical, json_digest
 from softlabels.store._shard import Runs
 
 NAME = "manifest.json"
@@ -29,10 +29,10 @@ class ImageFile(BaseModel):
 
     rows: Length
     size: Length
-    sha256: Digits
-    fingerprint: Digits
-    contents: Digits
-    id: Digits | None = None
+    sha256: HexDigits
+    fingerprint: HexDigits
+    contents: HexDigits
+    id: HexDigits | None = None
 
 
 class Manifest(BaseModel):
@@ -43,7 +43,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: Digits
+    id: HexDigits
     data: dict[str, Any]
     classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
     class_names: tuple[str, ...] = ()
@@ -78,12 +78,12 @@ def identity(classes: int, class_names: tuple[str, ...], recipe: dict[str, Any],
 
 def store_id(what: dict[str, Any], file: ImageFile) -> str:
     """The name of a store that its shards carry: equal for stores made of the same images in the same way."""
-    return digest({**what, "fingerprint": file.fingerprint, "contents": file.contents})
+    return json_digest({**what, "fingerprint": file.fingerprint, "contents": file.contents})
 
 
 def grown_id(before: str, file: ImageFile) -> str:
     """The id of the store of id `before` when the images of `file` have been added to it."""
-    return digest({"store": before, "fingerprint": file.fingerprint, "contents": file.contents})
+    return json_digest({"store": before, "fingerprint": file.fingerprint, "contents": file.contents})
 
 
 def images_name(addition: int) -> str:

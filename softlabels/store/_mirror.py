@@ -21,7 +21,7 @@ from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, discard, drop, enter, entered, making, used
 from softlabels.store._claims import Claim, claimed
-from softlabels.store._folder import CARD, Folder
+from softlabels.store._folder import CARD, ShardFolder
 from softlabels.store._remote import Object, Remote
 from softlabels.store._shard import Shard
 
@@ -57,7 +57,7 @@ class Mirror:
             StoreError: the server cannot be reached.
         """
         with (
-            _lock.waiting(self.folder / f"{_lock.LOCK}url-{folder}"),
+            _lock.in_turn(self.folder / f"{_lock.LOCK}url-{folder}"),
             claimed(self.remote, folder, self.folder) as (_, there),
         ):
             self._relist(folder, there)
@@ -138,7 +138,7 @@ class Mirror:
 class Shelf:
     """One teacher's shards behind a URL; `local` is the folder of their copies."""
 
-    def __init__(self, mirror: Mirror, teacher: str, local: Folder) -> None:
+    def __init__(self, mirror: Mirror, teacher: str, local: ShardFolder) -> None:
         self._mirror, self._teacher, self._local = mirror, teacher, local
         self._headed: dict[Shard, Place] = {}
 
@@ -227,7 +227,7 @@ class Shelf:
         objects = self._objects(shard)
         if not objects:
             raise Damaged(f"{self.where(shard)} is not there whole")
-        with _lock.waiting(self._mirror.folder / COPYING / f"{self._teacher}-{shard.name}.lock"):
+        with _lock.in_turn(self._mirror.folder / COPYING / f"{self._teacher}-{shard.name}.lock"):
             if self._is_here(shard):
                 return
             note, size = self._note(shard), self.size(shard)

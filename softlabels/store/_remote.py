@@ -16,7 +16,7 @@ from softlabels.core.files import TEMPORARY
 from softlabels.core.paths import PIECE, Damaged
 from softlabels.errors import StoreError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 WAITS = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
 """Seconds between the attempts of one operation."""
@@ -177,7 +177,7 @@ class Remote:
             self._of = (os.getpid(), *_connected(self.url))
         return self._of[1:]
 
-    def _persist(self, name: str, action: Callable[[], T]) -> T:
+    def _persist(self, name: str, action: Callable[[], _T]) -> _T:
         where = self.where(name) if name else self.url
         began = time.monotonic()
         for wait in [*WAITS, None]:

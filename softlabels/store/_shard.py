@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Count, Digits, check_array
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Count, HexDigits, check_array
 from softlabels.core.paths import Damaged
 from softlabels.errors import StoreError
 from softlabels.store._layout import LARGEST_CHUNK
@@ -96,9 +96,9 @@ class Header(ArrayHeader):
     Rows of `skipped` were not labelled (with the reason); `digests` are of rendered pictures, one for each view.
     """
 
-    store: Digits
+    store: HexDigits
     teacher: str
-    card: Digits
+    card: HexDigits
     name: str
     first_row: Count
     stop_row: Count

@@ -393,7 +393,7 @@ def create(
     known = [name for name in _images.SCHEMA.names if name != "checksum" or checksums is None]
     table = _images.normalised(images, known)
     what = identity(classes, tuple(class_names), dict(recipe), seed)
-    with making(mirror):
+    with making_store(mirror):
         if mirror is not None and NAME not in mirror.objects:
             _forget_others(mirror, dict(data), what, table)
         if not (folder / NAME).exists():
@@ -488,7 +488,7 @@ def folder_of(root: Location) -> Path:
 
 
 @contextlib.contextmanager
-def making(mirror: Mirror | None) -> Iterator[None]:
+def making_store(mirror: Mirror | None) -> Iterator[None]:
     """Be the only process, of all machines, that makes a store behind a URL, where there is none yet.
 
     Another process that does is waited for, and what it made is seen then.
@@ -632,13 +632,13 @@ def write_images_file(path: Path, data: bytes) -> None:
 
 
 def _write_images(folder: Path, number: int, table: pa.Table) -> ImageFile:
-    data = _images.encoded(table)
+    data = _images.to_parquet(table)
     write_images_file(folder / images_name(number), data)
     return ImageFile(
         rows=len(table),
         size=len(data),
         sha256=hashlib.sha256(data).hexdigest(),
-        fingerprint=_images.fingerprint(table),
+        fingerprint=_images.table_fingerprint(table),
         contents=_images.contents(table),
     )
 
@@ -648,7 +648,7 @@ def _refuse_differences(store: Store, data: dict[str, Any], what: dict[str, Any]
     if not _same_images(store.manifest, table):
         # Where images lie makes no difference; when they differ, it says which data sets were meant.
         clauses += differences({"data": store.manifest.data}, {"data": data})
-        clauses.append(_images.first_difference(store.images, table))
+        clauses.append(_images.first_row_difference(store.images, table))
     if clauses:
         raise StoreError(
             f"{store.location} was made otherwise: {joined(clauses)}; use the same settings or choose another folder"
@@ -664,7 +664,7 @@ def _same_images(held: Manifest, table: pa.Table) -> bool:
     for file in held.images:
         part = table.slice(first, file.rows)
         first += file.rows
-        if len(part) != file.rows or _images.fingerprint(part) != file.fingerprint:
+        if len(part) != file.rows or _images.table_fingerprint(part) != file.fingerprint:
             return False
         if "checksum" in table.column_names and _images.contents(part) != file.contents:
             return False

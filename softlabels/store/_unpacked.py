@@ -25,11 +25,11 @@ import numpy as np
 
 from softlabels.core import locks
 from softlabels.core.arrayfile.arrays import ArrayLayout
-from softlabels.core.documents import digest
+from softlabels.core.documents import json_digest
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, drop, making, used
-from softlabels.store._folder import Chunk, Folder
+from softlabels.store._folder import Chunk, ShardFolder
 from softlabels.store._shard import Header, Shard
 
 _FOLDER = "unpacked"
@@ -37,7 +37,7 @@ _ALIGNED = 64
 """Where chunks begin."""
 
 
-def unit(folder: Folder) -> int:
+def unit(folder: ShardFolder) -> int:
     """Bytes that one view of the longest shard takes."""
     return _view(folder, folder.runs.longest)
 
@@ -45,7 +45,7 @@ def unit(folder: Folder) -> int:
 class Unpacked:
     """The compressed shards of one teacher as uncompressed files of the cache."""
 
-    def __init__(self, folder: Folder, cache: Cache) -> None:
+    def __init__(self, folder: ShardFolder, cache: Cache) -> None:
         self._folder, self._cache = folder, cache
         self._digests: dict[Shard, str] = {}
 
@@ -85,9 +85,9 @@ class Unpacked:
             drop(self._note(shard))
 
     def _bring(self, shard: Shard, header: Header, *, later: bool = False) -> None:
-        self._digests[shard] = digest(header.body())
+        self._digests[shard] = json_digest(header.body())
         if not self.is_here(shard):
-            with locks.waiting(self._copying(shard, ".lock")):
+            with locks.in_turn(self._copying(shard, ".lock")):
                 if not self.is_here(shard):
                     self._make(shard, header)
         used(self._note(shard), later=later)
@@ -157,7 +157,7 @@ class Unpacked:
         return self._cache.folder / _FOLDER / COPYING / f"{self._digests[shard]}{suffix}"
 
 
-def _view(folder: Folder, rows: int) -> int:
+def _view(folder: ShardFolder, rows: int) -> int:
     return sum(_aligned(rows * each.record) for each in folder.owner.layout.values())
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from softlabels.core.progress import waiting
 from softlabels.errors import RunError, SoftlabelsError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -64,7 +64,7 @@ class Ranks:
                 if buffer.is_floating_point():
                     self.all_reduce(buffer).div_(self.count)
 
-    def broadcast(self, value: T) -> T:
+    def broadcast(self, value: _T) -> _T:
         """The first process's value."""
         if self.count == 1:
             return value
@@ -73,7 +73,7 @@ class Ranks:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def on_first(self, work: Callable[[], _T]) -> _T:
         """What `work` returns in the first process, in all of them; an error that a user can cause is raised in all."""
         value, problem = None, None
         if self.first:
@@ -84,7 +84,7 @@ class Ranks:
         value, problem = self.broadcast((value, problem))
         if problem is not None:
             raise problem
-        return cast("T", value)
+        return cast("_T", value)
 
     @contextmanager
     def collective(self) -> Iterator[None]:

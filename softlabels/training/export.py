@@ -178,7 +178,7 @@ def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
     return lambda pictures: torch.from_numpy(session.run(None, {"pictures": pictures.numpy()})[0])
 
 
-def compare(
+def compare_file(
     source: Path, exported: Exported, form: Form, images: Images | None = None, function: str | None = None
 ) -> FileAgreement:
     """Let student and file name the class of each image's clean view; without images, of pictures of noise."""

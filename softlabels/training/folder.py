@@ -23,7 +23,7 @@ from softlabels.errors import RunError
 from softlabels.store import BusyError, exclusive, is_url
 
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
-LOCK = ".writer-run"
+RUN_LOCK = ".writer-run"
 
 
 _IN_RESULT = frozenset({"best", "last", "parameters", "images", "steps", "seconds", "label_bytes"})
@@ -167,7 +167,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(exclusive(folder / LOCK))
+            stack.enter_context(exclusive(folder / RUN_LOCK))
         except BusyError as problem:
             who = f" ({problem.holder})" if problem.holder else ""
             raise RunError(

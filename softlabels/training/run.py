@@ -100,11 +100,11 @@ def check_settings(config: TrainConfig) -> None:
     _objective(config, 0.0)
 
 
-def check_files(config: TrainConfig) -> None:
+def check_train_files(config: TrainConfig) -> None:
     """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
     _student(config).check_weights(training=True)
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
-    opening.check_files(teachers, config.class_map)
+    opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
     check_trackers(each.make() for each in config.track)
     if config.eval_data is not None:
@@ -119,7 +119,7 @@ def _run(config: TrainConfig, journal: Journal, ranks: Ranks) -> dict[str, Any]:
     if before is not None and before.result is not None:
         ranks.on_first(lambda: _report_done(before, config, journal))
         return before.result
-    check_files(config)
+    check_train_files(config)
     spec = _student(config)
     inputs = Inputs(config, spec)
     known = ranks.on_first(lambda: _known(inputs, before, config, journal))

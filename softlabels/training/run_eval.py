@@ -10,7 +10,7 @@ from softlabels.core.config import Given, read_yaml, without_settings
 from softlabels.core.progress import Journal, plural
 from softlabels.errors import DataError, StoreError
 from softlabels.loading.labels import open_labels
-from softlabels.loading.opening import check_files, describe, limited, open_data, open_teacher
+from softlabels.loading.opening import check_teacher_files, describe, limited, open_data, open_teacher
 from softlabels.loading.views import Pictures, image_spec
 from softlabels.models import FileNetwork, TeacherSpec, weights_file
 from softlabels.training.config import EvalConfig
@@ -24,7 +24,7 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     if data is None:
         data, data_dir = _data_of_run(config.student.given, data_dir)
     spec = config.student.make(config.weights, config.size)
-    check_files([spec], config.class_map)
+    check_teacher_files([spec], config.class_map)
     config.torch_device()
     images = describe(open_data(data, data_dir, config.split), journal)
     images = limited(images, config.limit, 0)

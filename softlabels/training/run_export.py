@@ -32,7 +32,7 @@ def run_export(config: ExportConfig, journal: Journal) -> Exported:
     journal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
     if images is None and form != "int8":
         return written
-    agreement = exporting.compare(student, written, form, images, function)
+    agreement = exporting.compare_file(student, written, form, images, function)
     what = "pictures of noise (name images with `data`)" if images is None else f"images of {images.name}"
     line = f"student and file name the same class of {agreement.agreed:.2%} of {agreement.images:,} {what}"
     if agreement.student_top1 is not None and agreement.exported_top1 is not None:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import SparseCodec
+from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
 from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
-from softlabels.loading.labels import Arrays, Labels, blending_words
+from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import Pictures
 from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
 from softlabels.models import Teacher

@@ -7,7 +7,7 @@ passed over, so the same command goes on where a killed one stopped. Skipped row
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from softlabels.codecs import CODECS, Codec, Dense, Field, SparseCodec, spelled
+from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.progress import Journal
 from softlabels.dumping.dump import count, stored_as
@@ -25,7 +26,6 @@ from softlabels.models import Preprocessing
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
 from softlabels.views import RECIPES
 
-Arrays = Mapping[str, NDArray[Any]]
 Change = Callable[[Shard, ShardContent], Arrays]
 """What the arrays of a shard become, each (views, rows, ...)."""
 
@@ -131,7 +131,7 @@ def copy(source: TeacherLabels, target: TeacherLabels, change: Change | None = N
     return CopyReport(source.name, len(shards), labels, lacking, time.monotonic() - began)
 
 
-def check_same(stores: Sequence[Store]) -> None:
+def check_mergeable(stores: Sequence[Store]) -> None:
     """Refuse stores of other images, recipes or seeds than the first; where the images lie makes no difference.
 
     Raises:

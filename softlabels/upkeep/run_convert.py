@@ -57,7 +57,7 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     stores = [*there, *(open_store(each, cache) for each in reversed(others.values()))]
     if len(stores) == len(there):
         raise ConfigError(f"`out={config.out}` is the only store to merge; name those that are to be merged into it")
-    converting.check_same(stores)
+    converting.check_mergeable(stores)
     names = sorted({name for store in stores for name in store.folders})
     _check_any(", ".join(config.labels), names)
     holding = {name: [store.teacher(name) for store in stores if name in store.folders] for name in names}

@@ -38,7 +38,6 @@ from softlabels.views._recipe import (
     Recorded,
     Records,
     RecordSpec,
-    Rows,
     Step,
     Transform,
 )
@@ -66,7 +65,6 @@ __all__ = [
     "RecordSpec",
     "Recorded",
     "Records",
-    "Rows",
     "Step",
     "Taker",
     "Transform",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, field
 from torch import Tensor
 
 from softlabels.choices import RecipeNames
+from softlabels.core.arrays import Rows
 from softlabels.core.config import Table, validated
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.errors import ConfigError, DataError
@@ -19,7 +20,6 @@ from softlabels.views._crops import ResizeCentreCrop
 from softlabels.views._params import Boxes, ImageSpec, Lengths, Params, ViewParams
 from softlabels.views._pixels import resize_boxes
 
-Rows = NDArray[np.int64]
 Records = Mapping[str, NDArray[Any]]
 """What is recorded of n views, (n, ...) each, by name."""
 RecordSpec = dict[str, tuple[str, tuple[int, ...]]]

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
 from softlabels.views._params import ViewParams
-from softlabels.views._recipe import Mix, Recipe, Recorded, RecordSpec, Rows
+from softlabels.views._recipe import Mix, Recipe, Recorded, RecordSpec
 
 _OWN, _PARTNERS = "view_", "other_"
 """Prefixes of what is recorded of a view and of the partner that it is mixed with, whose crop belongs to the label too.

@@ -110,7 +110,7 @@ def test_hardware_that_rounds_otherwise_gives_the_same_records(codec: str) -> No
 @pytest.mark.parametrize("codec", CODES, ids=named)
 def test_few_rows_are_left_to_the_cpu(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     left = []
-    whole = _gpu.encoded
+    whole = _gpu.encode_on_gpu
 
     def counted(rows: Tensor, there: Any, here: Any) -> np.ndarray:
         def count(part: Tensor, numbers: np.ndarray) -> np.ndarray:
@@ -121,8 +121,8 @@ def test_few_rows_are_left_to_the_cpu(codec: Codec, monkeypatch: pytest.MonkeyPa
 
     for name in MODULES:
         module = importlib.import_module(f"softlabels.codecs.{name}")
-        if hasattr(module, "encoded"):
-            monkeypatch.setattr(module, "encoded", counted)
+        if hasattr(module, "encode_on_gpu"):
+            monkeypatch.setattr(module, "encode_on_gpu", counted)
     with elsewhere():
         codec.encode(logits(3, 2000, 1000, 3.0), words(2000))
     assert sum(left) <= 60

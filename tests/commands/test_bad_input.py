@@ -327,7 +327,7 @@ def test_an_interrupt_says_how_to_go_on(
 
 def resigned(path: Path, **changes: object) -> None:
     """Give a manifest or a card other values, and the checksums and ids that belong to them."""
-    from softlabels.core.documents import digest
+    from softlabels.core.documents import json_digest
     from softlabels.store._manifest import ImageFile, identity, store_id
 
     body = json.loads(path.read_text()) | changes
@@ -335,7 +335,7 @@ def resigned(path: Path, **changes: object) -> None:
     if "id" in body:
         what = identity(body["classes"], tuple(body["class_names"]), body["recipe"], body["seed"])
         body["id"] = store_id(what, ImageFile.model_validate(body["images"][0]))
-    path.write_text(json.dumps(body | {"sha256": digest(body)}))
+    path.write_text(json.dumps(body | {"sha256": json_digest(body)}))
 
 
 @pytest.mark.parametrize(

@@ -223,10 +223,10 @@ def test_a_store_from_before_class_orders_keeps_the_order_of_text(tmp_path: Path
     manifest = tmp_path / "s" / "manifest.json"
     told = json.loads(manifest.read_text())
     assert told["data"].pop("class_order") == "text"
-    from softlabels.core.documents import digest
+    from softlabels.core.documents import json_digest
 
     body = {name: value for name, value in told.items() if name != "sha256"}
-    manifest.write_text(json.dumps({**body, "sha256": digest(body)}, indent=2) + "\n")
+    manifest.write_text(json.dumps({**body, "sha256": json_digest(body)}, indent=2) + "\n")
     assert softlabels.verify(labels=str(tmp_path / "s"), quiet=True).ok
 
 

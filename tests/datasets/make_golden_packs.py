@@ -13,13 +13,13 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.core.documents import document
-from softlabels.datasets.packs._format import FORMAT, MANIFEST, read_manifest
+from softlabels.datasets.packs._format import MANIFEST, PACK_FORMAT, read_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 if __name__ == "__main__":
     for format in ("hdf5", "zarr"):
-        place = GOLDEN / f"pack-{FORMAT}-{format}"
+        place = GOLDEN / f"pack-{PACK_FORMAT}-{format}"
         if place.exists():
             sys.exit(f"{place} is there already")
         with tempfile.TemporaryDirectory() as folder:
@@ -28,6 +28,6 @@ if __name__ == "__main__":
             softlabels.pack(data=str(photos), out=str(place), **settings)
         source = {"kind": "folder", "root": "/data/photos", "split": "train"}  # and not where this was run
         manifest = read_manifest(place).model_copy(update={"source": source, "name": "folder:/data/photos"})
-        (place / MANIFEST).write_text(document(manifest, FORMAT))
+        (place / MANIFEST).write_text(document(manifest, PACK_FORMAT))
         for note in place.glob(".writing-*"):
             note.unlink()

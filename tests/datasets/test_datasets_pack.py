@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
-from softlabels.core.documents import canonical, digest
+from softlabels.core.documents import canonical, json_digest
 from softlabels.core.progress import size
 from softlabels.loading.views import Pictures
 from softlabels.views import RECIPES, ImageSpec
@@ -312,7 +312,7 @@ def _restate(pack: Path, format: str, change: dict[str, Any]) -> None:
         group = json.loads((pack / "000000.zarr" / "zarr.json").read_text())
         said = group["attributes"]["softlabels"]
         _change(said["header"], change)
-        said["sha256"] = digest(said["header"])
+        said["sha256"] = json_digest(said["header"])
         (pack / "000000.zarr" / "zarr.json").write_text(json.dumps(group))
         return
     line, _, rest = (pack / "000000.h5").read_bytes().partition(b"\n")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import softlabels
 from softlabels import ShuffledShards, SoftLabelDataset
 from softlabels.datasets import subset
-from softlabels.store._folder import Folder
+from softlabels.store._folder import ShardFolder
 
 RUNS, VIEWS = 13, 3
 TRAIN = ("train", "--student", "cnn_tiny", "--size", "8", "--epochs", "3", "--warmup-epochs", "0", "--batch-size", "16")
@@ -77,10 +77,10 @@ def test_the_order_is_a_function_of_seed_and_epoch(pictures: SoftLabelDataset) -
 @pytest.fixture
 def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[tuple[str, ...]]]:
     """What was decoded since it was asked last, by whichever process: (run, array, view, bytes on disk, bytes)."""
-    notes, fill = tmp_path / "decoded.txt", Folder.fill
+    notes, fill = tmp_path / "decoded.txt", ShardFolder.fill
     notes.touch()
 
-    def noted(self: Folder, chunk: Any, shard: Any, out: Any) -> None:
+    def noted(self: ShardFolder, chunk: Any, shard: Any, out: Any) -> None:
         with notes.open("a") as file:
             file.write(f"{shard.run} {chunk.array} {chunk.view} {chunk.size} {out.nbytes}\n")
         fill(self, chunk, shard, out)
@@ -90,7 +90,7 @@ def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
         notes.write_text("")
         return [tuple(line.split()) for line in lines]
 
-    monkeypatch.setattr(Folder, "fill", noted)
+    monkeypatch.setattr(ShardFolder, "fill", noted)
     return read
 
 

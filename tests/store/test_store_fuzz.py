@@ -15,7 +15,7 @@ import pytest
 from store.stores import KINDS, filled, table, values
 from store.test_store_strangers import header_of, sealed_header
 
-from softlabels.core.documents import digest
+from softlabels.core.documents import json_digest
 from softlabels.errors import StoreError
 from softlabels.store import open_store
 
@@ -89,11 +89,11 @@ def mutate_sealed(rng: np.random.Generator, path: Path) -> None:
     value = json.loads(path.read_text())
     if "attributes" in value:
         header = mutate_value(rng, value["attributes"]["softlabels"]["header"])
-        value["attributes"]["softlabels"] = {"format_version": 1, "header": header, "sha256": digest(header)}
+        value["attributes"]["softlabels"] = {"format_version": 1, "header": header, "sha256": json_digest(header)}
     else:
         value.pop("sha256")
         value = mutate_value(rng, value)
-        value = value | {"sha256": digest(value)} if isinstance(value, dict) else value
+        value = value | {"sha256": json_digest(value)} if isinstance(value, dict) else value
     path.write_text(json.dumps(value))
 
 

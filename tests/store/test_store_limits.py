@@ -13,7 +13,7 @@ from store.stores import assert_holds, card, each_kind, fill, filled, make, of_s
 from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store import _gather, open_store
-from softlabels.store._folder import Folder
+from softlabels.store._folder import ShardFolder
 from softlabels.store._shard import Header, Shard
 
 WIDE = {"logits": {"dtype": "float16", "shape": (140_000,)}}
@@ -51,13 +51,13 @@ def test_a_header_is_read_once_and_again_when_its_file_changes(
 ) -> None:
     filled(tmp_path / "s", form, compression)
     read: list[str] = []
-    once = Folder._header
+    once = ShardFolder._header
 
-    def noted(self: Folder, shard: Shard, place: Place) -> Header:
+    def noted(self: ShardFolder, shard: Shard, place: Place) -> Header:
         read.append(shard.name)
         return once(self, shard, place)
 
-    monkeypatch.setattr(Folder, "_header", noted)
+    monkeypatch.setattr(ShardFolder, "_header", noted)
     labels = open_store(tmp_path / "s").teacher("cnn")
     for _ in range(3):
         _ = labels.shards, labels.views, labels.nbytes, labels.skipped, list(labels.digests()), labels.missing(3)

@@ -19,7 +19,7 @@ import pytest
 from store.stores import assert_holds, card, filled, make, table
 
 from softlabels.core.arrayfile.hdf5 import Hdf5, _encoded
-from softlabels.core.documents import canonical, digest
+from softlabels.core.documents import canonical, json_digest
 from softlabels.core.paths import Place
 from softlabels.errors import StoreError
 from softlabels.store import open_store
@@ -33,7 +33,7 @@ def sealed(path: Path, **changes: Any) -> None:
     value = json.loads(path.read_text())
     value.pop("sha256")
     value |= changes
-    path.write_text(json.dumps({**value, "sha256": digest(value)}))
+    path.write_text(json.dumps({**value, "sha256": json_digest(value)}))
 
 
 def header_of(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from store.stores import card, fill, filled, make, of_shard, values
 
 from softlabels.errors import StoreError
 from softlabels.store import Cache, TeacherLabels, open_store
-from softlabels.store._folder import Folder
+from softlabels.store._folder import ShardFolder
 
 ROWS, VIEWS = np.arange(50), np.arange(50) % 3
 each_form = pytest.mark.parametrize("form", ["hdf5", "zarr"])
@@ -26,10 +26,10 @@ each_form = pytest.mark.parametrize("form", ["hdf5", "zarr"])
 @pytest.fixture
 def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """What was decompressed so far, by whichever process: run, view, array."""
-    notes, fill = tmp_path / "notes.txt", Folder.fill
+    notes, fill = tmp_path / "notes.txt", ShardFolder.fill
     notes.touch()
 
-    def noting(self: Folder, chunk, shard, out) -> None:  # type: ignore[no-untyped-def]
+    def noting(self: ShardFolder, chunk, shard, out) -> None:  # type: ignore[no-untyped-def]
         with notes.open("a") as file:
             file.write(f"{shard.run} {chunk.view} {chunk.array}\n")
         fill(self, chunk, shard, out)
@@ -39,7 +39,7 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
     labels = filled(tmp_path / "s", "hdf5", "zstd")
     assert labels.card.compression == "zstd"
-    monkeypatch.setattr(Folder, "fill", noting)
+    monkeypatch.setattr(ShardFolder, "fill", noting)
     return read
 
 

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from softlabels.core.arrayfile.blosc import decompress
+from softlabels.core.arrays import Arrays
 from softlabels.core.maps import mapped
 from softlabels.core.paths import Damaged, Place
 from softlabels.errors import StoreError
-
-Arrays = Mapping[str, NDArray[Any]]
 
 DTYPES = frozenset(
     ["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
@@ -37,7 +36,7 @@ LARGEST_RECORD = 1 << 28
 _MAPPED = 1 << 16
 """Smaller files are read: a process may have so many maps only, and a large data set has many files."""
 
-Digits = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+HexDigits = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Length = Annotated[int, Field(ge=1, le=1 << 32)]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 ArrayName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -124,7 +123,7 @@ class StoredFile(BaseModel):
 
     size: Count
     start: Count
-    sha256: Digits
+    sha256: HexDigits
 
 
 class ArrayHeader(BaseModel):

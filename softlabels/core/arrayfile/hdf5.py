@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Arrays, H, StoredArray, StoredFile, Stretch
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, H, StoredArray, StoredFile, Stretch
+from softlabels.core.arrays import Arrays
 from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.core.files import Deferred
 from softlabels.core.installed import required

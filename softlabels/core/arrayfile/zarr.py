@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, Arrays, H, StoredArray, StoredFile, Stretch
-from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, digest, parse
+from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, H, StoredArray, StoredFile, Stretch
+from softlabels.core.arrays import Arrays
+from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, json_digest, parse
 from softlabels.core.locks import Lock
 from softlabels.core.paths import Damaged, Place
 
@@ -69,7 +70,7 @@ class Zarr:
         if not isinstance(said, dict):
             raise Damaged(f"{where} does not say that it is a shard; it is damaged or of another program")
         check_format(said.get("format_version"), where)
-        if said.get("sha256") != digest(said.get("header")):
+        if said.get("sha256") != json_digest(said.get("header")):
             raise Damaged(f"{where} has a header that does not match its checksum")
         return checked(kind, said["header"], where)
 
@@ -153,6 +154,6 @@ def _summed(data: bytes) -> StoredFile:
 
 def _encoded(header: ArrayHeader) -> bytes:
     body = json.loads(canonical(header.body()))  # with sorted keys, as a header that was read has them
-    said = {"format_version": FORMAT, "header": body, "sha256": digest(body)}
+    said = {"format_version": FORMAT, "header": body, "sha256": json_digest(body)}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"softlabels": said}}
     return json.dumps(group, indent=1).encode("ascii")

@@ -20,23 +20,23 @@ from softlabels.core.arrayfile.arrays import (
     ArrayFormat,
     ArrayHeader,
     ArrayLayout,
-    Arrays,
     Count,
-    Digits,
+    HexDigits,
     check_array,
     check_files,
     damage,
     mapped_arrays,
 )
+from softlabels.core.arrays import Arrays
 from softlabels.core.config import essence
-from softlabels.core.documents import digest, read_document
+from softlabels.core.documents import json_digest, read_document
 from softlabels.core.paths import Damaged, Place
 from softlabels.datasets._decode import decode_bytes, torchvision_decoder
 from softlabels.errors import DataError, StoreError
 
 MANIFEST = "pack.json"
 
-FORMAT = 3
+PACK_FORMAT = 3
 """Version of what is written. 1 and 2 were of development versions and are not read."""
 
 PackFormat = Literal["hdf5", "zarr"]
@@ -174,7 +174,7 @@ class PackManifest(BaseModel):
 class PackHeader(ArrayHeader):
     """What a file of a pack says of itself; `shard` is None in the table, `skipped` says which images had no bytes."""
 
-    pack: Digits
+    pack: HexDigits
     shard: Count | None
     skipped: dict[int, str] = Field(default_factory=dict)
 
@@ -204,8 +204,8 @@ def read_manifest(root: Path) -> PackManifest:
     if not path.exists():
         raise DataError(f"{root} has no {MANIFEST}: it is no pack or was not copied whole; `softlabels pack` makes one")
     with _advice("copy it again, or remove it and run the same `softlabels pack` again, which keeps whole shards"):
-        manifest = read_document(Place(root, (MANIFEST,)), PackManifest, range(FORMAT, FORMAT + 1))
-        if manifest.id != digest(manifest.identity):
+        manifest = read_document(Place(root, (MANIFEST,)), PackManifest, range(PACK_FORMAT, PACK_FORMAT + 1))
+        if manifest.id != json_digest(manifest.identity):
             raise Damaged(f"{path} has an id that its other values do not give")
     return manifest
 

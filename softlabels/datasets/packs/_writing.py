@@ -12,14 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from softlabels.core.arrayfile.arrays import ArrayLayout, Arrays, write_arrays
-from softlabels.core.documents import complete, digest, document
+from softlabels.core.arrayfile.arrays import ArrayLayout, write_arrays
+from softlabels.core.arrays import Arrays
+from softlabels.core.documents import complete, document, json_digest
 from softlabels.core.files import TEMPORARY, whole, write_text
 from softlabels.datasets._checks import fingerprint, known_by
 from softlabels.datasets._images import Images
 from softlabels.datasets.packs._format import (
-    FORMAT,
     MANIFEST,
+    PACK_FORMAT,
     SHARD,
     TABLE,
     Packed,
@@ -107,7 +108,7 @@ def create_pack(
         fingerprint=fingerprint(images),
         inputs=known_by(images),
     )
-    manifest = manifest.model_copy(update={"id": digest(manifest.identity)})
+    manifest = manifest.model_copy(update={"id": json_digest(manifest.identity)})
     if (root / MANIFEST).exists():
         there = read_manifest(root)
         old, new = ({"format": each.format, **each.identity} for each in (there, manifest))
@@ -125,7 +126,7 @@ def create_pack(
         return PackWriter(root, there)
     header = PackHeader(compression="none", pack=manifest.id, shard=None)
     _written(root, manifest, manifest.table, header, TABLE, _columns(images))
-    write_text(root / MANIFEST, document(complete(manifest), FORMAT))
+    write_text(root / MANIFEST, document(complete(manifest), PACK_FORMAT))
     return PackWriter(root, manifest)
 
 
