@@ -104,9 +104,10 @@ def read(place: Place, rows: int, sha256: str, size: int) -> pa.Table:
     if len(data) != size or hashlib.sha256(data).hexdigest() != sha256:
         raise Damaged(f"{place} does not match the checksum in the manifest; copy it again from its source")
     try:
-        file = pq.ParquetFile(io.BytesIO(data))
+        # In this thread alone: arrow may abort a process that ends just as its threads have begun to wait. Of a Python
+        # file it would begin one, too.
+        file = pq.ParquetFile(pa.BufferReader(data))
         _check_plain(file, rows, place)
-        # By this thread alone: arrow may abort a process that ends just as its threads have begun to wait.
         table = file.read(use_threads=False)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as problem:
