@@ -32,7 +32,7 @@ from torch import Tensor
 import softlabels
 from softlabels.codecs import CODECS, Codec
 from softlabels.dumping import plan as planning
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
@@ -220,7 +220,7 @@ def said(options: argparse.Namespace) -> Tensor:
     """What a real teacher says of views spread over a data set."""
     images = softlabels.open_images(options.data)
     teacher = teacher_spec(options.teacher, options.weights).open(options.device)
-    pictures = Pictures(
+    pictures = ViewDataset(
         images, RECIPES.make(options.recipe), options.seed, options.views, image_spec(teacher.preprocessing)
     )
     return planning.sample_logits(pictures, teacher, options.rows, batch_size=32)[0]

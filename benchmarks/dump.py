@@ -37,13 +37,13 @@ from torchvision.io import write_jpeg
 
 import softlabels
 from softlabels.codecs import CODECS
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.dumping import dump as dumping
 from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.loading.batches import Threads
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
@@ -111,7 +111,7 @@ class Bench:
         self.images = softlabels.open_images(f"images:{root / 'photos'}")
         self.teacher = teacher_spec(options.teacher, "random").open(options.device)
         self.recipe, self.codec = RECIPES.make("crop-flip"), CODECS.make("topk:10")
-        self.pictures = Pictures(self.images, self.recipe, 0, 1, image_spec(self.teacher.preprocessing))
+        self.pictures = ViewDataset(self.images, self.recipe, 0, 1, image_spec(self.teacher.preprocessing))
         rows = np.arange(options.images)
         self.ready = self.pictures.render(rows, np.zeros_like(rows)).split(options.batch_size)
         self.stores = 0
@@ -136,7 +136,7 @@ class Bench:
             format="hdf5", images=images, recipe=self.recipe,
         )  # fmt: skip
         labels, clocked = store.prepare(self.teacher.name, said), Clocked(self.teacher)
-        pictures = Pictures.of_store(store, images, 1, image_spec(self.teacher.preprocessing))
+        pictures = ViewDataset.of_store(store, images, 1, image_spec(self.teacher.preprocessing))
         began = time.perf_counter()
         dumping.dump(
             pictures,
@@ -144,7 +144,7 @@ class Bench:
             [StoredOutput(self.codec, labels)],
             batch_size=self.options.batch_size,
             workers=Threads(self.options.workers),
-            journal=Journal(quiet=True),
+            terminal=Terminal(quiet=True),
         )
         return Turn.of(clocked, time.perf_counter() - began, self.options.images, self.options.batch_size)
 

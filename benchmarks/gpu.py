@@ -55,16 +55,16 @@ from torch import Tensor
 
 import softlabels
 from softlabels.codecs import CODECS, Codec, SparseCodec, spelled
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, MemoryImages, Packing, create_pack, subset
 from softlabels.dumping import dump as dumping
 from softlabels.dumping import pack as packing
 from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
-from softlabels.loading.batches import Batch, LabelledPictures, Threads, Workers, batches
+from softlabels.loading.batches import Batch, LabelledViews, Threads, Workers, batches
 from softlabels.loading.provenance import versions
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.losses import BLENDS, LOSSES, Objective, SparseLoss
 from softlabels.models import devices, student_spec, teacher_spec
 from softlabels.training.loop import train
@@ -256,8 +256,8 @@ def packed(setting: Setting) -> Images:
     return softlabels.open_images(f"pack:{setting.pack}")
 
 
-def views_of(images: Images, views: int, size: int) -> Pictures:
-    return Pictures(images, RECIPES.make("crop-flip"), 0, views, ImageSpec(size))
+def views_of(images: Images, views: int, size: int) -> ViewDataset:
+    return ViewDataset(images, RECIPES.make("crop-flip"), 0, views, ImageSpec(size))
 
 
 def part_pictures(setting: Setting) -> None:
@@ -278,7 +278,7 @@ def part_pictures(setting: Setting) -> None:
     shutil.rmtree(setting.pack, ignore_errors=True)
     setting.pack.mkdir(parents=True)
     target = create_pack(setting.pack, photographs, Packing(max_side=None, quality="raw"), 512, versions(photographs))
-    report = packing.pack(photographs, target, threads=os.cpu_count() or 1, journal=Journal(quiet=True))
+    report = packing.pack(photographs, target, threads=os.cpu_count() or 1, terminal=Terminal(quiet=True))
     seconds = time.perf_counter() - began
     note("raw pack made", f"{report.images:,} photographs, {gigabytes(report.bytes)}", seconds=seconds)
     size, batch = (32 if setting.tiny else 224), scale.batch
@@ -303,12 +303,12 @@ def part_pictures(setting: Setting) -> None:
 
 
 def rendering_rate(setting: Setting, workers: Workers, views: int, size: int) -> float:
-    """Pictures per second of decoding and rendering alone."""
+    """Images per second of decoding and rendering alone."""
     scale, images = setting.scale, packed(setting)
     pictures = views_of(images, views, size)
     numbers = np.arange(len(pictures))
     parts = [numbers[start : start + scale.batch] for start in range(0, len(numbers), scale.batch)]
-    source = batches(LabelledPictures(pictures), itertools.cycle(parts), workers=workers)
+    source = batches(LabelledViews(pictures), itertools.cycle(parts), workers=workers)
     for _ in range(2 if setting.tiny else 4):
         next(source)
     began, seen = time.perf_counter(), 0
@@ -439,7 +439,7 @@ def dumped(setting: Setting, clocked: Clocked, codec: Codec, total: int, workers
         batch_size=batch,
         compile=clocked.compiled is not None,
         workers=workers,
-        journal=Journal(quiet=True),
+        terminal=Terminal(quiet=True),
     )
     seconds, starts = time.perf_counter() - began, clocked.starts
     shutil.rmtree(store)
@@ -450,7 +450,7 @@ def dumped(setting: Setting, clocked: Clocked, codec: Codec, total: int, workers
 
 def new_store(
     setting: Setting, images: Images, teacher: Any, codec: Codec, views: int, recipe_name: str = "crop-flip"
-) -> tuple[Path, Any, Pictures]:
+) -> tuple[Path, Any, ViewDataset]:
     """An empty store of this teacher's labels: its folder, what is to be filled, and the pictures."""
     recipe, root = RECIPES.make(recipe_name), setting.out / "work" / f"store-{os.getpid()}-{time.monotonic_ns()}"
     seen = teacher.preprocessing.model_dump(mode="json")
@@ -462,7 +462,7 @@ def new_store(
             classes=teacher.classes, format="hdf5", images=arranged, recipe=recipe,
         ),
     )  # fmt: skip
-    return root, labels, Pictures.of_store(store, arranged, views, image_spec(teacher.preprocessing))
+    return root, labels, ViewDataset.of_store(store, arranged, views, image_spec(teacher.preprocessing))
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------
@@ -496,13 +496,13 @@ def part_train(setting: Setting) -> None:
     workers = best_workers(setting)
     codec = CODECS.make("topk:2" if setting.tiny else "topk:10")
     root, labels, pictures = new_store(setting, images, teacher, codec, VIEWS)
-    quiet = Journal(quiet=True)
+    quiet = Terminal(quiet=True)
     dumping.dump(
-        pictures, teacher, [StoredOutput(codec, labels)], batch_size=scale.batch, workers=workers, journal=quiet
+        pictures, teacher, [StoredOutput(codec, labels)], batch_size=scale.batch, workers=workers, terminal=quiet
     )
     kept, loop = f"stored labels, {spelled(codec)}", f"{name} in the loop"
     arms: dict[str, Callable[[], Task]] = {
-        "hard labels": lambda: Task(LabelledPictures(shown(setting, images)), NoTargets(), HARD),
+        "hard labels": lambda: Task(LabelledViews(shown(setting, images)), NoTargets(), HARD),
         kept: lambda: stored(images, root, shown(setting, images)),
         loop: lambda: in_the_loop(setting, images, teacher),
     }
@@ -526,23 +526,23 @@ def part_train(setting: Setting) -> None:
             setting.note("train", f"largest batch, {arm}", f"{found:,}", None, f"{gigabytes(most)} held", batch=found)
 
 
-def shown(setting: Setting, images: Images) -> Pictures:
+def shown(setting: Setting, images: Images) -> ViewDataset:
     return views_of(images, VIEWS, 32 if setting.tiny else 224)
 
 
-def stored(images: Images, root: Path, pictures: Pictures) -> Task:
+def stored(images: Images, root: Path, pictures: ViewDataset) -> Task:
     """Learning from the labels in a store."""
     labels = softlabels.open_labels(root)
     rows = labels.rows(images.keys)
     targets = stored_targets(labels, rows, labels.teachers, {}, BLENDS.make("mean-probabilities"), SOFT)
-    return Task(LabelledPictures(pictures, labels, rows, labels.teachers), targets, SOFT)
+    return Task(LabelledViews(pictures, labels, rows, labels.teachers), targets, SOFT)
 
 
 def in_the_loop(setting: Setting, images: Images, teacher: Any) -> Task:
     """Learning from a teacher beside the student."""
     pictures = shown(setting, images)
     targets = LiveTargets([teacher], [pictures], pictures.image_spec, BLENDS.make("mean-probabilities"), 1.0)
-    return Task(LabelledPictures(pictures), targets, SOFT)
+    return Task(LabelledViews(pictures), targets, SOFT)
 
 
 def runtime(setting: Setting, workers: Workers = 0) -> Runtime:
@@ -552,7 +552,7 @@ def runtime(setting: Setting, workers: Workers = 0) -> Runtime:
 def trained(
     setting: Setting, task: Task, workers: Workers, *, student: str = "", batch: int = 0, views: int = VIEWS
 ) -> float:
-    """Pictures per second of an epoch of a new student, as `softlabels train` makes it."""
+    """Images per second of an epoch of a new student, as `softlabels train` makes it."""
     spec = student_spec(student or setting.scale.student, size=task.samples.pictures.image_spec.size)
     folder = setting.out / "work" / f"run-{os.getpid()}-{time.monotonic_ns()}"
     classes = len(task.samples.pictures.images.classes)
@@ -565,7 +565,7 @@ def trained(
         settings,
         folder=folder,
         runtime=runtime(setting, workers),
-        journal=Journal(quiet=True),
+        terminal=Terminal(quiet=True),
     )
     shutil.rmtree(folder, ignore_errors=True)
     return report.pictures_per_second
@@ -664,13 +664,13 @@ def part_small(setting: Setting) -> None:
         torch.from_numpy(chance.integers(0, 256, (count, 3, 32, 32), np.uint8)),
     )
     teacher = teacher_spec(scale.small_student, "random").open(device=setting.device, classes=10)
-    codec, quiet = CODECS.make("dense"), Journal(quiet=True)
+    codec, quiet = CODECS.make("dense"), Terminal(quiet=True)
     root, labels, pictures = new_store(setting, images, teacher, codec, 2, "pad-flip")
     began = time.perf_counter()
-    dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=512, workers=0, journal=quiet)
+    dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=512, workers=0, terminal=quiet)
     found = rate(len(pictures), time.perf_counter() - began)
     setting.note("small", f"dump, {scale.small_student}, dense", f"{found:,.0f} images/s", rate=found)
-    hard, kept = Task(LabelledPictures(pictures), NoTargets(), HARD), stored(images, root, pictures)
+    hard, kept = Task(LabelledViews(pictures), NoTargets(), HARD), stored(images, root, pictures)
     trained(setting, hard, 0, student=scale.small_student, batch=128, views=1)
     rates = {"hard labels": 0.0, "stored labels": 0.0}
     for _ in range(1 if setting.tiny else 2):

@@ -33,11 +33,11 @@ import pyarrow as pa
 import torch
 
 import softlabels
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.core.types import LOGITS
 from softlabels.datasets import MemoryImages
-from softlabels.loading.batches import Batch, LabelledPictures
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import Batch, LabelledViews
+from softlabels.loading.views import ViewDataset
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy
 from softlabels.models import student_spec, teacher_spec
 from softlabels.training.loop import train
@@ -145,19 +145,19 @@ def taught(options: argparse.Namespace, labels: softlabels.Labels | None) -> Tas
     images = pictures()
     seen = ImageSpec(options.size)
     if labels is None:
-        return Task(LabelledPictures(Pictures(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
+        return Task(LabelledViews(ViewDataset(images, RECIPES.make("crop-flip"), 0, 1, seen)), NoTargets(), HARD)
     rows = labels.rows(images.keys)
-    shown = Pictures(images, labels.recipe, labels.seed, labels.views, seen)
+    shown = ViewDataset(images, labels.recipe, labels.seed, labels.views, seen)
     targets = stored_targets(labels, rows, labels.teachers, {}, BLENDS.make("mean-probabilities"), SOFT)
-    return Task(LabelledPictures(shown, labels, rows, labels.teachers), targets, SOFT)
+    return Task(LabelledViews(shown, labels, rows, labels.teachers), targets, SOFT)
 
 
 def watched(options: argparse.Namespace, spec: dict[str, Any]) -> Task:
     """Learning from a teacher in the loop."""
-    shown = Pictures(pictures(), RECIPES.make("crop-flip"), 0, 1, ImageSpec(options.size))
+    shown = ViewDataset(pictures(), RECIPES.make("crop-flip"), 0, 1, ImageSpec(options.size))
     teacher = teacher_spec(spec).open(device=options.device)
     targets = LiveTargets([teacher], [shown], shown.image_spec, BLENDS.make("mean-probabilities"), 1.0)
-    return Task(LabelledPictures(shown), targets, SOFT)
+    return Task(LabelledViews(shown), targets, SOFT)
 
 
 def epoch(task: Task, options: argparse.Namespace, folder: Path) -> Cost:
@@ -175,7 +175,7 @@ def epoch(task: Task, options: argparse.Namespace, folder: Path) -> Cost:
         TrainSettings(epochs=1, batch_size=options.batch_size),
         folder=folder,
         runtime=Runtime(torch.device(options.device)),
-        journal=Journal(quiet=True),
+        terminal=Terminal(quiet=True),
     )
     compared = report.seconds if gpu else time.process_time() - began
     return Cost(report.seconds, compared, torch.cuda.max_memory_allocated() if gpu else 0)
@@ -280,7 +280,7 @@ def peak_here(arm: str, store: str, options: argparse.Namespace) -> float:
     runtime = Runtime(torch.device(options.device))
     state = TrainState(spec.build(CLASSES, seed=0), spec.preprocessing, TrainSettings(), 100, 0, runtime)
     shown = task.samples
-    # Pictures are made piece by piece elsewhere and count on neither side; labels are read as in training.
+    # Images are made piece by piece elsewhere and count on neither side; labels are read as in training.
     pictures = ready(options)
     batch = shown.labelled(replace(pictures, views=torch.zeros_like(pictures.rows)))
     for step in range(2):  # the second has the optimizer's state beside it

@@ -1,4 +1,4 @@
-"""Pictures per second beside torchvision's PIL transforms in a `DataLoader`, on the same crops, interleaved in one run.
+"""Images per second beside torchvision's PIL transforms in a `DataLoader`, on the same crops, interleaved in one run.
 
     python benchmarks/pictures.py --photos DIR [--cifar DIR] [--rounds 5] [--size 224]
 
@@ -31,14 +31,14 @@ from torchvision.transforms import functional
 
 import softlabels
 from softlabels.codecs import CODECS
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, MemoryImages
 from softlabels.dumping import dump as dumping
 from softlabels.dumping.dump import StoredOutput
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
-from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
-from softlabels.loading.views import Crew, Pictures, image_spec
+from softlabels.loading.batches import LabelledViews, Threads, Workers, batches
+from softlabels.loading.views import ThreadPool, ViewDataset, image_spec
 from softlabels.models import Preprocessing
 from softlabels.views import RECIPES, Recipe, blank
 
@@ -81,7 +81,7 @@ class ByPil(Dataset[Tensor]):
 
 
 def timed(made: Iterable[Tensor], clock: Callable[[], float] = time.process_time) -> float:
-    """Pictures per second after the first batch, which waits for workers to start.
+    """Images per second after the first batch, which waits for workers to start.
 
     What one core does is counted in its own seconds, whatever else the machine is at; what several do, by the wall.
     """
@@ -99,10 +99,10 @@ def by_pil(images: ByPil, rows: np.ndarray, workers: int, size: int = BATCH) -> 
 
 
 def by_us(
-    pictures: Pictures, numbers: np.ndarray, workers: Workers, normalise: Preprocessing | None, size: int = BATCH
+    pictures: ViewDataset, numbers: np.ndarray, workers: Workers, normalise: Preprocessing | None, size: int = BATCH
 ) -> float:
     todo = [numbers[start : start + size] for start in range(0, len(numbers), size)]
-    made = batches(LabelledPictures(pictures), todo, workers=workers)
+    made = batches(LabelledViews(pictures), todo, workers=workers)
     pictures_made = (normalise.normalise(batch.pictures) if normalise else batch.pictures for batch in made)
     return timed(pictures_made, time.perf_counter if workers else time.process_time)
 
@@ -112,10 +112,10 @@ def normalising(preprocessing: Preprocessing) -> float:
     return timed(preprocessing.normalise(pictures) for _ in range(8))
 
 
-def by_crew(pictures: Pictures, numbers: np.ndarray, crew: Crew, size: int = BATCH) -> float:
+def by_crew(pictures: ViewDataset, numbers: np.ndarray, thread_pool: ThreadPool, size: int = BATCH) -> float:
     """As `SoftLabelDataset` with threads: one batch after the other, each made by all of them together."""
     todo = [np.divmod(numbers[start : start + size], VIEWS) for start in range(0, len(numbers), size)]
-    return timed((pictures.render(rows, views, crew=crew) for rows, views in todo), time.perf_counter)
+    return timed((pictures.render(rows, views, thread_pool=thread_pool) for rows, views in todo), time.perf_counter)
 
 
 def several(rows: np.ndarray, each: int) -> np.ndarray:
@@ -141,7 +141,7 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
         softlabels.pack(data=f"images:{photos}", out=str(folder / str(quality)), quality=quality, quiet=True)
         packs[quality] = softlabels.open_images(f"pack:{folder / str(quality)}")
     preprocessing, recipe = Preprocessing(size=size, **IMAGENET), RECIPES.make("crop-flip")
-    make = functools.partial(Pictures, recipe=recipe, seed=0, views=VIEWS, image_spec=image_spec(preprocessing))
+    make = functools.partial(ViewDataset, recipe=recipe, seed=0, views=VIEWS, image_spec=image_spec(preprocessing))
     files, jpeg, raw = make(source), make(packs[90]), make(packs["raw"])
     rows = np.tile(np.arange(len(source)), repeats)
     # Workers have some batches ready when the clock starts; they must not be most of what is counted.
@@ -150,7 +150,7 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
     ours = functools.partial(by_us, normalise=preprocessing if normalise else None)
     one, two = "PIL transforms, 1 core", "PIL transforms, 2 workers"
 
-    def way(name: str, pictures: Pictures, each: int, workers: Workers, wanted: float | None = None) -> Way:
+    def way(name: str, pictures: ViewDataset, each: int, workers: Workers, wanted: float | None = None) -> Way:
         numbers = several(longer if workers else rows, each)
         return Way(name, lambda: ours(pictures, numbers, workers), one if workers == 0 else two, wanted)
 
@@ -162,7 +162,7 @@ def photo_ways(photos: str, size: int, repeats: int, folder: Path, normalise: bo
     ways.append(Way(two, lambda: by_pil(pil, longer, 2)))
     for name, pictures in (("files", files), ("JPEG pack", jpeg), ("raw pack", raw)):
         ways += [way(f"{name}, 2 processes", pictures, 1, 2), way(f"{name}, 2 threads", pictures, 1, Threads(2))]
-        together = functools.partial(by_crew, pictures, several(longer, 1), Crew(2))
+        together = functools.partial(by_crew, pictures, several(longer, 1), ThreadPool(2))
         ways.append(Way(f"{name}, 2 threads on each batch", together, two))
     return ways
 
@@ -174,13 +174,13 @@ def small_ways(cifar: str | None, normalise: bool) -> list[Way]:
     one = "PIL transforms, 32x32 in memory, 1 core"
 
     def way(recipe: str, wanted: float | None = None) -> Way:
-        pictures = Pictures(images, RECIPES.make(recipe), 0, VIEWS, image_spec(preprocessing))
+        pictures = ViewDataset(images, RECIPES.make(recipe), 0, VIEWS, image_spec(preprocessing))
         last = preprocessing if normalise else None
         return Way(
             f"32x32 in memory, {recipe}", lambda: by_us(pictures, rows * VIEWS, 0, last, SMALL_BATCH), one, wanted
         )
 
-    hashes = Pictures(images, RECIPES.make("pad-flip"), 0, 1, image_spec(preprocessing)).hashes
+    hashes = ViewDataset(images, RECIPES.make("pad-flip"), 0, 1, image_spec(preprocessing)).hashes
     pil = ByPil(images, RECIPES.make("pad-flip"), hashes, 32, pad=4)
     return [Way(one, lambda: by_pil(pil, rows[:2048], 0, SMALL_BATCH)), way("pad-flip", 25.0), way("crop-flip")]
 
@@ -219,9 +219,9 @@ def dump_ways(photos: str, size: int, folder: Path) -> list[Way]:
             "cheap",
             card(**said, preprocessing={"size": size}, codec=codec, classes=3, images=images, recipe=recipe),
         )
-        pictures = Pictures.of_store(store, images, views, image_spec(teacher.preprocessing))
+        pictures = ViewDataset.of_store(store, images, views, image_spec(teacher.preprocessing))
         began = time.process_time()
-        dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=BATCH, journal=Journal(quiet=True))
+        dumping.dump(pictures, teacher, [StoredOutput(codec, labels)], batch_size=BATCH, terminal=Terminal(quiet=True))
         return len(images) * views / (time.process_time() - began)
 
     one = "a dump of 1 view"

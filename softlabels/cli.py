@@ -147,13 +147,13 @@ class Configured(click.Command):
 
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from softlabels.core.config import plain
-        from softlabels.core.progress import Journal
+        from softlabels.core.progress import Terminal
 
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         where = f"{self.name} (with {config})" if config else self.name or ""
         settings = self._command.checked(given, config, where)  # before anything that takes long is imported
-        outcome = self._command(settings, Journal(quiet=quiet, spell=with_options))
+        outcome = self._command(settings, Terminal(quiet=quiet, spell=with_options))
         if as_json:
             click.echo(json.dumps(plain(outcome), indent=2))
         else:

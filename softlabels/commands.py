@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from softlabels.core.config import CommandConfig
-    from softlabels.core.progress import Journal
+    from softlabels.core.progress import Terminal
 
 
 @dataclass(frozen=True)
 class Command:
     """A command of `softlabels`.
 
-    `config` and `run` are written ``module:name``. `run` takes the settings and a journal, and returns what a Python
+    `config` and `run` are written ``module:name``. `run` takes the settings and a terminal, and returns what a Python
     caller gets; `show`, where there is one, makes of this the text that the command line prints. `function` is the
     command's name in Python. What a command that `resumes` has finished is kept when it is run again.
     """
@@ -49,11 +49,11 @@ class Command:
 
         return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where)
 
-    def __call__(self, settings: CommandConfig, journal: Journal) -> Any:
+    def __call__(self, settings: CommandConfig, terminal: Terminal) -> Any:
         """Run it, with settings whose parts can be made."""
         run = _found(self.run)
         settings.check_parts()
-        return run(settings, journal)
+        return run(settings, terminal)
 
     def shown(self, outcome: Any) -> str:
         """What the command line prints of its outcome."""
@@ -192,14 +192,14 @@ def _function(command: Command) -> Callable[..., Any]:
     first = [name for name, field in fields.items() if leads(field)]
 
     def call(*positional: Any, config: str | PathLike[str] | None = None, quiet: bool = False, **settings: Any) -> Any:
-        from softlabels.core.progress import Journal
+        from softlabels.core.progress import Terminal
 
         if len(positional) > len(first):
             raise TypeError(f"{name}() takes {len(first)} arguments without a name, and got {len(positional)}")
         given = {**dict(zip(first, positional, strict=False)), **settings}
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
         where = f"config {config}" if config is not None else "settings"
-        return command(command.checked(given, None if config is None else Path(config), where), Journal(quiet=quiet))
+        return command(command.checked(given, None if config is None else Path(config), where), Terminal(quiet=quiet))
 
     name = command.function or command.name
     call.__name__ = call.__qualname__ = name

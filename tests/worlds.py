@@ -1,4 +1,4 @@
-"""Pictures that tests make for themselves."""
+"""Images that tests make for themselves."""
 
 from __future__ import annotations
 

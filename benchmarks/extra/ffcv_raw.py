@@ -1,4 +1,4 @@
-"""Pictures per second of a raw pack beside FFCV's loader of raw pictures, in turn in one run.
+"""Images per second of a raw pack beside FFCV's loader of raw pictures, in turn in one run.
 
     python benchmarks/extra/ffcv_raw.py --photos DIR [--threads 2] [--rounds 5]
 
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 import softlabels
-from softlabels.loading.batches import LabelledPictures, Threads, batches
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.batches import LabelledViews, Threads, batches
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import Preprocessing
 from softlabels.views import RECIPES
 
@@ -75,7 +75,9 @@ def our_epochs(photos: str, folder: Path, size: int, threads: int, repeats: int)
     softlabels.pack(data=f"images:{photos}", out=str(folder), quality="raw", max_side=SIDE, quiet=True)
     images = softlabels.open_images(f"pack:{folder}")
     preprocessing = Preprocessing(size=size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
-    pictures = Pictures(images, RECIPES.make("crop-flip"), seed=0, views=1 << 20, image_spec=image_spec(preprocessing))
+    pictures = ViewDataset(
+        images, RECIPES.make("crop-flip"), seed=0, views=1 << 20, image_spec=image_spec(preprocessing)
+    )
     generator = np.random.default_rng(0)
 
     def epoch() -> Iterator[Any]:
@@ -83,13 +85,13 @@ def our_epochs(photos: str, folder: Path, size: int, threads: int, repeats: int)
         generator.shuffle(rows)
         numbers = rows * pictures.views + generator.integers(0, pictures.views, len(rows))
         todo = [numbers[at : at + BATCH] for at in range(0, len(numbers) - BATCH + 1, BATCH)]
-        return (batch.pictures for batch in batches(LabelledPictures(pictures), todo, workers=Threads(threads)))
+        return (batch.pictures for batch in batches(LabelledViews(pictures), todo, workers=Threads(threads)))
 
     return epoch
 
 
 def rates(made: Iterable[Any]) -> tuple[float, float]:
-    """Pictures per second by the wall, and per CPU second, of an epoch from its beginning to its end."""
+    """Images per second by the wall, and per CPU second, of an epoch from its beginning to its end."""
     wall, cpu, seen = time.perf_counter(), time.process_time(), 0
     for batch in made:
         seen += len(batch)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from softlabels.core.config import essence
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError, odd_value
 
 FORMAT = 1
@@ -59,7 +59,7 @@ def complete(model: _Model) -> _Model:
     return type(model).model_validate(essence(model))
 
 
-def read_document(place: Place, model: type[_Model], versions: range = range(1, FORMAT + 1)) -> _Model:
+def read_document(place: SafePath, model: type[_Model], versions: range = range(1, FORMAT + 1)) -> _Model:
     """What `document` wrote to `place`.
 
     Raises:
@@ -77,7 +77,7 @@ def read_document(place: Place, model: type[_Model], versions: range = range(1, 
     return checked(model, body, str(place))
 
 
-def document_problems(place: Place, model: BaseModel) -> list[str]:
+def document_problems(place: SafePath, model: BaseModel) -> list[str]:
     """What differs between the file and the text that `model` was read from, down to the last byte."""
     if place.read(LARGEST) == document(model).encode():
         return []

@@ -252,7 +252,7 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
 def _sync_tree(path: Path) -> None:
     """Bring a file, or a folder with all that is in it, to the disk.
 
-    All at once: a file system writes its journal one time for all that wait for it, and anew for each that comes after
+    All at once: a file system writes its terminal one time for all that wait for it, and anew for each that comes after
     the other. On a busy disk that is a tenth of the time.
     """
     if path.is_dir():

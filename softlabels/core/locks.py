@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from softlabels.core import progress as journal
+from softlabels.core import progress as terminal
 from softlabels.errors import StoreError
 
 LOCK = ".writer-"
@@ -121,7 +121,7 @@ def _acquire(path: Path, wait: bool) -> int:
         except OSError as error:
             raise _cannot_write(path.parent, error) from error
         try:
-            with journal.waiting(f"the process that makes {path.parent}"):
+            with terminal.waiting(f"the process that makes {path.parent}"):
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if _is_at(handle, path):
                 return handle

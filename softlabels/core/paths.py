@@ -22,14 +22,14 @@ class Damaged(StoreError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Place:
+class SafePath:
     """A path below `root`. The root may be a link (its owner chose it); nothing below it may be one."""
 
     root: Path
     names: tuple[str, ...] = ()
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(self.root, (*self.names, *(name.split("/") if name else ())))
+    def __truediv__(self, name: str) -> SafePath:
+        return SafePath(self.root, (*self.names, *(name.split("/") if name else ())))
 
     def __str__(self) -> str:
         return str(self.path)

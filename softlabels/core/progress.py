@@ -31,7 +31,7 @@ class Advance(Protocol):
     def __call__(self, count: int, note: str = "") -> None: ...
 
 
-class Journal:
+class Terminal:
     """Lines and progress for a person: bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
     def __init__(

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, Field, spelled
 from softlabels.core.philox import Words
-from softlabels.core.progress import Journal, plural, size
+from softlabels.core.progress import Terminal, plural, size
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
-from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
+from softlabels.loading.batches import Batch, LabelledViews, Workers, batches
 from softlabels.loading.labels import machine_memory
-from softlabels.loading.views import OF_PARTNER, Pictures
+from softlabels.loading.views import OF_PARTNER, ViewDataset
 from softlabels.models import (
     ROUNDING,
     BatchSize,
@@ -38,14 +38,14 @@ from softlabels.models.devices import SideStream, is_out_of_memory
 from softlabels.store import Shard, TeacherCard, TeacherLabels
 from softlabels.views import Recipe
 
-OddLogits = Literal["fail", "warn"]
+OnOddLogits = Literal["fail", "warn"]
 """What becomes of a teacher whose logits are none: a refusal, or a line."""
 
 LOOKED_AT = 256
 """Logits that are looked at for the usual mistakes before a dump takes a teacher at its word."""
 
 FEWEST, FEWEST_FOR_CHANCE = 8, 30
-"""Pictures of which a teacher must say the same, and images of whose labels it must know nothing, to be told of it."""
+"""Images of which a teacher must say the same, and images of whose labels it must know nothing, to be told of it."""
 
 _WAITING = 4
 """Batches that a GPU may be ahead of their encoding."""
@@ -94,7 +94,7 @@ class StoredOutput:
 
 
 def dump(
-    pictures: Pictures,
+    pictures: ViewDataset,
     teacher: Teacher,
     outputs: Sequence[StoredOutput],
     *,
@@ -105,8 +105,8 @@ def dump(
     views: int | None = None,
     again: Sequence[Shard] = (),
     skip_bad_images: bool = False,
-    odd_logits: OddLogits = "fail",
-    journal: Journal,
+    odd_logits: OnOddLogits = "fail",
+    terminal: Terminal,
 ) -> DumpReport:
     """Write every shard of this part that is not there yet, or was removed: of all `outputs` from the same passes.
 
@@ -122,12 +122,12 @@ def dump(
     Raises:
         DataError: an image cannot be decoded (unless `skip_bad_images`).
         ModelError: the teacher gave logits that are not finite, or (unless `odd_logits` is "warn") that are none, as
-            `Look` tells.
+            `LogitCheck` tells.
         StoreError: a shard cannot be written, or another process dumps the same part.
     """
     precision = getattr(teacher, "amp", None) or "fp32"
     codec = next((each.codec for each in outputs if each.name == LOGITS), None)
-    look = None if codec is None else Look(teacher.name, codec, odd_logits, journal.say, precision)
+    look = None if codec is None else LogitCheck(teacher.name, codec, odd_logits, terminal.say, precision)
     todo: dict[Shard, list[StoredOutput]] = {}
     with ExitStack() as locks:
         for each in outputs:
@@ -146,12 +146,12 @@ def dump(
             workers=workers,
             skip_bad_images=skip_bad_images,
             look=look,
-            journal=journal,
+            terminal=terminal,
         )
 
 
 def dump_shards(
-    pictures: Pictures,
+    pictures: ViewDataset,
     teacher: Teacher,
     shards: Mapping[Shard, Sequence[StoredOutput]],
     *,
@@ -159,9 +159,9 @@ def dump_shards(
     compile: bool = False,
     workers: Workers,
     skip_bad_images: bool,
-    look: Look | None = None,
+    look: LogitCheck | None = None,
     replaced: Container[Shard] = (),
-    journal: Journal,
+    terminal: Terminal,
 ) -> DumpReport:
     """Write these shards of these outputs, in the place of damaged ones; `dump` says what can go wrong.
 
@@ -174,12 +174,12 @@ def dump_shards(
     if not shards:
         return DumpReport(teacher.name, 0, 0, 0.0, 0)
     names = list(dict.fromkeys(each.name for outputs in shards.values() for each in outputs))
-    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, names=names, say=journal.say)
+    passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, names=names, say=terminal.say)
     batch_size, total = passes.size, sum(counts)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
-    source = batches(LabelledPictures(pictures, tolerant=skip_bad_images), todo, workers=workers, device=device)
+    source = batches(LabelledViews(pictures, tolerant=skip_bad_images), todo, workers=workers, device=device)
     recorder = Recorder(device, look, replaced)
-    with journal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
+    with terminal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
         for done, (shard, outputs) in enumerate(shards.items()):
             builder = ShardBuilder(shard, pictures, outputs)
             for _ in shard_batches(shard, pictures.views, batch_size):
@@ -217,7 +217,7 @@ def _decodes(images: Images, row: int) -> bool:
     return True
 
 
-class Look:
+class LogitCheck:
     """A look at what a teacher says: for the usual mistakes at the first batches, for its accuracy at all of them.
 
     Refused are probabilities in the place of logits (rows between 0 and 1 that sum to 1, or a sigmoid's), whose softmax
@@ -232,7 +232,7 @@ class Look:
     """
 
     def __init__(
-        self, teacher: str, codec: Codec, odd: OddLogits, say: Callable[[str], None], precision: str = "fp32"
+        self, teacher: str, codec: Codec, odd: OnOddLogits, say: Callable[[str], None], precision: str = "fp32"
     ) -> None:
         self._teacher, self._codec, self._odd, self._say = teacher, codec, odd, say
         self._rounding = ROUNDING[precision]
@@ -410,7 +410,7 @@ def check_memory(cards: Iterable[TeacherCard], shards: Iterable[Shard], format: 
 class ShardBuilder:
     """A shard of some outputs that is filled, batch by batch, and written when it is full."""
 
-    def __init__(self, shard: Shard, pictures: Pictures, outputs: Sequence[StoredOutput]) -> None:
+    def __init__(self, shard: Shard, pictures: ViewDataset, outputs: Sequence[StoredOutput]) -> None:
         extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
         try:
             layouts = [each.labels.card.layout for each in outputs]
@@ -492,7 +492,7 @@ class Recorder:
     def __init__(
         self,
         device: torch.device,
-        look: Look | None = None,
+        look: LogitCheck | None = None,
         replaced: Container[Shard] = (),
     ) -> None:
         self._stream = SideStream(device)
@@ -572,7 +572,7 @@ class _Worker:
             raise
 
 
-def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> dict[int, list[str]]:
+def shard_digests(shard: Shard, pictures: ViewDataset, failed: Container[int]) -> dict[int, list[str]]:
     """Digests of the rendered views of a few of a shard's images, by row; those that `failed` are left out."""
     spread = np.linspace(shard.first_row, shard.stop_row - 1, DIGESTS_PER_SHARD).astype(np.int64)
     chosen = [row for row in np.unique(spread).tolist() if row not in failed]
@@ -581,7 +581,7 @@ def shard_digests(shard: Shard, pictures: Pictures, failed: Container[int]) -> d
     return {row: texts[i * len(views) : (i + 1) * len(views)] for i, row in enumerate(chosen)}
 
 
-def check_finite(answer: Tensor, batch: Batch, pictures: Pictures, name: str = LOGITS) -> None:
+def check_finite(answer: Tensor, batch: Batch, pictures: ViewDataset, name: str = LOGITS) -> None:
     """Raise ModelError for values (n, values) of an output that are NaN or infinite, naming the image and view."""
     finite = answer.isfinite().all(dim=1)
     if not finite.all():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from softlabels.core.philox import permutation
-from softlabels.core.progress import Journal, duration, plural, rate, size
+from softlabels.core.progress import Terminal, duration, plural, rate, size
 from softlabels.datasets import Images, Packed, PackedImages, Packing, PackWriter, SomeImages
 from softlabels.errors import DataError, StoreError
 
@@ -120,7 +120,7 @@ def pack(
     part: tuple[int, int] = (0, 1),
     threads: int = 2,
     skip_bad_images: bool = False,
-    journal: Journal,
+    terminal: Terminal,
 ) -> PackReport:
     """Write every shard of this part that is not there yet.
 
@@ -134,7 +134,7 @@ def pack(
         target.clear(part)
         shards = target.missing(part)
         total = sum(len(target.manifest.span(shard)) for shard in shards)
-        with journal.progress("pack", total, "images") as advance:
+        with terminal.progress("pack", total, "images") as advance:
             for done, shard in enumerate(shards):
                 rows = target.manifest.span(shard)
                 made: list[Packed | None] = []

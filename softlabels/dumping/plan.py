@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
-from softlabels.core import progress as journal
+from softlabels.core import progress as terminal
 from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural, rate
 from softlabels.core.types import Outputs
 from softlabels.dumping.dump import check_memory, count
 from softlabels.errors import ConfigError, ModelError
-from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches, prefetched
+from softlabels.loading.batches import Batch, LabelledViews, Workers, batches, prefetched
 from softlabels.loading.samplers import spread
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.models import BatchSize, Teacher, teacher_passes
 from softlabels.models.devices import CPU, Passes
 from softlabels.store import Runs, Shard, TeacherCard
@@ -60,7 +60,7 @@ class CodecReport:
     def line(self) -> str:
         """The report as a row of a table."""
         kl = "".join(f"{'-' if value is None else f'{value:.1e}':>10}" for value in self.kl.values())
-        return f"{self.codec:<22}{self.bytes_per_label:>12,.1f}{journal.size(self.bytes):>12}{kl}{self.top1:>12.2%}"
+        return f"{self.codec:<22}{self.bytes_per_label:>12,.1f}{terminal.size(self.bytes):>12}{kl}{self.top1:>12.2%}"
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,19 @@ class Plan:
         return [
             f"teacher {self.teacher}: {plural(self.images, 'image')} x {plural(self.views, 'view')} = "
             f"{plural(self.images * self.views, 'label')} in {plural(self.shards, 'shard')}",
-            f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {journal.size(self.bytes)} in all",
+            f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {terminal.size(self.bytes)} in all",
             f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
-            f"at {rate(self.pictures_per_second)} pictures/s about {journal.duration(self.seconds)}",
+            f"at {rate(self.pictures_per_second)} pictures/s about {terminal.duration(self.seconds)}",
             *self._shard_lines(),
             *self._codec_lines(),
         ]
 
     def _shard_lines(self) -> Iterator[str]:
         if self.missing_shards:
-            lost = journal.duration(self.shard_labels / self.pictures_per_second)
+            lost = terminal.duration(self.shard_labels / self.pictures_per_second)
             yield (
-                f"  a shard takes up to {journal.size(self.shard_bytes)} of memory while it is made, "
-                f"{journal.size(self.written_bytes)} while it is written; a crash costs up to one, {lost} of work"
+                f"  a shard takes up to {terminal.size(self.shard_bytes)} of memory while it is made, "
+                f"{terminal.size(self.written_bytes)} while it is written; a crash costs up to one, {lost} of work"
             )
 
     def _codec_lines(self) -> Iterator[str]:
@@ -131,14 +131,14 @@ class Plan:
 
 
 def measure_speed(
-    pictures: Pictures,
+    pictures: ViewDataset,
     teacher: Passes[Outputs],
     *,
     device: torch.device,
     workers: Workers,
     views: range | None = None,
 ) -> float:
-    """Pictures per second of decoding, rendering and the teacher together, as a dump of these `views` (None: all) goes.
+    """Images per second of decoding, rendering and the teacher together, as a dump of these `views` (None: all) goes.
 
     Batches are those of a dump: image by image, each decoded once for all of its views. What was made ahead while the
     first batch warmed up is passed over, so that neither waiting for workers nor what they had ready counts.
@@ -176,7 +176,7 @@ def _whole(rows: Iterable[Rows], views: int, shown: range, batch_size: int) -> I
 
 
 def _batches(
-    pictures: Pictures,
+    pictures: ViewDataset,
     rows: Rows,
     views: Rows,
     batch_size: int,
@@ -188,8 +188,8 @@ def _batches(
     return _made(pictures, todo, workers, device)
 
 
-def _made(pictures: Pictures, todo: Iterable[Rows], workers: Workers, device: torch.device = CPU) -> Iterator[Batch]:
-    return batches(LabelledPictures(pictures, tolerant=True), todo, workers=workers, device=device)
+def _made(pictures: ViewDataset, todo: Iterable[Rows], workers: Workers, device: torch.device = CPU) -> Iterator[Batch]:
+    return batches(LabelledViews(pictures, tolerant=True), todo, workers=workers, device=device)
 
 
 def usual_codecs(classes: int) -> list[Codec]:
@@ -204,7 +204,7 @@ def usual_codecs(classes: int) -> list[Codec]:
 
 
 def sample_logits(
-    pictures: Pictures, teacher: Teacher, count: int, *, batch_size: int, workers: Workers = 0
+    pictures: ViewDataset, teacher: Teacher, count: int, *, batch_size: int, workers: Workers = 0
 ) -> tuple[Tensor, Words]:
     """What the teacher says of `count` views spread over the images: float32 (n, classes), and a word for each label.
 
@@ -264,7 +264,7 @@ def _is_valid(codec: Codec, temperature: float) -> bool:
 
 def plan(
     teacher: Teacher,
-    pictures: Pictures,
+    pictures: ViewDataset,
     codec: Codec,
     *,
     cards: Sequence[TeacherCard],

@@ -11,7 +11,7 @@ import torch
 from softlabels.choices import RECORDED_VIEWS
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.config import config_text
-from softlabels.core.progress import Journal, duration, plural, rate
+from softlabels.core.progress import Terminal, duration, plural, rate
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.dumping import dump as dumping
@@ -42,48 +42,48 @@ from softlabels.loading.opening import (
 )
 from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import Preprocessing, Teacher
 from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
 from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
 
-def run_plan(config: PlanConfig, journal: Journal) -> list[Plan]:
+def run_plan(config: PlanConfig, terminal: Terminal) -> list[Plan]:
     """What a dump would hold and cost, per teacher; writes nothing."""
     codecs = _codecs(config)
-    images = _images(config, journal)
+    images = _images(config, terminal)
     out = locate(config.out, config.cache)
     plans = [
-        _plan(config, out, teacher, images, codecs, journal) for teacher in _teachers(config, out, images, journal)
+        _plan(config, out, teacher, images, codecs, terminal) for teacher in _teachers(config, out, images, terminal)
     ]
     for line in (line for each in plans for line in each.lines()):
-        journal.say(line)
+        terminal.say(line)
     for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
-        journal.say(line)
+        terminal.say(line)
     return plans
 
 
-def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
+def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
     """Label every picture whose shard is missing, teacher by teacher."""
     if config.dry_run:
-        run_plan(PlanConfig.model_validate(config.model_dump()), journal)
+        run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
         return []
     codecs = _codecs(config)
-    images = _images(config, journal)
+    images = _images(config, terminal)
     out = locate(config.out, config.cache)
     recipe = _recipe(config, out)
     reports = []
-    for teacher in _teachers(config, out, images, journal):
-        job = _job(config, out, images, recipe, teacher, codecs, journal)
+    for teacher in _teachers(config, out, images, terminal):
+        job = _job(config, out, images, recipe, teacher, codecs, terminal)
         store, arranged = job.store.made(), job.store.images
         outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in job.cards.items()]
         labels = outputs[0].labels
         for line in _seen_otherwise(store, recipe, teacher):
-            journal.say(line)
+            terminal.say(line)
         again, readable = dumping.readable_again(labels, arranged, recipe)
         update_checksums(store, arranged, sorted({*readable, *rows_to_recheck(store, arranged).tolist()}))
         if readable:
-            journal.say(
+            terminal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
             )
         check_labelled(
@@ -93,7 +93,7 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
         views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
-                Pictures.of_store(store, arranged, views, image_spec(teacher.preprocessing)),
+                ViewDataset.of_store(store, arranged, views, image_spec(teacher.preprocessing)),
                 teacher,
                 outputs,
                 batch_size=config.batch_size,
@@ -104,13 +104,13 @@ def run_dump(config: DumpConfig, journal: Journal) -> list[DumpReport]:
                 again=again,
                 skip_bad_images=config.on_bad_image == "skip",
                 odd_logits=config.on_odd_logits,
-                journal=journal,
+                terminal=terminal,
             )
         if report.shards:
             store.keep(saved_config(teacher.name), config_text(config))
-        _say(report, labels, config, journal)
+        _say(report, labels, config, terminal)
         for line in report.notes:
-            journal.say(line)
+            terminal.say(line)
         reports.append(report)
     return reports
 
@@ -177,10 +177,10 @@ def saved_import(teacher: str) -> str:
     return f"import-{teacher}.yaml"
 
 
-def _images(config: DumpConfig, journal: Journal) -> Images:
+def _images(config: DumpConfig, terminal: Terminal) -> Images:
     check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
     config.torch_device()
-    images = describe(open_data(config.data, config.data_dir, config.split), journal)
+    images = describe(open_data(config.data, config.data_dir, config.split), terminal)
     return limited(images, config.limit, config.seed)
 
 
@@ -209,14 +209,14 @@ def _recipe(config: DumpConfig, out: Location) -> Recipe:
     return held
 
 
-def _teachers(config: DumpConfig, out: Location, images: Images, journal: Journal) -> Iterator[Teacher]:
+def _teachers(config: DumpConfig, out: Location, images: Images, terminal: Terminal) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory."""
     classes = _stored_classes(config, out)
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
-            journal.say(f"teacher {spec.short_name}{alias(spec)}")
+            terminal.say(f"teacher {spec.short_name}{alias(spec)}")
         clean = _recipe(config, out).clean
-        yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=journal.say)
+        yield open_teacher(spec, config, images, classes, clean=clean, class_map=config.class_map, say=terminal.say)
 
 
 def _stored_classes(config: DumpConfig, out: Location) -> int | None:
@@ -247,7 +247,7 @@ def _job(
     recipe: Recipe,
     teacher: Teacher,
     codecs: Mapping[str, Codec],
-    journal: Journal,
+    terminal: Terminal,
 ) -> _Job:
     """What a dump does, and a plan tells; nothing is written.
 
@@ -271,7 +271,7 @@ def _job(
         cards[name] = _card(config, images, recipe, teacher, codecs[output], output, values, store.card(name))
         store.check(name, cards[name])
     if there is not None and there.precision is None:
-        journal.say(
+        terminal.say(
             f"{teacher.name}: the labels in {config.out} do not say what the teacher computed in; it goes on in "
             f"{config.precision}"
         )
@@ -325,16 +325,16 @@ def _plan(
     teacher: Teacher,
     images: Images,
     codecs: Mapping[str, Codec],
-    journal: Journal,
+    terminal: Terminal,
 ) -> Plan:
     recipe, seen, codec = _recipe(config, out), image_spec(teacher.preprocessing), codecs[LOGITS]
-    job = _job(config, out, images, recipe, teacher, codecs, journal)
+    job = _job(config, out, images, recipe, teacher, codecs, terminal)
     there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,
-        Pictures.of_store(there, arranged, config.views, seen)
+        ViewDataset.of_store(there, arranged, config.views, seen)
         if there and record_spec(recipe)
-        else Pictures(arranged, recipe, config.seed, config.views, seen),
+        else ViewDataset(arranged, recipe, config.seed, config.views, seen),
         codec,
         cards=list(job.cards.values()),
         runs=job.store.runs,
@@ -346,7 +346,7 @@ def _plan(
         workers=config.helpers(images),
         codecs=_compared(codec, teacher.classes) if config.codec_report else (),
         sample=config.codec_samples,
-        say=journal.say,
+        say=terminal.say,
     )
 
 
@@ -356,20 +356,20 @@ def _compared(codec: Codec, classes: int) -> list[Codec]:
     return usual if codec in usual else [*usual, codec]
 
 
-def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, journal: Journal) -> None:
+def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, terminal: Terminal) -> None:
     for key, reason in list(report.skipped.items())[:10]:
-        journal.say(f"skipped {key}: {reason}")
+        terminal.say(f"skipped {key}: {reason}")
     if len(report.skipped) > 10:
-        journal.say(f"and {plural(len(report.skipped) - 10, 'more image')} skipped")
+        terminal.say(f"and {plural(len(report.skipped) - 10, 'more image')} skipped")
     if report.shards == 0:
-        journal.say(
+        terminal.say(
             f"{report.teacher}: all shards of {plural(config.views, 'view')} are in {config.out} already; nothing to do"
         )
         return
     if config.share[1] > 1:
         labels.refresh()  # the other parts may be written by other machines meanwhile
     speed = rate(report.pictures / max(report.seconds, 1e-9))
-    journal.say(
+    terminal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
         f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.complete, 'view')} complete in {config.out}"
     )

@@ -17,12 +17,12 @@ from torch import Tensor
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
-from softlabels.dumping.dump import Look, OddLogits, ShardBuilder, StoredOutput, shard_batches
+from softlabels.dumping.dump import LogitCheck, OnOddLogits, ShardBuilder, StoredOutput, shard_batches
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError
-from softlabels.loading.batches import Batch, LabelledPictures, Workers, batches
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import Batch, LabelledViews, Workers, batches
+from softlabels.loading.views import ViewDataset
 from softlabels.store import Store
 from softlabels.views import RECIPES, ImageSpec, Recipe
 
@@ -47,7 +47,7 @@ class LabelWriter:
         licence: str | None = None,
         batch_size: int = 64,
         workers: Workers = 0,
-        on_odd_logits: OddLogits = "fail",
+        on_odd_logits: OnOddLogits = "fail",
     ) -> Iterator[Batch]:
         """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
 
@@ -63,7 +63,7 @@ class LabelWriter:
         """
         coding: Codec = CODECS.make(codec)
         image_spec = ImageSpec(size, interpolation, resize)
-        pictures = Pictures.of_store(self.store, self._images, self._views, image_spec)
+        pictures = ViewDataset.of_store(self.store, self._images, self._views, image_spec)
         classes = self.store.manifest.classes
         own = card(
             spec={"kind": "own", "name": teacher},
@@ -79,12 +79,12 @@ class LabelWriter:
         )
         labels = self.store.prepare(teacher, own)
         outputs = [StoredOutput(coding, labels)]
-        look = Look(teacher, coding, on_odd_logits, _warn)
+        look = LogitCheck(teacher, coding, on_odd_logits, _warn)
         with labels.writing():
             for shard in labels.missing(self._views):
                 builder = ShardBuilder(shard, pictures, outputs)
                 todo = list(shard_batches(shard, self._views, batch_size))
-                for batch in batches(LabelledPictures(pictures), todo, workers=workers):
+                for batch in batches(LabelledViews(pictures), todo, workers=workers):
                     self._said = None
                     yield batch
                     if self._said is None:

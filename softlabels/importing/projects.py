@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.datasets import Images
 from softlabels.dumping.dump import count, shard_digests
 from softlabels.errors import ConfigError, DataError, did_you_mean
@@ -30,7 +30,7 @@ from softlabels.importing._source import Choices, ImageLabels, Source
 from softlabels.importing._tinyvit import TinyViT
 from softlabels.importing.replayed import RecordedMix, SeededMix
 from softlabels.loading.labels import layout_beside
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.store import Shard, TeacherLabels
 from softlabels.views import record_spec
 
@@ -160,10 +160,10 @@ def import_labels(
     labels: TeacherLabels,
     *,
     views: int,
-    pictures: Pictures | None,
+    pictures: ViewDataset | None,
     records: ShardRecords,
     part: tuple[int, int] = (0, 1),
-    journal: Journal,
+    terminal: Terminal,
 ) -> tuple[int, int]:
     """Write every shard of this part that is not there yet; how many shards and labels were written.
 
@@ -183,7 +183,7 @@ def import_labels(
     with labels.writing(part):
         shards = labels.missing(views, part)
         total = sum(count(shard) for shard in shards)
-        with journal.progress(f"import {labels.name}", total, "labels") as advance:
+        with terminal.progress(f"import {labels.name}", total, "labels") as advance:
             for shard in shards:
                 arrays, failed = _filled(source, shard, places, of_place, labels, missing, advance)
                 digests: dict[int, list[str]] = {}
@@ -194,7 +194,7 @@ def import_labels(
     return len(shards), total
 
 
-def _digests(shard: Shard, pictures: Pictures, failed: Mapping[int, str]) -> dict[int, list[str]]:
+def _digests(shard: Shard, pictures: ViewDataset, failed: Mapping[int, str]) -> dict[int, list[str]]:
     try:
         return shard_digests(shard, pictures, failed)
     except DataError as problem:

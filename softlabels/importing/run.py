@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from softlabels.core.config import config_text
-from softlabels.core.progress import Journal, duration, plural, size
+from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.datasets import Images
 from softlabels.dumping.run import card, saved_import
 from softlabels.dumping.stores import make_store
@@ -20,12 +20,12 @@ from softlabels.importing.replayed import foreign_view
 from softlabels.loading.opening import limited, matched, open_data
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.store import Store, TeacherCard, TeacherLabels
 from softlabels.views import ImageSpec
 
 
-def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
+def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
     """Make a store of another project's label files; what can be checked is checked before anything is written."""
     began = time.monotonic()
     _check_settings(config)
@@ -33,12 +33,12 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
     choices = _choices(config, whole)
     listing = projects.listed(config.from_, config.source, whole)
     for line in listing.lines:
-        journal.say(line)
+        terminal.say(line)
     source = projects.open_source(config.from_, config.source, listing.images, choices)
     views = _views(config, source)
-    _check_missing(config, source, listing.images, journal)
+    _check_missing(config, source, listing.images, terminal)
     pairing = projects.check_pairing(source, listing.images)
-    _check_pairing(config, pairing, journal)
+    _check_pairing(config, pairing, terminal)
     if config.limit is not None and source.recipe.mixes:
         raise ConfigError("`limit` leaves out images with which views of these labels are mixed; import them all")
     store, arranged = make_store(
@@ -63,14 +63,14 @@ def run_import(config: ImportConfig, journal: Journal) -> ImportReport:
         pictures=_pictures(source, store, arranged, views, records),
         records=records,
         part=share_of(config.part),
-        journal=journal,
+        terminal=terminal,
     )
     if shards:
         store.keep(saved_import(name), config_text(config))
     unlabelled = np.flatnonzero(np.isin(places, source.missing) | (places < 0))
     skipped = tuple(store.keys.take(unlabelled).to_pylist())
     report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
-    _say(report, labels, config, source, journal)
+    _say(report, labels, config, source, terminal)
     return report
 
 
@@ -110,9 +110,11 @@ def _views(config: ImportConfig, source: Source) -> int:
     return config.views or source.views
 
 
-def _check_missing(config: ImportConfig, source: Source, images: Images, journal: Journal) -> None:
+def _check_missing(config: ImportConfig, source: Source, images: Images, terminal: Terminal) -> None:
     if source.surplus:
-        journal.say(f"{source.surplus:,} labels in {config.source} are of no image of {images.name}; they are left out")
+        terminal.say(
+            f"{source.surplus:,} labels in {config.source} are of no image of {images.name}; they are left out"
+        )
     if len(source.missing) == 0:
         return
     first = images.keys[int(source.missing[0])].as_py()
@@ -121,12 +123,12 @@ def _check_missing(config: ImportConfig, source: Source, images: Images, journal
         raise DataError(
             f"{missing}; leave them unlabelled with `on_missing=skip`, or give the data set that was labelled"
         )
-    journal.say(f"{missing}; they are left unlabelled")
+    terminal.say(f"{missing}; they are left unlabelled")
 
 
-def _check_pairing(config: ImportConfig, pairing: Pairing, journal: Journal) -> None:
+def _check_pairing(config: ImportConfig, pairing: Pairing, terminal: Terminal) -> None:
     for line in pairing.lines():
-        journal.say(line)
+        terminal.say(line)
     if pairing.doubt is not None and not config.allow_mismatch:
         raise DataError(
             f"{config.source}: {pairing.doubt}; say with `mixup` and `cutmix` what was on when the labels were saved, "
@@ -162,20 +164,20 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
     return made.model_copy(update={"versions": {**made.versions, "imported_from": config.source}})
 
 
-def _pictures(source: Source, store: Store, images: Images, views: int, records: ShardRecords) -> Pictures | None:
+def _pictures(source: Source, store: Store, images: Images, views: int, records: ShardRecords) -> ViewDataset | None:
     """What makes the pictures whose digests are kept; None where only the other project can."""
     if foreign_view(source.recipe.steps) is not None:
         return None
-    return Pictures(images, source.recipe, store.manifest.seed, views, ImageSpec(32), taker=records)
+    return ViewDataset(images, source.recipe, store.manifest.seed, views, ImageSpec(32), taker=records)
 
 
-def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, journal: Journal) -> None:
+def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, terminal: Terminal) -> None:
     if not report.shards:
-        journal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
+        terminal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
         return
     if share_of(config.part)[1] > 1:
         labels.refresh()  # the other parts may be written by other machines meanwhile
-    journal.say(
+    terminal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
         f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "
         f"{config.out}; they are valid at temperature "
@@ -183,16 +185,18 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     )
     foreign = foreign_view(source.recipe.steps)
     if foreign is not None:
-        journal.say(f"their pictures are made by {foreign.of}: docs/importing.md says how to pair them")
+        terminal.say(f"their pictures are made by {foreign.of}: docs/importing.md says how to pair them")
     elif source.interpolation is not None:
-        journal.say(
+        terminal.say(
             f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "
             f"preprocessing says"
         )
     if config.from_ == "tinyvit" and config.labels_only:
-        journal.say("the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too")
+        terminal.say(
+            "the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too"
+        )
     if source.unpaired:
-        journal.say(
+        terminal.say(
             f"{source.unpaired:,} labels are of mixtures with a picture that is not in the files (the last of an odd "
             f"number); `attach` names them"
         )

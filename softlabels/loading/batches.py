@@ -1,4 +1,4 @@
-"""Pictures with what is known of them: batches for both stages, and the data set for anybody's loop.
+"""Images with what is known of them: batches for both stages, and the data set for anybody's loop.
 
 A sample's number is ``row * views + view``. It says all there is to know, so workers, ranks, epochs and batches play no
 part in what a sample shows, and any sampler or loader that hands out numbers keeps pictures and labels paired.
@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softlabels.core import progress as journal
+from softlabels.core import progress
 from softlabels.core.arrays import Rows
 from softlabels.core.progress import waiting
 from softlabels.datasets import Images, report_decoding, subset
 from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.labels import Labels
-from softlabels.loading.views import Crew, Pictures, check_number
+from softlabels.loading.views import ThreadPool, ViewDataset, check_number
 from softlabels.models.devices import CPU, SideStream
 from softlabels.views import ImageSpec
 
@@ -70,8 +70,8 @@ class Batch:
         return self
 
 
-class LabelledPictures(Dataset[Batch]):
-    """Pictures with their hard labels and stored labels; one item is a whole `Batch`.
+class LabelledViews(Dataset[Batch]):
+    """Images with their hard labels and stored labels; one item is a whole `Batch`.
 
     `label_rows` (images,) maps a row of the pictures to its row in the store. Stored arrays come as the codec wrote
     them; who computes the target decodes them.
@@ -79,7 +79,7 @@ class LabelledPictures(Dataset[Batch]):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: ViewDataset,
         labels: Labels | None = None,
         label_rows: Rows | None = None,
         teachers: Sequence[str] = (),
@@ -169,7 +169,7 @@ def prefetched(workers: Workers) -> int:
 
 
 def batches(
-    samples: LabelledPictures,
+    samples: LabelledViews,
     numbers: Iterable[NDArray[np.int64]],
     *,
     workers: Workers = 0,
@@ -187,7 +187,7 @@ def batches(
 
 
 def _made(
-    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], workers: Workers, pin_memory: bool
+    samples: LabelledViews, numbers: Iterable[NDArray[np.int64]], workers: Workers, pin_memory: bool
 ) -> Iterator[Batch]:
     if workers == 0:
         made = (samples.__getitems__(each) for each in numbers)
@@ -209,7 +209,7 @@ _REMEDY = "use `workers=threads:N` or 0, a smaller `batch_size`, or a larger /de
 
 
 def _by_processes(
-    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], workers: int, pin_memory: bool
+    samples: LabelledViews, numbers: Iterable[NDArray[np.int64]], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Worker processes send their batches through shared memory.
 
@@ -253,11 +253,11 @@ def _waited_for(source: Any, workers: int, size: int, decoding: mmap.mmap | None
             free = shared_memory()
             if free is not None and free < size:
                 raise RunError(
-                    f"/dev/shm is full: a batch takes {journal.size(size)} and {journal.size(free)} are free; {_REMEDY}"
+                    f"/dev/shm is full: a batch takes {progress.size(size)} and {progress.size(free)} are free; {_REMEDY}"
                 ) from problem
             if time.monotonic() - began > _LONGEST_WAIT:
                 raise RunError(
-                    f"no batch came from {workers} worker processes in {journal.duration(time.monotonic() - began)}; "
+                    f"no batch came from {workers} worker processes in {progress.duration(time.monotonic() - began)}; "
                     f"look whether the images can be read, or use `workers=threads:N`"
                 ) from problem
             continue
@@ -277,8 +277,8 @@ def _prefetch(size: int, workers: int, side: int, count: int) -> int:
     ahead = int(0.9 * free / max(1, size * workers))
     if ahead < 1:
         raise ConfigError(
-            f"/dev/shm has {journal.size(free)} free, and {workers} worker processes need "
-            f"{journal.size(size * workers)} for a batch of {count:,} pictures of {side} px each; {_REMEDY}"
+            f"/dev/shm has {progress.size(free)} free, and {workers} worker processes need "
+            f"{progress.size(size * workers)} for a batch of {count:,} pictures of {side} px each; {_REMEDY}"
         )
     return min(ahead, _PREFETCH)
 
@@ -362,7 +362,7 @@ class _Refused:
 class _Rendered(Dataset[Batch]):
     """What worker processes make: no labels, which the receiver gathers in less time than it takes to send them."""
 
-    samples: LabelledPictures
+    samples: LabelledViews
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch | _Refused:
         try:
@@ -372,7 +372,7 @@ class _Rendered(Dataset[Batch]):
 
 
 def _by_threads(
-    samples: LabelledPictures, numbers: Iterable[NDArray[np.int64]], threads: int, pin_memory: bool
+    samples: LabelledViews, numbers: Iterable[NDArray[np.int64]], threads: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """Each batch is one thread's, which fills its memory from end to end; nothing is sent."""
 
@@ -395,7 +395,7 @@ def _by_threads(
 
 
 class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
-    """Pictures with the teachers' probabilities, for anybody's training loop.
+    """Images with the teachers' probabilities, for anybody's training loop.
 
     Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is
     (uint8 picture (3, size, size), hard label or -1, probabilities float32 (classes,)). A picture that is mixed of two
@@ -436,7 +436,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     ) -> None:
         if threads < 1:
             raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
-        self._crew = Crew(threads) if threads > 1 else None
+        self._crew = ThreadPool(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
         labels.probabilities([], 0, temperature, teachers=teachers, blend=blend)  # refuses now what items would
         views, names = labels.complete_views(teachers), labels.select(teachers)
@@ -458,7 +458,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
                 raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
         labels.before_fork()
         image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
-        self.pictures = Pictures.of_store(labels.store, images, views, image_spec)
+        self.pictures = ViewDataset.of_store(labels.store, images, views, image_spec)
 
     @property
     def views(self) -> int:
@@ -477,7 +477,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Samples:
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.views)
-        pictures = self.pictures.render(rows, views, crew=self._crew)
+        pictures = self.pictures.render(rows, views, thread_pool=self._crew)
         probabilities = self.labels.probabilities(
             self._rows[rows], views, self.temperature, teachers=self.teachers, blend=self.blend
         )

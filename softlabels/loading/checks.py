@@ -13,7 +13,7 @@ from softlabels.datasets import Images, content_checksums
 from softlabels.loading.labels import Labels, keys_at
 from softlabels.loading.provenance import changed_versions, digest_in
 from softlabels.loading.records import ViewRecords
-from softlabels.loading.views import DIGEST_SPEC, Pictures
+from softlabels.loading.views import DIGEST_SPEC, ViewDataset
 from softlabels.store import TeacherLabels
 from softlabels.views import param_source, record_spec
 
@@ -119,7 +119,7 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
     if not known:
         return 0, []
     rows, views = (np.array([each[column] for each in known], np.int64) for column in (0, 1))
-    pictures = Pictures.of_store(labels.store, images, int(views.max()) + 1, DIGEST_SPEC)
+    pictures = ViewDataset.of_store(labels.store, images, int(views.max()) + 1, DIGEST_SPEC)
     found = pictures.digests(rows, views)
     return len(known), [
         f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw "

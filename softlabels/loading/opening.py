@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from softlabels.choices import DataChoice, TeacherChoice
 from softlabels.core.philox import permutation
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, notes, open_images, subset
 from softlabels.errors import ConfigError, DataError, ImageError, ModelError, StoreError, did_you_mean
 from softlabels.loading.labels import Labels
@@ -263,10 +263,10 @@ def offering_to_skip(on_bad_image: str) -> Iterator[None]:
         raise DataError(f"{problem}, or leave bad images out with `on_bad_image=skip`") from problem
 
 
-def describe(images: Images, journal: Journal) -> Images:
+def describe(images: Images, terminal: Terminal) -> Images:
     """Say what a person should know of these images before they are used; gives them back."""
     for line in notes(images):
-        journal.say(line)
+        terminal.say(line)
     return images
 
 

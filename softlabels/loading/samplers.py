@@ -13,8 +13,8 @@ from softlabels.core.config import byte_count
 from softlabels.core.philox import permutation, philox
 from softlabels.core.progress import size
 from softlabels.errors import ConfigError
-from softlabels.loading.batches import LabelledPictures, SoftLabelDataset
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import LabelledViews, SoftLabelDataset
+from softlabels.loading.views import ViewDataset
 
 _OFFSETS, _ORDER, _PICKS = 1, 2, 5
 """Streams of chance beside the views': the first view of each image, the order of an epoch, picks for checks."""
@@ -34,7 +34,9 @@ class OneViewEach(Sampler[int]):
         ConfigError: an image has fewer views than are to come in a row.
     """
 
-    def __init__(self, pictures: SoftLabelDataset | Pictures, epoch: int = 0, seed: int = 0, views_per_image: int = 1):
+    def __init__(
+        self, pictures: SoftLabelDataset | ViewDataset, epoch: int = 0, seed: int = 0, views_per_image: int = 1
+    ):
         check_views(pictures.views, views_per_image)
         self._images, self._views = len(pictures) // pictures.views, pictures.views
         self._seed, self._views_per_image = seed, views_per_image
@@ -91,7 +93,7 @@ class ShuffledShards(Sampler[int]):
 
     def __init__(
         self,
-        pictures: SoftLabelDataset | LabelledPictures,
+        pictures: SoftLabelDataset | LabelledViews,
         window: int | str,
         epoch: int = 0,
         seed: int = 0,
@@ -127,7 +129,7 @@ class ShuffledShards(Sampler[int]):
         return (rows[:, None] * self._views + views).reshape(-1)
 
 
-def shards_of_window(pictures: SoftLabelDataset | LabelledPictures, window: int | str, views_per_image: int = 1) -> int:
+def shards_of_window(pictures: SoftLabelDataset | LabelledViews, window: int | str, views_per_image: int = 1) -> int:
     """How many shards a `ShuffledShards` window is of; it depends on the store and on nothing of this machine.
 
     Raises:
@@ -140,7 +142,7 @@ def shards_of_window(pictures: SoftLabelDataset | LabelledPictures, window: int 
     return window
 
 
-def _shards_within(pictures: SoftLabelDataset | LabelledPictures, room: int, views_per_image: int) -> int:
+def _shards_within(pictures: SoftLabelDataset | LabelledViews, room: int, views_per_image: int) -> int:
     labels = pictures.labels
     if labels is None:
         raise ConfigError("a window of so many bytes needs the shards of a label store")
@@ -153,7 +155,7 @@ def _shards_within(pictures: SoftLabelDataset | LabelledPictures, room: int, vie
     return room // one
 
 
-def window_notes(samples: LabelledPictures, window: int | str | None, views_per_image: int = 1) -> list[str]:
+def window_notes(samples: LabelledViews, window: int | str | None, views_per_image: int = 1) -> list[str]:
     """Lines about the window, none without one.
 
     Raises:

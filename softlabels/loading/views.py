@@ -89,10 +89,10 @@ class MixPool:
         return MixPool(store.keys, key_hashes(store.keys), source, rows, store.population(store.rows(images.keys)))
 
 
-class Crew:
+class ThreadPool:
     """So many threads of this process that fill parts of one batch at the same time; decoders let go of the GIL.
 
-    They are started when they are first needed, in each process that is handed the crew.
+    They are started when they are first needed, in each process that is handed the thread_pool.
     """
 
     def __init__(self, threads: int) -> None:
@@ -100,8 +100,8 @@ class Crew:
         self._process = 0
         self._pool: ThreadPoolExecutor | None = None
 
-    def __reduce__(self) -> tuple[type[Crew], tuple[int]]:
-        return Crew, (self.threads,)
+    def __reduce__(self) -> tuple[type[ThreadPool], tuple[int]]:
+        return ThreadPool, (self.threads,)
 
     def share(self, count: int, most: int) -> int:
         """Into pieces of how many `count` things are best cut: two or more for each thread, of at most `most`."""
@@ -116,7 +116,7 @@ class Crew:
         return self._pool.map(work, pieces)
 
 
-class Pictures(Dataset[Tensor]):
+class ViewDataset(Dataset[Tensor]):
     """Every view of every image, rendered for one model: a map-style data set of ``len(images) * views`` samples.
 
     Item: uint8 (3, size, size). Views are drawn from (recipe, seed, key, view number) alone; the partner of a mixed
@@ -144,7 +144,7 @@ class Pictures(Dataset[Tensor]):
         self._check_partners()
 
     @staticmethod
-    def of_store(store: Store, images: Images, views: int, image_spec: ImageSpec) -> Pictures:
+    def of_store(store: Store, images: Images, views: int, image_spec: ImageSpec) -> ViewDataset:
         """The first views that the labels of a store are of, for images of it in any order and number.
 
         Raises:
@@ -156,11 +156,11 @@ class Pictures(Dataset[Tensor]):
         rows = store.rows(images.keys)
         taker = ViewRecords.of_store(store, recipe, rows, views)
         pool = MixPool.of_store(store, images) if recipe.mixes else None
-        return Pictures(images, recipe, seed, views, image_spec, pool, taker)
+        return ViewDataset(images, recipe, seed, views, image_spec, pool, taker)
 
-    def at(self, image_spec: ImageSpec) -> Pictures:
+    def at(self, image_spec: ImageSpec) -> ViewDataset:
         """The same views, rendered for another model."""
-        other = Pictures.__new__(Pictures)
+        other = ViewDataset.__new__(ViewDataset)
         other.__dict__.update(self.__dict__, image_spec=image_spec)
         return other
 
@@ -175,20 +175,22 @@ class Pictures(Dataset[Tensor]):
         rows, views = np.divmod(np.asarray(numbers, np.int64), self.views)
         return list(self.render(rows, views))
 
-    def render(self, rows: Rows, views: Rows, failed: dict[int, str] | None = None, crew: Crew | None = None) -> Tensor:
+    def render(
+        self, rows: Rows, views: Rows, failed: dict[int, str] | None = None, thread_pool: ThreadPool | None = None
+    ) -> Tensor:
         """The pictures of these rows and views, uint8 (n, 3, size, size); each image is decoded once.
 
         In memory a pixel's channels lie together (torch.channels_last) where images are decoded.
 
         With `failed`, images that cannot be decoded, or whose partner cannot, are entered there and left black. A
-        `crew` shares the images among its threads.
+        `thread_pool` shares the images among its threads.
 
         Raises:
             DataError: an image cannot be decoded and `failed` is not given; the message names it.
         """
         params = self.source.params(rows, views)
-        pictures = self._unmixed(self.images, rows, params, failed, crew)
-        return self._mixed(pictures, rows, params, failed, crew) if self.recipe.mixes else pictures
+        pictures = self._unmixed(self.images, rows, params, failed, thread_pool)
+        return self._mixed(pictures, rows, params, failed, thread_pool) if self.recipe.mixes else pictures
 
     def mixtures(self, rows: Rows, views: Rows) -> tuple[Rows, NDArray[np.float64]]:
         """With whom these views are mixed, and how much of each picture is the image's own: (n,) each.
@@ -208,17 +210,22 @@ class Pictures(Dataset[Tensor]):
         return [hashlib.blake2b(picture.tobytes(), digest_size=8).hexdigest() for picture in rendered]
 
     def _unmixed(
-        self, images: Images, rows: Rows, params: ViewParams, failed: dict[int, str] | None, crew: Crew | None
+        self,
+        images: Images,
+        rows: Rows,
+        params: ViewParams,
+        failed: dict[int, str] | None,
+        thread_pool: ThreadPool | None,
     ) -> Tensor:
         if images.pixels is not None:
             return self.recipe.render_batch(
                 images.pixels.index_select(0, torch.from_numpy(rows)), params, self.image_spec
             )
         pictures, distinct = blank(len(rows), self.image_spec.size), list(_places(rows))
-        each = _AT_ONCE if crew is None else crew.share(len(distinct), _AT_ONCE)
+        each = _AT_ONCE if thread_pool is None else thread_pool.share(len(distinct), _AT_ONCE)
         pieces = [distinct[start : start + each] for start in range(0, len(distinct), each)]
         fill = functools.partial(self._fill, pictures, images, params, failed)
-        for _ in map(fill, pieces) if crew is None else crew.map(fill, pieces):
+        for _ in map(fill, pieces) if thread_pool is None else thread_pool.map(fill, pieces):
             pass
         return pictures
 
@@ -266,14 +273,19 @@ class Pictures(Dataset[Tensor]):
             out.copy_(self.recipe.render_batch(image.expand(len(params), *image.shape), params, self.image_spec))
 
     def _mixed(
-        self, pictures: Tensor, rows: Rows, params: ViewParams, failed: dict[int, str] | None, crew: Crew | None
+        self,
+        pictures: Tensor,
+        rows: Rows,
+        params: ViewParams,
+        failed: dict[int, str] | None,
+        thread_pool: ThreadPool | None,
     ) -> Tensor:
         members = self._partners(rows, params)
         mixed = np.flatnonzero(members >= 0)
         sources, numbers = self.pool.rows[members[mixed]], params.numbers[mixed]
         theirs = self.source.partner_params(rows[mixed], numbers, self.pool.hashes[members[mixed]])
         lost: dict[int, str] | None = None if failed is None else {}
-        partners = self._unmixed(self.pool.images, sources, theirs, lost, crew)
+        partners = self._unmixed(self.pool.images, sources, theirs, lost, thread_pool)
         if len(mixed) < len(rows):
             some, partners = partners, torch.zeros_like(pictures)
             partners[torch.from_numpy(mixed)] = some

@@ -20,11 +20,11 @@ from softlabels.models.devices import Passes, best_batch, find_device, first_lin
 
 Amp = Literal["fp16", "bf16"]
 BatchSize = int | Literal["auto"]
-"""Pictures per forward pass; "auto": as many as are worth it and fit into memory."""
+"""Images per forward pass; "auto": as many as are worth it and fit into memory."""
 
 _AMP_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST_AT_ONCE = 512
-"""Pictures of the largest batch that "auto" tries: whoever makes batches holds several of them."""
+"""Images of the largest batch that "auto" tries: whoever makes batches holds several of them."""
 
 
 class Teacher(Protocol):

@@ -13,7 +13,7 @@ import yaml
 
 from softlabels.core.files import read_json, whole, write_text
 from softlabels.core.installed import required
-from softlabels.core.progress import Journal, plural, read_metrics, size
+from softlabels.core.progress import Terminal, plural, read_metrics, size
 from softlabels.errors import RunError
 from softlabels.store import open_store
 
@@ -201,17 +201,17 @@ def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if value == value else "-"
 
 
-def report(root: Path, out: Path, journal: Journal | None = None) -> pd.DataFrame:
+def report(root: Path, out: Path, terminal: Terminal | None = None) -> pd.DataFrame:
     """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`.
 
-    The `journal` (None: standard error) is told which runs are damaged and left out.
+    The `terminal` (None: standard error) is told which runs are damaged and left out.
 
     Raises:
         RunError: there is no run.
     """
     runs, problems = find_runs(root)
     for problem in problems:
-        (journal or Journal()).say(problem)
+        (terminal or Terminal()).say(problem)
     check_plots()
     table = summary(runs)
     write_text(out / "table.md", markdown(table))

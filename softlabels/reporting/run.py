@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.reporting.config import InfoConfig, ReportConfig
 from softlabels.reporting.report import describe_store, info_lines, report
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run_info(config: InfoConfig, journal: Journal) -> dict[str, Any]:  # noqa: ARG001
+def run_info(config: InfoConfig, terminal: Terminal) -> dict[str, Any]:  # noqa: ARG001
     """What a store holds, as JSON values."""
     return describe_store(config.labels)
 
@@ -23,9 +23,9 @@ def info_text(described: dict[str, Any]) -> str:
     return "\n".join(info_lines(described)) + "\n"
 
 
-def run_report(config: ReportConfig, journal: Journal) -> pd.DataFrame:
+def run_report(config: ReportConfig, terminal: Terminal) -> pd.DataFrame:
     """Write table and plots of all finished runs; the table, a row for each arm."""
     out = Path(config.out) if config.out else Path(config.root) / "report"
-    table = report(Path(config.root), out, journal)
-    journal.say(f"table and plots in {out}")
+    table = report(Path(config.root), out, terminal)
+    terminal.say(f"table and plots in {out}")
     return table

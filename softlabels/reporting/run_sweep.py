@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from softlabels.core.config import validated
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.errors import ConfigError, RunError
 from softlabels.loading.opening import check_place
 from softlabels.reporting.report import check_plots, markdown, report
@@ -29,7 +29,7 @@ class SweepReport:
     problems: list[str] = field(default_factory=list)
 
 
-def run_sweep(config: SweepConfig, journal: Journal) -> SweepReport:
+def run_sweep(config: SweepConfig, terminal: Terminal) -> SweepReport:
     """Train every combination with several seeds; the same call goes on where a killed one stopped.
 
     Each run is a folder ``out/SETTING=VALUE,.../seed-N``, and one that is done is passed over, so a grid may grow.
@@ -39,10 +39,10 @@ def run_sweep(config: SweepConfig, journal: Journal) -> SweepReport:
         ConfigError: a combination is no valid run; all are looked at before the first begins.
     """
     with process_group() as ranks:
-        return _sweep(config, journal if ranks.first else Journal(quiet=True), ranks)
+        return _sweep(config, terminal if ranks.first else Terminal(quiet=True), ranks)
 
 
-def _sweep(config: SweepConfig, journal: Journal, ranks: Ranks) -> SweepReport:
+def _sweep(config: SweepConfig, terminal: Terminal, ranks: Ranks) -> SweepReport:
     root = Path(config.out or "runs/sweep")
     runs = _runs(config, root)
     check_place(root, "run")
@@ -53,26 +53,26 @@ def _sweep(config: SweepConfig, journal: Journal, ranks: Ranks) -> SweepReport:
     check_plots()  # hours before they are drawn
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(held(root)))
-        return _trained(runs, root, journal, ranks)
+        return _trained(runs, root, terminal, ranks)
 
 
-def _trained(runs: list[tuple[str, TrainConfig]], root: Path, journal: Journal, ranks: Ranks) -> SweepReport:
+def _trained(runs: list[tuple[str, TrainConfig]], root: Path, terminal: Terminal, ranks: Ranks) -> SweepReport:
     problems = []
     for done, (name, run) in enumerate(runs):
-        journal.say(f"{done + 1}/{len(runs)}: {name}")
+        terminal.say(f"{done + 1}/{len(runs)}: {name}")
         try:
-            result = run_train(run, Journal(quiet=True))
+            result = run_train(run, Terminal(quiet=True))
         except RunError as problem:
             problems.append(f"{name}: {problem}")
             continue
         if result["last"]:
-            journal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
+            terminal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
-    table = ranks.broadcast(report(root, root / "report", journal) if ranks.first else pd.DataFrame())
+    table = ranks.broadcast(report(root, root / "report", terminal) if ranks.first else pd.DataFrame())
     for line in markdown(table).splitlines():
-        journal.say(line)
-    journal.say(f"table and plots in {root / 'report'}")
+        terminal.say(line)
+    terminal.say(f"table and plots in {root / 'report'}")
     return SweepReport(table, root, problems)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from softlabels.core import locks as _lock
 from softlabels.core.documents import differences, document, joined
 from softlabels.core.files import remove_leftovers, write_text
-from softlabels.core.paths import Place
+from softlabels.core.paths import SafePath
 from softlabels.errors import StoreError
 from softlabels.store._cache import Cache
 from softlabels.store._manifest import NAME, images_name
-from softlabels.store._mirror import Mirror
+from softlabels.store._mirror import RemoteStore
 from softlabels.store._store import (
     RELABELLED,
     Location,
@@ -58,7 +58,7 @@ def copy_images(source: Store, root: Location, cache: Cache | None = None) -> St
     return target
 
 
-def _forget_others(source: Store, mirror: Mirror) -> None:
+def _forget_others(source: Store, mirror: RemoteStore) -> None:
     """Remove the local image of a store that is not there any more, unless another process is just making this one."""
     if (mirror.folder / NAME).exists():
         try:
@@ -72,7 +72,7 @@ def _make(source: Store, folder: Path) -> None:
     remove_leftovers(folder)
     for number, file in enumerate(source.manifest.images):
         name = images_name(number)
-        write_images_file(folder / name, Place(source.root, (name,)).read(file.size))
+        write_images_file(folder / name, SafePath(source.root, (name,)).read(file.size))
     if source.relabelled:
         write_text(folder / RELABELLED, document(Relabelled(store=source.manifest.id, checksums=source.relabelled)))
     write_text(folder / NAME, document(source.manifest))

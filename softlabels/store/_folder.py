@@ -17,7 +17,7 @@ from softlabels.core.arrayfile.arrays import ArrayFormat, bytes_of, check_files,
 from softlabels.core.arrayfile.blosc import decompress
 from softlabels.core.files import TEMPORARY
 from softlabels.core.locks import LOCK
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 from softlabels.store._shard import Header, Owner, Runs, Shard
 
@@ -44,14 +44,14 @@ class Chunk:
 
     array: str
     view: int
-    place: Place
+    place: SafePath
     offset: int
     size: int
     crc32: int
     plain: bool
 
 
-def mismatch(place: Place, chunk: Chunk) -> Damaged:
+def mismatch(place: SafePath, chunk: Chunk) -> Damaged:
     """The error for a chunk whose bytes are not those that were written."""
     return Damaged(f"{place}: array {chunk.array!r}, view {chunk.view} does not match its checksum")
 
@@ -75,7 +75,7 @@ class Away(Protocol):
         """Fetch the headers of these shards, many at a time."""
         ...
 
-    def head(self, shard: Shard) -> Place:
+    def head(self, shard: Shard) -> SafePath:
         """A file, or a folder of files, as long as the shard that begins as it does. Raises Damaged."""
         ...
 
@@ -109,7 +109,7 @@ class Away(Protocol):
 class ShardFolder:
     """The shards of one teacher; those that are `away` are copied here when they are needed."""
 
-    place: Place
+    place: SafePath
     runs: Runs
     owner: Owner
     format: ArrayFormat
@@ -123,7 +123,7 @@ class ShardFolder:
         """While this lasts, the files of a shard are here."""
         return contextlib.nullcontext() if self.away is None else self.away.local(shard)
 
-    def shard_place(self, shard: Shard) -> Place:
+    def shard_place(self, shard: Shard) -> SafePath:
         """Where `shard` lies, or is to lie."""
         return self.place / f"{shard.name}{self.format.suffix}"
 
@@ -165,7 +165,7 @@ class ShardFolder:
         except StoreError as problem:
             raise type(problem)(str(problem).replace(str(place), self.away.where(shard))) from problem
 
-    def _header(self, shard: Shard, place: Place) -> Header:
+    def _header(self, shard: Shard, place: SafePath) -> Header:
         header = self.format.read_header(place, Header)
         self.owner.check(header, shard, str(place))
         check_files(place, self.format, header, self.owner.layout)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from softlabels.core.arrays import Rows
 from softlabels.core.locks import Lock
 from softlabels.core.maps import BEYOND, Memory, mapped, prefetch
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.core.reading import Mapped, guard, shrunken
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
@@ -190,7 +190,7 @@ def _fields(directory: Directory) -> dict[str, _Field]:
 class _Opened:
     """The files of a shard as they were when it was mapped."""
 
-    maps: dict[Place, Mapped]
+    maps: dict[SafePath, Mapped]
     paths: list[str]
     stamp: int
     source: int
@@ -198,7 +198,7 @@ class _Opened:
     chunks: list[Chunk]
 
 
-class Gather:
+class LabelReader:
     """Reads the labels of any rows and views of one teacher.
 
     Every uncompressed file, or copy of one in the cache, is mapped at its first use and shared by all processes through
@@ -368,7 +368,7 @@ class Gather:
 
     def _mapped(self, shard: Shard) -> _Opened:
         folder = self.folder
-        maps: dict[Place, Mapped] = {}
+        maps: dict[SafePath, Mapped] = {}
         statuses = []
         source = 0 if self._unpacked is None else folder.stamp(shard)
         header = self._directory.header(shard)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 
 SCHEMA = pa.schema(
@@ -94,7 +94,7 @@ def contents(images: pa.Table) -> str:
     return hashlib.sha256(images["checksum"].to_numpy().astype("<u8").data).hexdigest()
 
 
-def read(place: Place, rows: int, sha256: str, size: int) -> pa.Table:
+def read(place: SafePath, rows: int, sha256: str, size: int) -> pa.Table:
     """The table in the Parquet file at `place`.
 
     Raises:
@@ -117,7 +117,7 @@ def read(place: Place, rows: int, sha256: str, size: int) -> pa.Table:
     return table
 
 
-def _check_plain(file: pq.ParquetFile, rows: int, place: Place) -> None:
+def _check_plain(file: pq.ParquetFile, rows: int, place: SafePath) -> None:
     meta = file.metadata
     plain = meta.num_rows == rows and file.schema_arrow.remove_metadata().equals(SCHEMA)
     for group in range(meta.num_row_groups if plain else 0):

@@ -19,16 +19,16 @@ from softlabels.core.arrayfile.arrays import write_arrays
 from softlabels.core.arrays import Arrays
 from softlabels.core.documents import document_problems
 from softlabels.core.files import TEMPORARY, can_exchange, remove_leftovers, whole, write_text
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 from softlabels.store._ahead import Ahead
 from softlabels.store._cache import Cache
 from softlabels.store._claims import Claim
 from softlabels.store._folder import CARD, REMOVED, ShardFolder, advice
-from softlabels.store._gather import Gather, check_extent
+from softlabels.store._gather import LabelReader, check_extent
 from softlabels.store._layout import TeacherCard, check_arrays
 from softlabels.store._manifest import Manifest
-from softlabels.store._mirror import Mirror, Shelf
+from softlabels.store._mirror import RemoteStore, ShardSource
 from softlabels.store._shard import MOST_VIEWS, Header, Owner, Shard
 from softlabels.store._unpacked import unit
 
@@ -54,18 +54,18 @@ class TeacherLabels:
         manifest: Manifest,
         name: str,
         card: TeacherCard,
-        mirror: Mirror | None = None,
+        mirror: RemoteStore | None = None,
         cache: Cache | None = None,
     ) -> None:
         self.root = root
         self.name = name
         self.card = card
         owner = Owner(manifest.ids, name, card.digest, card.layout, card.compression)
-        local = ShardFolder(Place(root, (name,)), manifest.runs, owner, FORMATS[card.format])
+        local = ShardFolder(SafePath(root, (name,)), manifest.runs, owner, FORMATS[card.format])
         self._mirror, self._cache = mirror, cache
-        self._shelf = None if mirror is None else Shelf(mirror, name, local)
+        self._shelf = None if mirror is None else ShardSource(mirror, name, local)
         self._folder = replace(local, away=self._shelf)
-        self._gather: Gather | None = None
+        self._gather: LabelReader | None = None
         self._headers: dict[Shard, tuple[int, Header]] = {}
         self._current = False
         self._broken: tuple[Shard, ...] = ()
@@ -119,9 +119,9 @@ class TeacherLabels:
         return self._reader.ahead(np.asarray(rows, np.int64), np.asarray(views, np.int64))
 
     @property
-    def _reader(self) -> Gather:
+    def _reader(self) -> LabelReader:
         if self._gather is None:
-            self._gather = Gather(self._folder, self._cache)
+            self._gather = LabelReader(self._folder, self._cache)
         return self._gather
 
     def labelled(self, rows: ArrayLike) -> NDArray[np.bool_]:

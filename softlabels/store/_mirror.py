@@ -17,7 +17,7 @@ from pathlib import Path
 
 from softlabels.core import locks as _lock
 from softlabels.core.files import TEMPORARY, write_text
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, discard, drop, enter, entered, making, used
 from softlabels.store._claims import Claim, claimed
@@ -29,7 +29,7 @@ _HEADS, _VERSIONS = ".heads", ".versions"
 _LARGEST_DOCUMENT = 1 << 36
 
 
-class Mirror:
+class RemoteStore:
     """The local folder of the store at `url`.
 
     Its `objects` are listed once and then kept as this process changes them; what other machines write meanwhile is
@@ -135,12 +135,12 @@ class Mirror:
             del self.objects[name]
 
 
-class Shelf:
+class ShardSource:
     """One teacher's shards behind a URL; `local` is the folder of their copies."""
 
-    def __init__(self, mirror: Mirror, teacher: str, local: ShardFolder) -> None:
+    def __init__(self, mirror: RemoteStore, teacher: str, local: ShardFolder) -> None:
         self._mirror, self._teacher, self._local = mirror, teacher, local
-        self._headed: dict[Shard, Place] = {}
+        self._headed: dict[Shard, SafePath] = {}
 
     @property
     def limit(self) -> int | None:
@@ -154,7 +154,7 @@ class Shelf:
 
     @contextlib.contextmanager
     def writing(self, part: tuple[int, int]) -> Iterator[Claim]:
-        """See `Mirror.writing`."""
+        """See `RemoteStore.writing`."""
         with self._mirror.writing(self._teacher, part) as claim:
             self._headed.clear()
             yield claim
@@ -194,7 +194,7 @@ class Shelf:
             for shard, data in zip(some, begun, strict=True):
                 self._lay_head(shard, data)
 
-    def head(self, shard: Shard) -> Place:
+    def head(self, shard: Shard) -> SafePath:
         """A file, or a folder of files, as long as the shard that begins as it does. Raises Damaged."""
         if shard not in self._headed:
             if not self._objects(shard):
@@ -291,7 +291,7 @@ class Shelf:
                 for name, each in objects.items():
                     inner = name[len(self._name(shard)) + 1 :]
                     self._mirror.remote.download(name, each.size, fresh / inner if inner else fresh)
-                problems = replace(self._local, place=Place(room)).problems(shard)
+                problems = replace(self._local, place=SafePath(room)).problems(shard)
                 if not problems:
                     self._mirror.cache.keep(
                         self._note(shard), self._version(shard), self.size(shard), lambda: self._install(shard, fresh)
@@ -345,8 +345,8 @@ class Shelf:
         said = "\n".join(f"{name} {each.version}" for name, each in self._objects(shard).items())
         return hashlib.sha256(said.encode()).hexdigest()[:32]
 
-    def _head_place(self, shard: Shard) -> Place:
-        return Place(self._mirror.folder, (_HEADS, self._teacher, self._version(shard), self._file(shard)))
+    def _head_place(self, shard: Shard) -> SafePath:
+        return SafePath(self._mirror.folder, (_HEADS, self._teacher, self._version(shard), self._file(shard)))
 
     def _file(self, shard: Shard) -> str:
         return f"{shard.name}{self._local.format.suffix}"

@@ -29,7 +29,7 @@ from softlabels.core.documents import (
     read_document,
 )
 from softlabels.core.files import remove_leftovers, whole, write_text
-from softlabels.core.paths import Place
+from softlabels.core.paths import SafePath
 from softlabels.core.types import LOGITS
 from softlabels.errors import StoreError, did_you_mean
 from softlabels.store import _images
@@ -38,7 +38,7 @@ from softlabels.store._folder import CARD
 from softlabels.store._labels import TeacherLabels
 from softlabels.store._layout import TeacherCard, check_chunks
 from softlabels.store._manifest import NAME, ImageFile, Manifest, grown_id, identity, images_name, store_id
-from softlabels.store._mirror import Mirror
+from softlabels.store._mirror import RemoteStore
 
 _SUM = "# sha256 of all above: "
 _SHARD = re.compile(r"\d{5,12}-v\d{1,6}-\d{1,6}\.(h5|zarr)")
@@ -72,7 +72,7 @@ class Store:
     """All labels of a data set, in the folder `root`, or behind a URL of which `root` is the local image."""
 
     def __init__(
-        self, root: Path, manifest: Manifest, mirror: Mirror | None = None, cache: Cache | None = None
+        self, root: Path, manifest: Manifest, mirror: RemoteStore | None = None, cache: Cache | None = None
     ) -> None:
         self.root = root
         self.manifest = manifest
@@ -95,7 +95,7 @@ class Store:
     @cached_property
     def images(self) -> pa.Table:
         """The images in row order: key, label (-1: none), checksum of the content. Raises StoreError when damaged."""
-        place = Place(self.root)
+        place = SafePath(self.root)
         tables = [
             _images.read(place / images_name(number), file.rows, file.sha256, file.size)
             for number, file in enumerate(self.manifest.images)
@@ -126,7 +126,7 @@ class Store:
     @cached_property
     def relabelled(self) -> dict[int, int]:
         """Rows whose image had other content when the store was made, which nobody could read, and its checksum now."""
-        place = Place(self.root, (RELABELLED,))
+        place = SafePath(self.root, (RELABELLED,))
         if not place.path.exists():
             return {}
         relabelled = read_document(place, Relabelled).checksums
@@ -187,7 +187,7 @@ class Store:
             there = self._mirror.objects
             entries = {(parts[0], parts[1]) for name in there if len(parts := name.split("/")) > 1}
         else:
-            entries = {(name, each) for name in _folders(self.root) for each in Place(self.root, (name,)).entries()}
+            entries = {(name, each) for name in _folders(self.root) for each in SafePath(self.root, (name,)).entries()}
         carded = {folder for folder, name in entries if name == CARD}
         lost = sorted(folder for folder, name in entries if folder not in carded and _SHARD.fullmatch(name))
         return [
@@ -214,7 +214,7 @@ class Store:
             StoreError: the name cannot be a folder's, or the labels there are of another teacher, codec or format.
         """
         self.check_teacher(name, card)
-        place, mirror = Place(self.root, (name, CARD)), self._mirror
+        place, mirror = SafePath(self.root, (name, CARD)), self._mirror
         if mirror is not None and f"{name}/{CARD}" not in mirror.objects:
             with mirror.alone(name):  # of two machines that begin at the same time one makes the card
                 if f"{name}/{CARD}" in mirror.objects:
@@ -309,7 +309,7 @@ class Store:
         """
         problems = []
         try:
-            problems += document_problems(Place(self.root, (NAME,)), self.manifest)
+            problems += document_problems(SafePath(self.root, (NAME,)), self.manifest)
             self.__dict__.pop("relabelled", None)
             self.relabelled  # noqa: B018  (read again, and so checked)
             problems += [f"{self.root / name} is not of this store" for name in self._strays()]
@@ -325,12 +325,12 @@ class Store:
     def _strays(self) -> list[str]:
         """Files whose names look like ours but that the manifest does not know; others may keep files here, too."""
         known = {images_name(number) for number in range(len(self.manifest.images))}
-        names = Place(self.root).entries()
+        names = SafePath(self.root).entries()
         return [name for name in names if name.startswith("images") and name.endswith(".parquet") and name not in known]
 
     def _changed_texts(self) -> list[str]:
         """What `keep` wrote and is not as it was: commands may be run from it."""
-        place, problems = Place(self.root), []
+        place, problems = SafePath(self.root), []
         for name in place.entries():
             if name.startswith(("dump-", "import-")) and name.endswith(".yaml"):
                 text, mark, found = (place / name).read(LARGEST).rpartition(_SUM.encode())
@@ -339,7 +339,7 @@ class Store:
         return problems
 
     def _labels(self, name: str) -> TeacherLabels:
-        place = Place(self.root, (name, CARD))
+        place = SafePath(self.root, (name, CARD))
         card = read_document(place, TeacherCard)
         if card.output != output_name(name):
             raise StoreError(
@@ -417,7 +417,7 @@ def create(
 
 def check_new(root: Location) -> None:
     """Raise StoreError when no store can be made at `root`, where there is none; nothing is written."""
-    if isinstance(root, Mirror) or is_url(root):
+    if isinstance(root, RemoteStore) or is_url(root):
         return
     folder = folder_of(root)
     refuse_inside(folder)
@@ -441,7 +441,7 @@ def check_same(
     _refuse_differences(store, dict(data), what, _images.normalised(images, known))
 
 
-Location = str | os.PathLike[str] | Mirror
+Location = str | os.PathLike[str] | RemoteStore
 """Where a store is, or is to be: a folder, a URL, or a URL whose objects are listed already."""
 
 
@@ -471,24 +471,24 @@ def find_store(root: Location, cache: Cache | None = None) -> Store | None:
     return open_store(mirror or root, cache) if there else None
 
 
-def mirrored(root: Location, cache: Cache | None) -> Mirror | None:
+def mirrored(root: Location, cache: Cache | None) -> RemoteStore | None:
     """The local image of a remote store, its documents as they were there when it was listed; None for a folder."""
-    if isinstance(root, Mirror):
+    if isinstance(root, RemoteStore):
         return root
     if not is_url(root):
         return None
-    mirror = Mirror(str(root), cache or Cache.at())
+    mirror = RemoteStore(str(root), cache or Cache.at())
     bring_documents(mirror)
     return mirror
 
 
 def folder_of(root: Location) -> Path:
     """The folder in which this machine has a store: its own, or that of the local image."""
-    return root.folder if isinstance(root, Mirror) else Path(root).absolute()
+    return root.folder if isinstance(root, RemoteStore) else Path(root).absolute()
 
 
 @contextlib.contextmanager
-def making_store(mirror: Mirror | None) -> Iterator[None]:
+def making_store(mirror: RemoteStore | None) -> Iterator[None]:
     """Be the only process, of all machines, that makes a store behind a URL, where there is none yet.
 
     Another process that does is waited for, and what it made is seen then.
@@ -501,12 +501,12 @@ def making_store(mirror: Mirror | None) -> Iterator[None]:
         yield
 
 
-def bring_documents(mirror: Mirror) -> None:
+def bring_documents(mirror: RemoteStore) -> None:
     """Copy the documents of a remote store here, if there is one."""
     if NAME not in mirror.objects:
         return
     mirror.bring(NAME)
-    manifest = read_document(Place(mirror.folder, (NAME,)), Manifest)
+    manifest = read_document(SafePath(mirror.folder, (NAME,)), Manifest)
     for number in range(len(manifest.images)):
         mirror.bring(images_name(number))
     if RELABELLED in mirror.objects:
@@ -515,7 +515,7 @@ def bring_documents(mirror: Mirror) -> None:
         mirror.bring(f"{name}/{CARD}")
 
 
-def _forget_others(mirror: Mirror, data: dict[str, Any], what: dict[str, Any], table: pa.Table) -> None:
+def _forget_others(mirror: RemoteStore, data: dict[str, Any], what: dict[str, Any], table: pa.Table) -> None:
     """Remove the local image of a store that is not there any more, unless another process is just making this one."""
     if (mirror.folder / NAME).exists():
         try:
@@ -524,7 +524,7 @@ def _forget_others(mirror: Mirror, data: dict[str, Any], what: dict[str, Any], t
             mirror.forget()
 
 
-def publish_documents(mirror: Mirror, manifest: Manifest) -> None:
+def publish_documents(mirror: RemoteStore, manifest: Manifest) -> None:
     """Bring the remote documents up to date; the manifest, which makes it a store, comes last."""
     for number in range(len(manifest.images)):
         mirror.publish(images_name(number))
@@ -533,10 +533,10 @@ def publish_documents(mirror: Mirror, manifest: Manifest) -> None:
     mirror.publish(NAME)
 
 
-def open_folder(folder: Path, mirror: Mirror | None = None, cache: Cache | None = None) -> Store:
+def open_folder(folder: Path, mirror: RemoteStore | None = None, cache: Cache | None = None) -> Store:
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a folder; a label store is made by `softlabels dump`")
-    place = Place(folder)
+    place = SafePath(folder)
     if NAME not in place.entries():
         raise StoreError(f"{folder} has no {NAME}: it is no label store, or was not copied whole")
     manifest = read_document(place / NAME, Manifest)
@@ -559,7 +559,7 @@ def open_folder(folder: Path, mirror: Mirror | None = None, cache: Cache | None 
     return Store(folder, manifest, mirror, cache)
 
 
-def _wrong_id(place: Place) -> StoreError:
+def _wrong_id(place: SafePath) -> StoreError:
     return StoreError(f"{place / NAME} has an id that its other values do not give; copy it again from its source")
 
 

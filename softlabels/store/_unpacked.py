@@ -26,7 +26,7 @@ import numpy as np
 from softlabels.core import locks
 from softlabels.core.arrayfile.arrays import ArrayLayout
 from softlabels.core.documents import json_digest
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 from softlabels.store._cache import COPIES, COPYING, Cache, drop, making, used
 from softlabels.store._folder import Chunk, ShardFolder
@@ -131,7 +131,7 @@ class Unpacked:
             raise Damaged(problem)
 
     def _chunks(self, shard: Shard) -> list[Chunk]:
-        place = Place(self._cache.folder, self._path(shard).relative_to(self._cache.folder).parts)
+        place = SafePath(self._cache.folder, self._path(shard).relative_to(self._cache.folder).parts)
         order, found, start = self._order(shard), [], 0
         with place.open() as handle:
             end = place.read_at(handle, self.size(shard) - 4 * len(order), 4 * len(order))

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, SomeImages, content_checksums
-from softlabels.loading.batches import LabelledPictures, Workers, batches
+from softlabels.loading.batches import LabelledViews, Workers, batches
 from softlabels.loading.checks import divergence
 from softlabels.loading.samplers import OneViewEach
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.models import Preprocessing, logits_of
 from softlabels.models.devices import Passes
 from softlabels.training.distributed import SINGLE, Ranks
@@ -81,7 +81,7 @@ def classifier(network: nn.Module, preprocessing: Preprocessing, runtime: Runtim
 
 
 def evaluate(
-    classify: Classifier, pictures: Pictures, *, batch_size: int, workers: Workers = 0, ranks: Ranks = SINGLE
+    classify: Classifier, pictures: ViewDataset, *, batch_size: int, workers: Workers = 0, ranks: Ranks = SINGLE
 ) -> Score:
     """Score a classifier on the first view of every labelled image, each counted once by one of the processes.
 
@@ -92,7 +92,7 @@ def evaluate(
     own = ranks.slice(rows)
     todo = [own[start : start + batch_size] * pictures.views for start in range(0, len(own), batch_size)]
     sums = torch.zeros(3, dtype=torch.float64)
-    for batch in batches(LabelledPictures(pictures), todo, workers=workers):
+    for batch in batches(LabelledViews(pictures), todo, workers=workers):
         sums += _score(passes(batch.pictures).float().cpu(), batch.targets)
     top1, top5, loss = (ranks.all_reduce(sums) / max(len(rows), 1)).tolist()
     return Score(top1, top5, loss, len(rows))
@@ -102,7 +102,7 @@ def evaluate(
 class Evaluator:
     """What a student is scored on while it is trained."""
 
-    pictures: Pictures
+    pictures: ViewDataset
     preprocessing: Preprocessing
     batch_size: int
     workers: Workers

@@ -19,7 +19,7 @@ from softlabels.core.files import whole, write_json
 from softlabels.core.installed import required
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.views import RECIPES
 
 Form = Literal["torch", "onnx", "int8"]
@@ -29,10 +29,10 @@ _LARGEST = {"torch": 1e-3, "onnx": 1e-3, "int8": float("inf")}
 """Difference of logits that is still rounding, as a share of the largest logit; what int8 loses is to be measured."""
 
 _NOISE = 256
-"""Pictures of noise on which answers are compared where there are no images."""
+"""Images of noise on which answers are compared where there are no images."""
 
 _TRACED, _TRIED = 2, 3
-"""Pictures that the student is traced with, and others that the result is tried with: the batch is free."""
+"""Images that the student is traced with, and others that the result is tried with: the batch is free."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _shown(wanted: models.Preprocessing, images: Images | None, batch: int = 64)
             shape = (len(rows), 3, wanted.size, wanted.size)
             yield torch.randint(0, 256, shape, dtype=torch.uint8, generator=dice), torch.full((len(rows),), -1)
         else:
-            clean = Pictures(images, RECIPES.make("clean"), 0, 1, image_spec(wanted))
+            clean = ViewDataset(images, RECIPES.make("clean"), 0, 1, image_spec(wanted))
             yield clean.render(rows, np.zeros_like(rows)), torch.from_numpy(images.labels[rows].astype(np.int64))
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from softlabels.core.files import remove_leftovers
-from softlabels.core.progress import Journal, Metrics
+from softlabels.core.progress import Metrics, Terminal
 from softlabels.errors import ConfigError, RunError
-from softlabels.loading.batches import Batch, LabelledPictures, batches
+from softlabels.loading.batches import Batch, LabelledViews, batches
 from softlabels.loading.samplers import OneViewEach, ShuffledShards
 from softlabels.models import Preprocessing, write_weights
 from softlabels.models.devices import first_line, is_out_of_memory
@@ -59,7 +59,7 @@ class StepSampler:
     Each pass of a step is cut into one slice per process, so that any number of processes makes the same steps.
     """
 
-    samples: LabelledPictures
+    samples: LabelledViews
     settings: TrainSettings
     ranks: Ranks = SINGLE
 
@@ -111,7 +111,7 @@ def train(
     runtime: Runtime,
     evaluator: Evaluator | None = None,
     metadata: Mapping[str, str] | None = None,
-    journal: Journal,
+    terminal: Terminal,
     note: Callable[[dict[str, Any]], None] | None = None,
 ) -> TrainReport:
     """Train to the last step, from the newest checkpoint in `folder` where there is one.
@@ -139,12 +139,12 @@ def train(
     if ranks.first:
         remove_leftovers(folder)
         remove_leftovers(folder / CHECKPOINTS)
-    progress, records = _resume(state, task, folder / CHECKPOINTS, journal, steps, runtime)
+    progress, records = _resume(state, task, folder / CHECKPOINTS, terminal, steps, runtime)
     metrics = Metrics(folder, keep_until=progress.step, records=records)
     if ranks.first and progress.step:
         metrics.write()  # the files are those of the checkpoint from now on
     began, seen = time.monotonic(), 0
-    with journal.progress("train", steps, "steps", done=progress.step) as advance:
+    with terminal.progress("train", steps, "steps", done=progress.step) as advance:
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
             for step, passes in _batches(task.samples, sampler.epoch(epoch, within), runtime):
@@ -195,13 +195,15 @@ def train(
             if ended or due:
                 _save(state, progress, metrics, folder, ranks)
     if progress.step < steps:
-        journal.say(f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain")
+        terminal.say(
+            f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain"
+        )
     seconds = time.monotonic() - began
     return TrainReport(progress.best, progress.last, progress.step, seen / max(seconds, 1e-9), seconds)
 
 
 def _batches(
-    samples: LabelledPictures, steps: list[OptimizerStep], runtime: Runtime
+    samples: LabelledViews, steps: list[OptimizerStep], runtime: Runtime
 ) -> Iterator[tuple[OptimizerStep, list[Batch]]]:
     """This process's batches of each step."""
     numbers = samples.ahead([each for step in steps for each in step.passes])
@@ -310,7 +312,7 @@ def _save(state: TrainState, progress: _Progress, metrics: Metrics, folder: Path
 
 
 def _resume(
-    state: TrainState, task: Task, folder: Path, journal: Journal, steps: int, runtime: Runtime
+    state: TrainState, task: Task, folder: Path, terminal: Terminal, steps: int, runtime: Runtime
 ) -> tuple[_Progress, list[dict[str, Any]] | None]:
     """The progress at the newest sound checkpoint, and the records of the epochs until then, where it holds them.
 
@@ -336,6 +338,6 @@ def _resume(
             f"{folder} to start it anew"
         ) from problem
     for each in problems:
-        journal.say(f"{each}; the one before it is used")
-    journal.say(f"going on from step {step:,} of {steps:,}")
+        terminal.say(f"{each}; the one before it is used")
+    terminal.say(f"going on from step {step:,} of {steps:,}")
     return progress, held.get("records")

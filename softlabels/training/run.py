@@ -16,17 +16,17 @@ from softlabels.choices import StudentChoice
 from softlabels.codecs import SparseCodec
 from softlabels.core.config import validated
 from softlabels.core.files import write_json
-from softlabels.core.progress import Journal, duration, plural, rate
+from softlabels.core.progress import Terminal, duration, plural, rate
 from softlabels.datasets import Images, check_there, open_images, subset
 from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
 from softlabels.loading import opening
-from softlabels.loading.batches import LabelledPictures
+from softlabels.loading.batches import LabelledViews
 from softlabels.loading.checks import compare_digests, compare_partners
 from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_classes, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import spread, window_notes
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.losses import Objective
 from softlabels.models import (
     Preprocessing,
@@ -74,13 +74,13 @@ CLASSIFIER = "classifier"
 """In `train_only`: the layer that tells the classes, whatever the network calls it."""
 
 
-def run_train(config: TrainConfig, journal: Journal) -> dict[str, Any]:
+def run_train(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     """Train a student; returns the run's result, which is also written to its folder as the last thing.
 
     Under `torchrun` every process calls this; the first one talks and writes.
     """
     with process_group() as ranks:
-        return _run(config, journal if ranks.first else Journal(quiet=True), ranks)
+        return _run(config, terminal if ranks.first else Terminal(quiet=True), ranks)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -111,21 +111,21 @@ def check_train_files(config: TrainConfig) -> None:
         check_there(config.eval_data.make(), config.data_dir)
 
 
-def _run(config: TrainConfig, journal: Journal, ranks: Ranks) -> dict[str, Any]:
+def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> dict[str, Any]:
     check_settings(config)
     folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
     before = ranks.on_first(lambda: _before(folder, config))
     if before is not None and before.result is not None:
-        ranks.on_first(lambda: _report_done(before, config, journal))
+        ranks.on_first(lambda: _report_done(before, config, terminal))
         return before.result
     check_train_files(config)
     spec = _student(config)
     inputs = Inputs(config, spec)
-    known = ranks.on_first(lambda: _known(inputs, before, config, journal))
+    known = ranks.on_first(lambda: _known(inputs, before, config, terminal))
     inputs.views = None if before is None or before.inputs is None else before.inputs.get("views")
     with ExitStack() as stack:
-        return _train(config, spec, folder, inputs, known, stack, journal, ranks)
+        return _train(config, spec, folder, inputs, known, stack, terminal, ranks)
 
 
 def _before(folder: Path, config: TrainConfig) -> Record | None:
@@ -136,29 +136,29 @@ def _before(folder: Path, config: TrainConfig) -> Record | None:
     return found
 
 
-def _known(inputs: Inputs, before: Record | None, config: TrainConfig, journal: Journal) -> dict[str, Any]:
+def _known(inputs: Inputs, before: Record | None, config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     """What goes into the run. Raises RunError when something else went into the one `before`."""
-    known = inputs.known(_held_out(config, inputs.images, Journal(quiet=True)))
+    known = inputs.known(_held_out(config, inputs.images, Terminal(quiet=True)))
     if before is not None:
         before.check_inputs(known)
         if before.inputs is None:
-            journal.say(f"{before.folder} does not say what went into the run so far; that is not compared")
+            terminal.say(f"{before.folder} does not say what went into the run so far; that is not compared")
     return known
 
 
-def _report_done(done: Record, config: TrainConfig, journal: Journal) -> None:
+def _report_done(done: Record, config: TrainConfig, terminal: Terminal) -> None:
     """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
     try:
         now = Inputs(config, _student(config))
-        done.check_inputs(now.known(_held_out(config, now.images, Journal(quiet=True))))
+        done.check_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
     except RunError:
         raise
     except (SoftlabelsError, KeyError) as problem:
         reason = problem.args[0] if problem.args else problem
-        journal.say(f"{done.folder} is done already; what went into it is not there to be compared: {reason}")
+        terminal.say(f"{done.folder} is done already; what went into it is not there to be compared: {reason}")
         return
     unknown = "; what went into it was not recorded and is not compared" if done.inputs is None else ""
-    journal.say(f"{done.folder} is done already; nothing to do{unknown}")
+    terminal.say(f"{done.folder} is done already; nothing to do{unknown}")
 
 
 def _train(
@@ -168,7 +168,7 @@ def _train(
     inputs: Inputs,
     known: Mapping[str, Any],
     stack: ExitStack,
-    journal: Journal,
+    terminal: Terminal,
     ranks: Ranks,
 ) -> dict[str, Any]:
     """Make the steps that are left. The folder is held for this process within `stack`."""
@@ -206,7 +206,7 @@ def _train(
         *notes,
         *task.describe(),
     ]
-    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, journal)
+    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, terminal)
 
     def begin_run() -> dict[str, Any] | None:
         stack.enter_context(held(folder))
@@ -217,14 +217,14 @@ def _train(
 
     done = ranks.on_first(begin_run)
     if done is not None:  # by another process, since this one looked
-        journal.say(f"{folder} is done already; nothing to do")
+        terminal.say(f"{folder} is done already; nothing to do")
         return done
     for line in header:
-        journal.say(line)
+        terminal.say(line)
 
     shown = config.model_dump(mode="json", exclude={"track"})
     with (
-        tracked([each.make() for each in config.track if ranks.first], folder, shown, journal) as trackers,
+        tracked([each.make() for each in config.track if ranks.first], folder, shown, terminal) as trackers,
         _explained_interrupt(folder / CHECKPOINTS),
     ):
         report = train(
@@ -236,7 +236,7 @@ def _train(
             runtime=runtime,
             evaluator=evaluator,
             metadata=metadata,
-            journal=journal,
+            terminal=terminal,
             note=trackers.record,
         )
     result = _result(report, network, task, folder)
@@ -244,7 +244,7 @@ def _train(
         result |= _compared(network, preprocessing, task, config, runtime, folder)
     if ranks.first:
         write_json(folder / RESULT, result)
-    _say(result, folder, journal)
+    _say(result, folder, terminal)
     return result
 
 
@@ -317,20 +317,20 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
     images = inputs.images
     recipe = inputs.recipe
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
-    pictures = Pictures(images, recipe, config.seed, views, image_spec(preprocessing))
+    pictures = ViewDataset(images, recipe, config.seed, views, image_spec(preprocessing))
     more = image_notes(images)
     note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
     if config.teacher:
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
         names = [teacher.name for teacher in targets.teachers]
-        task, lines = _with_teachers(config, LabelledPictures(pictures), targets, names)
+        task, lines = _with_teachers(config, LabelledViews(pictures), targets, names)
         return task, classes, [f"{note}, {', '.join(names)} live", *more, *inputs.notes, *lines]
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
     _check_without_teacher(config)
-    return Task(LabelledPictures(pictures), NoTargets(), objective), len(images.classes), [note, *more]
+    return Task(LabelledViews(pictures), NoTargets(), objective), len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -351,7 +351,7 @@ def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
 
 
 def _with_teachers(
-    config: TrainConfig, samples: LabelledPictures, targets: Targets, teachers: Sequence[str]
+    config: TrainConfig, samples: LabelledViews, targets: Targets, teachers: Sequence[str]
 ) -> tuple[Task, list[str]]:
     """A task with teachers, and lines about it."""
     objective, notes = _objective(config, 0.0), []
@@ -386,7 +386,7 @@ def _check_without_teacher(config: TrainConfig) -> None:
             raise ConfigError(f"{flag} needs a teacher; give `labels=STORE` or `teacher=NAME`")
 
 
-def _live_targets(config: TrainConfig, pictures: Pictures, inputs: Inputs) -> LiveTargets:
+def _live_targets(config: TrainConfig, pictures: ViewDataset, inputs: Inputs) -> LiveTargets:
     teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
@@ -426,8 +426,8 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         notes.append(f"{matched.without:,} images have no labels and are left out")
         images = subset(images, matched.rows)
     _check_pixels(labels, images, teachers)
-    pictures = Pictures.of_store(labels.store, images, views, image_spec(preprocessing))
-    samples = LabelledPictures(pictures, labels, matched.label_rows, folders)
+    pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
+    samples = LabelledViews(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
     task, more = _with_teachers(config, samples, targets, teachers)
@@ -509,16 +509,16 @@ def _evaluator(
     classes: int,
     names: Sequence[str],
     runtime: Runtime,
-    journal: Journal,
+    terminal: Terminal,
 ) -> Evaluator | None:
     """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
-    tested = _held_out(config, images, journal)
+    tested = _held_out(config, images, terminal)
     if tested is None:
         return None
     if not (tested.labels >= 0).any():
         if config.eval_data is not None:
             raise DataError(f"{tested.name} has no hard labels to score against; choose `eval_data`")
-        journal.say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
+        terminal.say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
         return None
     check_classes(tested, names, "the student")
     # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
@@ -526,15 +526,15 @@ def _evaluator(
     if len(tested.classes) != classes and not fewer:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose `eval_data`")
     for line in image_notes(tested):
-        journal.say(line)
+        terminal.say(line)
     preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
-    pictures = Pictures(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
+    pictures = ViewDataset(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
-        journal.say(f"evaluated on pictures of {config.eval_size} px")
+        terminal.say(f"evaluated on pictures of {config.eval_size} px")
     return Evaluator(pictures, preprocessing, max(config.batch_size, 256), config.helpers(tested), runtime)
 
 
-def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images | None:
+def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images | None:
     """What the student is evaluated on; None where there is nothing.
 
     Images that are trained on are left out of a side that was found, and counted where the user named the images.
@@ -543,7 +543,7 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
         tested = open_data(config.eval_data, config.data_dir, "test")
         known = trained_on(tested, images)
         if len(known):
-            journal.say(
+            terminal.say(
                 f"warning: {len(known):,} of the {len(tested):,} images of {tested.name} are trained on; of these the "
                 f"score tells what was memorised"
             )
@@ -551,16 +551,16 @@ def _held_out(config: TrainConfig, images: Images, journal: Journal) -> Images |
     try:
         tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
     except DataError as problem:
-        journal.say(f"no evaluation: {problem}; name images with `eval_data`")
+        terminal.say(f"no evaluation: {problem}; name images with `eval_data`")
         return None
     known = trained_on(tested, images)
     # What `limit` or a missing label leaves out of the one side that there is makes no held-out side.
     if len(known) in (len(tested), len(images)):
-        journal.say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
+        terminal.say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
         return None
     if not len(known):
         return tested
-    journal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
+    terminal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
     return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 
@@ -596,10 +596,10 @@ def _compared(
     return {"closeness": asdict(agreement)}
 
 
-def _say(result: Mapping[str, Any], folder: Path, journal: Journal) -> None:
+def _say(result: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
     best, last = result["best"], result["last"]
     scores = f"top-1 {last['top1']:.2%} at the end, {best['top1']:.2%} at best; " if best and last else ""
-    journal.say(
+    terminal.say(
         f"{scores}{rate(result['pictures_per_second'])} pictures/s, {duration(result['seconds'])}; student in "
         f"{folder / 'best.safetensors'}"
     )

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import Given, read_yaml, without_settings
-from softlabels.core.progress import Journal, plural
+from softlabels.core.progress import Terminal, plural
 from softlabels.errors import DataError, StoreError
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import check_teacher_files, describe, limited, open_data, open_teacher
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import FileNetwork, TeacherSpec, weights_file
 from softlabels.training.config import EvalConfig
 from softlabels.training.evaluate import Score, evaluate
 from softlabels.views import RECIPES
 
 
-def run_eval(config: EvalConfig, journal: Journal) -> Score:
+def run_eval(config: EvalConfig, terminal: Terminal) -> Score:
     """Score any network on the clean view of each labelled image."""
     data, data_dir = config.data, config.data_dir
     if data is None:
@@ -26,16 +26,16 @@ def run_eval(config: EvalConfig, journal: Journal) -> Score:
     spec = config.student.make(config.weights, config.size)
     check_teacher_files([spec], config.class_map)
     config.torch_device()
-    images = describe(open_data(data, data_dir, config.split), journal)
+    images = describe(open_data(data, data_dir, config.split), terminal)
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to score against; give `data` with labels")
     network = open_teacher(
-        spec, config, images, clean=True, class_map=config.class_map, role="student", say=journal.say
+        spec, config, images, clean=True, class_map=config.class_map, role="student", say=terminal.say
     )
-    pictures = Pictures(images, RECIPES.make("clean"), 0, 1, image_spec(network.preprocessing))
+    pictures = ViewDataset(images, RECIPES.make("clean"), 0, 1, image_spec(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
-    journal.say(
+    terminal.say(
         f"{network.name}, {_scored_weights(spec)}, on {plural(score.images, 'image')}: top-1 {score.top1:.2%}, top-5 "
         f"{score.top5:.2%}, cross-entropy {score.cross_entropy:.4f}"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.errors import ModelError
 from softlabels.loading.opening import limited, open_data
 from softlabels.models import read_description, weights_file
@@ -13,7 +13,7 @@ from softlabels.training.config import ExportConfig
 from softlabels.training.export import Exported
 
 
-def run_export(config: ExportConfig, journal: Journal) -> Exported:
+def run_export(config: ExportConfig, terminal: Terminal) -> Exported:
     """Write a student for other programs, and say how its answers differ: on `data`, else on pictures of noise."""
     student, form, function = Path(config.student), config.format, config.function
     if function is None:
@@ -29,7 +29,7 @@ def run_export(config: ExportConfig, journal: Journal) -> Exported:
     if config.data is not None:
         images = limited(open_data(config.data, config.data_dir, config.split), config.limit, 0)
     written = exporting.export(student, form, None if config.out is None else Path(config.out), function)
-    journal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
+    terminal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
     if images is None and form != "int8":
         return written
     agreement = exporting.compare_file(student, written, form, images, function)
@@ -37,5 +37,5 @@ def run_export(config: ExportConfig, journal: Journal) -> Exported:
     line = f"student and file name the same class of {agreement.agreed:.2%} of {agreement.images:,} {what}"
     if agreement.student_top1 is not None and agreement.exported_top1 is not None:
         line += f"; top-1 of the student {agreement.student_top1:.2%}, of the file {agreement.exported_top1:.2%}"
-    journal.say(line)
+    terminal.say(line)
     return written

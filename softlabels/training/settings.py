@@ -63,7 +63,7 @@ class TrainSettings(CommandConfig):
 
     @property
     def effective_batch(self) -> int:
-        """Pictures of an optimizer step: of all its forward passes, in all processes."""
+        """Images of an optimizer step: of all its forward passes, in all processes."""
         return self.batch_size * self.accumulate
 
     @property

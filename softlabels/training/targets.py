@@ -17,9 +17,9 @@ from softlabels.codecs import SparseCodec
 from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
-from softlabels.loading.batches import Batch, LabelledPictures, as_mapping
+from softlabels.loading.batches import Batch, LabelledViews, as_mapping
 from softlabels.loading.labels import Labels, blending_words
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
@@ -153,7 +153,7 @@ class LiveTargets:
     """Teachers in the loop, each on its own rendering of the very same views: the control of every offline claim."""
 
     teachers: Sequence[Teacher]
-    pictures: Sequence[Pictures]
+    pictures: Sequence[ViewDataset]
     image_spec: ImageSpec
     blend: Blend
     temperature: float
@@ -363,7 +363,7 @@ class Task:
     the last.
     """
 
-    samples: LabelledPictures
+    samples: LabelledViews
     targets: Targets
     objective: Objective
     alpha_end: float | None = None

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from softlabels.core.config import Part, Table
 from softlabels.core.files import read_json, write_json
 from softlabels.core.installed import required
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.errors import RunError
 
 IDS = "tracking.json"
@@ -199,8 +199,8 @@ class _MLflow:
 class Trackers:
     """Several trackers as one; each is left behind at its first failure."""
 
-    def __init__(self, opened: Mapping[str, Tracking], journal: Journal) -> None:
-        self._opened, self._journal = dict(opened), journal
+    def __init__(self, opened: Mapping[str, Tracking], terminal: Terminal) -> None:
+        self._opened, self._journal = dict(opened), terminal
 
     def record(self, record: Mapping[str, Any]) -> None:
         """Keep an epoch's record, as it stands in ``metrics.jsonl``."""
@@ -232,7 +232,7 @@ def check_trackers(trackers: Iterable[Tracker]) -> None:
 
 @contextmanager
 def tracked(
-    trackers: Sequence[Tracker], folder: Path, settings: Mapping[str, Any], journal: Journal
+    trackers: Sequence[Tracker], folder: Path, settings: Mapping[str, Any], terminal: Terminal
 ) -> Iterator[Trackers]:
     """The trackers, open while the block runs.
 
@@ -245,14 +245,14 @@ def tracked(
         try:
             opened[part.kind] = part.open(folder, settings)
         except Exception as problem:
-            _left_behind(part.kind, problem, journal)
-    group = Trackers(opened, journal)
+            _left_behind(part.kind, problem, terminal)
+    group = Trackers(opened, terminal)
     try:
         yield group
     finally:
         group.close()
 
 
-def _left_behind(name: str, problem: Exception, journal: Journal) -> None:
+def _left_behind(name: str, problem: Exception, terminal: Terminal) -> None:
     reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-    journal.say(f"tracker {name} failed ({reason}); the run goes on without it")
+    terminal.say(f"tracker {name} failed ({reason}); the run goes on without it")

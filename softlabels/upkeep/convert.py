@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from softlabels.codecs import CODECS, Codec, Dense, Field, SparseCodec, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.dumping.dump import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.views import encoding_words
@@ -104,7 +104,9 @@ def recoded_card(card: TeacherCard, old: Codec, new: Codec) -> TeacherCard:
     return TeacherCard.model_validate({**card.model_dump(), **changed})
 
 
-def copy(source: TeacherLabels, target: TeacherLabels, change: Change | None = None, *, journal: Journal) -> CopyReport:
+def copy(
+    source: TeacherLabels, target: TeacherLabels, change: Change | None = None, *, terminal: Terminal
+) -> CopyReport:
     """Write every label of `source` that `target` lacks, as it is or as `change` makes it.
 
     Raises:
@@ -119,7 +121,7 @@ def copy(source: TeacherLabels, target: TeacherLabels, change: Change | None = N
         todo = [(shard, pieces) for shard in source.shards if (pieces := list(_lacking(shard, held)))]
         shards = [piece for _, pieces in todo for piece in pieces]
         labels = sum(count(piece) for piece in shards)
-        with journal.progress(f"copy {source.name}", labels, "labels") as advance:
+        with terminal.progress(f"copy {source.name}", labels, "labels") as advance:
             for shard, pieces in todo:
                 content = source.read_shard(shard)
                 for piece in pieces:
@@ -146,7 +148,7 @@ def check_mergeable(stores: Sequence[Store]) -> None:
             )
 
 
-def check_agreement(labels: Sequence[TeacherLabels], journal: Journal) -> None:
+def check_agreement(labels: Sequence[TeacherLabels], terminal: Terminal) -> None:
     """Refuse labels of another teacher or codec than the first, and labels that two of them hold but not as equals.
 
     Raises:
@@ -163,7 +165,7 @@ def check_agreement(labels: Sequence[TeacherLabels], journal: Journal) -> None:
                 holder = holders.setdefault((shard.run, view), (each, shard))
                 if holder[0] is not each:
                     twice.append((view, holder, (each, shard)))
-    with journal.progress(f"compare {labels[0].name}", len(twice), "views of shards") as advance:
+    with terminal.progress(f"compare {labels[0].name}", len(twice), "views of shards") as advance:
         for view, some, others in twice:
             _check_equal(view, some, others)
             advance(1)

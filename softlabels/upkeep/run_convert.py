@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from softlabels.codecs import Codec
-from softlabels.core.progress import Journal, duration, plural, size
+from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, open_labels
@@ -26,7 +26,7 @@ from softlabels.upkeep.config import ConvertConfig, MergeConfig
 from softlabels.upkeep.convert import CopyReport, Recode
 
 
-def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
+def run_convert(config: ConvertConfig, terminal: Terminal) -> list[CopyReport]:
     """Copy a store's labels into another format or codec; all is checked before anything is written."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     if _place(config.out) == _place(labels.store.location):
@@ -42,12 +42,12 @@ def run_convert(config: ConvertConfig, journal: Journal) -> list[CopyReport]:
     for name, change in changes.items():
         card = _card(labels.of(name).card, change, config)
         copied = target.prepare(name, card)
-        reports.append(converting.copy(labels.of(name), copied, change, journal=journal))
-        _say(reports[-1], labels.of(name), copied, journal)
+        reports.append(converting.copy(labels.of(name), copied, change, terminal=terminal))
+        _say(reports[-1], labels.of(name), copied, terminal)
     return reports
 
 
-def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
+def run_merge(config: MergeConfig, terminal: Terminal) -> list[CopyReport]:
     """Unite stores of the same images and views; that they agree is checked before anything is written."""
     out, cache = locate(config.out, config.cache), config.cache
     there = [store] if (store := find_store(out, cache)) is not None else []
@@ -62,15 +62,15 @@ def run_merge(config: MergeConfig, journal: Journal) -> list[CopyReport]:
     _check_any(", ".join(config.labels), names)
     holding = {name: [store.teacher(name) for store in stores if name in store.folders] for name in names}
     for each in holding.values():
-        converting.check_agreement(each, journal)
+        converting.check_agreement(each, terminal)
     target = there[0] if there else copy_images(stores[0], out, cache)
     reports = []
     for name, sources in holding.items():
         merged = target.teacher(name) if name in target.folders else target.prepare(name, sources[0].card)
         for source in sources:
             if _place(source.location) != _place(merged.location):
-                reports.append(converting.copy(source, merged, journal=journal))
-                _say(reports[-1], source, merged, journal)
+                reports.append(converting.copy(source, merged, terminal=terminal))
+                _say(reports[-1], source, merged, terminal)
     return reports
 
 
@@ -105,22 +105,22 @@ def _place(location: str) -> str:
     return location.rstrip("/") if is_url(location) else str(Path(location).resolve())
 
 
-def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, journal: Journal) -> None:
+def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, terminal: Terminal) -> None:
     if report.shards:
-        journal.say(
+        terminal.say(
             f"{report.teacher}: copied {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} from "
             f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, "
             f"{plural(target.complete, 'view')} complete in {target.location}"
         )
     else:
-        journal.say(
+        terminal.say(
             f"{report.teacher}: all labels of {source.location} are in {target.location} already; nothing to do"
         )
     if report.lacking:
-        journal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")
+        terminal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")
         removed = source.removed
         if removed:
-            journal.say(
+            terminal.say(
                 f"  {len(removed):,} of them were damaged and removed; `softlabels repair` with `redump=True` makes "
                 f"them again"
             )

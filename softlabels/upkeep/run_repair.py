@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from softlabels.core.progress import Journal, plural
+from softlabels.core.progress import Terminal, plural
 from softlabels.datasets import Images, subset
 from softlabels.dumping.dump import StoredOutput, dump_shards
 from softlabels.dumping.run import saved_config, saved_import
 from softlabels.errors import DataError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, matched, named_teachers, offering_to_skip, reopening
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.store import Shard
 from softlabels.upkeep import repair as repairing
 from softlabels.upkeep.config import RepairConfig
 from softlabels.upkeep.repair import RepairReport, Repairs
 
 
-def run_repair(config: RepairConfig, journal: Journal) -> Repairs:
+def run_repair(config: RepairConfig, terminal: Terminal) -> Repairs:
     """Find the damaged shards of every teacher; dump them again, or remove them and say what does.
 
     What an earlier repair removed is dumped again as well; so the same call finishes what a killed one began.
     """
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     named_teachers(config, labels)
-    workshop = _Workshop(config, labels)
+    redumper = _Redumper(config, labels)
     reports = Repairs()
     for name in labels.store.folders:
         each = labels.of(name)
@@ -37,21 +37,21 @@ def run_repair(config: RepairConfig, journal: Journal) -> Repairs:
             removed = repairing.find_removed(each, damaged)
             todo = [*damaged, *removed]
             if todo and config.redump:
-                workshop.redump(name, todo, journal)
+                redumper.redump(name, todo, terminal)
             else:
                 repairing.remove(each, damaged)
             missing = [shard for shard in repairing.find_removed(each, ()) if config.redump or shard not in damaged]
         names = (tuple(shard.name for shard in shards) for shards in (damaged, removed, missing))
         reports.append(RepairReport(name, next(names), bool(todo) and config.redump, *names))
         for line in _lines(reports[-1], damaged, labels):
-            journal.say(line)
+            terminal.say(line)
         if missing:
             reports.problems.append(_missing(reports[-1], missing, labels))
     reports.problems += labels.store.orphans
     return reports
 
 
-class _Workshop:
+class _Redumper:
     """What dumping again needs, opened when the first damage is found."""
 
     def __init__(self, config: RepairConfig, labels: Labels) -> None:
@@ -68,7 +68,7 @@ class _Workshop:
             raise DataError(f"{images.name} lacks {(rows < 0).sum():,} labelled images, the first is {absent!r}")
         return subset(images, rows)
 
-    def redump(self, name: str, shards: list[Shard], journal: Journal) -> None:
+    def redump(self, name: str, shards: list[Shard], terminal: Terminal) -> None:
         """Dump these shards of a teacher again, or of another output of it."""
         config, labels = self._config, self._labels
         repairing.check_contents(labels.store, self.images, shards)
@@ -78,13 +78,13 @@ class _Workshop:
         # A shard goes when its successor is complete; a kill between the two leaves a note for the next repair.
         with offering_to_skip(config.on_bad_image):
             dump_shards(
-                Pictures.of_store(labels.store, self.images, views, image_spec(teacher.preprocessing)),
+                ViewDataset.of_store(labels.store, self.images, views, image_spec(teacher.preprocessing)),
                 teacher,
                 {shard: [output] for shard in shards},
                 batch_size=config.batch_size,
                 workers=config.helpers(self.images),
                 skip_bad_images=config.on_bad_image == "skip",
-                journal=journal,
+                terminal=terminal,
             )
 
 

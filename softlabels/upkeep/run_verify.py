@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softlabels.core.progress import Journal, plural
+from softlabels.core.progress import Terminal, plural
 from softlabels.datasets import Images
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, named_teachers, reopening
@@ -15,7 +15,7 @@ from softlabels.upkeep.config import VerifyConfig
 from softlabels.upkeep.verify import Findings
 
 
-def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
+def run_verify(config: VerifyConfig, terminal: Terminal) -> Findings:
     """Check a store's files, then its images, then its teachers; each stage needs the one before to be sound."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     if not config.shards_only:
@@ -27,9 +27,9 @@ def run_verify(config: VerifyConfig, journal: Journal) -> Findings:
         if findings.ok and config.samples:
             _rerun(findings, config, labels, images)
     for line in findings.checks + findings.notes:
-        journal.say(line)
+        terminal.say(line)
     for each in findings.agreements:
-        journal.say(
+        terminal.say(
             f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
             f"on {plural(each.labels, 'view')} at temperature {each.temperature:.3g}; rounding explains a mean KL up "
             f"to {each.explained.kl:.1e}"

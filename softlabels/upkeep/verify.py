@@ -21,13 +21,13 @@ from softlabels.loading.checks import compare_digests, compare_images, compare_p
 from softlabels.loading.labels import Labels, keys_at, layout_beside
 from softlabels.loading.provenance import seen_from_a_device
 from softlabels.loading.records import IMPORTED
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import ROUNDING, Preprocessing, Teacher, dependence_on_neighbours, is_rounding, spread_of
 from softlabels.store import TeacherLabels
 from softlabels.views import record_spec
 
 BATCH = 64
-"""Pictures that a teacher is shown at once when it is run again."""
+"""Images that a teacher is shown at once when it is run again."""
 
 
 _TRIES = 4
@@ -180,7 +180,7 @@ def compare_teacher(
         ModelError: it gives logits that are not finite.
     """
     codec, stored = labels.codec(name), labels.of(name)
-    pictures = Pictures.of_store(labels.store, images, stored.views, image_spec(teacher.preprocessing))
+    pictures = ViewDataset.of_store(labels.store, images, stored.views, image_spec(teacher.preprocessing))
     rounding = rounding_of(stored, precision)
     again, apart = [], 0.0
     for start in range(0, len(rows), BATCH):

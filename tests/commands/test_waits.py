@@ -17,26 +17,26 @@ import torch
 from worlds import write_pictures
 
 import softlabels
-from softlabels.core import progress as journal
+from softlabels.core import progress as terminal
 from softlabels.loading import batches as samples
-from softlabels.loading.batches import LabelledPictures, batches
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import LabelledViews, batches
+from softlabels.loading.views import ViewDataset
 from softlabels.views import RECIPES, ImageSpec
 
 
 def made_by(workers: int, root: Path, size: int = 8, batch: int = 3) -> list[samples.Batch]:
-    pictures = Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(size))
+    pictures = ViewDataset(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(size))
     numbers = [np.arange(start, start + batch) for start in range(0, len(pictures) - batch + 1, batch)]
-    return list(batches(LabelledPictures(pictures), numbers, workers=workers))
+    return list(batches(LabelledViews(pictures), numbers, workers=workers))
 
 
 def test_a_long_wait_is_told_and_a_short_one_is_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "WAIT_SECONDS", 0.1)
-    with journal.waiting("a thing that is quick"):
+    monkeypatch.setattr(terminal, "WAIT_SECONDS", 0.1)
+    with terminal.waiting("a thing that is quick"):
         pass
-    with journal.waiting("rank 3"):
+    with terminal.waiting("rank 3"):
         for _ in range(100):
             time.sleep(0.1)
             if "rank 3" in (said := capsys.readouterr().err):
@@ -70,7 +70,7 @@ def test_shared_memory_that_fills_up_ends_the_wait(photos: Path, monkeypatch: py
     rooms = iter([1 << 30])
     monkeypatch.setattr(samples, "shared_memory", lambda: next(rooms, 10))
     monkeypatch.setattr(samples, "_LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(LabelledPictures, "rendered", lambda *_: time.sleep(60))
+    monkeypatch.setattr(LabelledViews, "rendered", lambda *_: time.sleep(60))
     with pytest.raises(softlabels.SoftlabelsError, match="/dev/shm is full: a batch takes 576 B and 10 B are free"):
         made_by(1, photos)
 
@@ -78,7 +78,7 @@ def test_shared_memory_that_fills_up_ends_the_wait(photos: Path, monkeypatch: py
 def test_a_batch_that_never_comes_is_not_waited_for_for_ever(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(samples, "_LONGEST_WAIT", 0.1)
-    monkeypatch.setattr(LabelledPictures, "rendered", lambda *_: time.sleep(60))
+    monkeypatch.setattr(LabelledViews, "rendered", lambda *_: time.sleep(60))
     with pytest.raises(softlabels.SoftlabelsError, match="no batch came from 1 worker processes"):
         made_by(1, photos)
 

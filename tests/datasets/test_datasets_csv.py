@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV file."""
+"""Images listed in a CSV file."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from worlds import write_pictures
 import softlabels
 from softlabels.core.documents import canonical, json_digest
 from softlabels.core.progress import size
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.views import RECIPES, ImageSpec
 
 QUALITIES = ("raw", 90)
@@ -109,7 +109,7 @@ def test_a_jpeg_pack_shows_nearly_what_a_raw_pack_shows(photos: Path, tmp_path: 
 
 
 def test_views_of_a_pack_are_the_same_in_any_process_and_thread(pack: Path) -> None:
-    pictures = Pictures(opened(pack), RECIPES.make("crop-flip"), 0, 2, ImageSpec(16))
+    pictures = ViewDataset(opened(pack), RECIPES.make("crop-flip"), 0, 2, ImageSpec(16))
     whole = pictures.render(np.repeat(np.arange(18), 2), np.tile(np.arange(2), 18))
     context = "spawn" if kind(pack) == {"quality": "raw", "format": "zarr"} else "fork"  # spawning takes seconds
     loader = DataLoader(pictures, batch_size=7, num_workers=1, multiprocessing_context=context)

@@ -15,7 +15,7 @@ from worlds import write_pictures
 import softlabels
 from softlabels.codecs import CODECS, Dense, Quantized, Sampled, TopK
 from softlabels.dumping import plan as planning
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import teacher_spec
 from softlabels.views import RECIPES
 
@@ -99,7 +99,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     photos = write_pictures(tmp_path / "photos", each=3)
     (photos / "class-1/001.jpg").write_bytes(b"no picture")
     images, teacher = softlabels.open_images(photos), teacher_spec("cnn_tiny", "random").open(classes=3)
-    pictures = Pictures(images, RECIPES.make("crop-flip"), 0, 2, image_spec(teacher.preprocessing))
+    pictures = ViewDataset(images, RECIPES.make("crop-flip"), 0, 2, image_spec(teacher.preprocessing))
     said, chance = planning.sample_logits(pictures, teacher, 100, batch_size=4)
     assert said.shape == (8, 3)
     assert len(set(chance.tolist())) == 8

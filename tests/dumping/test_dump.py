@@ -16,7 +16,7 @@ import torch
 from worlds import write_pictures
 
 import softlabels
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import Preprocessing, teacher_spec
 from softlabels.views import RECIPES
 
@@ -62,7 +62,7 @@ def test_labels_are_what_the_teacher_says_of_the_rendered_view(
     assert done.exit_code == 0, done.output
     images = softlabels.open_images(photos)
     teacher = teacher_spec("cnn_tiny", "random").open(classes=3)
-    pictures = Pictures(images, RECIPES.make("crop-flip"), 0, 3, image_spec(teacher.preprocessing))
+    pictures = ViewDataset(images, RECIPES.make("crop-flip"), 0, 3, image_spec(teacher.preprocessing))
     rows = np.arange(len(images))
     labels = softlabels.open_labels(tmp_path / "shards")
     for view in range(3):
@@ -205,7 +205,7 @@ def test_labels_from_an_inference_loop_of_ones_own(photos: Path, tmp_path: Path)
             store.put(batch.pictures.float().mean((2, 3)))
     labels = softlabels.open_labels(tmp_path / "own")
     assert labels.views == 2
-    pictures = Pictures(images, labels.recipe, 0, 2, image_spec(Preprocessing(size=16)))
+    pictures = ViewDataset(images, labels.recipe, 0, 2, image_spec(Preprocessing(size=16)))
     means = pictures.render(np.arange(18), np.ones(18, np.int64)).float().mean((2, 3))
     stored = labels.logits(range(18), 1)
     torch.testing.assert_close(stored - stored.mean(1, True), means - means.mean(1, True), atol=0.1, rtol=0)

@@ -13,7 +13,7 @@ import torch
 
 import softlabels
 from softlabels.codecs import CODECS
-from softlabels.dumping.dump import Look
+from softlabels.dumping.dump import LogitCheck
 from softlabels.loading.batches import Batch
 
 TEACHERS = """
@@ -128,14 +128,14 @@ def test_the_summary_says_how_often_the_labels_are_met_and_that_chance_is_no_kno
 
 
 def test_a_teacher_that_knows_the_labels_is_not_suspected() -> None:
-    look, labels = Look("t", CODECS.make("dense"), "fail", print), torch.arange(90) % 3
+    look, labels = LogitCheck("t", CODECS.make("dense"), "fail", print), torch.arange(90) % 3
     logits = torch.randn(90, 3, generator=torch.Generator().manual_seed(0))
     logits[torch.arange(0, 90, 2), labels[::2]] += 9  # half of them are right for a reason
     look.count(batch(labels), logits)
     assert look.agreement is not None
     assert look.agreement > 0.5
     assert len(look.lines()) == 1
-    other = Look("t", CODECS.make("dense"), "fail", print)
+    other = LogitCheck("t", CODECS.make("dense"), "fail", print)
     other.count(batch(labels), logits.roll(1, 1))
     assert "no better than chance" in other.lines()[1]
 
@@ -146,7 +146,7 @@ def test_mixed_failed_and_unlabelled_pictures_count_in_no_agreement() -> None:
     some = batch(labels)
     some.shares = torch.tensor([1, 1, 1, 1, 0.7, 1])
     some.failed = {5: "broken"}
-    look = Look("t", CODECS.make("dense"), "fail", print)
+    look = LogitCheck("t", CODECS.make("dense"), "fail", print)
     look.count(some, logits)
     assert look.agreement == pytest.approx(2 / 3)
 

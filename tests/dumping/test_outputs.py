@@ -12,7 +12,7 @@ from worlds import TINY
 
 import softlabels
 from softlabels.errors import ConfigError, StoreError
-from softlabels.loading.views import Pictures, image_spec
+from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import NetworkTeacher, teacher_spec
 
 FORMATS = ("hdf5", "zarr")
@@ -47,7 +47,7 @@ def test_a_layer_is_stored_by_the_passes_that_give_the_logits(
     assert torch.equal(labels.logits(rows, 1), alone.logits(rows, 1))
     teacher = teacher_spec("cnn_tiny", "random").open(classes=labels.classes)
     images = softlabels.open_images(str(photos))
-    pictures = Pictures.of_store(labels.store, images, 2, image_spec(teacher.preprocessing))
+    pictures = ViewDataset.of_store(labels.store, images, 2, image_spec(teacher.preprocessing))
     shown = pictures.render(labels.rows(images.keys), [1] * len(rows))
     wanted = teacher.outputs(shown, ("dropout", "features.0"))
     torch.testing.assert_close(labels.output(rows, 1, "dropout"), wanted["dropout"], rtol=2**-10, atol=1e-6)

@@ -848,14 +848,14 @@ def test_a_student_trains_from_imported_labels(sources: Path, photos: Path, soft
 
 
 def test_batches_do_not_depend_on_who_makes_them(images: Any, sources: Path, photos: Path, tmp_path: Path) -> None:
-    from softlabels.loading.batches import LabelledPictures, Threads, batches
-    from softlabels.loading.views import Pictures
+    from softlabels.loading.batches import LabelledViews, Threads, batches
+    from softlabels.loading.views import ViewDataset
 
     labels = imported("ml-dr", sources / "mixed", photos, tmp_path / "s", compression="zstd")
-    pictures = Pictures.of_store(labels.store, images, VIEWS, ImageSpec(16))
+    pictures = ViewDataset.of_store(labels.store, images, VIEWS, ImageSpec(16))
     todo = np.split(np.random.default_rng(0).permutation(ROWS * VIEWS), 6)
     made = [
-        torch.cat([each.pictures for each in batches(LabelledPictures(pictures), todo, workers=workers)])
+        torch.cat([each.pictures for each in batches(LabelledViews(pictures), todo, workers=workers)])
         for workers in (0, 2, Threads(2))
     ]
     assert torch.equal(made[0], made[1])

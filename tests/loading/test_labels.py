@@ -13,9 +13,9 @@ from worlds import TINY, write_pictures
 
 import softlabels
 from softlabels.core.philox import hash_keys
-from softlabels.loading.batches import LabelledPictures
+from softlabels.loading.batches import LabelledViews
 from softlabels.loading.labels import blending_words, keys_at
-from softlabels.loading.views import Pictures
+from softlabels.loading.views import ViewDataset
 from softlabels.losses import BLENDS, LOSSES
 from softlabels.models import teacher_spec
 from softlabels.training.targets import LiveTargets
@@ -265,8 +265,8 @@ def test_a_blend_that_draws_picks_the_same_teacher_stored_and_live(shards: Path,
         for name, weights in (("cnn_small", "random:1"), ("cnn_tiny", "random"))
     ]
     assert labels.teachers == tuple(teacher.name for teacher in teachers)
-    pictures = Pictures(images, RECIPES.make("crop-flip"), 0, 4, ImageSpec(32))
-    blend, samples = BLENDS.make("random-teacher"), LabelledPictures(pictures)
+    pictures = ViewDataset(images, RECIPES.make("crop-flip"), 0, 4, ImageSpec(32))
+    blend, samples = BLENDS.make("random-teacher"), LabelledViews(pictures)
     live = LiveTargets(teachers, [pictures, pictures], pictures.image_spec, blend, 1.0)
     rows, views = np.divmod(np.arange(18 * 4), 4)
     said = live(samples.__getitems__(np.arange(18 * 4)), torch.device("cpu")).softmax(-1)

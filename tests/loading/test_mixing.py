@@ -14,8 +14,8 @@ from worlds import write_pictures
 
 import softlabels
 from softlabels.datasets import content_checksums, subset
-from softlabels.loading.batches import LabelledPictures, Threads, batches
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import LabelledViews, Threads, batches
+from softlabels.loading.views import ViewDataset
 from softlabels.losses import Objective, hard_cross_entropy
 from softlabels.store import open_store
 from softlabels.views import RECIPES, ImageSpec
@@ -56,8 +56,8 @@ def every() -> tuple[np.ndarray, np.ndarray]:
 
 def test_a_mixed_picture_is_the_recipes_mixture_of_two_unmixed_ones(photos: Path) -> None:
     images, mixup = softlabels.open_images(photos), RECIPES.make("crop-flip-mixup")
-    plain = Pictures(images, RECIPES.make("crop-flip"), 4, VIEWS, ImageSpec(24))
-    pictures = Pictures(images, mixup, 4, VIEWS, ImageSpec(24))
+    plain = ViewDataset(images, RECIPES.make("crop-flip"), 4, VIEWS, ImageSpec(24))
+    pictures = ViewDataset(images, mixup, 4, VIEWS, ImageSpec(24))
     rows, views = every()
     partners, shares = pictures.mixtures(rows, views)
     own, theirs = plain.render(rows, views).float(), plain.render(partners, views).float()
@@ -69,12 +69,12 @@ def test_a_mixed_picture_is_the_recipes_mixture_of_two_unmixed_ones(photos: Path
 
 @pytest.mark.parametrize("recipe", MIXES)
 def test_mixtures_do_not_depend_on_batch_order_or_workers(photos: Path, recipe: str) -> None:
-    pictures = Pictures(softlabels.open_images(photos), RECIPES.make(recipe), 0, VIEWS, ImageSpec(16))
+    pictures = ViewDataset(softlabels.open_images(photos), RECIPES.make(recipe), 0, VIEWS, ImageSpec(16))
     whole = pictures.render(*every())
     order = np.random.default_rng(0).permutation(18 * VIEWS)
     for workers in (0, 2, Threads(2)):
         todo = [order[start : start + 7] for start in range(0, len(order), 7)]
-        made = torch.cat([each.pictures for each in batches(LabelledPictures(pictures), todo, workers=workers)])
+        made = torch.cat([each.pictures for each in batches(LabelledViews(pictures), todo, workers=workers)])
         assert torch.equal(made, whole[order])
     for number in (0, 20, 53):
         assert torch.equal(pictures[number], whole[number])
@@ -82,7 +82,7 @@ def test_mixtures_do_not_depend_on_batch_order_or_workers(photos: Path, recipe: 
 
 def test_pictures_in_memory_and_on_disk_are_mixed_alike() -> None:
     digits = subset(softlabels.open_images("digits"), range(40))
-    pictures = Pictures(digits, RECIPES.make("pad-cutmix"), 2, 2, ImageSpec(8))
+    pictures = ViewDataset(digits, RECIPES.make("pad-cutmix"), 2, 2, ImageSpec(8))
     batched = pictures.render(np.arange(40), np.ones(40, np.int64))
     for row in range(0, 40, 7):
         assert torch.equal(pictures[row * 2 + 1], batched[row])
@@ -103,7 +103,7 @@ def test_what_was_mixed_is_recorded_with_each_label(shards: Path, photos: Path) 
     labels, images = softlabels.open_labels(shards), softlabels.open_images(photos)
     rows, views = every()
     size = labels.of().card.preprocessing["size"]
-    members, shares = Pictures.of_store(labels.store, images, VIEWS, ImageSpec(size)).mixtures(rows, views)
+    members, shares = ViewDataset.of_store(labels.store, images, VIEWS, ImageSpec(size)).mixtures(rows, views)
     partners, recorded = labels.mixtures(rows, views)
     assert (partners == np.where(members >= 0, members, rows)).all()
     np.testing.assert_allclose(recorded, shares, atol=1e-7)
@@ -165,12 +165,12 @@ def test_images_that_come_later_leave_finished_labels_true(photos: Path, tmp_pat
     ) as writer:
         for batch in writer.missing("mine", size=16):
             writer.put(batch.pictures.float().mean((2, 3)))
-    before = Pictures.of_store(writer.store, few, 2, ImageSpec(16)).render(np.arange(12), np.ones(12, np.int64))
+    before = ViewDataset.of_store(writer.store, few, 2, ImageSpec(16)).render(np.arange(12), np.ones(12, np.int64))
     later = subset(images, range(12, 18))
     table = pa.table({"key": later.keys, "label": later.labels, "checksum": content_checksums(later)})
     open_store(tmp_path / "s").append_images(table)
     store = open_store(tmp_path / "s")
-    grown = Pictures.of_store(store, images, 2, ImageSpec(16))
+    grown = ViewDataset.of_store(store, images, 2, ImageSpec(16))
     assert torch.equal(grown.render(np.arange(12), np.ones(12, np.int64)), before)
     assert grown.mixtures(np.arange(12), np.zeros(12, np.int64))[0].max() < 12
     later_partners = [grown.mixtures(np.arange(12, 18), np.full(6, view))[0] for view in range(2)]

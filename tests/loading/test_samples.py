@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from worlds import write_pictures
 
 import softlabels
-from softlabels.loading.batches import LabelledPictures, Threads, Workers, batches
+from softlabels.loading.batches import LabelledViews, Threads, Workers, batches
 from softlabels.loading.samplers import OneViewEach
-from softlabels.loading.views import Crew, Pictures, image_spec
+from softlabels.loading.views import ThreadPool, ViewDataset, image_spec
 from softlabels.models import Preprocessing
 from softlabels.views import RECIPES, ImageSpec
 
@@ -41,7 +41,7 @@ def pictures(photos: Path, shards: Path) -> softlabels.SoftLabelDataset:
 def test_teacher_and_student_see_the_same_pixels_at_equal_size(photos: Path, shards: Path) -> None:
     """What the dump rendered for the teacher is what the training renders for a student of that size."""
     images = softlabels.open_images(photos)
-    seen = Pictures(images, RECIPES.make("crop-flip"), 0, VIEWS, image_spec(Preprocessing(size=24)))
+    seen = ViewDataset(images, RECIPES.make("crop-flip"), 0, VIEWS, image_spec(Preprocessing(size=24)))
     learnt = softlabels.SoftLabelDataset(softlabels.open_labels(shards), images, size=24)
     for number in range(0, len(learnt), 5):
         assert torch.equal(seen[number], learnt[number][0])
@@ -80,8 +80,8 @@ def test_samples_are_the_same_in_any_worker(pictures: softlabels.SoftLabelDatase
 @pytest.mark.parametrize("workers", [0, 2, Threads(1), Threads(3)])
 def test_batches_are_the_same_whoever_makes_them(photos: Path, shards: Path, workers: Workers) -> None:
     labels, images = softlabels.open_labels(shards), softlabels.open_images(photos)
-    pictures = Pictures.of_store(labels.store, images, VIEWS, ImageSpec(24))
-    samples = LabelledPictures(pictures, labels, labels.rows(images.keys), labels.teachers)
+    pictures = ViewDataset.of_store(labels.store, images, VIEWS, ImageSpec(24))
+    samples = LabelledViews(pictures, labels, labels.rows(images.keys), labels.teachers)
     order = np.random.default_rng(1).permutation(18 * VIEWS)
     todo = [order[start : start + 5] for start in range(0, len(order), 5)]
     made = list(batches(samples, todo, workers=workers))
@@ -97,7 +97,7 @@ def test_a_picture_that_threads_cannot_decode_is_named(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "photos")
     bad = root / "class-1" / "003.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    samples = LabelledPictures(Pictures(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(8)))
+    samples = LabelledViews(ViewDataset(softlabels.open_images(root), RECIPES.make("crop"), 0, 1, ImageSpec(8)))
     with pytest.raises(softlabels.DataError, match=r"003\.jpg"):
         list(batches(samples, [np.arange(3 * n, 3 * n + 3) for n in range(6)], workers=Threads(2)))
 
@@ -105,7 +105,7 @@ def test_a_picture_that_threads_cannot_decode_is_named(tmp_path: Path) -> None:
 @settings(max_examples=20, deadline=None)
 @given(order=st.permutations(list(range(18 * VIEWS))), size=st.integers(1, 30))
 def test_samples_are_the_same_in_any_batch_and_order(order: list[int], size: int) -> None:
-    samples = LabelledPictures(_memory_pictures())
+    samples = LabelledViews(_memory_pictures())
     whole = samples.__getitems__(list(range(18 * VIEWS)))
     numbers = np.array(order[:40])
     for batch in batches(samples, [numbers[start : start + size] for start in range(0, len(numbers), size)]):
@@ -114,9 +114,9 @@ def test_samples_are_the_same_in_any_batch_and_order(order: list[int], size: int
         assert torch.equal(batch.targets, whole.targets[places])
 
 
-def _memory_pictures() -> Pictures:
+def _memory_pictures() -> ViewDataset:
     images = softlabels.datasets.subset(softlabels.open_images("digits"), range(18))  # type: ignore[attr-defined]
-    return Pictures(images, RECIPES.make("pad"), 5, VIEWS, ImageSpec(8))
+    return ViewDataset(images, RECIPES.make("pad"), 5, VIEWS, ImageSpec(8))
 
 
 def test_pictures_in_memory_equal_pictures_decoded_one_by_one() -> None:
@@ -124,8 +124,8 @@ def test_pictures_in_memory_equal_pictures_decoded_one_by_one() -> None:
     digits = softlabels.open_images("digits")
     rows, views = np.arange(12), np.arange(12) % VIEWS
     recipe = RECIPES.make("crop")
-    batched = Pictures(digits, recipe, 0, VIEWS, ImageSpec(8)).render(rows, views)
-    single = Pictures(digits, recipe, 0, VIEWS, ImageSpec(8))
+    batched = ViewDataset(digits, recipe, 0, VIEWS, ImageSpec(8)).render(rows, views)
+    single = ViewDataset(digits, recipe, 0, VIEWS, ImageSpec(8))
     for row in rows.tolist():
         assert torch.equal(single[row * VIEWS + row % VIEWS], batched[row])
 
@@ -220,17 +220,17 @@ def test_a_crew_makes_the_same_pictures_and_names_the_same_failures(tmp_path: Pa
     root = write_pictures(tmp_path / "photos")
     bad = root / "class-1" / "003.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
-    made = Pictures(softlabels.open_images(root), RECIPES.make(recipe), 0, VIEWS, ImageSpec(24))
+    made = ViewDataset(softlabels.open_images(root), RECIPES.make(recipe), 0, VIEWS, ImageSpec(24))
     rows, views = np.divmod(np.random.default_rng(0).permutation(18 * VIEWS), VIEWS)
     alone: dict[int, str] = {}
     shared: dict[int, str] = {}
     expected = made.render(rows, views, alone)
-    assert torch.equal(made.render(rows, views, shared, crew=Crew(3)), expected)
+    assert torch.equal(made.render(rows, views, shared, thread_pool=ThreadPool(3)), expected)
     assert alone == shared
     assert 9 in alone
     assert not expected[torch.from_numpy(rows == 9)].any()
     with pytest.raises(softlabels.DataError, match=r"003\.jpg"):
-        made.render(rows, views, crew=Crew(2))
+        made.render(rows, views, thread_pool=ThreadPool(2))
 
 
 def test_collating_hands_out_the_batch_that_was_made(pictures: softlabels.SoftLabelDataset) -> None:

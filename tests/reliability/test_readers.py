@@ -159,11 +159,11 @@ def test_other_labels_of_the_same_teacher_are_refused_in_the_middle_of_a_reading
 
 
 def test_forked_processes_compare_what_their_parent_did_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from softlabels.store._gather import Gather
+    from softlabels.store._gather import LabelReader
 
     compared: list[Any] = []
-    compute = Gather._crc32
-    monkeypatch.setattr(Gather, "_crc32", lambda self, job: compared.append(job) or compute(self, job))
+    compute = LabelReader._crc32
+    monkeypatch.setattr(LabelReader, "_crc32", lambda self, job: compared.append(job) or compute(self, job))
     labels = filled(tmp_path / "s", rows=60)
     labels.before_fork()
     labels.take(np.arange(20), np.zeros(20, int))

@@ -17,7 +17,7 @@ import pytest
 from worlds import TINY, write_pictures
 
 import softlabels
-from softlabels.core.progress import Journal, plural, rate
+from softlabels.core.progress import Terminal, plural, rate
 from softlabels.dumping.plan import measure_speed
 
 ROOT = Path(__file__).parents[2]
@@ -127,17 +127,17 @@ def test_eval_says_which_weights_it_scored(softlabels_command: Callable, photos:
     assert "cnn_tiny, weights random:2, on 18 images" in said
 
 
-def journal_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Journal, io.StringIO, list[float]]:
+def journal_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Terminal, io.StringIO, list[float]]:
     clock = [1000.0]
     monkeypatch.setattr("softlabels.core.progress.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
-    return Journal(stream), stream, clock
+    return Terminal(stream), stream, clock
 
 
 @pytest.mark.parametrize("told", ["by done", "by a first report"])
 def test_rate_and_time_left_are_of_the_steps_of_this_call(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
-    journal, stream, clock = journal_of(monkeypatch)
-    with journal.progress("train", 10_000, "steps", done=9_000 if told == "by done" else 0) as advance:
+    terminal, stream, clock = journal_of(monkeypatch)
+    with terminal.progress("train", 10_000, "steps", done=9_000 if told == "by done" else 0) as advance:
         if told != "by done":
             advance(9_000)
         for _ in range(20):
@@ -148,8 +148,8 @@ def test_rate_and_time_left_are_of_the_steps_of_this_call(monkeypatch: pytest.Mo
 
 
 def test_what_is_slow_only_once_is_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    journal, stream, clock = journal_of(monkeypatch)
-    with journal.progress("dump", 1000, "pictures") as advance:
+    terminal, stream, clock = journal_of(monkeypatch)
+    with terminal.progress("dump", 1000, "pictures") as advance:
         clock[0] += 60
         advance(10)
         for _ in range(20):
@@ -263,11 +263,11 @@ class Quick:
 def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
     """Not what was ready before the clock began, and each image once for all its views."""
     from softlabels.loading.batches import Threads
-    from softlabels.loading.views import Pictures
+    from softlabels.loading.views import ViewDataset
     from softlabels.models.devices import CPU, Passes
     from softlabels.views import RECIPES, ImageSpec
 
-    pictures = Pictures(Slow(200), RECIPES.make("crop-flip"), 0, views, ImageSpec(32))  # type: ignore[arg-type]
+    pictures = ViewDataset(Slow(200), RECIPES.make("crop-flip"), 0, views, ImageSpec(32))  # type: ignore[arg-type]
     workers = Threads(threads) if threads else 0
     said = measure_speed(pictures, Passes(Quick().logits, 32), device=CPU, workers=workers)
     limit = views * max(threads, 1) / 0.004
@@ -277,7 +277,7 @@ def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
 
 
 def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
+    class Screen(io.StringIO):
         def isatty(self) -> bool:
             return True
 
@@ -285,8 +285,8 @@ def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.Mon
     monkeypatch.setattr("softlabels.core.progress.time.monotonic", lambda: clock[0])
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    with Journal(stream).progress("train", 1000, "steps", done=900) as advance:
+    stream = Screen()
+    with Terminal(stream).progress("train", 1000, "steps", done=900) as advance:
         for _ in range(5):
             clock[0] += 4
             advance(1, "epoch 9/10")

@@ -52,10 +52,10 @@ def test_a_sweep_trains_every_combination_with_every_seed_and_goes_on(
     trained = []
     train = run_sweep.run_train
 
-    def noted(config: Any, journal: Any) -> Any:
+    def noted(config: Any, terminal: Any) -> Any:
         before = Path(config.out, "result.json").exists()
         trained.append(before)
-        return train(config, journal)
+        return train(config, terminal)
 
     monkeypatch.setattr(run_sweep, "run_train", noted)
     (tmp_path / "sweep" / "alpha=0,temperature=1" / "seed-1" / "result.json").unlink()

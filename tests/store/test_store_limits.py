@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from store.stores import assert_holds, card, each_kind, fill, filled, make, of_shard, table, values
 
-from softlabels.core.paths import Place
+from softlabels.core.paths import SafePath
 from softlabels.errors import StoreError
 from softlabels.store import _gather, open_store
 from softlabels.store._folder import ShardFolder
@@ -53,7 +53,7 @@ def test_a_header_is_read_once_and_again_when_its_file_changes(
     read: list[str] = []
     once = ShardFolder._header
 
-    def noted(self: ShardFolder, shard: Shard, place: Place) -> Header:
+    def noted(self: ShardFolder, shard: Shard, place: SafePath) -> Header:
         read.append(shard.name)
         return once(self, shard, place)
 
@@ -72,14 +72,14 @@ def test_a_folder_is_listed_as_often_whether_few_shards_are_written_or_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed = 0
-    entries = Place.entries
+    entries = SafePath.entries
 
-    def counted(self: Place) -> list[str]:
+    def counted(self: SafePath) -> list[str]:
         nonlocal listed
         listed += self.names == ("cnn",)
         return entries(self)
 
-    monkeypatch.setattr(Place, "entries", counted)
+    monkeypatch.setattr(SafePath, "entries", counted)
     counts = []
     for rows in (20, 200):
         labels, listed = make(tmp_path / str(rows), rows, 10).prepare("cnn", card()), 0

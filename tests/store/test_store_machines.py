@@ -21,7 +21,7 @@ from softlabels.errors import StoreError
 from softlabels.store import Cache, open_store
 from softlabels.store import _claims as claims
 from softlabels.store import _remote as remote
-from softlabels.store._mirror import Mirror
+from softlabels.store._mirror import RemoteStore
 
 MACHINE = """
 import sys
@@ -316,7 +316,7 @@ def test_claims_let_in_one_at_a_time_and_all_in_the_end(
 
     def work(number: int) -> None:
         nonlocal inside, most, done
-        mirror = Mirror(memory, Cache.at(tmp_path / f"cache-{number}"))
+        mirror = RemoteStore(memory, Cache.at(tmp_path / f"cache-{number}"))
         for _ in range(4):
             with mirror.alone("cnn"):
                 inside += 1

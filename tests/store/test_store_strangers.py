@@ -20,7 +20,7 @@ from store.stores import assert_holds, card, filled, make, table
 
 from softlabels.core.arrayfile.hdf5 import Hdf5, _encoded
 from softlabels.core.documents import canonical, json_digest
-from softlabels.core.paths import Place
+from softlabels.core.paths import SafePath
 from softlabels.errors import StoreError
 from softlabels.store import open_store
 from softlabels.store._shard import Header
@@ -38,7 +38,7 @@ def sealed(path: Path, **changes: Any) -> None:
 
 def header_of(path: Path) -> dict[str, Any]:
     """The header of an HDF5 shard as JSON values."""
-    return Hdf5().read_header(Place(path.parent, (path.name,)), Header).body()
+    return Hdf5().read_header(SafePath(path.parent, (path.name,)), Header).body()
 
 
 def sealed_header(path: Path, body: Any) -> None:

@@ -16,8 +16,8 @@ from worlds import TINY
 import softlabels
 from softlabels.codecs import CODECS, SparseLogits
 from softlabels.core.types import LOGITS
-from softlabels.loading.batches import Batch, LabelledPictures
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import Batch, LabelledViews
+from softlabels.loading.views import ViewDataset
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy, kl_divergence
 from softlabels.models import build, preprocessing
 from softlabels.training.distributed import SINGLE
@@ -339,7 +339,7 @@ def test_weight_decay_shrinks_weights_and_neither_norms_nor_biases(photos: Path,
 def test_pictures_that_come_channels_last_are_taken_as_they_are(photos: Path) -> None:
     """Mixed ones with hard labels too, whether or not the student is laid out so."""
     images = softlabels.open_images(photos)
-    samples = LabelledPictures(Pictures(images, RECIPES.make("crop-flip-mixup"), 0, 1, ImageSpec(32)))
+    samples = LabelledViews(ViewDataset(images, RECIPES.make("crop-flip-mixup"), 0, 1, ImageSpec(32)))
     task = Task(samples, NoTargets(), Objective(alpha=1.0))
     learnt = []
     for last in (False, True):

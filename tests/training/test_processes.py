@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 
 import softlabels
-from softlabels.loading.batches import LabelledPictures
-from softlabels.loading.views import Pictures
+from softlabels.loading.batches import LabelledViews
+from softlabels.loading.views import ViewDataset
 from softlabels.models import build, preprocessing
 from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.loop import StepSampler
@@ -106,8 +106,8 @@ def wanted(photos: Path) -> dict[int, list[list[int]]]:
     images = softlabels.open_images(photos)
     from softlabels.loading.opening import limited
 
-    pictures = Pictures(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, ImageSpec(16))
-    sampler = StepSampler(LabelledPictures(pictures), TrainSettings(batch_size=BATCH, epochs=3))
+    pictures = ViewDataset(limited(images, IMAGES, 0), RECIPES.make("crop-flip"), 0, VIEWS, ImageSpec(16))
+    sampler = StepSampler(LabelledViews(pictures), TrainSettings(batch_size=BATCH, epochs=3))
     steps = [step for epoch in range(3) for step in sampler.epoch(epoch)]
     return {
         number: [list(divmod(int(sample), VIEWS)) for each in step.passes for sample in each]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import softlabels
-from softlabels.core.progress import Journal
+from softlabels.core.progress import Terminal
 from softlabels.training.tracking import TRACKERS, TensorBoard, Trackers, tracked
 
 RECORDS = [{"epoch": 1, "step": 3, "loss": 0.5}, {"epoch": 2, "step": 6, "loss": 0.25}]
@@ -22,7 +22,7 @@ RECORDS = [{"epoch": 1, "step": 3, "loss": 0.5}, {"epoch": 2, "step": 6, "loss":
 def keep(kind: Any, folder: Path) -> str:
     """Give the records to a tracker; what it said of its troubles."""
     said = io.StringIO()
-    with tracked([TRACKERS.make(kind)], folder, {"alpha": 0.5}, Journal(said)) as trackers:
+    with tracked([TRACKERS.make(kind)], folder, {"alpha": 0.5}, Terminal(said)) as trackers:
         for record in RECORDS:
             trackers.record(record)
     return said.getvalue()
@@ -156,7 +156,7 @@ def test_a_dead_tracker_never_stops_training(photos: Path, tmp_path: Path, monke
 
 def test_nothing_is_tracked_unless_asked_for(tmp_path: Path) -> None:
     said = io.StringIO()
-    Trackers({}, Journal(said)).record(RECORDS[0])
+    Trackers({}, Terminal(said)).record(RECORDS[0])
     assert said.getvalue() == ""
     assert not list(tmp_path.iterdir())
 
@@ -166,6 +166,6 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, monkeypatch: 
         monkeypatch.setitem(sys.modules, kind, None)
         with (
             pytest.raises(softlabels.ConfigError, match=rf"softlabels\[{kind}\]"),
-            tracked([TRACKERS.make(kind)], tmp_path, {}, Journal(quiet=True)),
+            tracked([TRACKERS.make(kind)], tmp_path, {}, Terminal(quiet=True)),
         ):
             pass

@@ -108,11 +108,11 @@ def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
     store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The files are the same, what is made of them is not: as by another decoder or another release of a library."""
-    from softlabels.loading.views import Pictures
+    from softlabels.loading.views import ViewDataset
 
     then = softlabels.open_labels(store).of().card.versions
-    real = Pictures.render
-    monkeypatch.setattr(Pictures, "render", lambda self, *samples: real(self, *samples) ^ 1)
+    real = ViewDataset.render
+    monkeypatch.setattr(ViewDataset, "render", lambda self, *samples: real(self, *samples) ^ 1)
     monkeypatch.setattr(
         "softlabels.loading.provenance.version", lambda name: "99.9" if name == "torchvision" else then[name]
     )

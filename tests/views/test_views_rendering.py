@@ -1,4 +1,4 @@
-"""Pictures, pixel for pixel against torchvision's functional kernels on the same parameters."""
+"""Images, pixel for pixel against torchvision's functional kernels on the same parameters."""
 
 import numpy as np
 import pytest

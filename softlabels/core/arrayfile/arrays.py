@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from softlabels.core.arrayfile.blosc import decompress
 from softlabels.core.arrays import Arrays
 from softlabels.core.maps import mapped
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.errors import StoreError
 
 DTYPES = frozenset(
@@ -164,11 +164,11 @@ class ArrayFormat(Protocol):
         """Make a file or folder at `path` of arrays (chunks, rows, ...); `header` is completed with where they lie."""
         ...
 
-    def read_header(self, place: Place, kind: type[H]) -> H:
+    def read_header(self, place: SafePath, kind: type[H]) -> H:
         """The header of what lies at `place`; Damaged when there is none."""
         ...
 
-    def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:
+    def header_is_exact(self, place: SafePath, header: ArrayHeader) -> bool:
         """Whether the bytes on disk are those that writing this header gives."""
         ...
 
@@ -180,7 +180,7 @@ class ArrayFormat(Protocol):
         """The member that holds the bytes of array `name`."""
         ...
 
-    def strays(self, place: Place) -> list[str]:
+    def strays(self, place: SafePath) -> list[str]:
         """Every name below `place`, without the header's."""
         ...
 
@@ -200,7 +200,7 @@ def check_array(
             raise Damaged(f"{where} lists chunks of other sizes than its shape")
 
 
-def check_files(place: Place, format: ArrayFormat, header: ArrayHeader, layout: Mapping[str, ArrayLayout]) -> None:
+def check_files(place: SafePath, format: ArrayFormat, header: ArrayHeader, layout: Mapping[str, ArrayLayout]) -> None:
     """Raise Damaged unless the files at `place` have the sizes of the header, and all its chunks lie in them."""
     if set(header.files) != format.members(layout):
         raise Damaged(f"{place} does not list the files it consists of")
@@ -225,7 +225,7 @@ def write_arrays(
         StoreError: it is read back otherwise than it was written.
     """
     format.write(path, header, arrays)
-    place = Place(path.parent, (path.name,))
+    place = SafePath(path.parent, (path.name,))
     found = format.read_header(place, type(header))
     for name, array in arrays.items():
         memory = _memory(place / format.payload(name, layout[name]))
@@ -239,7 +239,9 @@ def write_arrays(
                 raise StoreError(f"array {name!r} of {path.name} is read back otherwise than written; see the disk")
 
 
-def mapped_arrays(place: Place, format: ArrayFormat, header: ArrayHeader, layout: Mapping[str, ArrayLayout]) -> Arrays:
+def mapped_arrays(
+    place: SafePath, format: ArrayFormat, header: ArrayHeader, layout: Mapping[str, ArrayLayout]
+) -> Arrays:
     """The first chunk of each array, (rows, ...), in place; the header was checked. What is written to it goes nowhere.
 
     Raises:
@@ -257,14 +259,14 @@ def mapped_arrays(place: Place, format: ArrayFormat, header: ArrayHeader, layout
     return arrays
 
 
-def damage(place: Place, format: ArrayFormat, header: ArrayHeader) -> list[str]:
+def damage(place: SafePath, format: ArrayFormat, header: ArrayHeader) -> list[str]:
     """What differs from what was written, one line each; every byte of every file is read."""
     found = [] if format.header_is_exact(place, header) else [f"{place} has changed bytes in its header"]
     strays = sorted(set(format.strays(place)) - set(header.files))
     return found + [f"{place} holds {name!r}, which is not of it" for name in strays] + file_damage(place, header)
 
 
-def file_damage(place: Place, header: ArrayHeader) -> list[str]:
+def file_damage(place: SafePath, header: ArrayHeader) -> list[str]:
     """The files behind the header that do not match their checksums, one line each."""
     found = []
     for name, file in header.files.items():
@@ -282,7 +284,7 @@ def bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-def _memory(place: Place) -> NDArray[np.uint8]:
+def _memory(place: SafePath) -> NDArray[np.uint8]:
     """The bytes of a file: mapped, or read when they are few."""
     with place.open() as handle:
         size = os.fstat(handle).st_size

@@ -20,7 +20,7 @@ from softlabels.core.arrays import Arrays
 from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.core.files import Deferred
 from softlabels.core.installed import required
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 
 _FIRST_LINE = re.compile(rb"softlabels-shard (\d{1,9}) (\d{1,12}) (\d{1,12}) ([0-9a-f]{64})\n")
 _FIRST_LINE_MOST = 128
@@ -58,7 +58,7 @@ class Hdf5:
         with path.open("r+b") as file:
             file.write(_encoded(_located(header, arrays, places, path, block), block))
 
-    def read_header(self, place: Place, kind: type[H]) -> H:
+    def read_header(self, place: SafePath, kind: type[H]) -> H:
         """See `ArrayFormat.read_header`."""
         where = str(place)
         with place.open() as handle:
@@ -78,7 +78,7 @@ class Hdf5:
             raise Damaged(f"{where} has a header that does not say where it ends")
         return header
 
-    def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:
+    def header_is_exact(self, place: SafePath, header: ArrayHeader) -> bool:
         """See `ArrayFormat.header_is_exact`."""
         block = header.files[""].start
         with place.open() as handle:
@@ -92,7 +92,7 @@ class Hdf5:
         """See `ArrayFormat.payload`."""
         return ""
 
-    def strays(self, place: Place) -> list[str]:  # noqa: ARG002
+    def strays(self, place: SafePath) -> list[str]:  # noqa: ARG002
         """See `ArrayFormat.strays`."""
         return []
 

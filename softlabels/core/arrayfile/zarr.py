@@ -21,7 +21,7 @@ from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, H, Stored
 from softlabels.core.arrays import Arrays
 from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, json_digest, parse
 from softlabels.core.locks import Lock
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 
 _META = "zarr.json"
 _CHECKSUM = 4
@@ -61,7 +61,7 @@ class Zarr:
         complete = header.model_copy(update={"arrays": stored, "files": files})
         (path / _META).write_bytes(_encoded(complete))
 
-    def read_header(self, place: Place, kind: type[H]) -> H:
+    def read_header(self, place: SafePath, kind: type[H]) -> H:
         """See `ArrayFormat.read_header`."""
         where = str(place)
         group = parse((place / _META).read(LARGEST), where)
@@ -74,7 +74,7 @@ class Zarr:
             raise Damaged(f"{where} has a header that does not match its checksum")
         return checked(kind, said["header"], where)
 
-    def header_is_exact(self, place: Place, header: ArrayHeader) -> bool:
+    def header_is_exact(self, place: SafePath, header: ArrayHeader) -> bool:
         """See `ArrayFormat.header_is_exact`."""
         return (place / _META).read(LARGEST) == _encoded(header)
 
@@ -86,7 +86,7 @@ class Zarr:
         """See `ArrayFormat.payload`."""
         return f"{name}/{_chunk_file(2 + len(layout.shape))}"
 
-    def strays(self, place: Place) -> list[str]:
+    def strays(self, place: SafePath) -> list[str]:
         """See `ArrayFormat.strays`."""
         found: list[str] = []
         for folder, _, names in os.walk(place.path):

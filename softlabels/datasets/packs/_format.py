@@ -30,7 +30,7 @@ from softlabels.core.arrayfile.arrays import (
 from softlabels.core.arrays import Arrays
 from softlabels.core.config import essence
 from softlabels.core.documents import json_digest, read_document
-from softlabels.core.paths import Damaged, Place
+from softlabels.core.paths import Damaged, SafePath
 from softlabels.datasets._decode import decode_bytes, torchvision_decoder
 from softlabels.errors import DataError, StoreError
 
@@ -183,7 +183,7 @@ class PackHeader(ArrayHeader):
 class PackFile:
     """A file of a pack: its arrays, (images, ...), lie in mapped memory."""
 
-    place: Place
+    place: SafePath
     format: ArrayFormat
     header: PackHeader
     arrays: Arrays
@@ -204,7 +204,7 @@ def read_manifest(root: Path) -> PackManifest:
     if not path.exists():
         raise DataError(f"{root} has no {MANIFEST}: it is no pack or was not copied whole; `softlabels pack` makes one")
     with _advice("copy it again, or remove it and run the same `softlabels pack` again, which keeps whole shards"):
-        manifest = read_document(Place(root, (MANIFEST,)), PackManifest, range(PACK_FORMAT, PACK_FORMAT + 1))
+        manifest = read_document(SafePath(root, (MANIFEST,)), PackManifest, range(PACK_FORMAT, PACK_FORMAT + 1))
         if manifest.id != json_digest(manifest.identity):
             raise Damaged(f"{path} has an id that its other values do not give")
     return manifest
@@ -230,7 +230,7 @@ def open_table(root: Path, manifest: PackManifest) -> PackFile:
 def _opened(
     root: Path, manifest: PackManifest, name: str, layout: Mapping[str, ArrayLayout], rows: int, shard: int | None
 ) -> PackFile:
-    place, where, format = Place(root, (name,)), str(root / name), manifest.arrays
+    place, where, format = SafePath(root, (name,)), str(root / name), manifest.arrays
     with _advice():
         header = format.read_header(place, PackHeader)
         if (header.pack, header.shard) != (manifest.id, shard):
