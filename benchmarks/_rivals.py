@@ -1,7 +1,7 @@
 """How other packages keep labels and read them, written anew from what their readers do for each sample.
 
 Each reader does what lies between the number of a sample and the tensors that its training loop receives, and no more:
-no picture is opened and no augmentation is made anew from what the file says of it. Where a file is a pickle, it is
+no image is opened and no augmentation is made anew from what the file says of it. Where a file is a pickle, it is
 loaded as one (`weights_only=False`, as in their time), which is quicker than the safe way.
 
 - TinyViT (microsoft/Cream): one binary file of records per epoch and rank, beside it a text file with a key per line.

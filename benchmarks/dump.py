@@ -1,4 +1,4 @@
-"""A dump against a bare loop of the same teacher over pictures that are ready in memory.
+"""A dump against a bare loop of the same teacher over images that are ready in memory.
 
     python benchmarks/dump.py [--teacher resnet50] [--images 96] [--rounds 5] [--threads N]
 
@@ -7,15 +7,15 @@ draws and renders one view of each in threads, runs the same teacher at the same
 intra-op threads, encodes, and writes a synced shard. Turns of a few seconds alternate, a bare loop before and after
 each dump; a dump is compared with the mean of its two neighbours, and the median over the rounds is printed:
 
-- "whole": all of the dump's time. A dump of so few pictures spends a share on its first batch and its only shard that
+- "whole": all of the dump's time. A dump of so few images spends a share on its first batch and its only shard that
   one of thousands per shard does not;
 - "steady": from the teacher's first call to its last one, in both;
 - "CPU": the processor time of that stretch, of all threads; of the three it feels other work of the machine least.
 
-The limit: where the teacher alone keeps every core busy, c CPU seconds a picture on n threads, and preparing a picture
+The limit: where the teacher alone keeps every core busy, c CPU seconds an image on n threads, and preparing an image
 (decode, render, encode; timed apart, on one thread) takes d, a dump cannot exceed c / (c + d). Where a core that
 prepares lets all other threads of the teacher wait for theirs, as barriers do, it is c / (c + n d). With --threads
-below the number of cores pictures are prepared beside the teacher, and the limit is 1.
+below the number of cores images are prepared beside the teacher, and the limit is 1.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def write_images(root: Path, count: int) -> None:
 
 
 class Bench:
-    """One teacher, some pictures, and both ways to run the one over the others."""
+    """One teacher, some images, and both ways to run the one over the others."""
 
     def __init__(self, root: Path, options: argparse.Namespace) -> None:
         self.root, self.options = root, options
@@ -117,7 +117,7 @@ class Bench:
         self.stores = 0
 
     def bare(self) -> Turn:
-        """The teacher over pictures in memory."""
+        """The teacher over images in memory."""
         clocked, began = Clocked(self.teacher), time.perf_counter()
         for batch in self.ready:
             clocked.outputs(batch, ("logits",))
@@ -149,7 +149,7 @@ class Bench:
         return Turn.of(clocked, time.perf_counter() - began, self.options.images, self.options.batch_size)
 
     def preparing(self) -> float:
-        """Processor seconds on one thread that a picture takes to decode and render, and its label to encode."""
+        """Processor seconds on one thread that an image takes to decode and render, and its label to encode."""
         threads, rows = torch.get_num_threads(), np.arange(self.options.images)
         logits = self.teacher.logits(self.ready[0]).cpu()
         torch.set_num_threads(1)
@@ -180,9 +180,9 @@ def run(root: Path, options: argparse.Namespace) -> None:
     spare = options.device != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
     low, limit = (1.0, 1.0) if spare else (c / (c + torch.get_num_threads() * d), c / (c + d))
     print(
-        f"{options.teacher}, {torch.get_num_threads()} threads, {options.workers} threads prepare pictures, "
+        f"{options.teacher}, {torch.get_num_threads()} threads, {options.workers} threads prepare images, "
         f"{os.cpu_count()} cores; bare loop {1 / bare:.1f} pictures/s, dump {1 / dumped:.1f}\n"
-        f"a picture costs the bare loop {1e3 * c:.1f} ms of CPU and the dump {1e3 * c / cpu:.1f}; preparing one "
+        f"an image costs the bare loop {1e3 * c:.1f} ms of CPU and the dump {1e3 * c / cpu:.1f}; preparing one "
         f"{1e3 * d:.1f} ms\n"
         f"of a bare loop's speed: whole {whole:.3f}, steady {steady:.3f}, CPU {cpu:.3f}; limit {limit:.3f}, {low:.3f} "
         f"where cores wait for each other (target {TARGET})\n"
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of the teacher; torch's choice without")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that prepare pictures")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="threads that prepare images")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     if options.images < 2 * options.batch_size or options.images % options.batch_size:

@@ -6,15 +6,15 @@ Needs no network, no data and no installation (docs/gpu.md lists the wheels). Ea
 of its own, and each figure is in OUT/results.jsonl and OUT/results.md as soon as it is known: a part that takes too
 long or breaks costs its own rest alone.
 
-    pictures            a raw pack of generated photographs; how fast views are rendered and copied to the device
+    images            a raw pack of generated photographs; how fast views are rendered and copied to the device
     dump-NETWORK        the teacher in bf16, compiled, over batches on the device, against dumps in three codecs
     tests               the tests marked `cuda`
     train               mobilenet_v3_large from stored labels of resnext101_32x8d, and with it in the loop
     losses              dense and sparse losses of 4,096 rows, with 1,000 and 21,841 classes
     small               epochs of ResNet-20 on 32x32 images in memory, hard and stored labels
 
-A dump is compared with the smallest of three bounds: views rendered with no teacher, pictures copied to the device and
-nothing else, and the compiled teacher over pictures that are on the device. All weights are random: they cost what
+A dump is compared with the smallest of three bounds: views rendered with no teacher, images copied to the device and
+nothing else, and the compiled teacher over images that are on the device. All weights are random: they cost what
 others do. `--tiny` does all of it with tiny networks, on a CPU too; its figures mean nothing.
 """
 
@@ -204,12 +204,12 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count else "-"
 
 
-# --- pictures --------------------------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Photographs:
-    """Smooth random pictures with some grain, of several sizes, made when they are asked for."""
+    """Smooth random images with some grain, of several sizes, made when they are asked for."""
 
     count: int
     sides: tuple[int, ...]
@@ -451,7 +451,7 @@ def dumped(setting: Setting, clocked: Clocked, codec: Codec, total: int, workers
 def new_store(
     setting: Setting, images: Images, teacher: Any, codec: Codec, views: int, recipe_name: str = "crop-flip"
 ) -> tuple[Path, Any, ViewDataset]:
-    """An empty store of this teacher's labels: its folder, what is to be filled, and the pictures."""
+    """An empty store of this teacher's labels: its folder, what is to be filled, and the images."""
     recipe, root = RECIPES.make(recipe_name), setting.out / "work" / f"store-{os.getpid()}-{time.monotonic_ns()}"
     seen = teacher.preprocessing.model_dump(mode="json")
     store, arranged = make_store(root, images, recipe, seed=0, classes=teacher.classes, rows_per_shard=SHARD)
@@ -572,7 +572,7 @@ def trained(
 
 
 def step_memory(setting: Setting, task: Task, size: int) -> float:
-    """Bytes that two steps with such a batch hold at most, infinite when they fail; on a CPU its pictures."""
+    """Bytes that two steps with such a batch hold at most, infinite when they fail; on a CPU its images."""
     scale, device = setting.scale, setting.device
     forget(device)
     try:
@@ -735,7 +735,7 @@ def run_part(out: Path, device: str, tiny: bool, part: str, seconds: float) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results; made anew")
-    parser.add_argument("--parts", help="only these, comma-separated; pictures is always the first")
+    parser.add_argument("--parts", help="only these, comma-separated; images is always the first")
     parser.add_argument("--seconds", type=float, default=360.0, help="for all parts together")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true")

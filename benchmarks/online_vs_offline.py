@@ -2,7 +2,7 @@
 
     python benchmarks/online_vs_offline.py [--device cpu] [--images 256] [--size 64] [--repeats 4]
 
-The same student, pictures, order and steps each time, through `softlabels train`'s own code. S and T are a student's
+The same student, images, order and steps each time, through `softlabels train`'s own code. S and T are a student's
 step and a teacher's forward pass, timed apart from all else on a ready batch; (S + T) / S is the most that stored
 labels can gain. "of the limit" is the measured gain over it; rendering and the checkpoint at an epoch's end, which
 both sides pay, lower it. All take turns, and the best of several counts. On a CPU all is compared by processor time of
@@ -54,12 +54,12 @@ COUNT = "SOFTLABELS_BENCHMARK_IMAGES"
 
 
 def pictures() -> MemoryImages:
-    """Random pictures in memory, as a data set of `module:function`."""
+    """Random images in memory, as a data set of `module:function`."""
     count = int(os.environ.get(COUNT, "256"))
     rng = np.random.default_rng(0)
     return MemoryImages(
         "random",
-        {"kind": "function", "function": "online_vs_offline:pictures"},
+        {"kind": "function", "function": "online_vs_offline:images"},
         pa.chunked_array([pa.array([f"{number:05d}" for number in range(count)])]),
         rng.integers(0, CLASSES, count),
         tuple(str(number) for number in range(CLASSES)),
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, root: Path) -> None:
     ):
         softlabels.dump(
             teacher=[specs[teacher]],
-            data="online_vs_offline:pictures",
+            data="online_vs_offline:images",
             views=1,
             codec=codec,
             out=str(root / name),
@@ -187,7 +187,7 @@ def say(
     best = {name: min(cost.compared for cost in costs) for name, costs in taken.items()}
 
     print(
-        f"student {STUDENT}, {options.images} pictures of {options.size} px, batch {options.batch_size}, {CLASSES} "
+        f"student {STUDENT}, {options.images} images of {options.size} px, batch {options.batch_size}, {CLASSES} "
         f"classes, {options.device}, {torch.get_num_threads()} thread; best of {options.repeats}"
     )
     step = alone.pop("student")

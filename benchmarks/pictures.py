@@ -3,11 +3,11 @@
     python benchmarks/pictures.py --photos DIR [--cifar DIR] [--rounds 5] [--size 224]
 
 DIR holds photographs (JPEG files at any depth); without it the parts that need some are left out. PIL transforms end in
-normalised floats, picture by picture, as they do; ours end in uint8 batches, which a training normalises where it
+normalised floats, image by image, as they do; ours end in uint8 batches, which a training normalises where it
 computes. What that costs on this core has a line of its own, and --normalise adds it to each of ours. Each round runs
 every way once, so that what else the machine does falls on all of them; printed are the median rate and the median of
 the rounds' ratios, with what the project asks for. Packs are made in a temporary folder at a longer side of 320. The
-32x32 pictures are random ones, or those below --cifar DIR.
+32x32 images are random ones, or those below --cifar DIR.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BATCH, SMALL_BATCH = 64, 256
 VIEWS = 8
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
 Run = Callable[[], float]
-"""Does its work once and gives pictures per second."""
+"""Does its work once and gives images per second."""
 
 
 class ByPil(Dataset[Tensor]):
@@ -126,7 +126,7 @@ def several(rows: np.ndarray, each: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Way:
-    """A way to make pictures; `against` names the one that its rate is divided by, `wanted` the least ratio."""
+    """A way to make images; `against` names the one that its rate is divided by, `wanted` the least ratio."""
 
     name: str
     run: Run
@@ -250,7 +250,7 @@ def measure(ways: list[Way], rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", help="folder of JPEG photographs")
-    parser.add_argument("--cifar", help="folder of CIFAR-10 for the 32x32 pictures")
+    parser.add_argument("--cifar", help="folder of CIFAR-10 for the 32x32 images")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=2, help="times each photograph is read per round")
     parser.add_argument("--size", type=int, default=224)

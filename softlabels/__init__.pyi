@@ -113,7 +113,7 @@ def dump(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
@@ -168,10 +168,10 @@ def evaluate(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         student: a run's folder, file:PATH, or a network's name with `weights`
         weights: FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]
-        size: side of the pictures  [default: the network's own]
+        size: side of the images  [default: the network's own]
         data: data set to evaluate on  [default: that of the run]
         data_dir: where the data set lies
         split: which part of the data set
@@ -267,7 +267,7 @@ def import_labels(
         cutmix: of tinyvit: alpha of the cutmix that was labelled, 0 for none
         mixup_prob: of tinyvit: how likely a pair was mixed
         mixup_switch_prob: of tinyvit: how likely by cutmix, where both alphas are above 0
-        labels_only: import labels whose views cannot be made here, without pictures
+        labels_only: import labels whose views cannot be made here, without images
         allow_mismatch: import labels that name other classes than the images have
         on_missing: refuse when images have no label, or record them as unlabelled
         format: format of the shards
@@ -397,7 +397,7 @@ def plan(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
@@ -458,7 +458,7 @@ def repair(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies
@@ -560,7 +560,7 @@ def sweep(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
@@ -590,7 +590,7 @@ def sweep(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
-        size: side of the student's pictures  [default: its own]
+        size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
         teacher: teacher in the loop instead of stored labels (a control); repeatable
@@ -600,7 +600,7 @@ def sweep(
         data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
         eval_data: data set to evaluate on  [default: the test split of the data set]
-        eval_size: side of the pictures evaluated on  [default: `size`]
+        eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
@@ -615,7 +615,7 @@ def sweep(
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay pictures out as convolutions on GPUs like them
+        channels_last: lay images out as convolutions on GPUs like them
         compare: compare each student with its teacher on every training image
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the sweep  [default: runs/sweep]
@@ -697,7 +697,7 @@ def train(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         epochs: times each image is seen (in another view each time)
         batch_size: pictures per forward pass, all processes together
         accumulate: forward passes per optimizer step
@@ -727,7 +727,7 @@ def train(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
-        size: side of the student's pictures  [default: its own]
+        size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
         teacher: teacher in the loop instead of stored labels (a control); repeatable
@@ -737,7 +737,7 @@ def train(
         data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
         eval_data: data set to evaluate on  [default: the test split of the data set]
-        eval_size: side of the pictures evaluated on  [default: `size`]
+        eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
@@ -752,7 +752,7 @@ def train(
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay pictures out as convolutions on GPUs like them
+        channels_last: lay images out as convolutions on GPUs like them
         compare: compare student and teacher on every training image after the last step
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]
@@ -786,7 +786,7 @@ def verify(
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
         amp: mixed precision
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for pictures in memory
+            cores, else processes, one per core; nobody for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies

@@ -125,7 +125,7 @@ NETWORK_LIBRARIES = ("small", "torchvision", "timm")
 """Kinds of teachers and students whose networks have names."""
 
 SMALL_NETWORKS = ("cnn_tiny", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
-"""Our own networks for pictures of 8x8 to 32x32."""
+"""Our own networks for images of 8x8 to 32x32."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 """Ends of names of files of weights."""
@@ -499,7 +499,7 @@ class TeacherChoice(Choice["TeacherSpec"]):
         return check_network(given, TEACHERS)
 
     def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
-        """See `Choice.make`; with these weights, for pictures of this size."""
+        """See `Choice.make`; with these weights, for images of this size."""
         make: Callable[..., TeacherSpec] = import_module("softlabels.models").teacher_spec
         return make(self.given, weights, size=size)
 
@@ -537,6 +537,6 @@ class StudentChoice(Choice["StudentSpec"]):
         return check_network(given, STUDENTS)
 
     def make(self, weights: str | None = None, size: int | None = None) -> StudentSpec:
-        """See `Choice.make`; with these weights, for pictures of this size."""
+        """See `Choice.make`; with these weights, for images of this size."""
         make: Callable[..., StudentSpec] = import_module("softlabels.models").student_spec
         return make(self.given, weights, size=size)

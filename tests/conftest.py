@@ -1,4 +1,4 @@
-"""Small worlds that tests share: pictures on disk, a data set in memory, commands as a user runs them."""
+"""Small worlds that tests share: images on disk, a data set in memory, commands as a user runs them."""
 
 from __future__ import annotations
 

@@ -589,7 +589,7 @@ class Histories(RuleBasedStateMachine):
         assert findings.ok, findings.problems
 
     def read_pairs(self) -> None:
-        """What a training reads: each picture is the one of which the label beside it was said."""
+        """What a training reads: each image is the one of which the label beside it was said."""
         names = [name for name, each in self.kept if each.codec.startswith("dense")]
         if self.bad or self.store.damage or not names:
             return

@@ -1,4 +1,4 @@
-"""Two teachers whose logits anybody can compute: a linear layer on the pixels of an 8x8 picture."""
+"""Two teachers whose logits anybody can compute: a linear layer on the pixels of an 8x8 image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def weights(seed: int) -> NDArray[np.float32]:
 
 
 def logits(name: str, pictures: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """What the teacher `name` says of these pictures (n, 3, 8, 8), in numpy: float64 (n, classes)."""
+    """What the teacher `name` says of these images (n, 3, 8, 8), in numpy: float64 (n, classes)."""
     values = (pictures.reshape(len(pictures), -1) / 255 - 0.5) / 0.25
     return values @ weights(SEEDS[name.rpartition("-")[2]]).T.astype(np.float64)
 

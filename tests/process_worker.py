@@ -32,7 +32,7 @@ def spare(classes: int) -> nn.Module:
 
 
 def pooled(classes: int) -> nn.Module:
-    """With batch statistics over the pictures alone: of one picture there are none."""
+    """With batch statistics over the images alone: of one image there are none."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, classes))
 
 

@@ -97,7 +97,7 @@ def write_tinyvit(
 def write_mixed_tinyvit(
     root: Path, images: Images, *, epochs: int = 2, k: int = 3, ranks: int = 1, mixup: float = 0.8, cutmix: float = 1.0
 ) -> list[list[list[tuple[int, int]]]]:
-    """As `write_tinyvit`, of pictures mixed in pairs; (row, seed) of every picture of every rank of every epoch.
+    """As `write_tinyvit`, of images mixed in pairs; (row, seed) of every image of every rank of every epoch.
 
     The sampler fills up the last pair of each rank from the beginning, and what a rank has written it does not write
     again.
@@ -147,7 +147,7 @@ def mixed_share(seed: int, mixup: float, cutmix: float, side: int = 224) -> floa
 
 
 def mixed_pair(first: torch.Tensor, second: torch.Tensor, seed: int, mixup: float, cutmix: float) -> list[torch.Tensor]:
-    """Both pictures of a pair as the teacher saw them."""
+    """Both images of a pair as the teacher saw them."""
     share, box = pair_chance(seed, mixup, cutmix, (first.shape[-2], first.shape[-1]))
     if box is None:
         return [a * share + b * (1 - share) for a, b in ((first, second), (second, first))]

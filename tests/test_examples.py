@@ -1,4 +1,4 @@
-"""The scripts under docs/examples, run on a few pictures, and what keeps pairs together in other people's loops."""
+"""The scripts under docs/examples, run on a few images, and what keeps pairs together in other people's loops."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_the_makefile_has_the_promised_targets() -> None:
 
 @pytest.mark.slow
 def test_the_missions_two_commands(tmp_path: Path) -> None:
-    """As they stand, on an ImageNet of tiny pictures, with weights from a file in place of a download.
+    """As they stand, on an ImageNet of tiny images, with weights from a file in place of a download.
 
     Only the amount of work is cut: four images, one view, one epoch.
     """

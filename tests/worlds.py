@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
 
 
 def picture(seed: int, height: int = 40, width: int = 48) -> torch.Tensor:
-    """A smooth random picture, uint8 (3, height, width): noise would make JPEG files large and crops all alike."""
+    """A smooth random image, uint8 (3, height, width): noise would make JPEG files large and crops all alike."""
     coarse = np.random.default_rng(seed).integers(0, 256, (1, 3, 4, 5)).astype(np.float32)
     smooth = torch.nn.functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bilinear")
     return smooth[0].round().to(torch.uint8)

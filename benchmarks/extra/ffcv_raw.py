@@ -1,4 +1,4 @@
-"""Images per second of a raw pack beside FFCV's loader of raw pictures, in turn in one run.
+"""Images per second of a raw pack beside FFCV's loader of raw images, in turn in one run.
 
     python benchmarks/extra/ffcv_raw.py --photos DIR [--threads 2] [--rounds 5]
 

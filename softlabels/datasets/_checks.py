@@ -49,7 +49,7 @@ def known_by(images: Images) -> dict[str, Any]:
     """What tells a data set from others, wherever it lies, as JSON values: equal for equal images in equal order.
 
     `count`; `table`, the fingerprint of keys, labels and classes; and `contents`, SHA-256 over what is cheap to know of
-    the pictures, which `by` names: pixels in memory, checksums of a pack, else the contents of as many images, picked
+    the images, which `by` names: pixels in memory, checksums of a pack, else the contents of as many images, picked
     over the data set, as `CONTENT_BYTES` hold, and of files the size of each. Images that cannot be read count as such.
     """
     whole, rows = images, np.arange(len(images))

@@ -67,7 +67,7 @@ _HUNDRED = _Edition(
 
 
 class Cifar10(Part):
-    """``cifar10``: 32x32 pictures of 10 classes, below `data_dir` or ``$CIFAR10_DIR``, kept in memory.
+    """``cifar10``: 32x32 images of 10 classes, below `data_dir` or ``$CIFAR10_DIR``, kept in memory.
 
     Either ``train/`` and ``test/`` with a folder per class, or the binary (``data_batch_1.bin``) or Python
     (``data_batch_1``) version.
@@ -88,7 +88,7 @@ class Cifar10(Part):
 
 
 class Cifar100(Part):
-    """``cifar100``: 32x32 pictures of 100 fine classes, below `data_dir` or ``$CIFAR100_DIR``, kept in memory.
+    """``cifar100``: 32x32 images of 100 fine classes, below `data_dir` or ``$CIFAR100_DIR``, kept in memory.
 
     Either ``train/`` and ``test/`` with a folder per class, or the binary (``train.bin``) or the Python (``train``)
     version.

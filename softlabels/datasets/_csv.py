@@ -103,7 +103,7 @@ def _label_column(table: pa.Table, asked: str | None, path_column: str, file: Pa
 def _read(file: Path) -> pa.Table:
     """Every column as text."""
     if file.exists() and not file.is_file():
-        raise DataError(f"{file} is not a regular file; a list of pictures is a CSV file")  # a pipe may never end
+        raise DataError(f"{file} is not a regular file; a list of images is a CSV file")  # a pipe may never end
     try:
         with file.open("rb") as opened:
             first = opened.read(FIRST_BYTES)

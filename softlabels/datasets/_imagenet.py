@@ -38,7 +38,7 @@ class ImageNet(Part):
             raise DataError(f"no such directory: {folder}; imagenet needs train/ and val/ below {root}")
         if not subfolders(folder) and has_pictures(folder):
             raise DataError(
-                f"{folder} holds pictures but no wnid folders, so their classes are unknown; move each into the folder "
+                f"{folder} holds images but no wnid folders, so their classes are unknown; move each into the folder "
                 f"of its wnid, or open them without labels as images:{folder}"
             )
         name = "imagenet" if side == "train" else "imagenet (val)"

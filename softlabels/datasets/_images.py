@@ -1,4 +1,4 @@
-"""What an opened data set is, and the two ways its pictures lie: as files, or in memory at one size."""
+"""What an opened data set is, and the two ways its images lie: as files, or in memory at one size."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Images(Protocol):
         """One whole image, uint8 (3, H, W), RGB; an EXIF orientation is not applied.
 
         Raises:
-            DataError: the file is missing, truncated or not a picture; the message names it.
+            DataError: the file is missing, truncated or not an image; the message names it.
         """
 
 

@@ -1,4 +1,4 @@
-"""Finding pictures below a folder: fast for millions of files, in an order that is the same on every machine."""
+"""Finding images below a folder: fast for millions of files, in an order that is the same on every machine."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class DumpConfig(Machine, Caching):
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
-            raise ValueError(f"is auto, or a number of pictures from 1 upward, at most {MOST:,}")
+            raise ValueError(f"is auto, or a number of images from 1 upward, at most {MOST:,}")
         return value
 
     @field_validator("output")

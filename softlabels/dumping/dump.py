@@ -1,4 +1,4 @@
-"""Stage one: a frozen teacher labels every picture whose shard is missing."""
+"""Stage one: a frozen teacher labels every image whose shard is missing."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ DIGESTS_PER_SHARD = 8
 
 @dataclass(frozen=True)
 class DumpReport:
-    """What a dump did: shards written, pictures rendered, seconds, labels kept, images that could not be read.
+    """What a dump did: shards written, images rendered, seconds, labels kept, images that could not be read.
 
     `agreement` is the share of labelled views of which the teacher names the hard label, None where there are none;
     `notes` are lines about what it said.
@@ -222,7 +222,7 @@ class LogitCheck:
 
     Refused are probabilities in the place of logits (rows between 0 and 1 that sum to 1, or a sigmoid's), whose softmax
     would be next to uniform, and logits that change with the rest of the batch. A warning is due where a teacher says
-    the same of different pictures, or gives all classes the same logit.
+    the same of different images, or gives all classes the same logit.
 
     Args:
         codec: how the logits will be stored; what it cuts off is counted.
@@ -245,7 +245,7 @@ class LogitCheck:
         self._named: dict[str, NDArray[np.int64]] = {}
 
     def begin(self, batch: Batch, logits: Tensor, ask: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Look at the logits (n, classes) of one of the first batches; `ask`, pictures to logits, is asked once more.
+        """Look at the logits (n, classes) of one of the first batches; `ask`, images to logits, is asked once more.
 
         Raises:
             ModelError: they are no logits, or depend on the batch.
@@ -273,7 +273,7 @@ class LogitCheck:
         hard, rows = batch.targets[good], batch.rows[good]
         known = (hard >= 0) & (hard < said.shape[1])
         if batch.shares is not None:
-            known &= batch.shares[good] == 1  # a picture of two images has no one class
+            known &= batch.shares[good] == 1  # a view of two images has no one class
         if not known.any():
             return
         hard, named = hard[known].cpu(), said.argmax(-1).cpu()[known]
@@ -302,7 +302,7 @@ class LogitCheck:
             if self._images >= FEWEST_FOR_CHANCE and self.agreement <= chance + doubt:
                 lines.append(
                     f"warning: that is no better than chance ({chance:.1%}): are the classes in another order, the "
-                    f"weights not trained for them, or the pictures normalised otherwise?"
+                    f"weights not trained for them, or the images normalised otherwise?"
                 )
         if self._cut:
             lines.append(
@@ -312,7 +312,7 @@ class LogitCheck:
         return lines
 
     def _look(self, logits: Tensor, pictures: Tensor) -> None:
-        """Look at the logits (n, classes) of some pictures."""
+        """Look at the logits (n, classes) of some images."""
         classes, low, high = logits.shape[1], float(logits.amin()), float(logits.amax())
         if classes < 2:
             return
@@ -336,7 +336,7 @@ class LogitCheck:
             and float((logits - logits[0]).abs().max()) < 1e-6 * float(spread_of(logits).max())
             and not (pictures == pictures[0]).all()
         ):
-            self._say(f"warning: teacher {self._teacher} says the same of {len(logits)} different pictures")
+            self._say(f"warning: teacher {self._teacher} says the same of {len(logits)} different images")
 
     def _ask_again(self, pictures: Tensor, logits: Tensor, ask: Callable[[Tensor], Tensor]) -> None:
         apart = dependence_on_neighbours(ask, pictures, logits)
@@ -344,11 +344,11 @@ class LogitCheck:
             return
         if is_rounding(distance(logits, ask(pictures)), self._rounding):
             self._refuse(
-                f"says something else of a picture in another batch (logits move by {apart:.1e} of their spread): its "
+                f"says something else of an image in another batch (logits move by {apart:.1e} of their spread): its "
                 f"labels would depend on their neighbours, as under batch norms without running statistics"
             )
         else:
-            self._refuse("does not say the same of a picture twice, as with a dropout that eval() does not switch off")
+            self._refuse("does not say the same of an image twice, as with a dropout that eval() does not switch off")
 
     def _refuse(self, what: str) -> None:
         if self._odd == "fail":
@@ -357,7 +357,7 @@ class LogitCheck:
 
 
 def _read_rows(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Which pictures of a batch could be read, bool (n,) on the CPU, and their logits."""
+    """Which images of a batch could be read, bool (n,) on the CPU, and their logits."""
     good = torch.ones(len(batch), dtype=torch.bool)
     if batch.failed:
         good &= ~torch.isin(batch.rows, torch.tensor(list(batch.failed)))

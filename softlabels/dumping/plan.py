@@ -279,7 +279,7 @@ def plan(
     sample: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
-    """What a dump of these pictures will hold and cost.
+    """What a dump of these images will hold and cost.
 
     `runs` are the rows of all its shards, `missing` the shards of this `part` that it still has to make. `codecs` are
     compared on `sample` of the teacher's labels. `say` is told what size of batches was found, and by which trials.

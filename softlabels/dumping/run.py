@@ -64,7 +64,7 @@ def run_plan(config: PlanConfig, terminal: Terminal) -> list[Plan]:
 
 
 def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
-    """Label every picture whose shard is missing, teacher by teacher."""
+    """Label every image whose shard is missing, teacher by teacher."""
     if config.dry_run:
         run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
         return []
@@ -116,7 +116,7 @@ def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
 
 
 def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[str]:
-    """A line for each import whose labels are of pictures that were resized otherwise than this teacher sees them."""
+    """A line for each import whose labels are of images that were resized otherwise than this teacher sees them."""
     ours = teacher.preprocessing.interpolation
     cards = ((name, store.teacher(name).card) for name in store.teachers) if record_spec(recipe) else ()
     for name, each in cards:
@@ -124,7 +124,7 @@ def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[
         if each.spec.get("kind") == IMPORTED and theirs != ours:
             yield (
                 f"{teacher.name} sees these views resized {ours}, but the labels of {name} are of {theirs} ones; for "
-                f"equal pictures give the teacher in a config file, with interpolation: {theirs}"
+                f"equal images give the teacher in a config file, with interpolation: {theirs}"
             )
 
 
@@ -252,7 +252,7 @@ def _job(
     """What a dump does, and a plan tells; nothing is written.
 
     Raises:
-        StoreError: for all that keeps a dump from labelling the first picture, so that it and the plan agree.
+        StoreError: for all that keeps a dump from labelling the first image, so that it and the plan agree.
     """
     store = arrange(
         out,

@@ -49,7 +49,7 @@ class LabelWriter:
         workers: Workers = 0,
         on_odd_logits: OnOddLogits = "fail",
     ) -> Iterator[Batch]:
-        """Batches of pictures that this teacher has not labelled; `put` the logits of each before the next.
+        """Batches of images that this teacher has not labelled; `put` the logits of each before the next.
 
         A shard is written as soon as the last of its batches is put; what was written is not asked for again.
 
@@ -57,7 +57,7 @@ class LabelWriter:
         probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.
 
         Raises:
-            ConfigError: the logits of the last batch were not put, or not one row for each picture.
+            ConfigError: the logits of the last batch were not put, or not one row for each image.
             ModelError: probabilities were put instead of logits, or logits that are not finite.
             StoreError: the store holds another teacher of this name, or cannot be written.
         """
@@ -91,7 +91,7 @@ class LabelWriter:
                         raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
                     if len(self._said) != len(batch):
                         raise ConfigError(
-                            f"a batch of {len(batch)} pictures got {len(self._said)} rows of logits; put one for each"
+                            f"a batch of {len(batch)} images got {len(self._said)} rows of logits; put one for each"
                         )
                     if not look.done:
                         look.begin(batch, self._said)
@@ -108,7 +108,7 @@ class LabelWriter:
         Raises:
             ConfigError: they are no numbers, or of another width than the store's.
         """
-        wanted = f"put takes logits (pictures, {self.store.manifest.classes}), one row for each picture"
+        wanted = f"put takes logits (images, {self.store.manifest.classes}), one row for each image"
         if not isinstance(logits, Tensor):
             try:
                 logits = torch.from_numpy(np.array(logits, np.float32))

@@ -7,7 +7,7 @@ order; `params` say what was done to the image and to a partner, in the order of
     random_resized_crop     top, left, height, width in pixels of the image
     random_horizontal_flip  whether
     rand_augment            None, or operations and strengths as torchvision has them
-    random_erase            None, or top, left, height, width of what becomes black, in pixels of the picture
+    random_erase            None, or top, left, height, width of what becomes black, in pixels of the image
     mixup                   None, or the image's own share
     cutmix                  None, or a share and top, left, bottom, right of what becomes the partner's
 
@@ -185,7 +185,7 @@ class _Plan:
             said = content["reinforce"]["image_augmentation"]
             chosen = {name: dict(said[name]) for name in _ORDER if name in said and said[name].get("enable", True)}
         except (TypeError, LookupError, AttributeError, ValueError) as problem:
-            raise DataError(f"{file} does not say how pictures were made; is it of ml-dr?") from problem
+            raise DataError(f"{file} does not say how images were made; is it of ml-dr?") from problem
         if not pictures:
             return _Plan(tuple(chosen), None, 0)
         _refuse(file, chosen)
@@ -223,7 +223,7 @@ def _refuse(file: Path, chosen: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _unable(file: Path, what: str) -> ConfigError:
     return ConfigError(
-        f"{file} tells of {what}, of which pictures are not made here; import the labels alone with `labels_only=True`"
+        f"{file} tells of {what}, of which images are not made here; import the labels alone with `labels_only=True`"
     )
 
 
@@ -334,7 +334,7 @@ def _spread(params: Sequence[Any], plan: _Plan) -> dict[str, Any]:
 
 
 def _strength(operation: str, told: float, size: int) -> float:
-    """A strength of torchvision's, at pictures of `size`, as our operations take it."""
+    """A strength of torchvision's, at images of `size`, as our operations take it."""
     if not math.isfinite(told):
         raise ValueError(f"strength {told}")
     if operation.startswith("Translate"):

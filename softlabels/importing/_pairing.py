@@ -129,7 +129,7 @@ def _doubt(source: MixedByWord, right: NDArray[np.bool_], otherwise: NDArray[np.
     if there - here <= CONTRADICTED * (here + there) ** 0.5:  # McNemar's test
         return None
     return (
-        f"views are said to be {source.said}, but the class named first fits pictures that are {source.otherwise} "
+        f"views are said to be {source.said}, but the class named first fits images that are {source.otherwise} "
         f"better ({otherwise.mean():.1%} against {right.mean():.1%} of {len(right):,} labels)"
     )
 

@@ -75,9 +75,9 @@ class Source(Protocol):
     surplus: int
     """Labels of images that the data set does not have."""
     size: int | None
-    """Side of the teacher's pictures, where the files tell it."""
+    """Side of the teacher's images, where the files tell it."""
     interpolation: str | None
-    """How the teacher's pictures were resized, where the project's code tells it."""
+    """How the teacher's images were resized, where the project's code tells it."""
     unpaired: int
     """Labels of mixed views whose partners are not known."""
 

@@ -7,7 +7,7 @@ where the data set gives one (ImageNet-22k). Each epoch is one view. Ranks may h
 
 The view is made from the seed by TinyViT's own transforms, with numpy's PCG64 behind them; it is not made here.
 
-With mixup or cutmix on, as in its default config, each rank mixes the pictures of lines 2 i and 2 i + 1 of its keys
+With mixup or cutmix on, as in its default config, each rank mixes the images of lines 2 i and 2 i + 1 of its keys
 with each other, with chance from the exclusive or of their seeds (`SeededMix`). Nothing in the files says whether it
 was on, or with which alphas, so the user must. An image that pads a rank which holds it already is not written again:
 then the last line of the rank has no partner that is known.

@@ -1,4 +1,4 @@
-"""Stored labels beside somebody's own pictures."""
+"""Stored labels beside somebody's own images."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ class AttachedLabels(Dataset[Any]):
         return self.labels.recorded(rows, self._view, self.labels.select(self._teachers)[0])
 
     def _check_partners(self) -> None:
-        """Refuse items whose pictures cannot be mixed as they were, before the first is asked for."""
+        """Refuse items whose images cannot be mixed as they were, before the first is asked for."""
         assert self._mix is not None
         keys, recorded = self.labels.keys, self._recorded(self._rows)
         unknown = np.flatnonzero(recorded["mix_seed"] == self._mix.unknown)
         if len(unknown):
             raise StoreError(
-                f"attach: {len(unknown):,} images were mixed in view {self._view} with a picture that is not in the "
+                f"attach: {len(unknown):,} images were mixed in view {self._view} with an image that is not in the "
                 f"imported files (first: {keys[self._rows[unknown[0]]].as_py()!r}); leave them out with "
                 f"torch.utils.data.Subset"
             )
@@ -114,7 +114,7 @@ class AttachedLabels(Dataset[Any]):
 
 
 def _mixed(mix: SeededMix, item: Any, other: Any, params: NDArray[Any]) -> Any:
-    """An item whose picture, its first part, is mixed with that of another."""
+    """An item whose image, its first part, is mixed with that of another."""
     parts = [(each, ()) if isinstance(each, Tensor) else (each[0], tuple(each[1:])) for each in _parted(item, other)]
     (own, rest), (theirs, _) = parts
     known = all(isinstance(each, Tensor) and each.is_floating_point() and each.ndim == 3 for each in (own, theirs))
@@ -124,7 +124,7 @@ def _mixed(mix: SeededMix, item: Any, other: Any, params: NDArray[Any]) -> Any:
             for each in (own, theirs)
         ]
         raise ConfigError(
-            f"attach: the views of these labels are mixed, for which pictures must be float tensors (3, H, W) of one "
+            f"attach: the views of these labels are mixed, for which images must be float tensors (3, H, W) of one "
             f"size, normalised as for the teacher; these are {found[0]} and {found[1]}"
         )
     picture = mix.mix(own[None], theirs[None], params)[0]
@@ -134,7 +134,7 @@ def _mixed(mix: SeededMix, item: Any, other: Any, params: NDArray[Any]) -> Any:
 def _parted(*items: Any) -> tuple[Any, ...]:
     if not all(isinstance(each, Tensor) or (isinstance(each, tuple | list) and each) for each in items):
         raise ConfigError(
-            f"attach: the views of these labels are mixed, for which an item must be a picture or a tuple that begins "
+            f"attach: the views of these labels are mixed, for which an item must be an image or a tuple that begins "
             f"with it, not {type(items[0]).__name__}"
         )
     return items
@@ -151,23 +151,23 @@ def attach(
     view: int = 0,
     seeded: Callable[[int], AbstractContextManager[Any]] | None = None,
 ) -> AttachedLabels:
-    """Wrap a map-style data set that makes its own pictures; its items come with their image's probabilities.
+    """Wrap a map-style data set that makes its own images; its items come with their image's probabilities.
 
-    A tuple ``(picture, label)`` becomes ``(picture, label, probabilities)``, a mapping gets ``"soft_labels"``, anything
+    A tuple ``(image, label)`` becomes ``(image, label, probabilities)``, a mapping gets ``"soft_labels"``, anything
     else becomes ``(item, probabilities)``; probabilities are float32 (classes,). Only for labels of the clean view:
-    whatever the data set does to a picture, the teacher saw the whole of it. Labels of random views belong to their
+    whatever the data set does to an image, the teacher saw the whole of it. Labels of random views belong to their
     very crops; `SoftLabelDataset` makes those.
 
     Imported labels whose views only their own project makes (docs/importing.md) are attached one view at a time, to the
     data set that makes that view: from the recorded seed, within ``with seeded(seed):``, where there is one. Where
-    views were mixed, the partner's item is made as well and its picture mixed in, as the teacher saw it (both must be
+    views were mixed, the partner's item is made as well and its image mixed in, as the teacher saw it (both must be
     normalised float tensors); a hard label in the item stays that of the image alone.
 
     Args:
         keys: the image's key for each item, as in ``labels.keys``. None: paths of an ``ImageFolder`` (or a ``Subset``
             of one) relative to its root.
         teachers: names to blend; None for all.
-        view: of imported labels, the view whose pictures the items are.
+        view: of imported labels, the view whose images the items are.
         seeded: of imported labels with seeds, what makes the data set draw from one; an item is asked for within it.
 
     Raises:

@@ -56,7 +56,7 @@ class ImportConfig(Caching):
     mixup_switch_prob: float = Field(
         0.5, ge=0, le=1, description="of tinyvit: how likely by cutmix, where both alphas are above 0"
     )
-    labels_only: bool = Field(False, description="import labels whose views cannot be made here, without pictures")
+    labels_only: bool = Field(False, description="import labels whose views cannot be made here, without images")
     allow_mismatch: bool = Field(False, description="import labels that name other classes than the images have")
     on_missing: Literal["fail", "skip"] = Field(
         "fail", description="refuse when images have no label, or record them as unlabelled"

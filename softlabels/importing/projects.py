@@ -125,7 +125,7 @@ def source_fingerprint(source: Source, images: int) -> str:
 
 
 class ShardRecords:
-    """The records of the shard that is being written, for pictures of its images."""
+    """The records of the shard that is being written, for views of its images."""
 
     def __init__(self) -> None:
         self._shard: Shard | None = None
@@ -170,7 +170,7 @@ def import_labels(
     Args:
         places: the row of each of the store's images in the source's data set, -1 for those that it does not count:
             int64 (rows,).
-        pictures: makes the pictures whose digests are kept, from `records`; None for views that are not made here.
+        pictures: makes the images whose digests are kept, from `records`; None for views that are not made here.
         records: hold those of the shard that is written.
 
     Raises:

@@ -165,7 +165,7 @@ def _card(config: ImportConfig, source: Source, count: int, whole: Images, image
 
 
 def _pictures(source: Source, store: Store, images: Images, views: int, records: ShardRecords) -> ViewDataset | None:
-    """What makes the pictures whose digests are kept; None where only the other project can."""
+    """What makes the images whose digests are kept; None where only the other project can."""
     if foreign_view(source.recipe.steps) is not None:
         return None
     return ViewDataset(images, source.recipe, store.manifest.seed, views, ImageSpec(32), taker=records)
@@ -185,10 +185,10 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
     )
     foreign = foreign_view(source.recipe.steps)
     if foreign is not None:
-        terminal.say(f"their pictures are made by {foreign.of}: docs/importing.md says how to pair them")
+        terminal.say(f"their images are made by {foreign.of}: docs/importing.md says how to pair them")
     elif source.interpolation is not None:
         terminal.say(
-            f"the pictures that they are of were resized {source.interpolation}; a student sees them as its own "
+            f"the images that they are of were resized {source.interpolation}; a student sees them as its own "
             f"preprocessing says"
         )
     if config.from_ == "tinyvit" and config.labels_only:
@@ -197,6 +197,6 @@ def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, sour
         )
     if source.unpaired:
         terminal.say(
-            f"{source.unpaired:,} labels are of mixtures with a picture that is not in the files (the last of an odd "
+            f"{source.unpaired:,} labels are of mixtures with an image that is not in the files (the last of an odd "
             f"number); `attach` names them"
         )

@@ -1,7 +1,7 @@
 """Images with what is known of them: batches for both stages, and the data set for anybody's loop.
 
 A sample's number is ``row * views + view``. It says all there is to know, so workers, ranks, epochs and batches play no
-part in what a sample shows, and any sampler or loader that hands out numbers keeps pictures and labels paired.
+part in what a sample shows, and any sampler or loader that hands out numbers keeps images and labels paired.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _PREFETCH = 4
 
 @dataclass
 class Batch:
-    """Some samples: uint8 pictures (n, 3, H, W), rows and views (n,), hard labels or -1 (n,), codec arrays per teacher.
+    """Some samples: uint8 images (n, 3, H, W), rows and views (n,), hard labels or -1 (n,), codec arrays per teacher.
 
     Where the recipe mixes, `partners` (n,) are the hard labels of the partners and `shares` float32 (n,) how much of
-    each picture is the image's own. `failed` names the images that could not be decoded; their pictures are black.
+    each view is the image's own. `failed` names the images that could not be decoded; their views are black.
     """
 
     pictures: Tensor
@@ -73,7 +73,7 @@ class Batch:
 class LabelledViews(Dataset[Batch]):
     """Images with their hard labels and stored labels; one item is a whole `Batch`.
 
-    `label_rows` (images,) maps a row of the pictures to its row in the store. Stored arrays come as the codec wrote
+    `label_rows` (images,) maps a row of the data set to its row in the store. Stored arrays come as the codec wrote
     them; who computes the target decodes them.
     """
 
@@ -177,8 +177,8 @@ def batches(
 ) -> Iterator[Batch]:
     """A `Batch` for each array of sample numbers, in that order, made in this process or by `workers`.
 
-    For a CUDA `device`, pictures are copied there from page-locked memory while it computes earlier batches; other
-    devices copy pictures when they use them.
+    For a CUDA `device`, images are copied there from page-locked memory while it computes earlier batches; other
+    devices copy images when they use them.
     """
     stream = SideStream(device)
     for batch in _made(samples, numbers, workers, pin_memory=device.type == "cuda"):
@@ -253,7 +253,8 @@ def _waited_for(source: Any, workers: int, size: int, decoding: mmap.mmap | None
             free = shared_memory()
             if free is not None and free < size:
                 raise RunError(
-                    f"/dev/shm is full: a batch takes {progress.size(size)} and {progress.size(free)} are free; {_REMEDY}"
+                    f"/dev/shm is full: a batch takes {progress.size(size)} and {progress.size(free)} are free; "
+                    f"{_REMEDY}"
                 ) from problem
             if time.monotonic() - began > _LONGEST_WAIT:
                 raise RunError(
@@ -278,7 +279,7 @@ def _prefetch(size: int, workers: int, side: int, count: int) -> int:
     if ahead < 1:
         raise ConfigError(
             f"/dev/shm has {progress.size(free)} free, and {workers} worker processes need "
-            f"{progress.size(size * workers)} for a batch of {count:,} pictures of {side} px each; {_REMEDY}"
+            f"{progress.size(size * workers)} for a batch of {count:,} images of {side} px each; {_REMEDY}"
         )
     return min(ahead, _PREFETCH)
 
@@ -398,17 +399,17 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     """Images with the teachers' probabilities, for anybody's training loop.
 
     Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is
-    (uint8 picture (3, size, size), hard label or -1, probabilities float32 (classes,)). A picture that is mixed of two
+    (uint8 image (3, size, size), hard label or -1, probabilities float32 (classes,)). A view that is mixed of two
     images has no hard label. Works with `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give
     the loader a `OneViewEach` sampler to see one view of each image per epoch. Images are joined to labels by key.
 
     Args:
         labels: what `open_labels` gives.
         images: what `open_images` gives: the data set that was labelled, some of it, or another one with the same keys.
-        size: side of the pictures in pixels; any size shows the views that the teacher saw.
+        size: side of the images in pixels; any size shows the views that the teacher saw.
         teachers: names to blend; None for all.
         temperature: softens the probabilities.
-        interpolation: how pictures are resized; None: as the teachers saw them, which their cards say.
+        interpolation: how images are resized; None: as the teachers saw them, which their cards say.
         unlabelled: what becomes of images without a label, since they are not in the store or a teacher could not read
             them: "refuse", or "leave-out"; then `pictures.images` are the others.
         threads: how many threads of this process share the images of a batch; 1 for none beside the caller. They take
@@ -417,7 +418,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     Raises:
         KeyError: images that are not in the store; the first are named.
         ConfigError: fewer than one thread, a temperature or blend that these labels do not support, or teachers that
-            saw pictures of different interpolations and none is chosen.
+            saw images of different interpolations and none is chosen.
         StoreError: a teacher of `teachers` is not there or has no complete view, or could not read some images.
     """
 
@@ -488,9 +489,9 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
     @staticmethod
     def collate(samples: list[tuple[Tensor, int, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a `DataLoader` makes of a batch, (pictures, hard labels, probabilities), without copying it.
+        """What a `DataLoader` makes of a batch, (images, hard labels, probabilities), without copying it.
 
-        For its `collate_fn`; the usual one lays the pictures out anew, channel by channel. Here a pixel's channels lie
+        For its `collate_fn`; the usual one lays the images out anew, channel by channel. Here a pixel's channels lie
         together (torch.channels_last), as convolutions like them.
         """
         if isinstance(samples, Samples):
@@ -501,7 +502,7 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
 
 
 def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
-    """How all these teachers' pictures were resized, as their cards say; bilinear where they do not.
+    """How all these teachers' images were resized, as their cards say; bilinear where they do not.
 
     Raises:
         ConfigError: they saw different ones.
@@ -509,7 +510,7 @@ def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
     seen = {name: labels.of(name).card.preprocessing.get("interpolation", "bilinear") for name in teachers}
     if len(set(seen.values())) > 1:
         shown = ", ".join(f"{name} {value}" for name, value in seen.items())
-        raise ConfigError(f"these teachers saw pictures of different interpolations ({shown}); choose interpolation=")
+        raise ConfigError(f"these teachers saw images of different interpolations ({shown}); choose interpolation=")
     return str(next(iter(seen.values())))
 
 

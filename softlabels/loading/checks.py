@@ -122,7 +122,7 @@ def compare_digests(labels: Labels, images: Images, most: int | None = None) -> 
     pictures = ViewDataset.of_store(labels.store, images, int(views.max()) + 1, DIGEST_SPEC)
     found = pictures.digests(rows, views)
     return len(known), [
-        f"image {images.keys[row].as_py()!r}, view {view}: the picture is not the one that {name} saw "
+        f"image {images.keys[row].as_py()!r}, view {view}: the view is not the one that {name} saw "
         f"({changed_versions(labels.of(name).card.versions, images)})"
         for (row, view, text, name), now in zip(known, found, strict=True)
         if digest_in(text) != now

@@ -26,7 +26,7 @@ from softlabels.views import RECIPES, Recipe, record_spec
 
 MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
 """What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view
-that is not mixed), and how much of the picture that the teacher saw was the image's own (1 in such a view)."""
+that is not mixed), and how much of the image that the teacher saw was the image's own (1 in such a view)."""
 
 _BLENDING = 4
 """Stream of chance for blends that pick a teacher per label."""

@@ -165,7 +165,7 @@ def open_teacher(
     Args:
         classes: of the store whose labels are the teacher's; a store may have more than the data set (a teacher of
             1,000 classes on images of 12), and the teacher then answers with as many.
-        clean: whether its views are clean ones, on which a network may want pictures of another size.
+        clean: whether its views are clean ones, on which a network may want images of another size.
         preprocessing: that of a store, which stands over the network's own.
         role: what messages call it.
 

@@ -49,7 +49,7 @@ class Machine(CommandConfig):
     workers: int | str = Field(
         "auto",
         description="who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4 "
-        "cores, else processes, one per core; nobody for pictures in memory",
+        "cores, else processes, one per core; nobody for images in memory",
     )
 
     @field_validator("workers")

@@ -1,4 +1,4 @@
-"""The waist: every picture that a teacher or a student sees is made here."""
+"""The waist: every image that a teacher or a student sees is made here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _AT_ONCE = 16
 """Images that are looked at together."""
 
 DIGEST_SPEC = ImageSpec(size=32)
-"""How pictures are rendered whose digest is kept: small, square, bilinear, whatever the teacher sees."""
+"""How images are rendered whose digest is kept: small, square, bilinear, whatever the teacher sees."""
 
 
 def image_spec(preprocessing: Preprocessing) -> ImageSpec:
@@ -56,9 +56,9 @@ class MixPool:
     Attributes:
         keys: of its N members.
         hashes: of the keys, uint64 (N,).
-        images: where the members' pixels are; the whole data set when the pictures are of a part of it.
+        images: where the members' pixels are; the whole data set when the images are of a part of it.
         rows: each member's row in `images`, -1 where it is missing: int64 (N,).
-        sizes: how many members there were when each of the pictures' own images came: int64 (n,). Images that come
+        sizes: how many members there were when each of the data set's images came: int64 (n,). Images that come
             later are no partners of earlier ones, so labels that were made stay true.
     """
 
@@ -76,7 +76,7 @@ class MixPool:
 
     @staticmethod
     def of_store(store: Store, images: Images) -> MixPool:
-        """Those of a store, in its order, for pictures of `images`, which are a part of it.
+        """Those of a store, in its order, for views of `images`, which are a part of it.
 
         Raises:
             KeyError: images that are not in the store; the first are named.
@@ -150,7 +150,7 @@ class ViewDataset(Dataset[Tensor]):
         Raises:
             KeyError: images that are not in the store; the first are named.
             DataError: an image with which a view is mixed is missing; it is named.
-            ConfigError: only another project can make the pictures of these views.
+            ConfigError: only another project can make the images of these views.
         """
         recipe, seed = RECIPES.make(store.manifest.recipe), store.manifest.seed
         rows = store.rows(images.keys)
@@ -178,7 +178,7 @@ class ViewDataset(Dataset[Tensor]):
     def render(
         self, rows: Rows, views: Rows, failed: dict[int, str] | None = None, thread_pool: ThreadPool | None = None
     ) -> Tensor:
-        """The pictures of these rows and views, uint8 (n, 3, size, size); each image is decoded once.
+        """The images of these rows and views, uint8 (n, 3, size, size); each image is decoded once.
 
         In memory a pixel's channels lie together (torch.channels_last) where images are decoded.
 
@@ -193,7 +193,7 @@ class ViewDataset(Dataset[Tensor]):
         return self._mixed(pictures, rows, params, failed, thread_pool) if self.recipe.mixes else pictures
 
     def mixtures(self, rows: Rows, views: Rows) -> tuple[Rows, NDArray[np.float64]]:
-        """With whom these views are mixed, and how much of each picture is the image's own: (n,) each.
+        """With whom these views are mixed, and how much of each view is the image's own: (n,) each.
 
         Partners are places in the pool, -1 for views that are not mixed.
         """
@@ -253,7 +253,7 @@ class ViewDataset(Dataset[Tensor]):
                     pictures[place] = picture
 
     def _boxes(self, found: list[tuple[int, Rows, Tensor]], params: ViewParams) -> Sequence[Rows | None]:
-        """The boxes (n, 4) of each image's views, worked out together: alone, each takes a tenth of a picture's time.
+        """The boxes (n, 4) of each image's views, worked out together: alone, each takes a tenth of an image's time.
 
         Of several images at once, not of a whole batch, since an image is decoded before its size is known. None where
         the recipe does more than crop.
@@ -332,7 +332,7 @@ def _texts(chunk: Any, step: int = 65536) -> Iterator[str]:
 
 
 def _note(row: int, places: Rows, problem: DataError, failed: dict[int, str] | None, pictures: Tensor) -> None:
-    """Enter an image that failed and make its pictures black, or raise where nobody wants to know."""
+    """Enter an image that failed and make its images black, or raise where nobody wants to know."""
     if failed is None:
         raise problem
     failed[row] = str(problem)

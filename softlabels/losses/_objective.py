@@ -157,7 +157,7 @@ class Objective(BaseModel):
             loss = part.loss
             if loss.needs_labels and partners is not None:
                 raise ConfigError(
-                    f"loss {loss.kind!r} needs the one true class of a picture and a mixed picture has two; choose "
+                    f"loss {loss.kind!r} needs the one true class of a view and a mixed view has two; choose "
                     f"another loss, or labels of a recipe without mixup and cutmix"
                 )
             if part.of_student not in student:

@@ -85,7 +85,7 @@ class Architecture(StudentSpec):
 
     @abstractmethod
     def create(self, classes: int, size: int) -> nn.Module:
-        """The network for square pictures of side `size`, drawn from torch's global generator."""
+        """The network for square images of side `size`, drawn from torch's global generator."""
 
     @abstractmethod
     def own_preprocessing(self, *, training: bool = False) -> Preprocessing:
@@ -124,7 +124,7 @@ class Architecture(StudentSpec):
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:
         """See `NetworkSpec.load`. Random weights take `classes`.
 
-        For `clean` views it takes its pictures as its published weights are evaluated, else as they were trained.
+        For `clean` views it takes its images as its published weights are evaluated, else as they were trained.
         """
         seed = random_seed(self.weights)
         if seed is None:
@@ -170,12 +170,12 @@ class Architecture(StudentSpec):
         return weights.build_for_finetuning(classes, seed=seed, size=size)
 
     def _log_size(self, taken: Preprocessing, clean: bool) -> None:
-        """Warn which of two sizes of pictures was taken, where training and evaluation differ."""
+        """Warn which of two sizes of images was taken, where training and evaluation differ."""
         other = self.own_preprocessing(training=clean)
         if self.own_preprocessing(training=not clean) == taken and other.size != taken.size:
             used, unused = ("evaluated", "trained") if clean else ("trained", "evaluated")
             _log.warning(
-                "%s is shown pictures of %d px, at which it was %s (%s: %d px)",
+                "%s is shown images of %d px, at which it was %s (%s: %d px)",
                 *(self.short_name, taken.size, used, unused, other.size),
             )
 
@@ -206,7 +206,7 @@ def resolve(name: str | Architecture) -> Architecture:
 def build(architecture: str | Architecture, classes: int, *, seed: int = 0, size: int | None = None) -> nn.Module:
     """The network with a head of `classes`, on the CPU, in train mode, its weights drawn from `seed` alone.
 
-    `size` matters to networks that are tied to one picture size (None: the one of `preprocessing`).
+    `size` matters to networks that are tied to one image size (None: the one of `preprocessing`).
     torch's global generator is left as it was.
 
     Raises:
@@ -218,10 +218,10 @@ def build(architecture: str | Architecture, classes: int, *, seed: int = 0, size
 
 
 def preprocessing(architecture: str | Architecture, *, training: bool = False) -> Preprocessing:
-    """How the architecture's default pretrained weights want their pictures; small networks have their own.
+    """How the architecture's default pretrained weights want their images; small networks have their own.
 
     As their published accuracy was measured, or, for `training` and random crops, as they were trained: many networks
-    of timm are evaluated on larger pictures than they were trained on.
+    of timm are evaluated on larger images than they were trained on.
     """
     return resolve(architecture).own_preprocessing(training=training)
 
@@ -304,7 +304,7 @@ class PretrainedWeights:
     key: str = ""
 
     def build(self, *, size: int | None = None) -> nn.Module:
-        """The network, made for pictures of `size` (None: their own), with every tensor from these weights.
+        """The network, made for images of `size` (None: their own), with every tensor from these weights.
 
         Raises:
             ModelError: they do not fit the architecture; the first tensor that differs is named.
@@ -329,7 +329,7 @@ class PretrainedWeights:
         return network
 
     def loaded(self, shown: Preprocessing, weights: str | None = None) -> LoadedNetwork:
-        """The network with these weights, for pictures as `shown`; `weights` is how a spec finds them again."""
+        """The network with these weights, for images as `shown`; `weights` is how a spec finds them again."""
         network, names = self.build(size=shown.size), self.class_names
         return LoadedNetwork(network, self.preprocessing, shown, self.classes, names, self.licence, self.where, weights)
 

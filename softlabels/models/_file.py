@@ -50,7 +50,7 @@ class FileNetwork(NetworkSpec):
         weights_file(self.path)
 
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:  # noqa: ARG002
-        """See `NetworkSpec.load`; the file says how it takes its pictures, `clean` or not."""
+        """See `NetworkSpec.load`; the file says how it takes its images, `clean` or not."""
         weights = load_file(self.path)
         return weights.loaded(preprocessing or self.over(weights.preprocessing))
 

@@ -50,7 +50,7 @@ class FunctionNetwork(StudentSpec):
         super().check_weights(training=training)
 
     def load(self, classes: int | None, clean: bool, preprocessing: Preprocessing | None) -> LoadedNetwork:  # noqa: ARG002
-        """See `NetworkSpec.load`; the function says how it takes its pictures, `clean` or not."""
+        """See `NetworkSpec.load`; the function says how it takes its images, `clean` or not."""
         network, own = from_function(self.function, classes, over=lambda wanted: preprocessing or self.over(wanted))
         weights, described = None, None
         if self.weights is not None:
@@ -101,7 +101,7 @@ def from_function(
 
     The module is imported by name, with the current directory on the path. The function is called with the class count
     when it is known and the function takes an argument, else with none; torch draws from `seed` meanwhile, also for
-    lazy layers, which get their shapes from a picture of the preprocessing that `over` makes of the function's.
+    lazy layers, which get their shapes from an image of the preprocessing that `over` makes of the function's.
 
     Raises:
         ModelError: the module or function is not there, it fails, or returns something else.

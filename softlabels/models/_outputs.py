@@ -1,4 +1,4 @@
-"""What networks return, by name, and the one trial picture that each has to pass before anything is written."""
+"""What networks return, by name, and the one trial image that each has to pass before anything is written."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures (n, 3, S, S) to logits (n, classes)."""
+        """Normalised images (n, 3, S, S) to logits (n, classes)."""
         return logits_of(self.network(pictures), "the network")
 
 
@@ -116,10 +116,10 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str) -> int:
-    """The width of the network's answer to one grey picture, in evaluation mode.
+    """The width of the network's answer to one grey image, in evaluation mode.
 
     Raises:
-        ModelError: it does not run, or what it returns are not logits (pictures, classes).
+        ModelError: it does not run, or what it returns are not logits (images, classes).
     """
     set_mode(network, False)
     with _explained(whose, preprocessing), torch.inference_mode():
@@ -127,7 +127,7 @@ def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.d
         logits = logits_of(network(normalised.to(weight_dtype(network))), whose)
     if logits.ndim != 2 or len(logits) != 1:
         raise ModelError(
-            f"{whose} answers one picture with shape {tuple(logits.shape)}; logits must be (pictures, classes)"
+            f"{whose} answers one image with shape {tuple(logits.shape)}; logits must be (images, classes)"
         )
     return int(logits.shape[1])
 
@@ -135,7 +135,7 @@ def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.d
 def try_outputs(
     network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str, names: Collection[str]
 ) -> dict[str, int]:
-    """How many values each of these outputs has for a grey picture, in evaluation mode; the mode is left as it was.
+    """How many values each of these outputs has for a grey image, in evaluation mode; the mode is left as it was.
 
     Raises:
         ModelError: it does not run, or has no such output.
@@ -157,7 +157,7 @@ def try_learning(
     whose: str,
     amp: torch.dtype | None = None,
 ) -> bool:
-    """Let the network answer two grey pictures and go backward from a loss, as in training, and in evaluation.
+    """Let the network answer two grey images and go backward from a loss, as in training, and in evaluation.
 
     It is left as it was: gradients, statistics, mode and torch's generator. Returns whether the gradient reached every
     parameter that is trained.
@@ -178,7 +178,7 @@ def try_learning(
                 logits = logits_of(network(preprocessing.normalise(pictures)), whose)
             if tuple(logits.shape) != (2, classes):
                 raise ModelError(
-                    f"{whose} answers 2 pictures with shape {tuple(logits.shape)}; to learn {classes} classes it must "
+                    f"{whose} answers 2 images with shape {tuple(logits.shape)}; to learn {classes} classes it must "
                     f"be (2, {classes})"
                 )
             if not logits.requires_grad:
@@ -203,7 +203,7 @@ def try_learning(
 
 
 def materialise(network: nn.Module, preprocessing: Preprocessing, whose: str) -> None:
-    """Let lazy layers take their shapes from one grey picture.
+    """Let lazy layers take their shapes from one grey image.
 
     Raises:
         ModelError: the network does not run on it, or some layer is still without a shape.
@@ -217,7 +217,7 @@ def materialise(network: nn.Module, preprocessing: Preprocessing, whose: str) ->
     network.train(mode)
     left = _lazy(network)
     if left:
-        raise ModelError(f"{whose}: its {left[0]} has no shape even after a picture; use a layer that is not lazy")
+        raise ModelError(f"{whose}: its {left[0]} has no shape even after an image; use a layer that is not lazy")
 
 
 def _lazy(network: nn.Module) -> list[str]:
@@ -246,6 +246,6 @@ def _explained(whose: str, preprocessing: Preprocessing) -> Iterator[None]:
     except Exception as problem:  # of the network's own code, or of a compiler
         size, reason = preprocessing.size, in_one_line(problem)
         raise ModelError(
-            f"{whose} does not run on {size}x{size} pictures ({reason}); if it is made for another size, say so with "
+            f"{whose} does not run on {size}x{size} images ({reason}); if it is made for another size, say so with "
             f"`size` beside it in a config, or in what its function returns: network, {{'size': 32}}"
         ) from problem

@@ -1,4 +1,4 @@
-"""How a network wants its pictures, and the last step to it: whole numbers become normalised ones."""
+"""How a network wants its images, and the last step to it: whole numbers become normalised ones."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 class Preprocessing(BaseModel):
-    """The pictures a network was made for; every field has the value usual for ImageNet.
+    """The images a network was made for; every field has the value usual for ImageNet.
 
-    `size` is the side of the square picture. `resize` is the shorter side before the centre crop of the clean view;
+    `size` is the side of the square image. `resize` is the shorter side before the centre crop of the clean view;
     None leaves it to the view. `mean` and `std` are per channel, of values between 0 and 1. `crop` is how the clean
     view is cut: ``squash`` resizes both sides, ``padded`` lets `resize` be smaller than `size` and pads with black.
     """
@@ -69,12 +69,12 @@ class Preprocessing(BaseModel):
         return self
 
     def normalise(self, pictures: Tensor) -> Tensor:
-        """``(pictures / 255 - mean) / std`` per channel: uint8 (n, 3, H, W) to float32 of the same shape and device.
+        """``(images / 255 - mean) / std`` per channel: uint8 (n, 3, H, W) to float32 of the same shape and device.
 
         The memory format stays; the values are those of the transforms of torchvision's weights, bit for bit.
 
         Raises:
-            ModelError: the pictures are not uint8 (n, 3, H, W).
+            ModelError: the images are not uint8 (n, 3, H, W).
         """
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ModelError(

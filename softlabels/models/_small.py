@@ -1,4 +1,4 @@
-"""Our own small networks for pictures of 8x8 to 32x32; all end in an average over positions, so any size will do."""
+"""Our own small networks for images of 8x8 to 32x32; all end in an average over positions, so any size will do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PlainNet(nn.Module):
         _he_initialisation(self)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures (n, 3, H, W) to logits (n, classes)."""
+        """Normalised images (n, 3, H, W) to logits (n, classes)."""
         logits: Tensor = self.head(self.dropout(self.features(pictures).mean((2, 3))))
         return logits
 
@@ -72,7 +72,7 @@ class CifarResNet(nn.Module):
         _he_initialisation(self)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures (n, 3, H, W) to logits (n, classes)."""
+        """Normalised images (n, 3, H, W) to logits (n, classes)."""
         logits: Tensor = self.head(self.features(pictures).mean((2, 3)))
         return logits
 
@@ -94,7 +94,7 @@ _NETWORKS: dict[str, tuple[Callable[[int], nn.Module], Preprocessing]] = {
 
 
 class SmallNetwork(Architecture):
-    """One of our own networks for small pictures; nobody has published weights of them."""
+    """One of our own networks for small images; nobody has published weights of them."""
 
     kind: Literal["small"] = "small"
     default_classes: ClassVar[int] = 10

@@ -1,4 +1,4 @@
-"""Teachers: frozen networks that give their logits of pictures. A teacher knows no views and no files of labels."""
+"""Teachers: frozen networks that give their logits of images. A teacher knows no views and no files of labels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Teacher(Protocol):
         """The same teacher, quicker for batches of one size, for these outputs; they are equal within rounding."""
 
     def logits(self, pictures: Tensor) -> Tensor:
-        """uint8 pictures (n, 3, S, S) on any device to float32 logits (n, classes), each row its picture's alone."""
+        """uint8 images (n, 3, S, S) on any device to float32 logits (n, classes), each row its image's alone."""
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
         """As `logits`, of the outputs of these names: float32 (n, values)."""
@@ -95,7 +95,7 @@ class LoadedNetwork:
     """A network with its weights, and what is known of it before it becomes a teacher.
 
     `own` is the preprocessing it comes with, `preprocessing` the one it is to be used with. `classes` is None when only
-    a trial picture shows; `where` names its weights in messages, `weights` is how its spec finds them again; `foreign`
+    a trial image shows; `where` names its weights in messages, `weights` is how its spec finds them again; `foreign`
     says that nothing is known of how it was written.
     """
 
@@ -127,7 +127,7 @@ class NetworkTeacher:
     channels_last: bool
     role: str = "teacher"
     compiled: Callable[[Tensor], Any] | None = field(default=None, repr=False)
-    """What `compile` made: it answers to uint8 pictures."""
+    """What `compile` made: it answers to uint8 images."""
     reader: OutputReader | None = field(default=None, repr=False)
     """What reads the outputs of `compiled`, whose layers had to be watched before it was compiled."""
 
@@ -150,13 +150,13 @@ class NetworkTeacher:
         return self.outputs(pictures)[LOGITS]
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
-        """uint8 pictures (n, 3, S, S) on any device to float32 outputs (n, values) on the teacher's.
+        """uint8 images (n, 3, S, S) on any device to float32 outputs (n, values) on the teacher's.
 
         They are normalised on the teacher's device. BatchNorm uses its stored statistics and dropout is off even when
         somebody has put the network into train mode since. Whether the numbers are finite is not looked at.
 
         Raises:
-            ModelError: the pictures are of another kind, the network gives another shape or has no such output, or it
+            ModelError: the images are of another kind, the network gives another shape or has no such output, or it
                 cannot be compiled.
         """
         set_mode(self.network, False)
@@ -169,7 +169,7 @@ class NetworkTeacher:
         shape = tuple(found[LOGITS].shape) if LOGITS in found else (len(pictures), self.classes)
         if shape != (len(pictures), self.classes):
             raise ModelError(
-                f"{self.role} {self.name} answers {len(pictures)} pictures with shape {shape}; "
+                f"{self.role} {self.name} answers {len(pictures)} images with shape {shape}; "
                 f"logits must be ({len(pictures)}, {self.classes})"
             )
         # A copy made out here is an ordinary tensor, which a loss may keep for its backward pass.
@@ -221,7 +221,7 @@ def freeze(
         network.to(memory_format=torch.channels_last)
     for parameter in network.parameters():  # TorchScript has no requires_grad_ of its own
         parameter.requires_grad_(False)
-    # A network that we know runs at the size it was made for; only otherwise is a picture spent on trying.
+    # A network that we know runs at the size it was made for; only otherwise is an image spent on trying.
     trial = loaded.foreign or loaded.preprocessing.size != loaded.own.size
     width = try_answer(network, loaded.preprocessing, moved, whose) if trial else None
     count = loaded.classes or width or 0
@@ -257,7 +257,7 @@ def is_convolutional(network: nn.Module) -> bool:
 def _refuse_batch_statistics(network: nn.Module, whose: str) -> None:
     """A label must not depend on what else is in the batch."""
     for path, module in network.named_modules():
-        # InstanceNorm shares the base class but looks at one picture alone.
+        # InstanceNorm shares the base class but looks at one image alone.
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ModelError(
                 f"{whose}: its layer {path or 'itself'} has no running statistics and would normalise over each "
@@ -283,16 +283,16 @@ def teacher_passes(
     names: Collection[str] = (LOGITS,),
     say: Callable[[str], None],
 ) -> Passes[Outputs]:
-    """Runs the teacher on pictures, `size` at a time; on fewer, with a line to `say`, when memory is full.
+    """Runs the teacher on images, `size` at a time; on fewer, with a line to `say`, when memory is full.
 
     Compiled, the teacher always sees so many: a batch of fewer is filled up, and the filling's outputs are cut off.
 
     Args:
-        most: pictures that there are together, at most: more are not tried.
+        most: images that there are together, at most: more are not tried.
         names: outputs that are asked for.
 
     Raises:
-        ModelError: not even one picture fits into memory.
+        ModelError: not even one image fits into memory.
     """
     if batch_size == "auto":
         side = teacher.preprocessing.size
@@ -301,7 +301,7 @@ def teacher_passes(
         size, tried = best_batch(
             lambda count: run(noise.expand(count, 3, side, side)), teacher.device, most=min(most, _MOST_AT_ONCE)
         )
-        say(f"teacher {teacher.name}: batches of {size} pictures ({'; '.join(tried)})")
+        say(f"teacher {teacher.name}: batches of {size} images ({'; '.join(tried)})")
     else:
         size = batch_size
     if compile:
@@ -309,14 +309,14 @@ def teacher_passes(
         teacher = teacher.compile(names)
 
     def reduced(size: int, why: str) -> None:
-        say(f"teacher {teacher.name}: {why}; going on with {size} pictures at a time")
+        say(f"teacher {teacher.name}: {why}; going on with {size} images at a time")
 
     return Passes(partial(teacher.outputs, names=names), size, padded=compile, reduced=reduced)
 
 
 ROUNDING = {"fp32": 2e-3, "fp16": 5e-3, "bf16": 3e-2, "device": 3e-2}
-"""How far logits of one network and picture lie apart when they are computed again, in standard deviations of a row:
-in fp32, also on another kind of device (where TF32 has the fraction of fp16); in mixed precision; and of pictures that
+"""How far logits of one network and image lie apart when they are computed again, in standard deviations of a row:
+in fp32, also on another kind of device (where TF32 has the fraction of fp16); in mixed precision; and of images that
 an earlier version rendered on a GPU. Two to three times what was measured; bilinear in the place of bicubic pixels
 moves them by 6e-2."""
 
@@ -337,7 +337,7 @@ def distance(some: Tensor, others: Tensor) -> float:
 
 
 def dependence_on_neighbours(ask: Callable[[Tensor], Tensor], pictures: Tensor, logits: Tensor) -> float:
-    """The `distance` of a batch's logits from those of its two halves; 0 of a single picture."""
+    """The `distance` of a batch's logits from those of its two halves; 0 of a single image."""
     if len(pictures) < 2:
         return 0.0
     middle = len(pictures) // 2

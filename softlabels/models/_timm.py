@@ -51,7 +51,7 @@ class TimmNetwork(Architecture):
         return known
 
     def create(self, classes: int, size: int) -> nn.Module:
-        """Without weights; a network that is tied to a picture size is made for `size`."""
+        """Without weights; a network that is tied to an image size is made for `size`."""
         import timm
 
         tied = self._configuration.get("fixed_input_size", False)
@@ -65,7 +65,7 @@ class TimmNetwork(Architecture):
         How the clean view is cut does not matter to random crops, and is the usual way then.
 
         Raises:
-            ModelError: it wants an interpolation or crop that pictures are not rendered with here.
+            ModelError: it wants an interpolation or crop that images are not rendered with here.
         """
         import timm.data
 
@@ -78,7 +78,7 @@ class TimmNetwork(Architecture):
         crop: CropMode = "centre" if training or resize >= size else "padded"
         if wanted["crop_mode"] != "center" and not training:
             if wanted["crop_mode"] != "squash" or resize < size:
-                raise ModelError(f"{self} wants its pictures cut in a way not offered ({wanted['crop_mode']})")
+                raise ModelError(f"{self} wants its images cut in a way not offered ({wanted['crop_mode']})")
             crop = "squash"
         return Preprocessing(
             size=size,

@@ -1,4 +1,4 @@
-"""Devices: which one is meant, how tensors get there, and how many pictures fit into its memory."""
+"""Devices: which one is meant, how tensors get there, and how many images fit into its memory."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Passes(Generic[Answers]):
             release_memory()
             size = min(self.size, max(len(rows), 1))
             if size == 1:
-                raise ModelError(f"not even one picture fits into memory ({why}); take a smaller network or size")
+                raise ModelError(f"not even one image fits into memory ({why}); take a smaller network or size")
             self.size = size // 2
             if self.reduced is not None:
                 self.reduced(self.size, why)
@@ -237,7 +237,7 @@ def best_batch(
             break
         size = min(2 * size, most)
     if not found:
-        raise ModelError("not even one picture fits into memory; take a smaller network or size")
+        raise ModelError("not even one image fits into memory; take a smaller network or size")
     return found, tried
 
 

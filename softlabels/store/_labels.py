@@ -205,7 +205,7 @@ class TeacherLabels:
         )
 
     def digests(self) -> Iterator[tuple[int, int, str]]:
-        """(row, view, digest of the rendered picture) of the labels that have one."""
+        """(row, view, digest of the rendered image) of the labels that have one."""
         for shard, header in self._known().items():
             for row, texts in sorted(header.digests.items()):
                 for view, text in enumerate(texts, shard.first_view):
@@ -281,7 +281,7 @@ class TeacherLabels:
             shard: one that `missing` or `due` named.
             arrays: each (views, rows, ...) with dtype and shape as the card's layout says.
             skipped: rows that could not be labelled, and why; what their arrays hold is never read.
-            digests: for some rows, of each view of the shard the digest of the rendered picture.
+            digests: for some rows, of each view of the shard the digest of the rendered image.
             replacing: the shard is there and goes when this one is complete. In a folder that is in the same moment,
                 but for Zarr where `can_exchange` is not; behind a URL it goes before. A writer that is killed between
                 leaves a note, so that the shard is `due`.

@@ -93,7 +93,7 @@ class Runs:
 class Header(ArrayHeader):
     """What a shard says of itself; its chunks are views.
 
-    Rows of `skipped` were not labelled (with the reason); `digests` are of rendered pictures, one for each view.
+    Rows of `skipped` were not labelled (with the reason); `digests` are of rendered images, one for each view.
     """
 
     store: HexDigits
@@ -157,6 +157,6 @@ class Owner:
             check_array(header.arrays[name], each, extent, self.compression, f"{where}: array {name!r}")
         for row, texts in header.digests.items():
             if len(texts) != shard.views or not shard.first_row <= row < shard.stop_row:
-                raise Damaged(f"{where} has picture digests of rows or views that it does not hold")
+                raise Damaged(f"{where} has image digests of rows or views that it does not hold")
         if any(not shard.first_row <= row < shard.stop_row for row in header.skipped):
             raise Damaged(f"{where} skips rows that it does not hold")

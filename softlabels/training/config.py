@@ -54,7 +54,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
         "IMAGENET1K_V1, or random  [default: random]",
     )
-    size: int | None = Field(None, ge=1, le=8192, description="side of the student's pictures  [default: its own]")
+    size: int | None = Field(None, ge=1, le=8192, description="side of the student's images  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
     teachers: tuple[str, ...] | None = Field(
         None, description="teachers of the store to learn from; repeatable  [default: all]"
@@ -75,9 +75,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
     eval_data: DataChoice | None = Field(
         None, description="data set to evaluate on  [default: the test split of the data set]"
     )
-    eval_size: int | None = Field(
-        None, ge=1, le=8192, description="side of the pictures evaluated on  [default: `size`]"
-    )
+    eval_size: int | None = Field(None, ge=1, le=8192, description="side of the images evaluated on  [default: `size`]")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     recipe: RecipeChoice | None = Field(None, description="views to train on without labels  [default: crop-flip]")
     loss: LossChoice = Field("kl", validate_default=True, description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
@@ -108,7 +106,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
     )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")
-    channels_last: bool = Field(False, description="lay pictures out as convolutions on GPUs like them")
+    channels_last: bool = Field(False, description="lay images out as convolutions on GPUs like them")
     compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
     track: tuple[TrackerChoice, ...] = Field(
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
@@ -169,7 +167,7 @@ class EvalConfig(Machine):
     weights: str | None = Field(
         None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
     )
-    size: int | None = Field(None, ge=1, le=8192, description="side of the pictures  [default: the network's own]")
+    size: int | None = Field(None, ge=1, le=8192, description="side of the images  [default: the network's own]")
     data: DataChoice | None = Field(None, description="data set to evaluate on  [default: that of the run]")
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("test", description="which part of the data set")

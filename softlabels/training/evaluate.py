@@ -25,7 +25,7 @@ from softlabels.training.state import Runtime
 from softlabels.training.targets import Task
 
 Classifier = Callable[[Tensor], Tensor]
-"""uint8 pictures (n, 3, S, S) to logits (n, classes)."""
+"""uint8 images (n, 3, S, S) to logits (n, classes)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Agreement:
 
 
 def classifier(network: nn.Module, preprocessing: Preprocessing, runtime: Runtime) -> Classifier:
-    """`network` as it is evaluated: normalised pictures, evaluation mode, no gradients; its mode is put back after."""
+    """`network` as it is evaluated: normalised images, evaluation mode, no gradients; its mode is put back after."""
 
     @torch.no_grad()
     def classify(pictures: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ def evaluate(
 ) -> Score:
     """Score a classifier on the first view of every labelled image, each counted once by one of the processes.
 
-    Where `batch_size` pictures do not fit into memory, fewer are classified at a time.
+    Where `batch_size` images do not fit into memory, fewer are classified at a time.
     """
     passes = Passes(classify, batch_size)
     rows = np.flatnonzero(pictures.images.labels >= 0)

@@ -91,7 +91,7 @@ def export(source: Path, form: Form, out: Path | None = None, function: str | No
 
     A student that a function made needs that `function`, ``module:function``, beside its weights.
 
-    It takes normalised pictures, float32 (batch, 3, size, size), any batch, and gives logits (batch, classes).
+    It takes normalised images, float32 (batch, 3, size, size), any batch, and gives logits (batch, classes).
     Preprocessing and class names stand in a JSON file beside it. `int8` is an ONNX file whose convolutions and linear
     layers hold 8-bit weights and round their inputs to 8 bits, by the range of each batch (dynamic quantisation).
 
@@ -170,7 +170,7 @@ def _silenced() -> Iterator[None]:
 
 
 def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
-    """What an exported file says of normalised pictures, on the CPU: logits (batch, classes)."""
+    """What an exported file says of normalised images, on the CPU: logits (batch, classes)."""
     if form == "torch":
         program: Callable[[Tensor], Tensor] = torch.export.load(path).module()
         return program
@@ -181,7 +181,7 @@ def answers(path: Path, form: Form) -> Callable[[Tensor], Tensor]:
 def compare_file(
     source: Path, exported: Exported, form: Form, images: Images | None = None, function: str | None = None
 ) -> FileAgreement:
-    """Let student and file name the class of each image's clean view; without images, of pictures of noise."""
+    """Let student and file name the class of each image's clean view; without images, of noise."""
     student = open_student(source, function)
     network, wanted = student.network, student.preprocessing
     other = answers(exported.path, form)
@@ -198,7 +198,7 @@ def compare_file(
 
 
 def _shown(wanted: models.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 pictures (n, 3, size, size) and their labels (n,), -1 where there is none."""
+    """uint8 images (n, 3, size, size) and their labels (n,), -1 where there is none."""
     count = _NOISE if images is None else len(images)
     dice = torch.Generator().manual_seed(0)
     for start in range(0, count, batch):

@@ -92,7 +92,7 @@ class StepSampler:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The best and the last score, steps made in all, pictures per second and seconds of this call."""
+    """The best and the last score, steps made in all, images per second and seconds of this call."""
 
     best: Score | None
     last: Score | None
@@ -223,10 +223,10 @@ def _memory_errors(settings: TrainSettings, ranks: Ranks) -> Iterator[None]:
             raise
         reason, size = first_line(problem), settings.batch_size
     if size <= ranks.count:
-        raise RunError(f"not even one picture fits into memory ({reason}); take a smaller `student` or `size`")
+        raise RunError(f"not even one image fits into memory ({reason}); take a smaller `student` or `size`")
     raise RunError(
         f"a pass of `batch_size={size}` does not fit into memory ({reason}); `batch_size={size // 2}` "
-        f"`accumulate={2 * settings.accumulate}` makes steps of as many pictures; the last checkpoint is kept"
+        f"`accumulate={2 * settings.accumulate}` makes steps of as many images; the last checkpoint is kept"
     )
 
 

@@ -200,7 +200,7 @@ def _train(
     )
     check_ranks(settings, runtime)
     header = [
-        f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, pictures "
+        f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, images "
         f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
         *settings.describe(),
         *notes,
@@ -530,7 +530,7 @@ def _evaluator(
     preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
     pictures = ViewDataset(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
-        terminal.say(f"evaluated on pictures of {config.eval_size} px")
+        terminal.say(f"evaluated on images of {config.eval_size} px")
     return Evaluator(pictures, preprocessing, max(config.batch_size, 256), config.helpers(tested), runtime)
 
 

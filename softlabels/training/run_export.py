@@ -14,7 +14,7 @@ from softlabels.training.export import Exported
 
 
 def run_export(config: ExportConfig, terminal: Terminal) -> Exported:
-    """Write a student for other programs, and say how its answers differ: on `data`, else on pictures of noise."""
+    """Write a student for other programs, and say how its answers differ: on `data`, else on images of noise."""
     student, form, function = Path(config.student), config.format, config.function
     if function is None:
         told = read_description(student)

@@ -344,7 +344,7 @@ class TrainState:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
                 raise ConfigError(
-                    f"the student's batch norms need 2 pictures or more, and a pass of "
+                    f"the student's batch norms need 2 images or more, and a pass of "
                     f"`batch_size={self._settings.batch_size}` in {ranks.count} process(es) has 1; "
                     f"raise `batch_size`, or choose a larger `size` or a student without batch norms"
                 ) from problem

@@ -214,7 +214,7 @@ def match_labels(keys: Any, labels: Labels, teachers: Sequence[str], *, leave_ou
 class Filter:
     """Which soft labels count.
 
-    A label whose highest probability (at temperature 1) is below `min_confidence` has no soft part: its picture shows
+    A label whose highest probability (at temperature 1) is below `min_confidence` has no soft part: its image shows
     background, as far as the teacher can tell. With `wrong_teacher` "hard", a row whose teacher names another class
     than the true one is learnt from its hard label alone, in full.
 
@@ -347,7 +347,7 @@ class Supervision:
         if not self._filter.active or LOGITS not in self._target:
             return None, []
         if partners is not None and self._filter.wrong_teacher == "hard":
-            raise ConfigError("wrong_teacher hard needs the one true class of a picture, and a mixed picture has two")
+            raise ConfigError("wrong_teacher hard needs the one true class of a view, and a mixed view has two")
         target = self._target_at_1
         assert target is not None
         kept, wrong = self._filter.select(target, labels)
@@ -437,12 +437,12 @@ class Task:
                 f"{self.alpha_end:g} at the last"
             )
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
-            lines.append("of a mixed picture hard is the sum over both images' labels, weighted by their shares of it")
+            lines.append("of a mixed view hard is the sum over both images' labels, weighted by their shares of it")
         return lines + self.filter.describe()
 
 
 def _mixture(batch: Batch, device: torch.device) -> dict[str, Tensor]:
-    """A loss's arguments about the second image of mixed pictures; none where the recipe does not mix."""
+    """A loss's arguments about the second image of mixed views; none where the recipe does not mix."""
     if batch.partners is None or batch.shares is None:
         return {}
     return {"partners": batch.partners.to(device), "shares": batch.shares.to(device)}

@@ -1,7 +1,7 @@
 """Labels moved, not made anew: into another format or codec, and from several stores into one.
 
 Shards are read whole, every label checked, and written whole under the same names. What the target holds already is
-passed over, so the same command goes on where a killed one stopped. Skipped rows and picture digests go along.
+passed over, so the same command goes on where a killed one stopped. Skipped rows and image digests go along.
 """
 
 from __future__ import annotations

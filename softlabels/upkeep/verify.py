@@ -39,7 +39,7 @@ _FARTHER = 4.0
 
 
 class Explained(NamedTuple):
-    """What may differ between two labels of one picture where only rounding does: the mean KL and the share of labels
+    """What may differ between two labels of one image where only rounding does: the mean KL and the share of labels
     that differ at all, each at most, and the share of equal top-1, at least."""
 
     kl: float
@@ -129,7 +129,7 @@ def check_card(labels: Labels, name: str) -> list[str]:
     found = {key: (each.dtype, tuple(each.shape)) for key, each in card.layout.items()}
     if wanted != found:
         problems.append(f"{where} lists arrays that its codec {codec.kind!r} does not write: {found}, not {wanted}")
-    if card.spec.get("kind") != IMPORTED:  # what imported labels say of their pictures is another project's
+    if card.spec.get("kind") != IMPORTED:  # what imported labels say of their images is another project's
         try:
             Preprocessing.model_validate(card.preprocessing)
         except ValidationError as problem:
@@ -292,7 +292,7 @@ def check_teacher(labels: Labels, teacher: Teacher, name: str) -> list[str]:
         return [f"teacher {name} has {teacher.classes:,} classes, its card says {card.classes:,}"]
     then = {key: card.preprocessing.get(key, value) for key, value in now.items()}
     return [
-        f"teacher {name} takes pictures of {key} {value}, its card says {then[key]}; name it with the settings that "
+        f"teacher {name} takes images of {key} {value}, its card says {then[key]}; name it with the settings that "
         f"the labels were made with"
         for key, value in now.items()
         if then[key] != value

@@ -31,7 +31,7 @@ def opened(name: str, device: str, amp: str | None = None) -> NetworkTeacher:
 
 @functools.cache
 def trained(name: str) -> dict[str, Tensor]:
-    """Weights with which activations are of usual size: batch statistics of some pictures, and a head that is not 0."""
+    """Weights with which activations are of usual size: batch statistics of some images, and a head that is not 0."""
     made = opened(name, "cpu")
     if name == "vit_b_32":  # torchvision's begin with a head of zeros
         head: Any = made.network.heads.head.weight  # type: ignore[union-attr]

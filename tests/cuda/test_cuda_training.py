@@ -166,5 +166,5 @@ def test_a_training_that_does_not_fit_says_which_settings_do(softlabels_command:
     with memory(4e8):
         refused = softlabels_command(*command, "--batch-size", 18, "--out", "run")
     assert refused.exit_code == 1
-    assert "--batch-size 9 --accumulate 2 makes steps of as many pictures" in refused.output.splitlines()[-1]
+    assert "--batch-size 9 --accumulate 2 makes steps of as many images" in refused.output.splitlines()[-1]
     assert "Traceback" not in refused.output

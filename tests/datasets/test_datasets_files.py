@@ -46,7 +46,7 @@ def refusal(value: object, error: type[SoftlabelsError] = DataError, **options: 
 def tree(tmp_path: Path) -> Path:
     for seed, name in enumerate(["b/2.jpg", "b/10.JPEG", "b/deep/er/x.png", "a/z.jpg", "a-/q.jpeg"]):
         put(tmp_path / name, seed)
-    (tmp_path / "b" / "notes.txt").write_text("no picture")
+    (tmp_path / "b" / "notes.txt").write_text("no image")
     put(tmp_path / "b" / ".hidden.jpg")
     put(tmp_path / ".cache" / "c.jpg")
     return tmp_path

@@ -299,7 +299,7 @@ def test_a_flat_val_folder_is_explained(imagenet: Path) -> None:
         path.rename(imagenet / "val" / path.name)
         path.parent.rmdir()
     message = refusal("imagenet", data_dir=str(imagenet), split="val")
-    assert f"{imagenet}/val holds pictures but no wnid folders" in message
+    assert f"{imagenet}/val holds images but no wnid folders" in message
 
 
 # ---- functions

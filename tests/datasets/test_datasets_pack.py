@@ -502,7 +502,7 @@ def test_a_replaced_picture_is_noticed_by_the_same_command(tmp_path: Path) -> No
     shutil.copy(photos / "class-0/003.jpg", tmp_path / "kept.jpg")
     shutil.copy(photos / "class-2/005.jpg", photos / "class-0/003.jpg")
     for part in ("0/2", "1/2"):
-        with pytest.raises(softlabels.DataError, match="packed from other pictures under the same names"):
+        with pytest.raises(softlabels.DataError, match="packed from other images under the same names"):
             softlabels.pack(part=part, **settings)
     shutil.copy(tmp_path / "kept.jpg", photos / "class-0/003.jpg")
     softlabels.pack(**settings)

@@ -97,7 +97,7 @@ def test_the_command_prints_a_table_and_writes_nothing(softlabels_command: Calla
 
 def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     photos = write_pictures(tmp_path / "photos", each=3)
-    (photos / "class-1/001.jpg").write_bytes(b"no picture")
+    (photos / "class-1/001.jpg").write_bytes(b"no image")
     images, teacher = softlabels.open_images(photos), teacher_spec("cnn_tiny", "random").open(classes=3)
     pictures = ViewDataset(images, RECIPES.make("crop-flip"), 0, 2, image_spec(teacher.preprocessing))
     said, chance = planning.sample_logits(pictures, teacher, 100, batch_size=4)

@@ -218,5 +218,5 @@ def test_a_batch_takes_one_row_of_logits_for_each_picture(photos: Path, tmp_path
     with softlabels.create_labels(tmp_path / "own", images=images, views=1, classes=3) as store:
         asked = store.missing("mine", size=8, batch_size=4)
         store.put(torch.zeros(len(next(asked)) + 1, 3))
-        with pytest.raises(softlabels.ConfigError, match="4 pictures got 5 rows"):
+        with pytest.raises(softlabels.ConfigError, match="4 images got 5 rows"):
             next(asked)

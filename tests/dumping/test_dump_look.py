@@ -78,8 +78,8 @@ def dump(softlabels_command: Callable, tmp_path: Path, monkeypatch: pytest.Monke
         ("softmax", "a softmax already"),
         ("one_hot", "a softmax already"),
         ("sigmoid", "as a sigmoid does"),
-        ("centred", "something else of a picture in another batch"),
-        ("dropout", "does not say the same of a picture twice"),
+        ("centred", "something else of an image in another batch"),
+        ("dropout", "does not say the same of an image twice"),
         ("whole_numbers", "give mean [0.485, 0.456, 0.406] and std [0.229, 0.2239, 0.2251]"),
     ],
 )
@@ -100,7 +100,7 @@ def test_who_knows_better_goes_on_with_a_warning(dump: Callable, teacher: str) -
 
 @pytest.mark.parametrize(
     ("teacher", "says"),
-    [("constant", "says the same of 64 different pictures"), ("uniform", "its labels are uniform")],
+    [("constant", "says the same of 64 different images"), ("uniform", "its labels are uniform")],
 )
 def test_a_teacher_that_tells_nothing_apart_is_warned_of(dump: Callable, teacher: str, says: str) -> None:
     done = dump(teacher)
@@ -192,7 +192,7 @@ def test_put_takes_any_matrix_of_logits(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("what", [(torch.zeros(3, 10),), "logits", None, [[1.0], [2.0, 3.0]], np.zeros((500, 9))])
 def test_put_of_anything_else_is_one_clear_error(tmp_path: Path, what: object) -> None:
-    with pytest.raises(softlabels.ConfigError, match=r"put takes logits \(pictures, 10\)"):
+    with pytest.raises(softlabels.ConfigError, match=r"put takes logits \(images, 10\)"):
         own(tmp_path / "shards", lambda _: what)
 
 

@@ -28,12 +28,12 @@ def viewed(command: tuple[object, ...], views: int) -> tuple[object, ...]:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 18 pictures of one's own."""
+    """A folder of 18 images of one's own."""
     return write_pictures(tmp_path / "photos")
 
 
 def add(photos: Path) -> None:
-    """Two more pictures, which a listing shows between the others."""
+    """Two more images, which a listing shows between the others."""
     write_jpeg(picture(1), str(photos / "class-0/0005.jpg"))
     write_jpeg(picture(2), str(photos / "class-1/000-more.jpg"))
 

@@ -39,7 +39,7 @@ def test_a_layer_is_stored_by_the_passes_that_give_the_logits(
     once = sum(seen)
     seen.clear()
     softlabels.dump(data=str(photos), out=str(tmp_path / "alone"), format=format, **DUMP)
-    assert once <= sum(seen) + 1  # a grey picture tells how many values there are
+    assert once <= sum(seen) + 1  # a grey image tells how many values there are
     labels, alone = (softlabels.open_labels(tmp_path / name) for name in ("both", "alone"))
     assert labels.teachers == ("cnn_tiny",) and labels.outputs() == ("dropout", "features.0")
     assert (alone.outputs(), labels.views) == ((), 2)

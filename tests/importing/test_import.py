@@ -633,7 +633,7 @@ class Seeded(torch.utils.data.Dataset[Any]):
 
 
 class Floats(torch.utils.data.Dataset[Any]):
-    """Somebody's data set of normalised float pictures that are drawn from a seed."""
+    """Somebody's data set of normalised float images that are drawn from a seed."""
 
     now: int | None = None
 
@@ -712,7 +712,7 @@ def test_a_mixture_whose_partner_is_not_in_the_files_is_named_and_no_other_pictu
     said = rivals.write_mixed_tinyvit(tmp_path / "f", images, epochs=1)
     last = said[0][0][-2][0]
     labels = imported("tinyvit", tmp_path / "f", root, tmp_path / "s", mixup=0.8, cutmix=1.0, quiet=False)
-    assert "1 labels are of mixtures with a picture that is not in the files" in capsys.readouterr().err
+    assert "1 labels are of mixtures with an image that is not in the files" in capsys.readouterr().err
     own, keys = Floats(15), images.keys.to_pylist()
     with pytest.raises(softlabels.StoreError, match=rf"1 images were mixed in view 0 .*{keys[last]}.*Subset"):
         softlabels.attach(own, labels, keys=keys, view=0, seeded=own.seeded)
@@ -742,7 +742,7 @@ def test_whether_tinyvits_labels_are_mixed_is_asked_and_the_labels_can_contradic
             assert (seen[0] > seen[1] + 10) == (folder == "mixed")
         refused = softlabels_command(*command, *wrong)
         assert refused.exit_code == 1
-        assert "but the class named first fits pictures that are" in refused.output
+        assert "but the class named first fits images that are" in refused.output
         assert not Path(f"s-{folder}").exists()
         done = softlabels_command(*command, *right)
         assert done.exit_code == 0, done.output
@@ -900,7 +900,7 @@ def test_another_teacher_says_where_it_sees_recorded_views_resized_otherwise(
     project: str, theirs: str, sources: Path, photos: Path, softlabels_command: Callable
 ) -> None:
     made = softlabels_command("import", sources / project, "--from", project, "--data", photos, "--out", "s")
-    assert f"the pictures that they are of were resized {theirs}" in made.output
+    assert f"the images that they are of were resized {theirs}" in made.output
     card = json.loads(softlabels_command("info", "s", "--json").output)["teachers"][project]
     assert card["preprocessing"]["interpolation"] == theirs
     command = ("dump", "--recipe", "recorded", "--views", 1, "--data", photos, "--out", "s", "--device", "cpu")

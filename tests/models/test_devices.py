@@ -123,7 +123,7 @@ def test_other_errors_are_not_taken_for_full_memory() -> None:
 
 def test_one_picture_that_does_not_fit_is_told_in_a_line() -> None:
     function, _ = limited(0)
-    with pytest.raises(ModelError, match=r"not even one picture fits into memory \(CUDA out of memory") as refused:
+    with pytest.raises(ModelError, match=r"not even one image fits into memory \(CUDA out of memory") as refused:
         Passes(function, 32)(torch.zeros(3, 1))
     assert "\n" not in str(refused.value)
 
@@ -157,12 +157,12 @@ def test_the_best_batch_is_the_smallest_beyond_which_doubling_gains_little(monke
     found, tried = best_batch(lambda size: run(size, 100, 1.0), cpu, most=512)
     assert found == 64 and tried[-1] == "128: out of memory"
     assert best_batch(lambda size: run(size, 3, 1.0), cpu, most=512)[0] == 2
-    with pytest.raises(ModelError, match="not even one picture"):
+    with pytest.raises(ModelError, match="not even one image"):
         best_batch(lambda size: run(size, 0, 1.0), cpu, most=512)
 
 
 def hold(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Teachers hold so many pictures at most from now on; the sizes of their passes."""
+    """Teachers hold so many images at most from now on; the sizes of their passes."""
     sizes: list[int] = []
     whole = NetworkTeacher.outputs
 
@@ -194,7 +194,7 @@ def test_a_dump_out_of_memory_goes_on_with_smaller_batches_and_says_so(
     sizes = hold(monkeypatch, 5)
     done = softlabels_command(*command, "--out", "halved")
     assert done.exit_code == 0, done.output
-    assert "out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8.00 GiB.; going on with 4 pictures" in done.output
+    assert "out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8.00 GiB.; going on with 4 images" in done.output
     assert sizes and max(sizes) == 4
     torch.testing.assert_close(stored("halved"), stored("whole"), atol=1e-5, rtol=1e-5)
 
@@ -206,7 +206,7 @@ def test_a_dump_and_a_plan_find_their_batches(
     for command in ("plan", "dump"):
         done = softlabels_command(command, *SMALL, "--data", photos, "--views", 3, "--batch-size", "auto")
         assert done.exit_code == 0, done.output
-        assert "teacher cnn_tiny: batches of 16 pictures (16: " in done.output
+        assert "teacher cnn_tiny: batches of 16 images (16: " in done.output
     again = softlabels_command("dump", *SMALL, "--data", photos, "--views", 3, "--batch-size", "auto")
     assert "nothing to do" in again.output and "batches of" not in again.output
 
@@ -215,7 +215,7 @@ def test_a_dump_and_a_plan_find_their_batches(
 def test_a_batch_is_auto_or_a_number(softlabels_command: Callable, photos: Path, size: str) -> None:
     refused = softlabels_command("dump", *SMALL, "--data", photos, "--batch-size", size)
     assert refused.exit_code == 2
-    assert "batch_size: is auto, or a number of pictures from 1 upward" in refused.output
+    assert "batch_size: is auto, or a number of images from 1 upward" in refused.output
     assert not Path("shards").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_training_out_of_memory_says_which_settings_make_as_large_steps(
     )
     refused = softlabels_command(*command, "--batch-size", 8, "--accumulate", 3, "--out", "run")
     assert refused.exit_code == 1
-    assert "--batch-size 4 --accumulate 6 makes steps of as many pictures" in refused.output.splitlines()[-1]
+    assert "--batch-size 4 --accumulate 6 makes steps of as many images" in refused.output.splitlines()[-1]
     assert "Traceback" not in refused.output
 
 
@@ -279,7 +279,7 @@ def test_images_that_fail_are_counted_beside_the_teacher_too(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "photos" / "class-1" / "002.jpg").write_bytes(b"no picture")
+    (tmp_path / "photos" / "class-1" / "002.jpg").write_bytes(b"no image")
     beside(monkeypatch)
     (report,) = softlabels.dump(
         teacher=["cnn_tiny"], weights=["random"], data=str(tmp_path / "photos"), out=str(tmp_path / "s"), views=3,

@@ -1,4 +1,4 @@
-"""How networks want their pictures."""
+"""How networks want their images."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from softlabels.models import STUDENTS, Description, Preprocessing, student_spec
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Weights of cnn_tiny for five classes of 8x8 pictures."""
+    """Weights of cnn_tiny for five classes of 8x8 images."""
     told = Description(architecture="small:cnn_tiny", classes=5, preprocessing=Preprocessing(size=8))
     state = models.build("cnn_tiny", 5, seed=11).state_dict()
     models.write_weights(tmp_path / "best.safetensors", state, told.to_metadata())

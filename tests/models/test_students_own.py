@@ -26,15 +26,15 @@ class Wrapped(nn.Module):
     def __init__(self, classes, wrap):
         super().__init__()
         self.body, self.wrap = plain(classes), wrap
-    def forward(self, pictures):
-        return self.wrap(self.body(pictures))
+    def forward(self, images):
+        return self.wrap(self.body(images))
 
 class Extra(nn.Module):
     def __init__(self, classes, state):
         super().__init__()
         self.body, self.state = plain(classes), state
-    def forward(self, pictures):
-        return self.body(pictures)
+    def forward(self, images):
+        return self.body(images)
     def get_extra_state(self):
         return self.state
     def set_extra_state(self, state):
@@ -44,16 +44,16 @@ class Quiet(nn.Module):
     def __init__(self, classes):
         super().__init__()
         self.body = plain(classes)
-    def forward(self, pictures):
+    def forward(self, images):
         with torch.no_grad():
-            return self.body(pictures)
+            return self.body(images)
 
 class Normed(nn.Module):
     def __init__(self, classes):
         super().__init__()
         self.norm, self.body = nn.BatchNorm2d(3), plain(classes)
-    def forward(self, pictures):
-        return self.body(self.norm(pictures))
+    def forward(self, images):
+        return self.body(self.norm(images))
 
 def whole(classes): return plain(classes), WANTED
 def returns_tuple(classes): return Wrapped(classes, lambda x: (x, x)), WANTED
@@ -70,8 +70,8 @@ def normed(classes): return Normed(classes), WANTED
 def half(classes): return plain(classes).half(), WANTED
 def quiet(classes): return Quiet(classes), WANTED
 def program(classes):
-    pictures, shapes = (torch.zeros(2, 3, 8, 8),), ({0: torch.export.Dim("n")},)
-    made = torch.export.export(plain(classes), pictures, dynamic_shapes=shapes, strict=False)
+    images, shapes = (torch.zeros(2, 3, 8, 8),), ({0: torch.export.Dim("n")},)
+    made = torch.export.export(plain(classes), images, dynamic_shapes=shapes, strict=False)
     return made.module(), WANTED
 def narrow(classes): return plain(3), WANTED
 def silent(classes): return Wrapped(classes, lambda x: {"out": x}), WANTED
@@ -167,7 +167,7 @@ def test_the_same_networks_teach_and_are_compared(kind: str) -> None:
         ("narrow", r"\(2, 10\)"),
         ("silent", "without logits"),
         ("unwritable", "get_extra_state"),
-        ("large", "does not run on 16x16 pictures"),
+        ("large", "does not run on 16x16 images"),
     ],
 )
 def test_a_student_that_cannot_be_trained_is_refused_before_its_folder_is_made(

@@ -21,7 +21,7 @@ def pictures(count: int = 5, side: int = 16) -> Tensor:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder of a run that trained cnn_small for 8x8 pictures of three classes, with telling BatchNorms."""
+    """The folder of a run that trained cnn_small for 8x8 images of three classes, with telling BatchNorms."""
     network = models.build("cnn_small", 3, seed=1)
     with torch.no_grad():
         network.train()(torch.randn(32, 3, 8, 8) * 3 + 1)
@@ -265,7 +265,7 @@ def test_a_function_in_the_current_directory_is_a_teacher(here: Path) -> None:
 def test_a_function_may_return_a_network_alone(here: Path) -> None:
     module(here, "teachers_b", f"def make():\n    return {LINEAR}\n")
     assert teacher_spec("teachers_b:make", size=8).open().preprocessing.mean == models.IMAGENET_MEAN
-    with pytest.raises(ModelError, match="does not run on 224x224 pictures"):
+    with pytest.raises(ModelError, match="does not run on 224x224 images"):
         teacher_spec("teachers_b:make").open()
 
 
@@ -350,5 +350,5 @@ def test_a_network_whose_answers_change_shape_is_refused(here: Path) -> None:
         "def make():\n    return Net(), dict(size=8)\n",
     )
     teacher = teacher_spec("teachers_f:make").open()
-    with pytest.raises(ModelError, match=r"answers 5 pictures with shape \(5, 9\)"):
+    with pytest.raises(ModelError, match=r"answers 5 images with shape \(5, 9\)"):
         teacher.logits(pictures(side=8))

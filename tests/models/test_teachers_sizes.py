@@ -1,4 +1,4 @@
-"""Networks that are evaluated on larger pictures than they were trained on: each where it belongs, and it is said."""
+"""Networks that are evaluated on larger images than they were trained on: each where it belongs, and it is said."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_clean_views_have_the_size_of_the_tests_and_random_ones_that_of_the_trai
 ) -> None:
     softlabels.dump(teacher=[NETWORK], data=str(photos), recipe=recipe, out=str(tmp_path / "s"), **COMMON)
     assert card(tmp_path / "s")["preprocessing"]["size"] == size
-    assert f"is shown pictures of {size} px" in caplog.text and f"{other} px)" in caplog.text
+    assert f"is shown images of {size} px" in caplog.text and f"{other} px)" in caplog.text
 
 
 def test_a_score_is_of_pictures_of_the_tests_size(photos: Path, softlabels_command: Callable, caplog) -> None:
@@ -35,7 +35,7 @@ def test_a_score_is_of_pictures_of_the_tests_size(photos: Path, softlabels_comma
         "eval", "--student", NETWORK, "--weights", "random", "--data", photos, "--limit", 4, "--device", "cpu"
     )
     assert done.exit_code == 0, done.output
-    assert "is shown pictures of 224 px, at which it was evaluated (trained: 176 px)" in caplog.text
+    assert "is shown images of 224 px, at which it was evaluated (trained: 176 px)" in caplog.text
     caplog.clear()
     softlabels_command(
         "eval",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 OUTCOMES = ("tried", "lost", "silent", "crashed", "traceback")
-"""Lost: labels, weights or pictures are missing or others after the same command again. Silent: wrong, exit 0, not a
+"""Lost: labels, weights or images are missing or others after the same command again. Silent: wrong, exit 0, not a
 word. Crashed: ended by a signal, or hung. Traceback: the user saw one."""
 
 LEDGER: dict[str, Counter[str]] = {}

@@ -35,7 +35,7 @@ def labels(root: Path) -> Any:
 
 
 def pack(root: Path) -> Any:
-    """All pictures of a pack, their keys and labels."""
+    """All images of a pack, their keys and labels."""
     images = softlabels.open_images(f"pack:{root}")
     shown = [images.decode(row).numpy().tobytes() for row in range(len(images))]
     return shown, images.keys.to_pylist(), images.labels.tolist(), images.classes

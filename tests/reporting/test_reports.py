@@ -155,7 +155,7 @@ def test_what_is_slow_only_once_is_not_in_the_rate(monkeypatch: pytest.MonkeyPat
         for _ in range(20):
             clock[0] += 1
             advance(10)
-    assert "dump: 110/1,000 pictures, 10/s, 1 min 29 s left" in stream.getvalue()
+    assert "dump: 110/1,000 images, 10/s, 1 min 29 s left" in stream.getvalue()
 
 
 def test_numbers_are_said_as_people_say_them() -> None:

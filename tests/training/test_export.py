@@ -62,7 +62,7 @@ def test_an_int8_file_is_smaller_and_says_how_often_it_agrees(student: Path, sof
     assert softlabels_command("export", student, "--format", "onnx").exit_code == 0
     done = softlabels_command("export", student, "--format", "int8")
     assert done.exit_code == 0, done.output
-    assert "of 256 pictures of noise" in done.output
+    assert "of 256 images of noise" in done.output
     small, full = (student / f"student{suffix}" for suffix in (".int8.onnx", ".onnx"))
     assert small.stat().st_size < 0.6 * full.stat().st_size
     session = runtime.InferenceSession(str(small), providers=["CPUExecutionProvider"])

@@ -105,9 +105,9 @@ def test_a_replaced_picture_is_another_run(tmp_path: Path, photos: Path, finishe
 
     packed = pack()
     runs = {
-        "folder": ({"data": str(photos)}, "images: other pictures"),
-        "pack": ({"data": packed}, "images: other pictures .*told by their checksums"),
-        "scored": ({"data": packed, "eval_data": str(held_out)}, "other pictures"),
+        "folder": ({"data": str(photos)}, "images: other images"),
+        "pack": ({"data": packed}, "images: other images .*told by their checksums"),
+        "scored": ({"data": packed, "eval_data": str(held_out)}, "other images"),
     }
     for name, (settings, _) in runs.items():
         train(tmp_path / "runs" / name, **settings)
@@ -130,7 +130,7 @@ def test_a_picture_of_the_same_size_in_bytes_is_noticed(tmp_path: Path) -> None:
             Image.fromarray(noise).save(tmp_path / "bmp" / label / f"{number}.bmp")
     train(tmp_path / "run", data=str(tmp_path / "bmp"))
     shutil.copy(tmp_path / "bmp/a/1.bmp", tmp_path / "bmp/b/2.bmp")
-    with pytest.raises(RunError, match="other pictures under the same names"):
+    with pytest.raises(RunError, match="other images under the same names"):
         train(tmp_path / "run", data=str(tmp_path / "bmp"))
 
 

@@ -293,7 +293,7 @@ def test_the_classifier_alone_learns_at_another_size_and_is_evaluated_at_a_third
 def test_rates_are_scaled_for_the_effective_batch_and_the_header_says_so(
     photos: Path, tmp_path: Path, scaling: str, factor: float, optimizer: str
 ) -> None:
-    """Of 2 passes of 8 pictures, over a base of 256."""
+    """Of 2 passes of 8 images, over a base of 256."""
     common = {**TINY, "data": str(photos), "accumulate": 2, "optimizer": optimizer, "warmup_epochs": 0, "epochs": 1}
     softlabels.train(**common, lr=0.08, lr_scaling=scaling, out=str(tmp_path / "scaled"))
     softlabels.train(**common, lr=0.08 * factor, out=str(tmp_path / "typed"))

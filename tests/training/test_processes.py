@@ -31,7 +31,7 @@ from softlabels.training.state import Runtime, TrainState, check_ranks, lone_bat
 from softlabels.views import RECIPES, ImageSpec
 
 HERE = Path(__file__).parents[1]
-IMAGES, VIEWS, BATCH = 17, 4, 8  # 8 + 8 + 1 pictures per epoch: of two processes, one has none in the last step
+IMAGES, VIEWS, BATCH = 17, 4, 8  # 8 + 8 + 1 images per epoch: of two processes, one has none in the last step
 
 
 def settings(shards: Path, photos: Path, out: Path, **more: Any) -> dict[str, Any]:
@@ -219,7 +219,7 @@ def test_the_one_picture_left_over_of_an_epoch_is_learnt_too(photos: Path, tmp_p
     left = {**common, "limit": 9, "epochs": 2, "workers": 0}
     result = softlabels.train(batch_size=8, out=str(tmp_path / "left"), **left)
     assert result["steps"] == 4
-    with pytest.raises(softlabels.ConfigError, match="need 2 pictures or more, and a pass of `batch_size=1`"):
+    with pytest.raises(softlabels.ConfigError, match="need 2 images or more, and a pass of `batch_size=1`"):
         softlabels.train(batch_size=1, out=str(tmp_path / "no"), **left)
 
 

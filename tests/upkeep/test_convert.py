@@ -143,7 +143,7 @@ def test_a_killed_conversion_loses_nothing_and_ends_bit_identical(photos: Path, 
 
 def test_skipped_rows_stay_skipped_in_any_codec(tmp_path: Path) -> None:
     photos = write_pictures(tmp_path / "photos", each=3)
-    (photos / "class-1/001.jpg").write_bytes(b"no picture")
+    (photos / "class-1/001.jpg").write_bytes(b"no image")
     store = dump(tmp_path / "s", photos, on_bad_image="skip", codec="dense:fp32")
     dump(tmp_path / "direct", photos, on_bad_image="skip", codec="topk:2")
     softlabels.convert(labels=str(store), out=str(tmp_path / "k"), codec="topk:2", lossy=True, quiet=True)

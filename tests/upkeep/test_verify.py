@@ -59,7 +59,7 @@ def test_other_weights_are_noticed(store: Path) -> None:
 
 
 def test_labels_of_other_pixels_are_noticed(store: Path) -> None:
-    """A teacher that is shown other pictures than the stored ones disagrees: here the labels of two views swap."""
+    """A teacher that is shown other images than the stored ones disagrees: here the labels of two views swap."""
     import numpy as np
 
     labels = softlabels.open_labels(store)
@@ -118,7 +118,7 @@ def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
     )
     findings = softlabels.verify(labels=str(store), quiet=True)
     assert len(findings.problems) == 54
-    assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the picture is not the one that cnn_tiny")
+    assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the image is not the one that cnn_tiny")
     assert f"then {then['decoder']}" in findings.problems[0]
     assert f"torchvision now 99.9, then {then['torchvision']}" in findings.problems[0]
     assert "numpy" not in findings.problems[0]
@@ -253,7 +253,7 @@ def labelled_by_another(labels: softlabels.Labels, other: softlabels.Labels) -> 
 
 @pytest.fixture(scope="module")
 def forty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    """A noisy picture of each of 40 classes, so that it matters how it is resized, and teachers of them."""
+    """A noisy image of each of 40 classes, so that it matters how it is resized, and teachers of them."""
     import torch
     from torchvision.io import write_png
 
@@ -363,7 +363,7 @@ def test_a_card_that_contradicts_its_store_is_a_problem(store: Path, changed: di
 def test_a_teacher_that_takes_other_pictures_than_its_card_says_is_a_problem(store: Path) -> None:
     bicubic = {"kind": "small", "architecture": "cnn_tiny", "weights": "random:3", "interpolation": "bicubic"}
     findings = softlabels.verify(labels=str(store), teacher=[bicubic], quiet=True)
-    assert any("takes pictures of interpolation bicubic, its card says bilinear" in each for each in findings.problems)
+    assert any("takes images of interpolation bicubic, its card says bilinear" in each for each in findings.problems)
 
 
 def test_labels_that_depend_on_their_neighbours_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Recipes that crop: their pictures are made of boxes alone, wherever the rest of the image is."""
+"""Recipes that crop: their images are made of boxes alone, wherever the rest of the image is."""
 
 import numpy as np
 import pytest

@@ -85,7 +85,7 @@ def test_a_recipe_without_geometry_shows_the_clean_view():
 
 @pytest.mark.parametrize("name", ["crop-flip", "pad-flip", "clean"])
 def test_a_view_at_two_sizes_shows_the_same_part_of_the_image(name):
-    """Each pixel of the image holds its own place; the means over the picture tell which part is shown."""
+    """Each pixel of the image holds its own place; the means over the image tell which part is shown."""
     rows, columns = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
     image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     recipe, params = views_of(name)

@@ -199,7 +199,7 @@ def test_other_processes_draw_and_render_the_same(method):
 
 
 def first_views(kind):
-    """The draws, source boxes and picture digests of the first two views of two images, as JSON holds them."""
+    """The draws, source boxes and image digests of the first two views of two images, as JSON holds them."""
     recipe = recipe_of(kind)
     params = recipe.make_params(7, HASHES[[0, 0, 1, 1]], [0, 1, 0, 1])
     images = noise(1, 30, 40).expand(4, 3, 30, 40)
