@@ -181,7 +181,7 @@ def run(root: Path, options: argparse.Namespace) -> None:
     low, limit = (1.0, 1.0) if spare else (c / (c + torch.get_num_threads() * d), c / (c + d))
     print(
         f"{options.teacher}, {torch.get_num_threads()} threads, {options.workers} threads prepare images, "
-        f"{os.cpu_count()} cores; bare loop {1 / bare:.1f} pictures/s, dump {1 / dumped:.1f}\n"
+        f"{os.cpu_count()} cores; bare loop {1 / bare:.1f} images/s, dump {1 / dumped:.1f}\n"
         f"an image costs the bare loop {1e3 * c:.1f} ms of CPU and the dump {1e3 * c / cpu:.1f}; preparing one "
         f"{1e3 * d:.1f} ms\n"
         f"of a bare loop's speed: whole {whole:.3f}, steady {steady:.3f}, CPU {cpu:.3f}; limit {limit:.3f}, {low:.3f} "

@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--normalise", action="store_true", help="end in normalised floats on this core, too")
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    print("| way | pictures/s | ratio (lowest to highest round) | wanted |\n|---|---|---|---|")
+    print("| way | images/s | ratio (lowest to highest round) | wanted |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         groups = [small_ways(settings.cifar, settings.normalise)]

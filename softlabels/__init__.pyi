@@ -134,7 +134,7 @@ def dump(
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
-        batch_size: pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory
+        batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
         rows_per_shard: images per shard: what a crash can cost
         part: I/N: write every N-th shard only, from the I-th
@@ -178,7 +178,7 @@ def evaluate(
         limit: only so many images
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a network of more classes is each
             class of the data set, by number or name  [default: found by name]
-        batch_size: pictures per forward pass
+        batch_size: images per forward pass
     """
 
 def export(
@@ -418,7 +418,7 @@ def plan(
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
-        batch_size: pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory
+        batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
         rows_per_shard: images per shard: what a crash can cost
         part: I/N: write every N-th shard only, from the I-th
@@ -465,7 +465,7 @@ def repair(
         teacher: teacher to run again  [default: as the store describes it]; repeatable
         weights: weights of the teachers, one per teacher
         redump: dump the damaged shards again, instead of only removing them
-        batch_size: pictures per forward pass of the teacher
+        batch_size: images per forward pass of the teacher
         on_bad_image: stop at an image that cannot be read, or record it as unlabelled
     """
 
@@ -562,7 +562,7 @@ def sweep(
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: pictures per forward pass, all processes together
+        batch_size: images per forward pass, all processes together
         accumulate: forward passes per optimizer step
         views_per_image: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
@@ -699,7 +699,7 @@ def train(
         workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
             cores, else processes, one per core; nobody for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: pictures per forward pass, all processes together
+        batch_size: images per forward pass, all processes together
         accumulate: forward passes per optimizer step
         views_per_image: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond

@@ -34,7 +34,7 @@ def test_the_page_does_what_it_says(softlabels_command: Callable) -> None:
     for command in commands():
         done = softlabels_command(*command, "--device", "cpu", "--workers", 0)
         assert done.exit_code == 0, (command, done.output)
-    assert "pictures of 10 px" in header("larger")
+    assert "images of 10 px" in header("larger")
     assert "trained are head.weight, head.bias alone" in header("larger")
     assert "features.0 x 0.1, features.3 x 0.2, features.6 x 0.3" in header("transferred")
     assert "learning rate 0.0141421 = 0.005 * sqrt(512 / 64)" in header("lamb")

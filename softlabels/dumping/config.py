@@ -121,7 +121,7 @@ class DumpConfig(Machine, Caching):
     out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
     batch_size: int | Literal["auto"] = Field(
         64,
-        description="pictures per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
+        description="images per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
     )
     compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
     rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")

@@ -179,7 +179,7 @@ def dump_shards(
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
     source = batches(LabelledViews(pictures, tolerant=skip_bad_images), todo, workers=workers, device=device)
     recorder = Recorder(device, look, replaced)
-    with terminal.progress(f"dump {teacher.name}", total, "pictures") as advance, recorder:
+    with terminal.progress(f"dump {teacher.name}", total, "images") as advance, recorder:
         for done, (shard, outputs) in enumerate(shards.items()):
             builder = ShardBuilder(shard, pictures, outputs)
             for _ in shard_batches(shard, pictures.views, batch_size):

@@ -107,7 +107,7 @@ class Plan:
             f"{plural(self.images * self.views, 'label')} in {plural(self.shards, 'shard')}",
             f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {terminal.size(self.bytes)} in all",
             f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
-            f"at {rate(self.pictures_per_second)} pictures/s about {terminal.duration(self.seconds)}",
+            f"at {rate(self.pictures_per_second)} images/s about {terminal.duration(self.seconds)}",
             *self._shard_lines(),
             *self._codec_lines(),
         ]

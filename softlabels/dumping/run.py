@@ -371,5 +371,5 @@ def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, terminal
     speed = rate(report.pictures / max(report.seconds, 1e-9))
     terminal.say(
         f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
-        f"{duration(report.seconds)} ({speed} pictures/s); {plural(labels.complete, 'view')} complete in {config.out}"
+        f"{duration(report.seconds)} ({speed} images/s); {plural(labels.complete, 'view')} complete in {config.out}"
     )

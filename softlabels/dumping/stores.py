@@ -210,7 +210,10 @@ def in_store_order(store: Store | None, images: Images) -> tuple[Images, int]:
 
 
 def unread_rows(store: Store) -> NDArray[np.int64]:
-    """The rows of which no teacher has a label, int64 (n,): what lies there may be relabelled."""
+    """The rows of which no teacher has a label, int64 (n,): what lies there may be relabelled.
+
+    A shard whose header is damaged may have a label of each of its rows.
+    """
     unread = np.ones(len(store), bool)
     for labels in map(store.teacher, store.teachers):
         skips = dict(labels.skips())
@@ -218,6 +221,8 @@ def unread_rows(store: Store) -> NDArray[np.int64]:
             labelled = np.ones(shard.rows, bool)
             labelled[[row - shard.first_row for row in skips.get(shard, ())]] = False
             unread[shard.first_row : shard.stop_row] &= ~labelled
+        for shard in labels.broken:
+            unread[shard.first_row : shard.stop_row] = False
     return np.flatnonzero(unread)
 
 

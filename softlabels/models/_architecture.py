@@ -439,4 +439,4 @@ def _created(known: Architecture, classes: int, size: int) -> nn.Module:
     try:
         return known.create(classes, size)
     except (ValueError, AssertionError, TypeError) as problem:
-        raise ModelError(f"{known} cannot be built for {size}x{size} pictures: {in_one_line(problem)}") from problem
+        raise ModelError(f"{known} cannot be built for {size}x{size} images: {in_one_line(problem)}") from problem

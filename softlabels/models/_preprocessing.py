@@ -78,7 +78,7 @@ class Preprocessing(BaseModel):
         """
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] != 3:
             raise ModelError(
-                f"pictures must be uint8 (n, 3, H, W), got {str(pictures.dtype).removeprefix('torch.')} "
+                f"images must be uint8 (n, 3, H, W), got {str(pictures.dtype).removeprefix('torch.')} "
                 f"{tuple(pictures.shape)}; normalisation is done here, from whole numbers"
             )
         if pictures.device.type != "cpu":

@@ -114,7 +114,7 @@ class StudentSpec(NetworkSpec):
     @property
     @abstractmethod
     def preprocessing(self) -> Preprocessing:
-        """How the student wants its pictures: as its first weights were trained, or as set here."""
+        """How the student wants its images: as its first weights were trained, or as set here."""
 
     @property
     @abstractmethod

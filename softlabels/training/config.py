@@ -177,7 +177,7 @@ class EvalConfig(Machine):
         description="file of lines CLASS,COLUMN (or a JSON object): which column of a network of more classes is each "
         "class of the data set, by number or name  [default: found by name]",
     )
-    batch_size: int = Field(256, ge=1, le=MOST, description="pictures per forward pass")
+    batch_size: int = Field(256, ge=1, le=MOST, description="images per forward pass")
 
 
 class ExportConfig(CommandConfig):

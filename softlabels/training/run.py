@@ -600,6 +600,6 @@ def _say(result: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
     best, last = result["best"], result["last"]
     scores = f"top-1 {last['top1']:.2%} at the end, {best['top1']:.2%} at best; " if best and last else ""
     terminal.say(
-        f"{scores}{rate(result['pictures_per_second'])} pictures/s, {duration(result['seconds'])}; student in "
+        f"{scores}{rate(result['pictures_per_second'])} images/s, {duration(result['seconds'])}; student in "
         f"{folder / 'best.safetensors'}"
     )

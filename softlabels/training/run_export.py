@@ -33,7 +33,7 @@ def run_export(config: ExportConfig, terminal: Terminal) -> Exported:
     if images is None and form != "int8":
         return written
     agreement = exporting.compare_file(student, written, form, images, function)
-    what = "pictures of noise (name images with `data`)" if images is None else f"images of {images.name}"
+    what = "images of noise (name images with `data`)" if images is None else f"images of {images.name}"
     line = f"student and file name the same class of {agreement.agreed:.2%} of {agreement.images:,} {what}"
     if agreement.student_top1 is not None and agreement.exported_top1 is not None:
         line += f"; top-1 of the student {agreement.student_top1:.2%}, of the file {agreement.exported_top1:.2%}"

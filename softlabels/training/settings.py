@@ -16,7 +16,7 @@ class TrainSettings(CommandConfig):
     """How a student is trained, whatever it learns from."""
 
     epochs: int = Field(100, ge=1, le=MOST, description="times each image is seen (in another view each time)")
-    batch_size: int = Field(256, ge=1, le=MOST, description="pictures per forward pass, all processes together")
+    batch_size: int = Field(256, ge=1, le=MOST, description="images per forward pass, all processes together")
     accumulate: int = Field(1, ge=1, le=MOST, description="forward passes per optimizer step")
     views_per_image: int = Field(
         1, ge=1, le=MOST, description="views of an image that come together, sharing one decode"

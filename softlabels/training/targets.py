@@ -293,7 +293,7 @@ class Supervision:
         kept, rest = self._selected
         partners = self._mixture.get("partners")
         counts = self._objective.counts(len(self.batch), self._labels, kept, partners=partners)
-        counts["pictures"] = torch.tensor(len(self.batch))
+        counts["images"] = torch.tensor(len(self.batch))
         if kept is not None:
             counts["kept"] = kept.sum()
             counts["rows"] = kept.sum() + sum(mask.sum() for mask, weight in rest if weight > 0)
@@ -311,7 +311,7 @@ class Supervision:
         objective, (kept, rest), logits = self._objective, self._selected, outputs[LOGITS]
         value, parts = objective(outputs, self._labels, self._target, kept, over=counts, **self._mixture)
         if kept is None:
-            part = logits.new_ones(()) if counts is None else len(self.batch) / counts["pictures"]
+            part = logits.new_ones(()) if counts is None else len(self.batch) / counts["images"]
             return value, parts | {"kept": part}
         counts = self.counts() if counts is None else counts
         total = counts["kept"] * value
@@ -321,7 +321,7 @@ class Supervision:
                 smoothing = objective.label_smoothing
                 left = hard_cross_entropy(logits, self._labels, label_smoothing=smoothing, valid=mask, **self._mixture)
                 total = total + weight * mask.sum() * left
-        return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["pictures"].clamp(min=1)}
+        return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["images"].clamp(min=1)}
 
     @cached_property
     def _target(self) -> dict[str, Target]:
@@ -421,7 +421,7 @@ class Task:
         """
         if ranks.count == 1 and len(step) == 1:
             return None
-        names = (*self.reported, "rows", "pictures")
+        names = (*self.reported, "rows", "images")
         counts = torch.zeros(len(names), dtype=torch.int64, device=device)
         for each in step:
             own = each.counts()

@@ -28,7 +28,7 @@ class RepairConfig(Reopening):
     """What `softlabels repair` does."""
 
     redump: bool = Field(False, description="dump the damaged shards again, instead of only removing them")
-    batch_size: int = Field(64, ge=1, le=MOST, description="pictures per forward pass of the teacher")
+    batch_size: int = Field(64, ge=1, le=MOST, description="images per forward pass of the teacher")
     on_bad_image: Literal["fail", "skip"] = Field(
         "fail", description="stop at an image that cannot be read, or record it as unlabelled"
     )

@@ -320,7 +320,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(NetworkTeacher, "logits", interrupt)
+    monkeypatch.setattr(NetworkTeacher, "outputs", interrupt)
     said = complaint(softlabels_command("dump", *SMALL, "--data", photos))
     assert "the same command goes on" in said
 

@@ -99,7 +99,7 @@ def test_a_dump_that_does_not_fit_goes_on_with_smaller_batches(
     with memory(6e8):
         done = softlabels_command(*command, "--batch-size", 144, "--out", "halved")
     assert done.exit_code == 0, done.output
-    assert "out of memory" in done.output and "pictures at a time" in done.output
+    assert "out of memory" in done.output and "images at a time" in done.output
     assert apart(stored(tmp_path / "halved"), stored(tmp_path / "small")) < 1e-2
 
 

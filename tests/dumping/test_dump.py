@@ -158,7 +158,7 @@ def test_plan_writes_nothing_and_dry_run_is_plan(softlabels_command: Callable, p
         said = softlabels_command(*command, *SMALL, "--data", photos, "--views", 3, "--rows-per-shard", 5)
         assert said.exit_code == 0, said.output
         assert "18 images x 3 views = 54 labels in 4 shards" in said.output
-        assert "pictures/s" in said.output
+        assert "images/s" in said.output
     assert not Path("shards").exists()
 
 

@@ -269,7 +269,7 @@ def test_a_blend_that_draws_picks_the_same_teacher_stored_and_live(shards: Path,
     blend, samples = BLENDS.make("random-teacher"), LabelledViews(pictures)
     live = LiveTargets(teachers, [pictures, pictures], pictures.image_spec, blend, 1.0)
     rows, views = np.divmod(np.arange(18 * 4), 4)
-    said = live(samples.__getitems__(np.arange(18 * 4)), torch.device("cpu")).softmax(-1)
+    said = live(samples.__getitems__(np.arange(18 * 4)), torch.device("cpu"))["logits"].softmax(-1)
     stored = labels.probabilities(rows, views, blend="random-teacher")
     torch.testing.assert_close(said, stored, atol=2e-3, rtol=0)
     each = [labels.probabilities(rows, views, teachers=[name]) for name in labels.teachers]

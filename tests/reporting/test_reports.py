@@ -149,7 +149,7 @@ def test_rate_and_time_left_are_of_the_steps_of_this_call(monkeypatch: pytest.Mo
 
 def test_what_is_slow_only_once_is_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal, stream, clock = journal_of(monkeypatch)
-    with terminal.progress("dump", 1000, "pictures") as advance:
+    with terminal.progress("dump", 1000, "images") as advance:
         clock[0] += 60
         advance(10)
         for _ in range(20):
@@ -255,8 +255,8 @@ class Slow:
 class Quick:
     name = "quick"
 
-    def logits(self, pictures: Any) -> Any:
-        return pictures.new_zeros(len(pictures), 10).float()
+    def outputs(self, pictures: Any) -> Any:
+        return {"logits": pictures.new_zeros(len(pictures), 10).float()}
 
 
 @pytest.mark.parametrize(("views", "threads"), [(1, 0), (8, 0), (1, 4)])
@@ -269,7 +269,7 @@ def test_a_plan_times_a_dump_as_it_goes(views: int, threads: int) -> None:
 
     pictures = ViewDataset(Slow(200), RECIPES.make("crop-flip"), 0, views, ImageSpec(32))  # type: ignore[arg-type]
     workers = Threads(threads) if threads else 0
-    said = measure_speed(pictures, Passes(Quick().logits, 32), device=CPU, workers=workers)
+    said = measure_speed(pictures, Passes(Quick().outputs, 32), device=CPU, workers=workers)
     limit = views * max(threads, 1) / 0.004
     assert said <= 1.1 * limit  # the decoder can do no more
     assert said >= limit / 10  # on a busy machine

@@ -248,7 +248,7 @@ class LaterLayout(ArrayLayout):
 
 
 class LaterCard(TeacherCard):
-    output: str = "logits"
+    layer: str = "head"
     layout: dict[str, LaterLayout]  # type: ignore[assignment]
 
 
@@ -285,15 +285,15 @@ def test_fields_that_come_later_make_no_store_another_one(
     assert again.verify() == []
     grown = store.append_images(table(5, first=50))
     assert grown.verify() == []
-    with pytest.raises(StoreError, match="output is absent there and 'feature' here"):
-        grown.prepare("cnn", LaterCard.model_validate({**card(form).model_dump(), "output": "feature"}))
+    with pytest.raises(StoreError, match="layer is absent there and 'feature' here"):
+        grown.prepare("cnn", LaterCard.model_validate({**card(form).model_dump(), "layer": "feature"}))
 
 
 def test_a_later_version_writes_the_same_shards_where_it_uses_nothing_new(tmp_path: Path) -> None:
     """And an earlier one takes them for its own."""
     old, new = card(), LaterCard.model_validate(card().model_dump())
     assert old.digest == new.digest
-    assert new.model_copy(update={"output": "feature"}).digest != old.digest
+    assert new.model_copy(update={"layer": "feature"}).digest != old.digest
     assert make(tmp_path / "s").prepare("cnn", new).card.digest == old.digest
 
 

@@ -246,7 +246,7 @@ def test_a_student_goes_on_from_an_earlier_run_on_hard_labels(stores: dict[str, 
     common = {**TINY, "student": None, "init": str(tmp_path / "first"), "data": photos, "lr": 1e-12, "epochs": 1}
     softlabels.train(out=str(tmp_path / "second"), **common)
     assert "student cnn_tiny: " in header(tmp_path / "second")
-    assert "pictures of 20 px" in header(tmp_path / "second")
+    assert "images of 20 px" in header(tmp_path / "second")
     assert "loss = 1 * hard" in header(tmp_path / "second")
     before, after = (load_file(tmp_path / "first" / "best.safetensors"), weights(tmp_path / "second"))
     for name in ("features.0.weight", "head.weight"):

@@ -236,7 +236,7 @@ def test_other_pixels_than_the_teachers_are_noticed_before_the_first_step(tmp_pa
     pixels = [path.read_bytes() for path in first]
     for path, content in zip(first, [*pixels[1:], pixels[0]], strict=True):
         path.write_bytes(content)
-    with pytest.raises(softlabels.StoreError, match="the image is not the one that cnn_tiny saw"):
+    with pytest.raises(softlabels.StoreError, match="the view is not the one that cnn_tiny saw"):
         softlabels.train(labels=str(tmp_path / "s"), out=str(tmp_path / "run"), **TINY)
 
 

@@ -118,7 +118,7 @@ def test_other_pixels_name_image_view_decoder_and_the_versions_that_differ(
     )
     findings = softlabels.verify(labels=str(store), quiet=True)
     assert len(findings.problems) == 54
-    assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the image is not the one that cnn_tiny")
+    assert findings.problems[0].startswith("image 'class-0/000.jpg', view 0: the view is not the one that cnn_tiny")
     assert f"then {then['decoder']}" in findings.problems[0]
     assert f"torchvision now 99.9, then {then['torchvision']}" in findings.problems[0]
     assert "numpy" not in findings.problems[0]
