@@ -100,7 +100,18 @@ class Arrangement:
         if self.there is None:
             check_new(self.root)
             return
-        check_same(self.there, images=self._table, **self.what)
+        try:
+            check_same(self.there, images=self._table, **self.what)
+        except StoreError as problem:
+            damaged = [
+                f"{name}/{shard.name}" for name in self.there.teachers for shard in self.there.teacher(name).broken
+            ]
+            if not damaged:
+                raise
+            raise StoreError(
+                f"{problem}; {len(damaged):,} shards are damaged (first: {damaged[0]}) and count as labels of all their "
+                f"images: `softlabels repair` makes them again or removes them"
+            ) from problem
 
     @cached_property
     def _known(self) -> Images:

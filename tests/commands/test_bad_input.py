@@ -317,7 +317,7 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:
     from softlabels.models import NetworkTeacher
 
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NetworkTeacher, "outputs", interrupt)
