@@ -109,8 +109,8 @@ class Arrangement:
             if not damaged:
                 raise
             raise StoreError(
-                f"{problem}; {len(damaged):,} shards are damaged (first: {damaged[0]}) and count as labels of all their "
-                f"images: `softlabels repair` makes them again or removes them"
+                f"{problem}; {len(damaged):,} shards are damaged (first: {damaged[0]}) and count as labels of all "
+                f"their images: `softlabels repair` makes them again or removes them"
             ) from problem
 
     @cached_property
