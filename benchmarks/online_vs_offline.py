@@ -59,7 +59,7 @@ def pictures() -> MemoryImages:
     rng = np.random.default_rng(0)
     return MemoryImages(
         "random",
-        {"kind": "function", "function": "online_vs_offline:images"},
+        {"kind": "function", "function": "online_vs_offline:pictures"},
         pa.chunked_array([pa.array([f"{number:05d}" for number in range(count)])]),
         rng.integers(0, CLASSES, count),
         tuple(str(number) for number in range(CLASSES)),
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, root: Path) -> None:
     ):
         softlabels.dump(
             teacher=[specs[teacher]],
-            data="online_vs_offline:images",
+            data="online_vs_offline:pictures",
             views=1,
             codec=codec,
             out=str(root / name),
