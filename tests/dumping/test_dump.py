@@ -172,7 +172,7 @@ def test_labels_of_workers_equal_those_of_one_process(softlabels_command: Callab
         assert torch.equal(alone, helped)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)])
 def test_killed_dumps_lose_nothing_and_end_bit_identical(tmp_path: Path, format: str) -> None:
     """Kills fall between the first shard and the last, since one shard's worth of time is awaited before each."""
     write_pictures(tmp_path / "photos", classes=3, each=40)

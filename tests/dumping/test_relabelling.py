@@ -198,7 +198,14 @@ def served_to_another_process(stores: Sequence[Path]) -> list[dict[tuple[str, in
 
 
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
-@pytest.mark.parametrize(("system", "asked"), [("hdf5", 3), ("zarr", 1), ("zarr, folders exchanged", 1)])
+@pytest.mark.parametrize(
+    ("system", "asked"),
+    [
+        ("hdf5", 3),
+        pytest.param("zarr", 1, marks=pytest.mark.slow),
+        pytest.param("zarr, folders exchanged", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_dump_that_is_killed_while_it_labels_fixed_images_is_finished_by_the_same_command(
     tmp_path: Path, system: str, asked: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

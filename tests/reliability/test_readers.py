@@ -111,6 +111,7 @@ def test_workers_of_a_loader_refuse_a_shard_that_becomes_shorter(photos: Path, t
     note("a shard cut off under a loader's workers")
 
 
+@pytest.mark.slow
 def test_a_training_whose_shard_becomes_shorter_ends_with_one_line(photos: Path, tmp_path: Path) -> None:
     dump(tmp_path / "s", photos)
     command = [sys.executable, "-m", "softlabels.cli", "train", "--labels", "s", "--student", "cnn_tiny", "--size", "8"]

@@ -175,7 +175,7 @@ def heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_interrupt_says_what_the_same_command_does(photos: Path, tmp_path: Path, checkpoint: bool) -> None:
     command = [sys.executable, "-m", "softlabels.cli", "train", "--student", "cnn_tiny", "--data", str(photos)]
     command += ["--batch-size", "4", "--epochs", "1000000", "--device", "cpu", "--workers", "0", "--out", "r"]

@@ -23,7 +23,7 @@ MACHINES = {"hdf5": Histories, "zarr": HistoriesInZarr}
 in_each_format = pytest.mark.parametrize("machine", [Histories, HistoriesInZarr], ids=["hdf5", "zarr"])
 
 
-@pytest.mark.parametrize("form", sorted(MACHINES))
+@pytest.mark.parametrize("form", ["hdf5", pytest.param("zarr", marks=pytest.mark.slow)])
 def test_a_store_holds_what_a_plain_model_of_it_holds(form: str) -> None:
     """In a process of its own: where a kill falls depends on what was imported before."""
     path = os.pathsep.join(str(each) for each in Path(__file__).parents[1:3])

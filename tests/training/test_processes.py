@@ -151,6 +151,7 @@ def test_what_several_processes_cannot_do_is_refused_in_a_line(given: dict[str, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_frozen_and_unused_layers_train_in_two_processes_as_in_one(shards: Path, photos: Path, tmp_path: Path) -> None:
     """A layer that no image reaches has no gradient, and one of rate 0 wants none: no process waits for them."""
     common = {"student": "process_worker:spare", "epochs": 2, "lr_scale": "body=0", "accumulate": 2, "optimizer": "sgd"}
@@ -165,7 +166,7 @@ def test_frozen_and_unused_layers_train_in_two_processes_as_in_one(shards: Path,
 
 UNEVEN = [
     {"alpha": 0.5, "min_confidence": "middle", "wrong_teacher": "hard", "term": ["0.5*wsl"], "accumulate": 2},
-    {"loss": "dkd", "alpha": 0.2, "alpha_end": 1.0},
+    pytest.param({"loss": "dkd", "alpha": 0.2, "alpha_end": 1.0}, marks=pytest.mark.slow),
 ]
 
 
