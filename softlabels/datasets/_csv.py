@@ -107,13 +107,10 @@ def _read(file: Path) -> pa.Table:
     try:
         with file.open("rb") as opened:
             first = opened.read(FIRST_BYTES)
-        # By this thread alone: arrow may abort a process that ends just as its threads have begun to wait.
-        alone = csv.ReadOptions(use_threads=False)
-        with csv.open_csv(file, read_options=alone) as reader:
+        with csv.open_csv(file) as reader:
             names = reader.schema.names
         as_text = csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-        whole = csv.ParseOptions(newlines_in_values=True)
-        table = csv.read_csv(file, read_options=alone, convert_options=as_text, parse_options=whole)
+        table = csv.read_csv(file, convert_options=as_text, parse_options=csv.ParseOptions(newlines_in_values=True))
     except OSError as problem:
         reason = os.strerror(problem.errno) if problem.errno else str(problem)
         raise DataError(f"the CSV file {file} cannot be read: {reason}") from problem

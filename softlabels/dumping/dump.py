@@ -45,7 +45,7 @@ LOOKED_AT = 256
 """Logits that are looked at for the usual mistakes before a dump takes a teacher at its word."""
 
 FEWEST, FEWEST_FOR_CHANCE = 8, 30
-"""Images of which a teacher must say the same, and images of whose labels it must know nothing, to be told of it."""
+"""Fewest images for the warnings that a teacher answers all alike, and that it is right no more than by chance."""
 
 _WAITING = 4
 """Batches that a GPU may be ahead of their encoding."""
@@ -86,11 +86,6 @@ class StoredOutput:
     def name(self) -> str:
         """Its name, ``logits`` or another."""
         return self.labels.card.output
-
-    @property
-    def values(self) -> int:
-        """Values of one label."""
-        return self.labels.card.classes
 
 
 def dump(

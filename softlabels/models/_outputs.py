@@ -142,7 +142,8 @@ def try_outputs(
     """
     mode = network.training
     set_mode(network, False)
-    with _explained(whose, preprocessing), torch.inference_mode(), closing(OutputReader(network, names)) as reader:
+    # Without gradients, and not in inference mode: what a network keeps of this pass may go into its training.
+    with _explained(whose, preprocessing), torch.no_grad(), closing(OutputReader(network, names)) as reader:
         normalised = preprocessing.normalise(_grey(1, preprocessing, device))
         found = reader.read(network(normalised.to(weight_dtype(network))), whose)
     set_mode(network, mode)

@@ -15,7 +15,7 @@ from softlabels.core.files import read_json, whole, write_text
 from softlabels.core.installed import required
 from softlabels.core.progress import Terminal, plural, read_metrics, size
 from softlabels.errors import RunError
-from softlabels.store import open_store
+from softlabels.store import open_store, output_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,6 +311,7 @@ def describe_store(location: str) -> dict[str, Any]:
             "weights_sha256": each.card.weights_sha256,
             "licence": each.card.licence,
             "preprocessing": dict(each.card.preprocessing),
+            "outputs": [output_name(folder) for folder in store.folders if folder.startswith(f"{name}@")],
         }
     return {
         "location": store.location,
@@ -350,6 +351,8 @@ def info_lines(store: dict[str, Any]) -> list[str]:
             lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; see `softlabels repair`")
         if each["unlabelled"]:
             lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
+        if each["outputs"]:
+            lines.append(f"  stored beside its logits: {', '.join(each['outputs'])}")
         weights = each["weights_sha256"][:16] or "unknown"
         lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
     return [*lines, *store["problems"]]

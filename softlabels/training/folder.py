@@ -180,7 +180,7 @@ def _changed(name: str, before: Any, now: Any) -> list[str]:
     """In words, what differs between two values, where both know it."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         if "by" in before and before.get("by") == now.get("by") and _pictures_only(before, now):
-            return [f"{name}: other images under the same names (told by their {now['by']})"]
+            return [f"{name}: other images under the same names (told apart by their {now['by']})"]
         return [clause for key in now if key in before for clause in _changed(f"{name}.{key}", before[key], now[key])]
     if before == now:
         return []

@@ -17,6 +17,7 @@ from softlabels.codecs import SparseCodec
 from softlabels.core.config import validated
 from softlabels.core.files import write_json
 from softlabels.core.progress import Terminal, duration, plural, rate
+from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, check_there, open_images, subset
 from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
@@ -187,7 +188,8 @@ def _train(
     check_optimizer(settings)
     whose = f"student {spec.short_name}"
     used = try_learning(network, preprocessing, classes, device, whose, config.dtype)
-    task.check_outputs(try_outputs(network, preprocessing, device, whose, task.student_outputs))
+    if task.student_outputs != (LOGITS,):
+        task.check_outputs(try_outputs(network, preprocessing, device, whose, task.student_outputs))
     runtime = Runtime(
         device,
         config.dtype,

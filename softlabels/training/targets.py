@@ -116,7 +116,7 @@ def stored_targets(
     blend(
         torch.zeros(len(teachers), 1, labels.classes), temperature=objective.temperature, words=np.zeros(1, np.uint64)
     )
-    sparse = len(teachers) == 1 and isinstance(codec, SparseCodec) and all(isinstance(it, SparseLoss) for it in parts)
+    sparse = len(teachers) == 1 and all(isinstance(each, SparseLoss) for each in parts)
     return StoredTargets(
         labels,
         label_rows,

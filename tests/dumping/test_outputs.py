@@ -68,6 +68,7 @@ def test_an_output_can_be_added_later_and_what_is_there_stays(photos: Path, tmp_
     with pytest.raises(StoreError, match=r"other labels under the name cnn_tiny@dropout: codec\.dtype"):
         softlabels.dump(data=str(photos), out=str(out), output=["dropout=dense:fp32"], **DUMP)
     assert softlabels.verify(labels=str(out), quiet=True).ok
+    assert softlabels.info(labels=str(out))["teachers"]["cnn_tiny"]["outputs"] == ["dropout"]
     (out / "cnn_tiny@dropout").rename(out / "cnn_tiny@dropped")
     with pytest.raises(StoreError, match="is of the output 'dropout'; the folder was renamed"):
         softlabels.open_labels(out)

@@ -106,7 +106,7 @@ def test_a_replaced_picture_is_another_run(tmp_path: Path, photos: Path, finishe
     packed = pack()
     runs = {
         "folder": ({"data": str(photos)}, "images: other images"),
-        "pack": ({"data": packed}, "images: other images .*told by their checksums"),
+        "pack": ({"data": packed}, "images: other images .*told apart by their checksums"),
         "scored": ({"data": packed, "eval_data": str(held_out)}, "other images"),
     }
     for name, (settings, _) in runs.items():

@@ -153,7 +153,7 @@ class ArrayFormat(Protocol):
     """Bytes of that file in which the header usually lies."""
 
     def head_end(self, begun: bytes) -> int:
-        """How many bytes of that file the header takes, told from its first `head` bytes."""
+        """How many bytes of that file the header takes, read from its first `head` bytes."""
         ...
 
     def check_compression(self, compression: str) -> None:

@@ -66,13 +66,13 @@ class Zarr:
         where = str(place)
         group = parse((place / _META).read(LARGEST), where)
         attributes = group.get("attributes")
-        said = attributes.get("softlabels") if isinstance(attributes, dict) else None
-        if not isinstance(said, dict):
+        stated = attributes.get("softlabels") if isinstance(attributes, dict) else None
+        if not isinstance(stated, dict):
             raise Damaged(f"{where} does not say that it is a shard; it is damaged or of another program")
-        check_format(said.get("format_version"), where)
-        if said.get("sha256") != json_digest(said.get("header")):
+        check_format(stated.get("format_version"), where)
+        if stated.get("sha256") != json_digest(stated.get("header")):
             raise Damaged(f"{where} has a header that does not match its checksum")
-        return checked(kind, said["header"], where)
+        return checked(kind, stated["header"], where)
 
     def header_is_exact(self, place: SafePath, header: ArrayHeader) -> bool:
         """See `ArrayFormat.header_is_exact`."""
@@ -154,6 +154,6 @@ def _summed(data: bytes) -> StoredFile:
 
 def _encoded(header: ArrayHeader) -> bytes:
     body = json.loads(canonical(header.body()))  # with sorted keys, as a header that was read has them
-    said = {"format_version": FORMAT, "header": body, "sha256": json_digest(body)}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {"softlabels": said}}
+    attributes = {"softlabels": {"format_version": FORMAT, "header": body, "sha256": json_digest(body)}}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
     return json.dumps(group, indent=1).encode("ascii")

@@ -115,8 +115,8 @@ def create_pack(
         differing = [name for name in old if old[name] != new[name]]
         if differing == ["contents"]:
             raise DataError(
-                f"{root} was packed from other images under the same names (told by their {manifest.inputs['by']}); "
-                f"remove it to pack these, or choose another `out`"
+                f"{root} was packed from other images under the same names (told apart by their "
+                f"{manifest.inputs['by']}); remove it to pack these, or choose another `out`"
             )
         differing = [f"{name} is {old[name]!r} there and {new[name]!r} here" for name in differing]
         if differing:
