@@ -86,6 +86,7 @@ DATASETS: Table[DataSet] = Table(
     "datasets",
     {
         "digits": "softlabels.datasets._digits:Digits",
+        "digit-pairs": "softlabels.datasets._digits:DigitPairs",
         "folder": "softlabels.datasets._folder:Folder",
         "images": "softlabels.datasets._folder:Unlabelled",
         "csv": "softlabels.datasets._csv:Csv",
@@ -124,7 +125,7 @@ STUDENTS: Table[StudentSpec] = Table(
 NETWORK_LIBRARIES = ("small", "torchvision", "timm")
 """Kinds of teachers and students whose networks have names."""
 
-SMALL_NETWORKS = ("cnn_tiny", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
+SMALL_NETWORKS = ("cnn_tiny", "cnn_mini", "cnn_small", "resnet8_cifar", "resnet20_cifar", "resnet56_cifar")
 """Our own networks for images of 8x8 to 32x32."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")

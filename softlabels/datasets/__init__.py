@@ -17,7 +17,7 @@ from softlabels.datasets._checks import content_checksums, fingerprint, known_by
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
 from softlabels.datasets._decode import report_decoding
-from softlabels.datasets._digits import Digits
+from softlabels.datasets._digits import DigitPairs, Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
@@ -34,6 +34,7 @@ __all__ = [
     "Cifar100",
     "Csv",
     "DataSet",
+    "DigitPairs",
     "Digits",
     "FileImages",
     "Folder",

@@ -86,6 +86,7 @@ def _he_initialisation(network: nn.Module) -> None:
 
 _NETWORKS: dict[str, tuple[Callable[[int], nn.Module], Preprocessing]] = {
     "cnn_tiny": (partial(PlainNet, (12, 16, 32), (1, 2, 2), 0.0), _PLAIN),
+    "cnn_mini": (partial(PlainNet, (16, 32, 64), (1, 2, 2), 0.0), _PLAIN),
     "cnn_small": (partial(PlainNet, (32, 32, 64, 64, 96), (1, 1, 2, 1, 2), 0.1), _PLAIN),
     "resnet8_cifar": (partial(CifarResNet, 1), _CIFAR),
     "resnet20_cifar": (partial(CifarResNet, 3), _CIFAR),

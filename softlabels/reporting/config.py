@@ -1,4 +1,4 @@
-"""Settings of `softlabels info` and `report`."""
+"""Settings of `softlabels info`, `report` and `demo`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from softlabels.core.config import CommandConfig
+from softlabels.core.config import MOST, CommandConfig
 
 
 class InfoConfig(CommandConfig):
@@ -24,3 +24,12 @@ class ReportConfig(CommandConfig):
     out: str | None = Field(
         None, description="folder of the report  [default: ROOT/report]", json_schema_extra={"leading": True}
     )
+
+
+class DemoConfig(CommandConfig):
+    """What `softlabels demo` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
+
+    out: str = Field("runs/demo", description="folder of the demo's runs and labels")
+    runs: int = Field(3, ge=1, le=MOST, description="students of each kind, with seeds from 0 upward")

@@ -54,6 +54,25 @@ def test_digits_are_scikit_learns_on_0_to_255() -> None:
     assert len(set(content_checksums(train).tolist())) == len(train)
 
 
+def test_digit_pairs_are_made_of_two_digits_of_their_side() -> None:
+    for split, count in (("train", 20_000), ("test", 2_000)):
+        digits, pairs = open_images("digits", split=split), open_images("digit-pairs", split=split)
+        assert digits.pixels is not None
+        assert pairs.pixels is not None
+        assert (len(pairs), len(pairs.classes)) == (count, 100)
+        assert set(pairs.labels.tolist()) == set(range(100))
+        row_of = {int(key.partition("/")[2]): row for row, key in enumerate(digits.keys.to_pylist())}
+        for row in range(0, count, 997):
+            _, red, green = pairs.keys[row].as_py().split("-")
+            first, second = row_of[int(red)], row_of[int(green)]
+            assert torch.equal(pairs.pixels[row, 0], digits.pixels[first, 0])
+            assert torch.equal(pairs.pixels[row, 1], digits.pixels[second, 0])
+            assert pairs.pixels[row, 2].max() == 0
+            assert pairs.classes[pairs.labels[row]] == f"{digits.labels[first]}{digits.labels[second]}"
+    # Written down once, as for digits.
+    assert fingerprint(open_images("digit-pairs")) == "5e9d46b5b283d7c55236449d6669b80aabee8b046076271b37c7fe67e20c2a05"
+
+
 def test_images_in_memory_survive_subset_and_pickle() -> None:
     digits = open_images("digits")
     some = subset(digits, [7, 3])
