@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import uuid
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from worlds import write_pictures
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start: several threads wait for each other
 
 
 @pytest.fixture(scope="session", autouse=True)
