@@ -54,6 +54,7 @@ class RerunAgreement:
     Mean and largest KL(again || stored) in nats at `temperature`, the shares of labels with equal top-1 and of those
     that `changed` at all, and what of this the precision of the two computations `explained`. `neighbours` says how far
     logits change when their batch is cut in two, in standard deviations of a row, `rounding` how far they may.
+    `stored_top1` is how often the stored label's highest class is the image's own, None without labelled images.
     """
 
     teacher: str
@@ -66,6 +67,7 @@ class RerunAgreement:
     explained: Explained = field(default_factory=lambda: Explained(0.0, 1.0, 0.0))
     neighbours: float = 0.0
     rounding: float = 0.0
+    stored_top1: float | None = None
 
 
 @dataclass
@@ -197,6 +199,8 @@ def compare_teacher(
     there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
     here = _decoded(codec, fresh, words, temperature)
     kl = divergence(here, there, temperature)
+    known = torch.from_numpy(images.labels[rows].astype(np.int64))
+    labelled = known >= 0
     return RerunAgreement(
         name,
         len(rows),
@@ -208,6 +212,7 @@ def compare_teacher(
         explained=explained(codec, fresh, words, temperature, rounding),
         neighbours=apart,
         rounding=rounding,
+        stored_top1=(there.argmax(-1) == known)[labelled].double().mean().item() if labelled.any() else None,
     )
 
 
