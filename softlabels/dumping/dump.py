@@ -83,9 +83,9 @@ class DumpReport:
         index, count = self.part
         complete = f"{plural(self.views, 'view')} complete in {self.out}"
         if count > 1:
-            complete = f"part {index}/{count} is complete; with all parts that are there, {complete}"
+            complete = f"part {index}/{count} is complete, and with the other parts so far {complete}"
         if not self.shards:
-            return [f"{self.teacher}: all labels are there already, nothing to do; {complete}"]
+            return [f"{self.teacher}: all these labels are there already; nothing to do ({complete})"]
         speed = rate(self.pictures / max(self.seconds, 1e-9))
         return [
             f"{self.teacher}: wrote {plural(self.shards, 'shard')}, {plural(self.labels, 'label')} in "

@@ -44,7 +44,7 @@ class PackReport:
             f"{plural(self.missing, 'shard')} of other parts still missing" if self.missing else "the pack is complete"
         )
         if not self.shards:
-            return [f"all shards of this part are in {self.out} already, nothing to do; {left}"]
+            return [f"all shards of this part are in {self.out} already; nothing to do ({left})"]
         speed = rate(self.images / max(self.seconds, 1e-9))
         return [
             f"wrote {plural(self.shards, 'shard')}, {plural(self.images, 'image')}, {size(self.bytes)} in "

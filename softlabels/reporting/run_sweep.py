@@ -13,7 +13,8 @@ from softlabels.core.config import validated
 from softlabels.core.progress import Terminal, duration, percent
 from softlabels.errors import ConfigError, RunError
 from softlabels.loading.opening import check_place
-from softlabels.reporting.report import check_plots, markdown, report
+from softlabels.reporting.plots import check_plots
+from softlabels.reporting.report import markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
 from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.folder import RESULT, held

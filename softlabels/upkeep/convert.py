@@ -62,7 +62,7 @@ class CopyReport:
             written = f"{plural(self.shards, 'shard')}, {plural(self.labels, 'label')}"
             lines = [f"{self.teacher}: copied {written} from {self.source} in {duration(self.seconds)}; {there}"]
         else:
-            lines = [f"{self.teacher}: all labels of {self.source} are there already, nothing to do; {there}"]
+            lines = [f"{self.teacher}: all labels of {self.source} are there already; nothing to do ({there})"]
         if self.lacking:
             lines.append(f"{self.teacher}: {self.source} lacks {plural(self.lacking, 'shard')} of its views itself")
         if self.lacking and self.removed:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels import StoreError
-from softlabels.reporting.report import describe_store
+from softlabels.reporting.info import describe_store
 from softlabels.store import _remote as remote
 
 FORMATS = ("hdf5", "zarr")
