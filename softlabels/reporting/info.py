@@ -169,10 +169,11 @@ def _teacher_lines(teachers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _codec(codec: Mapping[str, Any]) -> str:
-    """``dense:fp16``; the first setting of a codec is the one that its short form gives."""
-    (kind, *settings) = codec.items()
-    first = f":{settings[0][1]}" if settings else ""
-    return " ".join([f"{kind[1]}{first}", *(f"{name}={value}" for name, value in settings[1:])])
+    """``dense:fp16``, ``topk:10 levels=32``: short forms give K, or the only setting."""
+    settings = {name: value for name, value in codec.items() if name != "kind"}
+    short = "k" if "k" in settings else next(iter(settings)) if len(settings) == 1 else None
+    first = f":{settings[short]}" if short is not None else ""
+    return " ".join([f"{codec['kind']}{first}", *(f"{name}={settings[name]}" for name in settings if name != short)])
 
 
 def _in_words(spec: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -13,20 +14,21 @@ import softlabels
 
 DUMP: dict[str, Any] = {"views": 2, "rows_per_shard": 5, "device": "cpu", "workers": 0, "quiet": True}
 
+HEADS = ["teacher", "codec", "bytes/label", "shards", "views", "teacher top-1", "unlabelled", "licence"]
+
 
 def test_a_store_is_told_in_words(softlabels_command: Callable, photos: Path) -> None:
     softlabels.dump(teacher="cnn_tiny", weights="random", data=str(photos), recipe="pad-flip", out="s", **DUMP)
     first, images, views, head, row, *more = softlabels_command("info", "s").output.splitlines()
-    assert first.startswith("s: complete, ")
+    assert "/s: complete, " in first
     assert f"HDF5, format 1, written {date.today().isoformat()} by softlabels {softlabels.__version__}" in first
     assert images.startswith("images  18 images of folder (root ")
     assert images.endswith("3 classes, all with a hard label")
-    assert views == (
-        "views   2 of each image, recipe pad-and-crop (padding 0.125, fill 0), horizontal-flip (probability 0.5), seed 0"
-    )
-    assert head.split() == "teacher codec bytes/label shards views teacher top-1 unlabelled licence".split()
+    assert views.startswith("views   2 of each image, recipe pad-and-crop (fill 0, padding 0.125), horizontal-flip ")
+    assert views.endswith(", seed 0")
+    assert re.split("  +", head) == HEADS
     assert row.split()[:7] == ["cnn_tiny", "dense:fp16", "6", "4", "/", "4", "2"]
-    assert more[0].startswith("cnn_tiny: small (architecture cnn_tiny")
+    assert re.match(r"cnn_tiny: small \(.*architecture cnn_tiny", more[0])
     assert more[1] == "  top-1 on view 0 of 18 images"
     assert not {"{", "["} & set("".join([first, views, head, row, *more]))
 
@@ -50,7 +52,7 @@ def test_top1_is_that_of_the_stored_labels_where_it_is_known(
 def test_an_incomplete_store_says_what_is_missing(softlabels_command: Callable, photos: Path) -> None:
     softlabels.dump(teacher="cnn_tiny", weights="random", data=str(photos), part="0/2", out="s", **DUMP)
     said = softlabels_command("info", "s").output
-    assert said.startswith("s: incomplete, ")
+    assert "/s: incomplete, " in said
     assert " 2 / 4 " in said
     assert "  2 shards missing; the same dump goes on with them" in said
     assert softlabels.info("s")["complete"] is False

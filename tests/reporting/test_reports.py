@@ -124,7 +124,7 @@ def test_eval_says_which_weights_it_scored(softlabels_command: Callable, photos:
     train(tmp_path / "r", photos)
     data = ("--data", photos, "--device", "cpu")
     said = softlabels_command("eval", "--student", "r", *data).output
-    assert "r, weights r/best.safetensors (a report has last.safetensors), on 18 images: top-1" in said
+    assert "r, weights r/best.safetensors (a report has last.safetensors), on 18 images of " in said
     said = softlabels_command("eval", "--student", "r/last.safetensors", *data).output
     assert "r, weights r/last.safetensors, on 18 images" in said
     said = softlabels_command("eval", "--student", "cnn_tiny", "--weights", "random:2", *data).output
