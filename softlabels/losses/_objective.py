@@ -209,10 +209,10 @@ class Objective(BaseModel):
         """The student's outputs that a part compares, logits first."""
         return tuple(dict.fromkeys([LOGITS, *(term.of_student for term in self.terms)]))
 
-    def describe(self, *, top_k: bool = True) -> list[str]:
+    def describe(self, *, top_k: bool = True, unlabelled: bool = True) -> list[str]:
         """The exact objective, a line for each thing that implementations differ in and that plays a part in it.
 
-        `top_k`: whether labels may name some classes only.
+        `top_k`: whether soft labels may name some classes only; `unlabelled`: whether images may have no hard label.
         """
         soft = list(self._soft_parts())
         formulas = [part.loss.formula(part.temperature) for part in soft]
@@ -220,7 +220,8 @@ class Objective(BaseModel):
         lines = ["loss = " + " + ".join(f"{number(w)} * {name}" for name, w in weights.items() if w)]
         if self.alpha > 0:
             smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
-            lines.append(f"hard = - ln softmax(student)[label]{smoothing}; rows with label -1 are left out")
+            left_out = "; rows with label -1 are left out" if unlabelled else ""
+            lines.append(f"hard = - ln softmax(student)[label]{smoothing}{left_out}")
         lines += [f"{part.name} = {formula} ({part.loss.kind})" for part, formula in zip(soft, formulas, strict=True)]
         over = {
             "valid": "the mean over the valid rows",

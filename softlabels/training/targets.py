@@ -460,7 +460,10 @@ class Task:
     def describe(self) -> list[str]:
         """The exact objective, in lines for the run's header."""
         codecs = self.targets.codecs if isinstance(self.targets, StoredTargets) else ()
-        lines = self.objective.describe(top_k=any(isinstance(each, SparseCodec) for each in codecs))
+        lines = self.objective.describe(
+            top_k=any(isinstance(each, SparseCodec) for each in codecs),
+            unlabelled=bool((self.samples.pictures.images.labels < 0).any()),
+        )
         if self.alpha_end is not None:
             lines.append(
                 f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "

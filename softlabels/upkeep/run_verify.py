@@ -38,11 +38,8 @@ def verify_text(findings: Findings) -> str:
 def _agreement(each: RerunAgreement) -> str:
     # A mean of float64 terms may lie below 0 by rounding, which no divergence can.
     mean, largest, explained = (max(kl, 0.0) for kl in (each.mean_kl, each.largest_kl, each.explained.kl))
-    right = (
-        ""
-        if each.stored_top1 is None
-        else f"; the stored labels' top-1 is {percent(each.stored_top1, 1)} of the labelled ones"
-    )
+    named = each.stored_top1
+    right = "" if named is None else f"; the stored labels name the hard label of {percent(named, 1)} of these"
     return (
         f"{each.teacher}: mean KL {mean:.2e}, largest {largest:.2e}, top-1 agree {percent(each.top1, 1)} on "
         f"{plural(each.labels, 'view')} at temperature {each.temperature:.3g}; rounding explains a mean KL up to "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, nearest_temperature
 from softlabels.core.philox import Words
+from softlabels.core.progress import plural
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
@@ -92,7 +93,10 @@ class Findings:
     def enter(self, agreement: RerunAgreement, largest_kl: float | None = None) -> None:
         """Enter a teacher's re-run; a mean KL above `largest_kl` nats, or above what is explained, is a problem."""
         self.agreements.append(agreement)
-        self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
+        self.check(
+            f"{agreement.teacher}: run again on {plural(agreement.labels, 'view')}",
+            _disagreement(agreement, largest_kl),
+        )
 
 
 def check_store(labels: Labels) -> Findings:
@@ -108,7 +112,7 @@ def check_store(labels: Labels) -> Findings:
         findings.check(f"{name}: card", wrong)
         if wrong:
             continue  # what its shards are to be compared with is not known
-        findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
+        findings.check(f"{name}: checksums of {plural(len(each.shards), 'shard')}", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
         sound = len(findings.problems) == before
         if each.card.output != LOGITS:
@@ -147,7 +151,7 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
     Args:
         part: `images` may be a part of those that were labelled; the others are counted.
     """
-    findings.check(f"fingerprint of {len(images):,} images", compare_images(labels, images))
+    findings.check(f"fingerprint of {plural(len(images), 'image')}", compare_images(labels, images))
     gone = labels.store.find(images.keys)
     lost = np.setdiff1d(np.arange(len(labels)), gone)
     if len(lost):
@@ -159,7 +163,7 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
             findings.check("images of the store", [f"{said}; bring them back, or name the part with `data`"])
     if findings.ok:
         compared, differing = compare_digests(labels, images)
-        findings.check(f"digests of {compared:,} rendered views", differing)
+        findings.check(f"digests of {plural(compared, 'rendered view')}", differing)
 
 
 def compare_teacher(
