@@ -35,6 +35,9 @@ _COSTS = {"parameters": "parameters of the student", "seconds": "seconds of trai
 _TOLD_FIRST = ("student", "labels", "teacher", "loss", "temperature", "alpha")
 """Settings that say most about an arm; the others follow in the order of the config."""
 
+_WITH_TEACHERS = frozenset(["loss", "temperature", "blend"])
+"""Settings that say nothing about an arm without a teacher."""
+
 _MOST_TOLD = 3
 """Settings in the legend for one arm."""
 
@@ -68,24 +71,27 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
     )
     shown = [name for name in _CURVES if len(records) and records[name].notna().any()] or ["loss"]
     arms = legend(runs)
+    colours = {arm: f"C{number % 10}" for number, arm in enumerate(arms)}
     figure = _new_figure(1 + 5 * len(shown), 4 + 0.25 * len(arms))
     for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         if len(records):
-            _draw_curves(axes, records.dropna(subset=[name]), name)
+            _draw_curves(axes, records.dropna(subset=[name]), name, colours)
         axes.set(title=_CURVES[name], xlabel="optimizer steps")
         axes.grid(alpha=0.3)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
     if lines:
-        figure.legend(lines.values(), [arms[arm] for arm in lines], loc="outside lower left", fontsize="small")
+        named = [arm for arm in arms if arm in lines]
+        handles = [lines[arm] for arm in named]
+        figure.legend(handles, [arms[arm] for arm in named], loc="outside lower left", fontsize="small")
     _save(figure, path)
 
 
-def _draw_curves(axes: Any, records: pd.DataFrame, name: str) -> None:
+def _draw_curves(axes: Any, records: pd.DataFrame, name: str, colours: Mapping[str, str]) -> None:
     percent = 100.0 if name != "loss" else 1.0
-    for number, (arm, group) in enumerate(records.groupby("arm", sort=False)):
+    for arm, group in records.groupby("arm", sort=False):
         curve = percent * group.groupby("step")[name].agg(["mean", "min", "max"])
-        (line,) = axes.plot(curve.index, curve["mean"], label=str(arm), color=f"C{number % 10}")
-        axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.15)
+        axes.plot(curve.index, curve["mean"], label=str(arm), color=colours[str(arm)])
+        axes.fill_between(curve.index, curve["min"], curve["max"], color=colours[str(arm)], alpha=0.15)
     values = percent * records[name]
     if name == "loss" and values.min() > 0 and values.max() / values.min() > _WIDE_RANGE:
         axes.set_yscale("log")
@@ -144,7 +150,9 @@ def legend(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _called(arm: str, settings: Mapping[str, Any], differing: Sequence[str]) -> str:
-    told = [f"{name}={_short(settings[name])}" for name in differing if settings.get(name) not in (None, [], {})]
+    idle = frozenset() if settings.get("labels") or settings.get("teacher") else _WITH_TEACHERS
+    names = [name for name in differing if name not in idle and settings.get(name) not in (None, [], {})]
+    told = [f"{name}={_short(settings[name])}" for name in names]
     told = [each for each in told if each not in arm]
     more = ", ..." if len(told) > _MOST_TOLD else ""
     return f"{arm}  ({', '.join(told[:_MOST_TOLD])}{more})" if told else arm

@@ -153,7 +153,7 @@ def summary(runs: Sequence[Run], baseline: str | None = None) -> pd.DataFrame:
         label_bytes=("label_bytes", "first"),
     ).reset_index()
     accuracies = {arm: dict(zip(group["seed"], group["accuracy"], strict=True)) for arm, group in groups}
-    own = accuracies.get(baseline, {})
+    own = {} if baseline is None else accuracies[baseline]
     compared = [_difference(each, {} if arm == baseline else own) for arm, each in accuracies.items()]
     table["difference"], table["difference_error"] = zip(*compared, strict=True)
     table["baseline"] = baseline or ""

@@ -112,5 +112,11 @@ def _place(location: str) -> str:
 
 def _completed(report: CopyReport, source: TeacherLabels, target: TeacherLabels) -> CopyReport:
     """A report with what the target holds now."""
-    there = {"out": target.location, "views": target.complete, "bytes": target.nbytes}
-    return replace(report, source=source.location, removed=len(source.removed) if report.lacking else 0, **there)
+    return replace(
+        report,
+        source=source.location,
+        removed=len(source.removed) if report.lacking else 0,
+        out=target.location,
+        views=target.complete,
+        bytes=target.nbytes,
+    )

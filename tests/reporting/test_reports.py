@@ -329,3 +329,21 @@ def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.Mon
             advance(1, "epoch 9/10")
         time.sleep(0.3)
     assert "0.2 steps/s, 6 min 20 s left, epoch 9/10" in stream.getvalue().replace("\x1b[39m", "")
+
+
+def test_a_line_is_printed_whole_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    line = f"epoch 1/2   loss [red]0.5[/red]   {'long ' * 20}left"
+    terminal = Terminal(Screen())
+    with terminal.progress("train", 10, "steps") as advance:
+        advance(1)
+        terminal.say(line)
+    terminal.say("after it")
+    shown = terminal._stream.getvalue()  # type: ignore[attr-defined]
+    assert f"{line}\n" in shown
+    assert shown.endswith("after it\n")
