@@ -18,7 +18,6 @@ from pydantic_core import PydanticUndefined
 
 from softlabels.commands import COMMANDS, Command
 from softlabels.errors import ConfigError, SoftlabelsError, printable
-from softlabels.next_commands import next_commands
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -149,6 +148,7 @@ class Configured(click.Command):
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from softlabels.core.config import plain
         from softlabels.core.progress import Terminal, first_process
+        from softlabels.next_commands import next_commands
 
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
