@@ -20,9 +20,9 @@ def next_commands(name: str, settings: Any, outcome: Any) -> list[str]:
     return [shlex.join(map(str, words)) for words in following(settings, outcome)] if following is not None else []
 
 
-def _after_plan(settings: Any, outcome: Any) -> Iterator[list[Any]]:  # noqa: ARG001
+def _after_plan(settings: Any, outcome: Any) -> Iterator[list[Any]]:
     words = _options(settings, _OTHER)
-    if words is not None:
+    if words is not None and any(each.missing_shards for each in outcome):
         yield ["softlabels", "dump", *words]
 
 

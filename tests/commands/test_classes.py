@@ -235,7 +235,7 @@ def test_images_without_hard_labels_are_counted_by_info(softlabels_command: Comm
     dump = ("dump", "--teacher", "cnn_tiny", "--weights", "random", "--views", 1, *HERE)
     assert softlabels_command(*dump, "--data", "images:d", "--out", "none").exit_code == 0
     assert softlabels_command(*dump, "--data", "d", "--out", "all").exit_code == 0
-    assert "8 without a hard label" in softlabels_command("info", "none").output
+    assert "none with a hard label" in softlabels_command("info", "none").output
     assert "all with a hard label" in softlabels_command("info", "all").output
 
 
