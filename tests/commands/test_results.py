@@ -94,7 +94,6 @@ def results(photos: Path, shards: Path) -> dict[str, tuple[tuple[object, ...], s
             {"best", "last", "seconds", "folder", "epochs"},
         ),
         "eval": (("eval", "--student", "r/a", "--data", photos, *CPU), "on 18 images of", {"top1", "weights", "data"}),
-        "export": (("export", "r/a"), "r/a/student.pt2: logits differ", {"path", "difference", "agreement"}),
         "report": (("report", "r"), r"\| a \| ", {"arm", "accuracy_mean", "difference"}),
     }
 
