@@ -25,19 +25,21 @@ def main(folder: Path) -> None:
     out = Path(story["out"])
 
     if (folder / "teacher.yaml").exists():
-        print("== a teacher, from hard labels")
+        print("== a teacher, from hard labels", flush=True)
         softlabels.train(config=folder / "teacher.yaml")
 
-    print("== its labels, once")
+    print("== its labels, once", flush=True)
     softlabels.dump(config=folder / "dump.yaml")
 
     for arm in sorted((folder / "students").glob("*.yaml")):
         name = arm.stem
-        print(f"== students: {name}")
+        print(f"== students: {name}", flush=True)
         earlier = yaml.safe_load(arm.read_text(encoding="utf-8")).get("init")
         for seed in story["seeds"]:
             init = {"init": earlier.format(seed=seed)} if earlier else {}
-            softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True, **init)
+            done = softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True, **init)
+            top1 = f"top-1 {100 * done['last']['top1']:.1f} %, " if done["last"] else ""
+            print(f"  seed {seed}: {top1}{done['seconds']:.0f} s", flush=True)
 
     table = softlabels.report(out, out / "report")
     print(f"\n{story['title']}\n")

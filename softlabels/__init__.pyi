@@ -26,8 +26,8 @@ from softlabels.loading.labels import open_labels as open_labels
 from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
 from softlabels.reporting.run_sweep import SweepReport
-from softlabels.training.evaluate import Score
 from softlabels.training.export import Exported
+from softlabels.training.run_eval import NetworkScore
 from softlabels.upkeep.convert import CopyReport
 from softlabels.upkeep.repair import RepairReport
 from softlabels.upkeep.verify import Findings
@@ -161,7 +161,7 @@ def evaluate(
     limit: int | None = None,
     class_map: Text | None = None,
     batch_size: int = 256,
-) -> Score:
+) -> NetworkScore:
     """Score a network on the clean view of each labelled image.
 
     Args:
@@ -475,12 +475,15 @@ def report(
     *,
     config: Text | None = None,
     quiet: bool = False,
+    baseline: Text | None = None,
 ) -> pd.DataFrame:
     """Write table and plots of all finished runs under ROOT; runs that differ in their seed alone are averaged.
 
     Args:
         root: folder under which the runs are
         out: folder of the report  [default: ROOT/report]
+        baseline: run that the others are compared with, as the table calls it  [default: the one student that learns
+            from hard labels alone]
     """
 
 def sweep(

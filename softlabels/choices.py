@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from softlabels.core.config import Choice, Given, Table, is_url, validated, without_settings
 from softlabels.core.installed import (
@@ -344,6 +344,21 @@ RECIPE_NAMES = RecipeNames(
     ),
 )
 """Recipes by short name: any words in a sensible order."""
+
+
+def steps_in_words(recipe: Mapping[str, Any]) -> str:
+    """The steps of a recipe, as a store keeps it, with all of their settings: ``pad-and-crop (padding 0.125)``."""
+    steps = []
+    for step in recipe["steps"]:
+        settings = ", ".join(f"{name} {_in_words(value)}" for name, value in step.items() if name != "kind")
+        steps.append(f"{step['kind']} ({settings})" if settings else step["kind"])
+    return ", ".join(steps) or "no steps"
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return (" to " if len(value) == 2 else "/").join(map(_in_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 RECORDED_VIEWS = "recorded"

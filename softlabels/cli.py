@@ -147,18 +147,22 @@ class Configured(click.Command):
 
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from softlabels.core.config import plain
-        from softlabels.core.progress import Terminal
+        from softlabels.core.progress import Terminal, first_process
+        from softlabels.next_commands import next_commands
 
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = {name: value for name, value in options.items() if value is not None and value != ()}
         where = f"{self.name} (with {config})" if config else self.name or ""
         settings = self._command.checked(given, config, where)  # before anything that takes long is imported
         outcome = self._command(settings, Terminal(quiet=quiet, spell=with_options))
-        if as_json:
-            click.echo(json.dumps(plain(outcome), indent=2))
-        else:
-            click.echo("".join(f"{printable(line)}\n" for line in self._command.shown(outcome).splitlines()), nl=False)
         problems = getattr(outcome, "problems", [])
+        if as_json and first_process():
+            click.echo(json.dumps(plain(outcome), indent=2))
+        elif first_process():
+            shown = with_options(self._command.shown(outcome))
+            click.echo("".join(f"{printable(line)}\n" for line in shown.splitlines()), nl=False)
+            for each in [] if quiet or problems else next_commands(self.name or "", settings, outcome):
+                click.echo(printable(f"next: {each}"), err=True)
         for problem in problems:
             click.echo(printable(with_options(f"softlabels: {problem}")), err=True)
         if problems:

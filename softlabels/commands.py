@@ -70,6 +70,7 @@ COMMANDS: Mapping[str, Command] = {
             "Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real "
             "batches.\n\nFor images in files it also says what a pack of them would hold; `softlabels pack` with "
             "`dry_run=True` for other sizes.",
+            show="dumping.run:dump_text",
         ),
         Command(
             "pack",
@@ -77,6 +78,7 @@ COMMANDS: Mapping[str, Command] = {
             "dumping.run_pack:run_pack",
             "Prepare images once for fast reading: shrunk, and kept raw or as JPEG in shards, for `data=pack:DIR`.\n\n"
             "The same command goes on where a killed one stopped. Teachers and students both see the packed pixels.",
+            show="dumping.run_pack:pack_text",
             resumes=True,
         ),
         Command(
@@ -86,6 +88,7 @@ COMMANDS: Mapping[str, Command] = {
             "Run teachers over numbered views of every image and keep their logits in shards.\n\nThe same command goes "
             "on where a killed one stopped, does nothing when all is there, and adds views or teachers when asked for "
             "more.",
+            show="dumping.run:dump_text",
             resumes=True,
         ),
         Command(
@@ -94,6 +97,7 @@ COMMANDS: Mapping[str, Command] = {
             "training.run:run_train",
             "Train a student from stored labels, on exactly the pixels that the teachers saw.\n\nWithout `labels` it "
             "trains on hard labels: that is the baseline, and how a teacher is made.",
+            show="training.run:train_text",
             resumes=True,
         ),
         Command(
@@ -103,6 +107,7 @@ COMMANDS: Mapping[str, Command] = {
             "Train a grid of settings, several seeds each, and report mean and standard deviation.\n\nEvery option of "
             "`softlabels train` is one here. The same command goes on where a killed one stopped, and a larger grid "
             "reuses what is done.",
+            show="reporting.run_sweep:sweep_text",
             resumes=True,
         ),
         Command(
@@ -110,6 +115,7 @@ COMMANDS: Mapping[str, Command] = {
             "training.config:EvalConfig",
             "training.run_eval:run_eval",
             "Score a network on the clean view of each labelled image.",
+            show="training.run_eval:eval_text",
             function="evaluate",
         ),
         Command(
@@ -118,12 +124,14 @@ COMMANDS: Mapping[str, Command] = {
             "upkeep.run_verify:run_verify",
             "Check a store: completeness, checksums, the images' fingerprint, digests of rendered views, and the "
             "teachers, run again on random views.",
+            show="upkeep.run_verify:verify_text",
         ),
         Command(
             "repair",
             "upkeep.config:RepairConfig",
             "upkeep.run_repair:run_repair",
             "Find damaged shards, by reading every byte, and remove them or dump them again.",
+            show="upkeep.run_repair:repair_text",
             resumes=True,
         ),
         Command(
@@ -132,6 +140,7 @@ COMMANDS: Mapping[str, Command] = {
             "upkeep.run_convert:run_convert",
             "Copy a store into another format, bit by bit, or into another codec.\n\nA codec that rounds needs "
             "`lossy=True`. The same command goes on where a killed one stopped.",
+            show="upkeep.run_convert:copies_text",
             resumes=True,
         ),
         Command(
@@ -142,6 +151,7 @@ COMMANDS: Mapping[str, Command] = {
             "Nothing in the files is executed. Crops and changes that they record are replayed; labels whose views "
             "cannot be made here are paired with your own data set (docs/importing.md). The same command goes on where "
             "a killed one stopped.",
+            show="importing.run:import_text",
             function="import_labels",
             resumes=True,
         ),
@@ -151,6 +161,7 @@ COMMANDS: Mapping[str, Command] = {
             "upkeep.run_convert:run_merge",
             "Unite stores of the same images and views: parts from several machines, other teachers, more views.\n\n"
             "Labels that two of them hold must be equal. The same command goes on where a killed one stopped.",
+            show="upkeep.run_convert:copies_text",
             resumes=True,
         ),
         Command(
@@ -182,6 +193,7 @@ COMMANDS: Mapping[str, Command] = {
             "training.run_export:run_export",
             "Write a student (a run's folder or its weights) for other programs, and check that it answers alike.\n\n"
             "safetensors that torchvision and timm load lie in the run's folder already.",
+            show="training.run_export:export_text",
         ),
     )
 }

@@ -22,7 +22,7 @@ LAYERS = (
     {"loading"},
     {"dumping", "training"},
     {"importing", "upkeep", "reporting"},
-    {"commands", "networks", "teachers"},  # the last two are former names of models
+    {"commands", "next_commands", "networks", "teachers"},  # the last two are former names of models
     {"cli"},
     {"__main__"},
 )

@@ -1,10 +1,11 @@
-"""What a run says while it works, and what it leaves to be read afterwards."""
+"""What a command prints while it works, in the words of people, and the records that a training leaves."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 import os
 import sys
 import threading
@@ -39,18 +40,26 @@ class Terminal:
     ) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._spell = quiet, spell
+        self._console: Console | None = None
+        self._printed = -math.inf
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        if not self._quiet:
-            print(printable(self._spell(line)), file=self._stream, flush=True)
+        """Print one line; above the bar, while there is one."""
+        if self._quiet:
+            return
+        self._printed = time.monotonic()
+        text = printable(self._spell(line))
+        if self._console is not None:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
         """Count from `done` up to `total` units, telling the rate and the time left.
 
         Both are of what is done now: neither what an earlier call did counts, nor the first report, which holds what
-        is slow only once.
+        is slow only once. Without a terminal a line is printed where none was for `PLAIN_SECONDS`.
         """
         if self._quiet:
             yield _silence
@@ -61,27 +70,35 @@ class Terminal:
 
     def _bar(self, what: str, unit: str, pace: _Pace) -> Iterator[Advance]:
         columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, console=Console(file=self._stream), transient=True) as bar:
+        console = Console(file=self._stream)
+        with Progress(*columns, console=console, transient=True) as bar, self._lines_above(console):
             task = bar.add_task(what, total=pace.total, completed=pace.done, note="")
 
             def advance(count: int, note: str = "") -> None:
                 pace.advance(count)
-                said = f"{rate(pace.rate)} {unit}/s, {duration(pace.left)} left {note}"
-                bar.update(task, completed=pace.done, note=said.rstrip())
+                more = f", {note}" if note else ""
+                said = f"{rate(pace.rate)} {unit}/s, {duration(pace.left)} left{more}"
+                bar.update(task, completed=pace.done, note=said)
 
             yield advance
 
+    @contextmanager
+    def _lines_above(self, console: Console) -> Iterator[None]:
+        self._console = console
+        try:
+            yield
+        finally:
+            self._console = None
+
     def _lines(self, what: str, unit: str, pace: _Pace) -> Iterator[Advance]:
-        said = time.monotonic()
+        began = time.monotonic()
 
         def advance(count: int, note: str = "") -> None:
-            nonlocal said
             pace.advance(count)
-            now = time.monotonic()
-            if now - said >= PLAIN_SECONDS:
+            if time.monotonic() - max(began, self._printed) >= PLAIN_SECONDS:
                 counted = f"{pace.done:,}/{pace.total:,} {unit}"
-                self.say(f"{what}: {counted}, {rate(pace.rate)}/s, {duration(pace.left)} left {note}".rstrip())
-                said = now
+                more = f", {note}" if note else ""
+                self.say(f"{what}: {counted}, {rate(pace.rate)}/s, {duration(pace.left)} left{more}")
 
         yield advance
 
@@ -176,6 +193,11 @@ def rate(per_second: float) -> str:
     return f"{per_second:,.1f}" if per_second < 9.95 else f"{per_second:,.0f}"
 
 
+def percent(share: float, digits: int = 2) -> str:
+    """A share of 1 as a person says it: ``98.96 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
 def plural(count: int, noun: str) -> str:
     """``1 shard``, ``1,024 shards``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -189,6 +211,19 @@ def duration(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit} {int(seconds % size // small)} {lesser}"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(seconds: float) -> str:
+    """`seconds` as a clock shows them: ``0:09``, ``12:30``, ``1:02:03``."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def first_process() -> bool:
+    """Whether this is the one to print: the only process of a command, or the first that `torchrun` started."""
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def size(count: float) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, Field, spelled
 from softlabels.core.philox import Words
-from softlabels.core.progress import Terminal, plural, size
+from softlabels.core.progress import Terminal, duration, plural, rate, size
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
@@ -62,7 +62,8 @@ class DumpReport:
     """What a dump did: shards written, images rendered, seconds, labels kept, images that could not be read.
 
     `agreement` is the share of labelled views of which the teacher names the hard label, None where there are none;
-    `notes` are lines about what it said.
+    `notes` are lines about what it said. `views` are complete now in the store `out`, for all images, and `part` (I, N)
+    of its shards was asked for.
     """
 
     teacher: str
@@ -73,6 +74,23 @@ class DumpReport:
     skipped: dict[str, str] = field(default_factory=dict)
     agreement: float | None = None
     notes: tuple[str, ...] = ()
+    views: int = 0
+    out: str = ""
+    part: tuple[int, int] = (0, 1)
+
+    def lines(self) -> list[str]:
+        """What was done, in words."""
+        index, count = self.part
+        complete = f"{plural(self.views, 'view')} complete in {self.out}"
+        if count > 1:
+            complete = f"part {index}/{count} is complete, and with the other parts so far {complete}"
+        if not self.shards:
+            return [f"{self.teacher}: all these labels are there already; nothing to do ({complete})"]
+        speed = rate(self.pictures / max(self.seconds, 1e-9))
+        return [
+            f"{self.teacher}: wrote {plural(self.shards, 'shard')}, {plural(self.labels, 'label')} in "
+            f"{duration(self.seconds)} ({speed} images/s); {complete}"
+        ]
 
 
 @dataclass(frozen=True)
@@ -183,7 +201,7 @@ def dump_shards(
                 if look is not None and not look.done and LOGITS in answers:
                     look.begin(batch, answers[LOGITS], lambda some: passes(some)[LOGITS])
                 recorder.enter(builder, batch, answers)
-                advance(len(batch), f"({len(shards) - done} shards waiting)")
+                advance(len(batch), f"{plural(len(shards) - done, 'shard')} to write")
             recorder.write(builder)
     skipped = {pictures.images.keys[row].as_py(): why for row, why in recorder.failed.items()}
     seconds, kept = time.monotonic() - began, total - recorder.unlabelled

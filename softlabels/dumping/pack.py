@@ -25,30 +25,58 @@ SAMPLE = 64
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a run of `pack` did: shards and images written, their bytes, seconds, and images that could not be read."""
+    """What a run of `pack` did: shards and images written, their bytes, seconds, and images that could not be read.
+
+    `missing` counts the shards that the pack `out` still lacks: those of other parts.
+    """
 
     shards: int
     images: int
     bytes: int
     seconds: float
     skipped: dict[str, str] = field(default_factory=dict)
+    missing: int = 0
+    out: str = ""
+
+    def lines(self) -> list[str]:
+        """What was done, in words."""
+        left = (
+            f"{plural(self.missing, 'shard')} of other parts still missing" if self.missing else "the pack is complete"
+        )
+        if not self.shards:
+            return [f"all shards of this part are in {self.out} already; nothing to do ({left})"]
+        speed = rate(self.images / max(self.seconds, 1e-9))
+        return [
+            f"wrote {plural(self.shards, 'shard')}, {plural(self.images, 'image')}, {size(self.bytes)} in "
+            f"{duration(self.seconds)} ({speed} images/s) to {self.out}; {left}"
+        ]
+
+
+@dataclass(frozen=True)
+class PackCheck:
+    """A pack whose files were all compared with their checksums and found sound."""
+
+    name: str
+    images: int
+    shards: int
+
+    def lines(self) -> list[str]:
+        """What was found, in words."""
+        return [f"{self.name}: {plural(self.images, 'image')} in {plural(self.shards, 'shard')}, all checksums match"]
 
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What a pack will hold and cost, from a few images picked over the data set."""
+    """What a pack will hold and cost, from a few images picked over the data set; `bytes` in all."""
 
     images: int
     shards: int
     bytes_per_image: float
+    bytes: float
     largest_shard: float
     images_per_second: float
+    seconds: float
     packing: Packing
-
-    @property
-    def bytes(self) -> float:
-        """Bytes of the whole pack."""
-        return self.images * self.bytes_per_image
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -58,7 +86,7 @@ class PackPlan:
             f"{plural(self.images, 'image')}, {side}, {kept}: {size(self.bytes_per_image)} per image, about "
             f"{size(self.bytes)} in {plural(self.shards, 'shard')} of up to {size(self.largest_shard)} (each is held "
             f"in memory while it is made)",
-            f"  at {rate(self.images_per_second)} images/s about {duration(self.images / self.images_per_second)}",
+            f"  at {rate(self.images_per_second)} images/s about {duration(self.seconds)}",
         ]
 
 
@@ -70,8 +98,9 @@ def plan_pack(images: Images, packing: Packing, rows_per_shard: int, *, threads:
     """
     began = time.monotonic()
     (each,), tried = _sampled(images, [packing], threads)
-    shards, rate = -(-len(images) // rows_per_shard), tried / max(time.monotonic() - began, 1e-9)
-    return PackPlan(len(images), shards, each, each * min(rows_per_shard, len(images)), rate, packing)
+    count, speed = len(images), tried / max(time.monotonic() - began, 1e-9)
+    largest = each * min(rows_per_shard, count)
+    return PackPlan(count, -(-count // rows_per_shard), each, count * each, largest, speed, count / speed, packing)
 
 
 def usual_packs(images: Images, *, threads: int) -> list[str]:

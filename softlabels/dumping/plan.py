@@ -67,9 +67,9 @@ class CodecReport:
 class Plan:
     """Counts, bytes and an estimate in seconds of one teacher's dump; `lines` says it to a person.
 
-    What is missing is that of this `part`, (I, N). `shard_bytes` is what the largest of its shards takes in memory
-    while it is made, and `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, where
-    that was asked for.
+    `bytes` are those of all its labels, before compression, `seconds` what is missing takes. What is missing is that
+    of this `part`, (I, N). `shard_bytes` is what the largest of its shards takes in memory while it is made, and
+    `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, where that was asked for.
     """
 
     teacher: str
@@ -79,24 +79,16 @@ class Plan:
     missing_shards: int
     missing_labels: int
     bytes_per_label: float
+    bytes: float
     codec: str
     pictures_per_second: float
+    seconds: float
     part: tuple[int, int] = (0, 1)
     shard_labels: int = 0
     shard_bytes: int = 0
     written_bytes: int = 0
     codecs: tuple[CodecReport, ...] = ()
     sampled: int = 0
-
-    @property
-    def bytes(self) -> float:
-        """Bytes of all labels of this teacher, before compression."""
-        return self.images * self.views * self.bytes_per_label
-
-    @property
-    def seconds(self) -> float:
-        """Estimated time of what is still missing."""
-        return self.missing_labels / self.pictures_per_second
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -299,16 +291,19 @@ def plan(
     if codecs:
         logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
         sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
+    record, lacking = sum(each.record for card in cards for each in card.layout.values()), sum(map(count, missing))
     return Plan(
         teacher=teacher.name,
         images=images,
         views=views,
         shards=len(runs),
         missing_shards=len(missing),
-        missing_labels=sum(count(shard) for shard in missing),
-        bytes_per_label=float(sum(each.record for card in cards for each in card.layout.values())),
+        missing_labels=lacking,
+        bytes_per_label=float(record),
+        bytes=float(images * views * record),
         codec=codec.kind,
         pictures_per_second=speed,
+        seconds=lacking / speed,
         part=part,
         shard_labels=max((count(shard) for shard in missing), default=0),
         shard_bytes=needed,

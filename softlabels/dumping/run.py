@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from softlabels.choices import RECORDED_VIEWS
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.config import config_text
-from softlabels.core.progress import Terminal, duration, plural, rate
+from softlabels.core.progress import Terminal, plural
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.dumping import dump as dumping
@@ -44,30 +44,32 @@ from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import Preprocessing, Teacher
-from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
+from softlabels.store import Location, Shard, Store, TeacherCard, find_store, folder_name, locate
 from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
 
-def run_plan(config: PlanConfig, terminal: Terminal) -> list[Plan]:
+class Plans(list[Plan]):
+    """What a dump would hold and cost, by teacher; `packs` says in lines what packs of the images would hold."""
+
+    packs: Sequence[str] = ()
+
+
+def run_plan(config: PlanConfig, terminal: Terminal) -> Plans:
     """What a dump would hold and cost, per teacher; writes nothing."""
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)
-    plans = [
+    plans = Plans(
         _plan(config, out, teacher, images, codecs, terminal) for teacher in _teachers(config, out, images, terminal)
-    ]
-    for line in (line for each in plans for line in each.lines()):
-        terminal.say(line)
-    for line in packing.usual_packs(images, threads=os.cpu_count() or 1):
-        terminal.say(line)
+    )
+    plans.packs = packing.usual_packs(images, threads=os.cpu_count() or 1)
     return plans
 
 
-def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
-    """Label every image whose shard is missing, teacher by teacher."""
+def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport] | Plans:
+    """Label every image whose shard is missing, teacher by teacher; with `dry_run` what `run_plan` returns."""
     if config.dry_run:
-        run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
-        return []
+        return run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)
@@ -108,11 +110,18 @@ def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
             )
         if report.shards:
             store.keep(saved_config(teacher.name), config_text(config))
-        _say(report, labels, config, terminal)
-        for line in report.notes:
-            terminal.say(line)
+        if config.share[1] > 1:
+            labels.refresh()  # the other parts may be written by other machines meanwhile
+        report = replace(report, views=labels.complete, out=config.out, part=config.share)
+        _say(report, terminal)
         reports.append(report)
     return reports
+
+
+def dump_text(done: Sequence[DumpReport] | Plans) -> str:
+    """What `run_dump` or `run_plan` returns, in lines for a person."""
+    lines = [line for each in done for line in each.lines()]
+    return "\n".join([*lines, *(done.packs if isinstance(done, Plans) else ())])
 
 
 def _seen_otherwise(store: Store, recipe: Recipe, teacher: Teacher) -> Iterator[str]:
@@ -356,20 +365,11 @@ def _compared(codec: Codec, classes: int) -> list[Codec]:
     return usual if codec in usual else [*usual, codec]
 
 
-def _say(report: DumpReport, labels: TeacherLabels, config: DumpConfig, terminal: Terminal) -> None:
+def _say(report: DumpReport, terminal: Terminal) -> None:
+    """What a person should know of a teacher's dump before the next teacher begins."""
     for key, reason in list(report.skipped.items())[:10]:
         terminal.say(f"skipped {key}: {reason}")
     if len(report.skipped) > 10:
         terminal.say(f"and {plural(len(report.skipped) - 10, 'more image')} skipped")
-    if report.shards == 0:
-        terminal.say(
-            f"{report.teacher}: all shards of {plural(config.views, 'view')} are in {config.out} already; nothing to do"
-        )
-        return
-    if config.share[1] > 1:
-        labels.refresh()  # the other parts may be written by other machines meanwhile
-    speed = rate(report.pictures / max(report.seconds, 1e-9))
-    terminal.say(
-        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
-        f"{duration(report.seconds)} ({speed} images/s); {plural(labels.complete, 'view')} complete in {config.out}"
-    )
+    for line in report.notes:
+        terminal.say(line)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softlabels.core.progress import Terminal
+from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.datasets import Images
 from softlabels.dumping.dump import count, shard_digests
 from softlabels.errors import ConfigError, DataError, did_you_mean
@@ -144,7 +144,11 @@ class ShardRecords:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: shards and labels written, seconds it took, images that have no labels, and the pairing."""
+    """What an import did: shards and labels written, seconds it took, images that have no labels, and the pairing.
+
+    In the store `out` there are `views` complete ones and `bytes` now, valid at `temperature` alone. `notes` are lines
+    about what is to be known of the labels.
+    """
 
     teacher: str
     shards: int
@@ -152,6 +156,22 @@ class ImportReport:
     seconds: float
     pairing: Pairing
     skipped: tuple[str, ...] = field(default=())
+    out: str = ""
+    views: int = 0
+    bytes: int = 0
+    temperature: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """What was done, in words."""
+        if not self.shards:
+            return [f"{self.teacher}: all labels of this part are in {self.out} already; nothing to do"]
+        return [
+            f"{self.teacher}: wrote {plural(self.shards, 'shard')}, {plural(self.labels, 'label')} in "
+            f"{duration(self.seconds)}; {size(self.bytes)}, {plural(self.views, 'view')} complete in {self.out}; they "
+            f"are valid at temperature {self.temperature:g} alone",
+            *self.notes,
+        ]
 
 
 def import_labels(

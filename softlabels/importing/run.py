@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from softlabels.core.config import config_text
-from softlabels.core.progress import Terminal, duration, plural, size
+from softlabels.core.progress import Terminal
 from softlabels.datasets import Images
 from softlabels.dumping.run import card, saved_import
 from softlabels.dumping.stores import make_store
@@ -21,7 +22,7 @@ from softlabels.loading.opening import limited, matched, open_data
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
 from softlabels.loading.views import ViewDataset
-from softlabels.store import Store, TeacherCard, TeacherLabels
+from softlabels.store import Store, TeacherCard
 from softlabels.views import ImageSpec
 
 
@@ -69,9 +70,27 @@ def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
         store.keep(saved_import(name), config_text(config))
     unlabelled = np.flatnonzero(np.isin(places, source.missing) | (places < 0))
     skipped = tuple(store.keys.take(unlabelled).to_pylist())
-    report = ImportReport(name, shards, written, time.monotonic() - began, pairing, skipped)
-    _say(report, labels, config, source, terminal)
-    return report
+    seconds = time.monotonic() - began
+    if share_of(config.part)[1] > 1:
+        labels.refresh()  # the other parts may be written by other machines meanwhile
+    return ImportReport(
+        name,
+        shards,
+        written,
+        seconds,
+        pairing,
+        skipped,
+        out=config.out,
+        views=labels.complete,
+        bytes=labels.nbytes,
+        temperature=source.codec.temperature,
+        notes=tuple(_notes(config, source)),
+    )
+
+
+def import_text(report: ImportReport) -> str:
+    """What `run_import` returns, in lines for a person."""
+    return "\n".join(report.lines())
 
 
 def _classes(config: ImportConfig, images: Images) -> int:
@@ -171,32 +190,20 @@ def _pictures(source: Source, store: Store, images: Images, views: int, records:
     return ViewDataset(images, source.recipe, store.manifest.seed, views, ImageSpec(32), taker=records)
 
 
-def _say(report: ImportReport, labels: TeacherLabels, config: ImportConfig, source: Source, terminal: Terminal) -> None:
-    if not report.shards:
-        terminal.say(f"{report.teacher}: all labels of this part are in {config.out} already; nothing to do")
-        return
-    if share_of(config.part)[1] > 1:
-        labels.refresh()  # the other parts may be written by other machines meanwhile
-    terminal.say(
-        f"{report.teacher}: wrote {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} in "
-        f"{duration(report.seconds)}; {size(labels.nbytes)}, {plural(labels.complete, 'view')} complete in "
-        f"{config.out}; they are valid at temperature "
-        f"{source.codec.temperature:g} alone"
-    )
+def _notes(config: ImportConfig, source: Source) -> Iterator[str]:
+    """What is to be known of these labels."""
     foreign = foreign_view(source.recipe.steps)
     if foreign is not None:
-        terminal.say(f"their images are made by {foreign.of}: docs/importing.md says how to pair them")
+        yield f"their images are made by {foreign.of}: docs/importing.md says how to pair them"
     elif source.interpolation is not None:
-        terminal.say(
+        yield (
             f"the images that they are of were resized {source.interpolation}; a student sees them as its own "
             f"preprocessing says"
         )
     if config.from_ == "tinyvit" and config.labels_only:
-        terminal.say(
-            "the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too"
-        )
+        yield "the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too"
     if source.unpaired:
-        terminal.say(
+        yield (
             f"{source.unpaired:,} labels are of mixtures with an image that is not in the files (the last of an odd "
             f"number); `attach` names them"
         )

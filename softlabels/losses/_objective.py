@@ -209,15 +209,20 @@ class Objective(BaseModel):
         """The student's outputs that a part compares, logits first."""
         return tuple(dict.fromkeys([LOGITS, *(term.of_student for term in self.terms)]))
 
-    def describe(self) -> list[str]:
-        """The exact objective, a line for each thing that implementations differ in."""
+    def describe(self, *, top_k: bool = True, unlabelled: bool = True) -> list[str]:
+        """The exact objective, a line for each thing that implementations differ in and that plays a part in it.
+
+        `top_k`: whether soft labels may name some classes only; `unlabelled`: whether images may have no hard label.
+        """
         soft = list(self._soft_parts())
+        formulas = [part.loss.formula(part.temperature) for part in soft]
         weights = {"hard": self.alpha} | {part.name: part.weight for part in soft}
         lines = ["loss = " + " + ".join(f"{number(w)} * {name}" for name, w in weights.items() if w)]
         if self.alpha > 0:
             smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
-            lines.append(f"hard = - ln softmax(student)[label]{smoothing}; rows with label -1 are left out")
-        lines += [f"{part.name} = {part.loss.formula(part.temperature)} ({part.loss.kind})" for part in soft]
+            left_out = "; rows with label -1 are left out" if unlabelled else ""
+            lines.append(f"hard = - ln softmax(student)[label]{smoothing}{left_out}")
+        lines += [f"{part.name} = {formula} ({part.loss.kind})" for part, formula in zip(soft, formulas, strict=True)]
         over = {
             "valid": "the mean over the valid rows",
             "full": "divided by all rows",
@@ -227,10 +232,18 @@ class Objective(BaseModel):
         lines.append(f"per row the sum over classes, then {over[self.normalization]}")
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
-        lines.append("natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always")
+        forward = any("KL(teacher" in formula for formula in formulas)
+        softened = any(part.temperature != 1 for part in soft)
         high = any(part.temperature > MOST_IN_FP32 for part in soft)
         precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
-        lines.append(f"log-softmax in {precision}; what a top-K label leaves over is clamped at 0 and spread per class")
+        conventions = {
+            "natural logarithm": True,
+            "KL is forward, KL(teacher || student)": forward,
+            "T^2 multiplies softened losses always": softened,
+            f"log-softmax in {precision}": True,
+            "what a top-K label leaves over is clamped at 0 and spread per class": top_k and bool(soft),
+        }
+        lines.append("; ".join(said for said, there in conventions.items() if there))
         return lines
 
     def _soft_parts(self) -> Iterator[_Part]:

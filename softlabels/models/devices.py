@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from softlabels.core.progress import rate
 from softlabels.errors import ConfigError, ModelError
 
 CPU = torch.device("cpu")
@@ -222,17 +223,17 @@ def best_batch(
     """
     size, best, tried, found = max(1, min(first, most)), 0.0, [], 0
     while True:
-        rate = _rate(run, size, device)
-        if rate is None:
+        speed = _rate(run, size, device)
+        if speed is None:
             tried.append(f"{size}: out of memory")
             if found or size == 1:
                 break
             size //= 2
             continue
-        tried.append(f"{size}: {rate:,.0f}/s")
-        if rate < gain * best:
+        tried.append(f"{size}: {rate(speed)}/s")
+        if speed < gain * best:
             break
-        found, best = size, rate
+        found, best = size, speed
         if size == most:
             break
         size = min(2 * size, most)

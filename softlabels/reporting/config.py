@@ -24,6 +24,11 @@ class ReportConfig(CommandConfig):
     out: str | None = Field(
         None, description="folder of the report  [default: ROOT/report]", json_schema_extra={"leading": True}
     )
+    baseline: str | None = Field(
+        None,
+        description="run that the others are compared with, as the table calls it  [default: the one student that "
+        "learns from hard labels alone]",
+    )
 
 
 class DemoConfig(CommandConfig):

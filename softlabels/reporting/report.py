@@ -1,9 +1,10 @@
-"""Tables and curves of finished runs, and what a store holds, for people and for pandas."""
+"""Tables and curves of finished runs, for people and for pandas."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -11,11 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import yaml
 
-from softlabels.core.files import read_json, whole, write_text
-from softlabels.core.installed import required
-from softlabels.core.progress import Terminal, plural, read_metrics, size
-from softlabels.errors import RunError
-from softlabels.store import open_store, output_name
+from softlabels.core.files import read_json, write_text
+from softlabels.core.progress import Terminal, read_metrics, size
+from softlabels.errors import ConfigError, RunError, did_you_mean
+from softlabels.reporting.plots import check_plots, plot_arms, plot_costs, plot_curves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the arm it belongs to, its folder, its result and its records per epoch."""
+    """A finished run: the arm it belongs to, its folder, its result, its records per epoch, its settings and seed."""
 
     arm: str
     folder: Path
     result: dict[str, Any]
     records: list[dict[str, Any]]
+    settings: dict[str, Any]
+    seed: Any
 
     @property
     def home(self) -> Path:
@@ -55,12 +57,12 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for path in sorted(root.rglob("result.json")):
         try:
-            run, experiment, seed = _read(path)
+            run, experiment = _read(path)
         except RunError as problem:
             problems.append(f"left out: {problem}")
             continue
         found.append(run)
-        groups.setdefault((experiment, seed), []).append(run)
+        groups.setdefault((experiment, run.seed), []).append(run)
     if not found:
         reason = f"; {problems[0]}" if problems else "; `softlabels train` leaves one, with a result.json"
         raise RunError(f"no finished run under {root}{reason}")
@@ -83,8 +85,8 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _read(path: Path) -> tuple[Run, str, Any]:
-    """A run, what it has in common with the other runs of its arm, and its seed. Raises RunError."""
+def _read(path: Path) -> tuple[Run, str]:
+    """A run, and what it has in common with the other runs of its arm. Raises RunError."""
     folder = path.parent
     result = read_json(path, error=RunError)
     last = result.get("last", 0) if isinstance(result, dict) else 0
@@ -92,13 +94,14 @@ def _read(path: Path) -> tuple[Run, str, Any]:
         _is_number(result.get(name)) for name in _COUNTS
     ):
         raise RunError(f"{path} holds no result of a run; it is damaged or of another program")
-    run = Run(folder.name, folder, result, read_metrics(folder / "metrics.jsonl"))
+    records = read_metrics(folder / "metrics.jsonl")
     config = _object(folder / "config.yaml", yaml.safe_load)
     inputs = _object(folder / "inputs.json", json.loads)
     settings = {name: value for name, value in config.items() if name not in ("seed", "out")}
+    run = Run(folder.name, folder, result, records, settings, config.get("seed", str(folder)))
     # Of a run that does not say what went into it, the settings tell as much as there is to be known.
     experiment = inputs.get("experiment") or json.dumps(settings or str(run.home), sort_keys=True, default=str)
-    return run, str(experiment), config.get("seed", str(folder))
+    return run, str(experiment)
 
 
 def _object(path: Path, read: Callable[[str], Any]) -> dict[str, Any]:
@@ -118,14 +121,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def summary(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row per arm, in order of appearance, with mean and standard deviation over its runs: accuracy of the last
-    epoch (never the best on the test set) in percent, and the last epoch's training loss; and what it cost. Arms that
-    were compared with their teacher on every training image also have its accuracy in percent, how often both agree,
-    and the mean absolute difference of their logits."""
-    import pandas as pd  # takes longer to import than most of what `info` does
+def summary(runs: Sequence[Run], baseline: str | None = None) -> pd.DataFrame:
+    """One row per arm, in order of appearance, with mean and standard deviation over its runs.
 
-    groups = pd.DataFrame([_row(run) for run in runs]).groupby("arm", sort=False)
+    There are the accuracy of the last epoch (never the best on the test set) in percent, and the last epoch's training
+    loss; and what it cost. Arms that were compared with their teacher on every training image also have its accuracy in
+    percent, how often both agree, and the mean absolute difference of their logits. With the name of a `baseline` the
+    others have the `difference` of their accuracy to that arm's, and its standard error: paired by seed where both have
+    the same seeds, and None of single runs.
+    """
+    import pandas as pd  # takes longer to import than most of what this module does
+
+    rows = pd.DataFrame([_row(run) for run in runs])
+    groups = rows.groupby("arm", sort=False)
     table = groups.agg(
         runs=("accuracy", "size"),
         accuracy_mean=("accuracy", "mean"),
@@ -143,8 +151,49 @@ def summary(runs: Iterable[Run]) -> pd.DataFrame:
         steps=("steps", "first"),
         seconds=("seconds", "mean"),
         label_bytes=("label_bytes", "first"),
-    )
-    return table.reset_index()
+    ).reset_index()
+    accuracies = {arm: dict(zip(group["seed"], group["accuracy"], strict=True)) for arm, group in groups}
+    own = {} if baseline is None else accuracies[baseline]
+    compared = [_difference(each, {} if arm == baseline else own) for arm, each in accuracies.items()]
+    table["difference"], table["difference_error"] = zip(*compared, strict=True)
+    table["baseline"] = baseline or ""
+    return table
+
+
+def _difference(some: dict[Any, float], others: dict[Any, float]) -> tuple[float, float]:
+    """Mean difference of two arms' accuracies by seed, and its standard error; NaN for what is not known."""
+    if not others:
+        return math.nan, math.nan
+    ours, theirs = list(some.values()), list(others.values())
+    difference = float(np.mean(ours) - np.mean(theirs))
+    if min(len(some), len(others)) < 2:
+        return difference, math.nan
+    samples = [ours, theirs]
+    if some.keys() == others.keys():
+        samples = [[some[seed] - others[seed] for seed in some]]
+    return difference, math.sqrt(sum(np.var(each, ddof=1) / len(each) for each in samples))
+
+
+def chosen_baseline(runs: Sequence[Run], given: str | None = None) -> str | None:
+    """The arm to which the others are compared: the one `given`, else the only one that learns from hard labels alone.
+
+    Only students count, whose network others train with a teacher. None where there are several of them, or none.
+
+    Raises:
+        ConfigError: no arm has the name that is given.
+    """
+    if given is not None:
+        names = {run.arm for run in runs}
+        if given not in names:
+            raise ConfigError(f"no arm of the report is called {given!r}; {did_you_mean(given, names)}")
+        return given
+    taught = {run.result["parameters"] for run in runs if _has_teacher(run)}
+    alone = {run.arm for run in runs if not _has_teacher(run) and run.result["parameters"] in taught}
+    return alone.pop() if len(alone) == 1 else None
+
+
+def _has_teacher(run: Run) -> bool:
+    return bool(run.settings.get("labels") or run.settings.get("teacher"))
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -152,6 +201,7 @@ def _row(run: Run) -> dict[str, Any]:
     teacher, difference = closeness.get("teacher_top1"), closeness.get("logit_difference")
     return {
         "arm": run.arm,
+        "seed": run.seed,
         "accuracy": 100 * result["last"]["top1"] if result["last"] else float("nan"),
         "loss": run.records[-1]["loss"] if run.records else float("nan"),
         "teacher_accuracy": float("nan") if teacher is None else 100 * teacher,
@@ -166,6 +216,11 @@ def markdown(table: pd.DataFrame) -> str:
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: str(row["arm"])),
         ("accuracy % (last epoch)", lambda row: _spread(row, "accuracy", ".2f")),
+    ]
+    if table["difference"].notna().any():
+        head = f"difference to {table['baseline'].iloc[0]} (± standard error)"
+        columns.append((head, lambda row: _signed(row["difference"], row["difference_error"])))
+    columns += [
         ("runs", lambda row: str(row["runs"])),
         ("loss", lambda row: _spread(row, "loss", ".4f")),
     ]
@@ -197,162 +252,33 @@ def _spread(row: dict[str, Any], name: str, form: str) -> str:
     return _number(mean, form) + (f" ± {std:{form}}" if std == std else "")
 
 
+def _signed(difference: float, error: float) -> str:
+    return _number(difference, "+.2f") + (f" ± {error:.2f}" if error == error else "")
+
+
 def _number(value: float, form: str) -> str:
     return f"{value:{form}}" if value == value else "-"
 
 
-def report(root: Path, out: Path, terminal: Terminal | None = None) -> pd.DataFrame:
-    """Write ``table.md``, ``table.csv``, ``curves.png`` and ``arms.png`` of all finished runs under `root` to `out`.
+def report(root: Path, out: Path, terminal: Terminal | None = None, baseline: str | None = None) -> pd.DataFrame:
+    """Write ``table.md``, ``table.csv`` and three plots of all finished runs under `root` to `out`.
 
-    The `terminal` (None: standard error) is told which runs are damaged and left out.
+    ``curves.png`` has accuracy, loss and agreement over the optimizer steps, ``arms.png`` those of the last epoch, and
+    ``costs.png`` accuracy against size and time. Accuracies are compared with that of the arm `baseline`, see
+    `chosen_baseline`. The `terminal` (None: standard error) is told which runs are damaged and left out.
 
     Raises:
         RunError: there is no run.
+        ConfigError: there is no arm of that name.
     """
     runs, problems = find_runs(root)
     for problem in problems:
         (terminal or Terminal()).say(problem)
     check_plots()
-    table = summary(runs)
+    table = summary(runs, chosen_baseline(runs, baseline))
     write_text(out / "table.md", markdown(table))
     write_text(out / "table.csv", table.to_csv(index=False))
     plot_curves(runs, out / "curves.png")
     plot_arms(table, out / "arms.png")
+    plot_costs(table, out / "costs.png")
     return table
-
-
-def check_plots() -> None:
-    """Raises ConfigError, which names the extra, when plots cannot be drawn here."""
-    _figures()
-
-
-def _figures() -> Any:
-    return required("matplotlib.figure", "plots", "a report's plots").Figure
-
-
-_MEASURES = {
-    "accuracy": "top-1 accuracy of the last epoch, %",
-    "loss": "training loss of the last epoch",
-    "agreement": "same class as the teacher, %",
-    "logit_difference": "mean difference of logits from the teacher's",
-}
-
-
-def plot_arms(table: pd.DataFrame, path: Path) -> None:
-    """What `summary` measured of each arm: a point at the mean, a line of one standard deviation to both sides."""
-    figure_of = _figures()
-    shown = [name for name in _MEASURES if table[f"{name}_mean"].notna().any()] or ["accuracy"]
-    figure = figure_of(figsize=(3 + 4 * len(shown), 1.5 + 0.35 * len(table)), layout="constrained")
-    places = range(len(table))
-    for axes, name in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
-        axes.errorbar(table[f"{name}_mean"], places, xerr=table[f"{name}_std"].fillna(0), fmt="o", capsize=3)
-        if name == "accuracy" and table["teacher_accuracy_mean"].notna().any():
-            axes.plot(table["teacher_accuracy_mean"], places, "|", color="grey", label="teacher, training images")
-            axes.legend(fontsize="small")
-        axes.set_xlabel(_MEASURES[name])
-        axes.set_yticks(list(places), [str(arm) for arm in table["arm"]])
-        axes.grid(alpha=0.3)
-    figure.axes[0].invert_yaxis()
-    with whole(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
-
-
-def plot_curves(runs: Iterable[Run], path: Path) -> None:
-    """Accuracy and training loss over the epochs, one line per arm: mean of its runs, shaded lowest to highest."""
-    import pandas as pd
-
-    figure_of = _figures()
-    records = pd.DataFrame(
-        {
-            "arm": run.arm,
-            "epoch": record["epoch"],
-            "top1": 100 * record.get("top1", float("nan")),
-            "loss": record["loss"],
-        }
-        for run in runs
-        for record in run.records
-    )
-    figure = figure_of(figsize=(13, 5), layout="constrained")
-    accuracy, loss = figure.subplots(1, 2)
-    _curves(accuracy, records, "top1", "top-1 accuracy, %")
-    _curves(loss, records, "loss", "training loss")
-    if len(records) and records["top1"].notna().any():
-        accuracy.set_ylim(bottom=max(0.0, float(records["top1"].quantile(0.1)) - 10), top=100.5)
-    if len(records):
-        loss.legend(loc="upper right")
-    with whole(path) as partial:
-        figure.savefig(partial, dpi=120, format="png")
-
-
-def _curves(axes: Any, records: pd.DataFrame, name: str, label: str) -> None:
-    for arm, group in records.dropna(subset=[name]).groupby("arm", sort=False) if len(records) else ():
-        curve = group.groupby("epoch")[name].agg(["mean", "min", "max"])
-        (line,) = axes.plot(curve.index, curve["mean"], label=str(arm))
-        axes.fill_between(curve.index, curve["min"], curve["max"], color=line.get_color(), alpha=0.15)
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.grid(alpha=0.3)
-
-
-def describe_store(location: str) -> dict[str, Any]:
-    """What a store holds, as JSON values."""
-    store = open_store(location)
-    manifest = store.manifest
-    teachers: dict[str, dict[str, Any]] = {}
-    for name in store.teachers:
-        each = store.teacher(name)
-        teachers[name] = {
-            "views": each.complete,
-            "shards": len(each.shards),
-            "damaged": [shard.name for shard in each.broken],
-            "unlabelled": len(each.skipped),
-            "bytes": each.nbytes,
-            "codec": dict(each.card.codec),
-            "format": each.card.format,
-            "weights_sha256": each.card.weights_sha256,
-            "licence": each.card.licence,
-            "preprocessing": dict(each.card.preprocessing),
-            "outputs": [output_name(folder) for folder in store.folders if folder.startswith(f"{name}@")],
-        }
-    return {
-        "location": store.location,
-        "data": dict(manifest.data),
-        "images": len(store),
-        "without_hard_label": sum(map(_negative, store.images["label"].chunks)),
-        "classes": manifest.classes,
-        "recipe": dict(manifest.recipe),
-        "seed": manifest.seed,
-        "views": min((each["views"] for each in teachers.values()), default=0),
-        "teachers": teachers,
-        "problems": store.orphans,
-    }
-
-
-def _negative(chunk: Any) -> int:
-    """How many of these int64 numbers are below 0; from their memory, since pyarrow's other ways import pandas."""
-    return int((np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk)] < 0).sum())
-
-
-def info_lines(store: dict[str, Any]) -> list[str]:
-    """What `describe_store` found, in lines for a person."""
-    lines = [
-        f"{store['location']}: {plural(store['images'], 'image')} of {json.dumps(store['data'])}, "
-        f"{store['classes']} classes",
-        f"recipe {json.dumps(store['recipe'])}, seed {store['seed']}",
-    ]
-    if store["without_hard_label"]:
-        lines.append(f"{store['without_hard_label']:,} of the images have no hard label")
-    for name, each in store["teachers"].items():
-        lines.append(
-            f"{name}: {plural(each['views'], 'view')} complete in {plural(each['shards'], each['format'] + ' shard')}, "
-            f"{size(each['bytes'])}, codec {json.dumps(each['codec'])}"
-        )
-        if each["damaged"]:
-            more = f" and {len(each['damaged']) - 5:,} more" if len(each["damaged"]) > 5 else ""
-            lines.append(f"  damaged: {', '.join(each['damaged'][:5])}{more}; see `softlabels repair`")
-        if each["unlabelled"]:
-            lines.append(f"  {plural(each['unlabelled'], 'image')} without labels: not readable, or no label was there")
-        if each["outputs"]:
-            lines.append(f"  stored beside its logits: {', '.join(each['outputs'])}")
-        weights = each["weights_sha256"][:16] or "unknown"
-        lines.append(f"  weights {weights}, licence {each['licence'] or 'not stated'}")
-    return [*lines, *store["problems"]]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from softlabels.core.progress import Terminal
 from softlabels.reporting.config import InfoConfig, ReportConfig
-from softlabels.reporting.report import describe_store, info_lines, report
+from softlabels.reporting.info import describe_store, info_lines
+from softlabels.reporting.report import report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,6 @@ def info_text(described: dict[str, Any]) -> str:
 def run_report(config: ReportConfig, terminal: Terminal) -> pd.DataFrame:
     """Write table and plots of all finished runs; the table, a row for each arm."""
     out = Path(config.out) if config.out else Path(config.root) / "report"
-    table = report(Path(config.root), out, terminal)
+    table = report(Path(config.root), out, terminal, config.baseline)
     terminal.say(f"table and plots in {out}")
     return table

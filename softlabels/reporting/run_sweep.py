@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from softlabels.core.config import validated
-from softlabels.core.progress import Terminal
+from softlabels.core.progress import Terminal, duration, percent
 from softlabels.errors import ConfigError, RunError
 from softlabels.loading.opening import check_place
-from softlabels.reporting.report import check_plots, markdown, report
+from softlabels.reporting.plots import check_plots
+from softlabels.reporting.report import markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
 from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.folder import RESULT, held
@@ -66,14 +67,17 @@ def _trained(runs: list[tuple[str, TrainConfig]], root: Path, terminal: Terminal
             problems.append(f"{name}: {problem}")
             continue
         if result["last"]:
-            terminal.say(f"  top-1 {result['last']['top1']:.2%} at the end")
+            terminal.say(f"  top-1 {percent(result['last']['top1'])}, {duration(result['seconds'])}")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
     table = ranks.broadcast(report(root, root / "report", terminal) if ranks.first else pd.DataFrame())
-    for line in markdown(table).splitlines():
-        terminal.say(line)
     terminal.say(f"table and plots in {root / 'report'}")
     return SweepReport(table, root, problems)
+
+
+def sweep_text(done: SweepReport) -> str:
+    """What `run_sweep` returns, as a table for a person."""
+    return markdown(done.table)
 
 
 def _runs(config: SweepConfig, root: Path) -> list[tuple[str, TrainConfig]]:

@@ -36,21 +36,27 @@ _TRACED, _TRIED = 2, 3
 
 
 @dataclass(frozen=True)
-class Exported:
-    """The file, and the largest difference of its logits from the student's as a share of the largest one."""
-
-    path: Path
-    difference: float
-
-
-@dataclass(frozen=True)
 class FileAgreement:
-    """How often the file and its student name the same class, and the accuracy of both where labels are known."""
+    """How often the file and its student name the same class on images of `data`, and the accuracy of both where labels
+    are known."""
 
+    data: str
     images: int
     agreed: float
     student_top1: float | None
     exported_top1: float | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The file, and the largest difference of its logits from the student's as a share of the largest one.
+
+    `agreement` is that on images, where they were compared.
+    """
+
+    path: Path
+    difference: float
+    agreement: FileAgreement | None = None
 
 
 @dataclass(frozen=True)
@@ -192,9 +198,9 @@ def compare_file(
         counts = (named == found, named == labels, found == labels, labels >= 0)
         sums += torch.stack([each.sum() for each in counts])
     agreed, right, also_right, labelled = sums.tolist()
-    count = _NOISE if images is None else len(images)
+    count, data = (_NOISE, "noise") if images is None else (len(images), images.name)
     share = [n / labelled if labelled else None for n in (right, also_right)]
-    return FileAgreement(count, agreed / max(count, 1), *share)
+    return FileAgreement(data, count, agreed / max(count, 1), *share)
 
 
 def _shown(wanted: models.Preprocessing, images: Images | None, batch: int = 64) -> Iterator[tuple[Tensor, Tensor]]:

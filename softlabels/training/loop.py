@@ -24,6 +24,7 @@ from softlabels.models import Preprocessing, write_weights
 from softlabels.models.devices import first_line, is_out_of_memory
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.distributed import SINGLE, Ranks
+from softlabels.training.epoch_lines import EpochLines
 from softlabels.training.evaluate import Evaluator, Score
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, TrainState
@@ -92,13 +93,18 @@ class StepSampler:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """The best and the last score, steps made in all, images per second and seconds of this call."""
+    """The best and the last score, steps and epochs made in all, images per second and seconds of this call.
+
+    `best_epoch` is the one of the best score, None where that is not known.
+    """
 
     best: Score | None
     last: Score | None
     steps: int
     pictures_per_second: float
     seconds: float
+    epochs: int = 0
+    best_epoch: int | None = None
 
 
 def train(
@@ -143,7 +149,8 @@ def train(
     metrics = Metrics(folder, keep_until=progress.step, records=records)
     if ranks.first and progress.step:
         metrics.write()  # the files are those of the checkpoint from now on
-    began, seen = time.monotonic(), 0
+    lines, note_loss = EpochLines(terminal, settings.epochs, task.loss_parts), ""
+    began, seen, before = time.monotonic(), 0, progress.step
     with terminal.progress("train", steps, "steps", done=progress.step) as advance:
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
@@ -164,18 +171,21 @@ def train(
                     state.step()
                 progress.step += 1
                 seen += step.images
-                advance(1, f"epoch {epoch + 1}/{settings.epochs}")
+                advance(1, f"epoch {epoch + 1}/{settings.epochs}{note_loss}")
                 if progress.step % _LOSS_CHECKED_EVERY == 0:
                     progress.check(ranks)
+                    note_loss = f", loss {progress.means()['loss']:.3g}"
                 if settings.saves_at(progress.step) and progress.step % per_epoch:
                     _save(state, progress, metrics, folder, ranks)
             progress.check(ranks)
             state.average_statistics()
             record = {"epoch": epoch + 1, "step": progress.step, "lr": state.lr, **progress.means()}
+            better = False
             if evaluator is not None and (progress.step == steps or (epoch + 1) % settings.eval_every == 0):
                 score = evaluator.score(state.best_network)
                 record |= score.metrics
-                if progress.improved(score):
+                better = progress.improved(score, epoch + 1)
+                if better:
                     files.write("best", state.best_network, score)
             ended = progress.step == steps or progress.stale(settings.patience)
             if ended:
@@ -186,6 +196,8 @@ def train(
             record |= {"pictures_per_second": seen / max(seconds, 1e-9), "seconds": seconds}
             if ranks.first:
                 metrics.add(record)
+                left = 0.0 if ended else seconds / (progress.step - before) * (steps - progress.step)
+                lines.ended(record, progress.best, progress.best_epoch, left, wanted=better or ended)
                 if note is not None:
                     note(record)
             progress.sums.zero_()
@@ -199,7 +211,8 @@ def train(
             f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain"
         )
     seconds = time.monotonic() - began
-    return TrainReport(progress.best, progress.last, progress.step, seen / max(seconds, 1e-9), seconds)
+    speed, epochs = seen / max(seconds, 1e-9), progress.step // per_epoch
+    return TrainReport(progress.best, progress.last, progress.step, speed, seconds, epochs, progress.best_epoch)
 
 
 def _batches(
@@ -257,6 +270,7 @@ class _Progress:
     recent: Tensor
     best: Score | None = None
     last: Score | None = None
+    best_epoch: int | None = None
     since_best: int = 0
     kept: int | None = None
     saved: float = 0.0
@@ -284,14 +298,14 @@ class _Progress:
         *sums, count = self.sums.tolist()
         return {name: value / max(count, 1) for name, value in zip(("loss", *self.parts), sums, strict=True)}
 
-    def improved(self, score: Score) -> bool:
-        """Take a new score; whether it is the best so far."""
+    def improved(self, score: Score, epoch: int) -> bool:
+        """Take a new score, that of an epoch; whether it is the best so far."""
         self.last, self.since_best = score, self.since_best + 1
         if self.best is None or score.top1 > self.best.top1:
             self.since_best = 0
         better = self.best is None or score.better_than(self.best)
         if better:
-            self.best = score
+            self.best, self.best_epoch = score, epoch
         return better
 
     def stale(self, patience: int | None) -> bool:
@@ -306,6 +320,7 @@ def _save(state: TrainState, progress: _Progress, metrics: Metrics, folder: Path
     if ranks.first:
         scores = {"best": progress.best, "last": progress.last}
         own = {"sums": progress.sums, "since_best": progress.since_best, "records": metrics.records}
+        own["best_epoch"] = progress.best_epoch
         written = {name: asdict(score) if score else None for name, score in scores.items()}
         save_checkpoint(folder / CHECKPOINTS, progress.step, {**state.state_dict(), **own, **written})
     progress.kept, progress.saved = progress.step, time.monotonic()
@@ -330,7 +345,10 @@ def _resume(
     try:
         state.load_state_dict(held)
         progress.step = progress.kept = step
-        progress.sums, progress.since_best = empty + held["sums"], held["since_best"]
+        *sums, count = held["sums"].tolist()
+        progress.sums[: len(sums)] = torch.tensor(sums, dtype=torch.float64)  # earlier versions summed up fewer parts
+        progress.sums[-1] = count
+        progress.since_best, progress.best_epoch = held["since_best"], held.get("best_epoch")
         progress.best, progress.last = (Score(**held[name]) if held[name] else None for name in ("best", "last"))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as problem:
         raise RunError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from softlabels.choices import StudentChoice
 from softlabels.codecs import SparseCodec
 from softlabels.core.config import validated
 from softlabels.core.files import write_json
-from softlabels.core.progress import Terminal, duration, plural, rate
+from softlabels.core.progress import Terminal, duration, percent, plural, rate
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, check_there, open_images, subset
 from softlabels.datasets import notes as image_notes
@@ -119,7 +118,7 @@ def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> dict[str, Any
     before = ranks.on_first(lambda: _before(folder, config))
     if before is not None and before.result is not None:
         ranks.on_first(lambda: _report_done(before, config, terminal))
-        return before.result
+        return {**before.result, "folder": str(folder)}
     check_train_files(config)
     spec = _student(config)
     inputs = Inputs(config, spec)
@@ -203,7 +202,7 @@ def _train(
     check_ranks(settings, runtime)
     header = [
         f"student {spec.short_name}{alias(spec)}: {parameter_count(network):,} parameters, {classes} classes, images "
-        f"of {preprocessing.size} px; {plural(len(images), 'image')}, effective batch {settings.effective_batch}",
+        f"of {preprocessing.size} px; {plural(len(images), 'image')}, {_batch(settings, ranks)}",
         *settings.describe(),
         *notes,
         *task.describe(),
@@ -220,7 +219,7 @@ def _train(
     done = ranks.on_first(begin_run)
     if done is not None:  # by another process, since this one looked
         terminal.say(f"{folder} is done already; nothing to do")
-        return done
+        return {**done, "folder": str(folder)}
     for line in header:
         terminal.say(line)
 
@@ -246,8 +245,22 @@ def _train(
         result |= _compared(network, preprocessing, task, config, runtime, folder)
     if ranks.first:
         write_json(folder / RESULT, result)
-    _say(result, folder, terminal)
     return result
+
+
+def train_text(result: Mapping[str, Any]) -> str:
+    """What `run_train` returns, in one line for a person."""
+    best, last, closeness = result["best"], result["last"], result.get("closeness")
+    weights = Path(result["folder"]) / "best.safetensors"
+    epochs = plural(result["epochs"], "epoch") if "epochs" in result else plural(result["steps"], "step")
+    line = f"trained for {epochs}"
+    if best and last:
+        of = f", epoch {result['best_epoch']}" if result.get("best_epoch") else ""
+        line = f"top-1 {percent(last['top1'])} after {epochs} (best {percent(best['top1'])}{of})"
+    if closeness:
+        line += f", agrees with teacher {percent(closeness['agreement'])}"
+    speed = f", {rate(result['pictures_per_second'])} images/s" if result.get("pictures_per_second") else ""
+    return f"{line}, {duration(result['seconds'])}{speed}; weights {weights}"
 
 
 @contextmanager
@@ -261,6 +274,14 @@ def _explained_interrupt(checkpoints: Path) -> Iterator[None]:
         if step is not None:
             next_time = f"the same command goes on from the checkpoint of step {step:,}"
         raise KeyboardInterrupt(f"interrupted; {next_time}") from stop
+
+
+def _batch(settings: TrainSettings, ranks: Ranks) -> str:
+    """The images of an optimizer step, and how they are cut."""
+    said = f"batch {settings.effective_batch}"
+    if settings.accumulate > 1:
+        said += f" in {settings.accumulate} passes of {settings.batch_size}"
+    return said + (f" over {ranks.count} processes" if ranks.count > 1 else "")
 
 
 def _student(config: TrainConfig) -> StudentSpec:
@@ -321,7 +342,7 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
     views = config.epochs * config.views_per_image  # a new view whenever an image comes
     pictures = ViewDataset(images, recipe, config.seed, views, image_spec(preprocessing))
     more = image_notes(images)
-    note = f"views of recipe {json.dumps(recipe.model_dump(mode='json')['steps'])}"
+    note = f"views of recipe {RECIPES.spelled(recipe)}"
     if config.teacher:
         targets = _live_targets(config, pictures, inputs)
         classes = targets.teachers[0].classes
@@ -416,8 +437,7 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     matched = match_labels(images.keys, labels, folders, leave_out=config.unlabelled == "leave-out")
     notes = [
         f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
-        f"{', '.join(teachers)}, "
-        f"recipe {json.dumps(labels.recipe.model_dump(mode='json')['steps'])}, seed {labels.seed}"
+        f"{', '.join(teachers)}, recipe {RECIPES.spelled(labels.recipe)}, seed {labels.seed}"
     ]
     notes += image_notes(images)
     gone = np.setdiff1d(np.arange(len(labels)), matched.label_rows)
@@ -576,6 +596,8 @@ def _result(report: TrainReport, network: nn.Module, task: Task, folder: Path) -
         "steps": report.steps,
         "seconds": report.seconds,
         "pictures_per_second": report.pictures_per_second,
+        "epochs": report.epochs,
+        "best_epoch": report.best_epoch,
         "label_bytes": sum(labels.of(name).nbytes for name in task.samples.teachers) if labels is not None else 0,
         "folder": str(folder),
     }
@@ -596,12 +618,3 @@ def _compared(
         ranks=runtime.ranks,
     )
     return {"closeness": asdict(agreement)}
-
-
-def _say(result: Mapping[str, Any], folder: Path, terminal: Terminal) -> None:
-    best, last = result["best"], result["last"]
-    scores = f"top-1 {last['top1']:.2%} at the end, {best['top1']:.2%} at best; " if best and last else ""
-    terminal.say(
-        f"{scores}{rate(result['pictures_per_second'])} images/s, {duration(result['seconds'])}; student in "
-        f"{folder / 'best.safetensors'}"
-    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import Given, read_yaml, without_settings
-from softlabels.core.progress import Terminal, plural
+from softlabels.core.progress import Terminal, percent, plural
 from softlabels.errors import DataError, StoreError
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import check_teacher_files, describe, limited, open_data, open_teacher
@@ -18,7 +19,17 @@ from softlabels.training.evaluate import Score, evaluate
 from softlabels.views import RECIPES
 
 
-def run_eval(config: EvalConfig, terminal: Terminal) -> Score:
+@dataclass(frozen=True)
+class NetworkScore(Score):
+    """The score of a network: which one, with which weights, on which data set, of how many classes."""
+
+    network: str
+    weights: str
+    data: str
+    classes: int
+
+
+def run_eval(config: EvalConfig, terminal: Terminal) -> NetworkScore:
     """Score any network on the clean view of each labelled image."""
     data, data_dir = config.data, config.data_dir
     if data is None:
@@ -35,11 +46,18 @@ def run_eval(config: EvalConfig, terminal: Terminal) -> Score:
     )
     pictures = ViewDataset(images, RECIPES.make("clean"), 0, 1, image_spec(network.preprocessing))
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
-    terminal.say(
-        f"{network.name}, {_scored_weights(spec)}, on {plural(score.images, 'image')}: top-1 {score.top1:.2%}, top-5 "
-        f"{score.top5:.2%}, cross-entropy {score.cross_entropy:.4f}"
+    return NetworkScore(
+        **asdict(score), network=network.name, weights=_scored_weights(spec), data=images.name, classes=network.classes
     )
-    return score
+
+
+def eval_text(score: NetworkScore) -> str:
+    """What `run_eval` returns, in one line for a person."""
+    top5 = f", top-5 {percent(score.top5)}" if score.classes > 5 else ""  # of fewer classes it is always all
+    return (
+        f"{score.network}, weights {score.weights}, on {plural(score.images, 'image')} of {score.data}: top-1 "
+        f"{percent(score.top1)}{top5}, cross-entropy {score.cross_entropy:.4f}"
+    )
 
 
 def _scored_weights(spec: TeacherSpec) -> str:
@@ -47,8 +65,8 @@ def _scored_weights(spec: TeacherSpec) -> str:
     if isinstance(spec, FileNetwork):
         file = weights_file(spec.path)
         last = file.with_name("last.safetensors")
-        return f"weights {file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
-    return f"weights {getattr(spec, 'weights', None) or ('its own' if spec.kind == 'function' else 'default')}"
+        return f"{file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
+    return getattr(spec, "weights", None) or ("its own" if spec.kind == "function" else "default")
 
 
 def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | None, str | None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from softlabels.core.progress import Terminal
+from softlabels.core.progress import Terminal, percent
 from softlabels.errors import ModelError
 from softlabels.loading.opening import limited, open_data
 from softlabels.models import read_description, weights_file
@@ -13,8 +14,8 @@ from softlabels.training.config import ExportConfig
 from softlabels.training.export import Exported
 
 
-def run_export(config: ExportConfig, terminal: Terminal) -> Exported:
-    """Write a student for other programs, and say how its answers differ: on `data`, else on images of noise."""
+def run_export(config: ExportConfig, terminal: Terminal) -> Exported:  # noqa: ARG001
+    """Write a student for other programs, and compare its answers: on `data`, else on images of noise."""
     student, form, function = Path(config.student), config.format, config.function
     if function is None:
         told = read_description(student)
@@ -29,13 +30,25 @@ def run_export(config: ExportConfig, terminal: Terminal) -> Exported:
     if config.data is not None:
         images = limited(open_data(config.data, config.data_dir, config.split), config.limit, 0)
     written = exporting.export(student, form, None if config.out is None else Path(config.out), function)
-    terminal.say(f"{written.path}: logits differ by {written.difference:.1e} of the largest at most")
-    if images is None and form != "int8":
-        return written
-    agreement = exporting.compare_file(student, written, form, images, function)
-    what = "images of noise (name images with `data`)" if images is None else f"images of {images.name}"
-    line = f"student and file name the same class of {agreement.agreed:.2%} of {agreement.images:,} {what}"
-    if agreement.student_top1 is not None and agreement.exported_top1 is not None:
-        line += f"; top-1 of the student {agreement.student_top1:.2%}, of the file {agreement.exported_top1:.2%}"
-    terminal.say(line)
+    if images is not None or form == "int8":
+        written = replace(written, agreement=exporting.compare_file(student, written, form, images, function))
     return written
+
+
+def export_text(written: Exported) -> str:
+    """What `run_export` returns, in lines for a person."""
+    lines, agreement = (
+        [f"{written.path}: logits differ by {written.difference:.1e} of the largest at most"],
+        written.agreement,
+    )
+    if agreement is not None:
+        more = " (name images with `data`)" if agreement.data == "noise" else ""
+        line = (
+            f"student and file name the same class of {percent(agreement.agreed)} of {agreement.images:,} images of "
+            f"{agreement.data}{more}"
+        )
+        if agreement.student_top1 is not None and agreement.exported_top1 is not None:
+            of_student, of_file = percent(agreement.student_top1), percent(agreement.exported_top1)
+            line += f"; top-1 of the student {of_student}, of the file {of_file}"
+        lines.append(line)
+    return "\n".join(lines)

@@ -83,8 +83,8 @@ class TrainSettings(CommandConfig):
             root = "sqrt" if self.lr_scaling == "sqrt" else ""
             ratio = f"{root}({self.effective_batch} / {self.lr_base_batch})"
             rate += f" = {self.lr:g} * {ratio} ({self.lr_scaling} scaling)"
-        decay = f"weight decay {self.weight_decay:g} (none for norms and biases)"
-        lines = [f"optimizer {self.optimizer}, learning rate {rate}, {decay}"]
+        decay = f", weight decay {self.weight_decay:g} (none for norms and biases)" if self.weight_decay else ""
+        lines = [f"optimizer {self.optimizer}, learning rate {rate}{decay}"]
         if self.lr_scale:
             lines.append("rates of layers: " + ", ".join(f"{name} x {by:g}" for name, by in self.lr_scale.items()))
         if self.train_only:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import SparseCodec
+from softlabels.codecs import Codec, SparseCodec
 from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
@@ -73,6 +73,11 @@ class StoredTargets:
         for name, folder in self.features.items():
             found[name] = sent(self.labels.decode({folder: arrays[folder]})[0], device)
         return found
+
+    @property
+    def codecs(self) -> list[Codec]:
+        """How the teachers' logits are stored."""
+        return [self.labels.codec(name) for name in self.teachers]
 
     def _logits(self, batch: Batch, arrays: Mapping[str, Arrays], device: torch.device) -> Target:
         if self.codec is not None:
@@ -252,11 +257,16 @@ def _highest(target: Target) -> tuple[Tensor, Tensor]:
     if isinstance(target, Tensor):
         top = target.float().max(-1)
         return (top.values - target.float().logsumexp(-1)).exp(), top.indices
-    top = target.logits.max(-1)
-    named = target.ids.gather(1, top.indices[:, None]).squeeze(1)
     others = target.classes - target.ids.shape[1]
     masses = [target.logits, target.tail[:, None] + math.log(others)] if others else [target.logits]
-    return (top.values - torch.cat(masses, 1).logsumexp(-1)).exp(), named
+    return (target.logits.amax(-1) - torch.cat(masses, 1).logsumexp(-1)).exp(), _named(target)
+
+
+def _named(target: Target) -> Tensor:
+    """Number of each row's highest class, (n,)."""
+    if isinstance(target, Tensor):
+        return target.argmax(-1)
+    return target.ids.gather(1, target.logits.argmax(-1, keepdim=True)).squeeze(1)
 
 
 class Supervision:
@@ -310,6 +320,9 @@ class Supervision:
             return 0 * sum(each.sum() for each in outputs.values()), {}  # type: ignore[return-value]
         objective, (kept, rest), logits = self._objective, self._selected, outputs[LOGITS]
         value, parts = objective(outputs, self._labels, self._target, kept, over=counts, **self._mixture)
+        if LOGITS in self._target:
+            agreed = (logits.argmax(-1) == _named(self._target[LOGITS])).sum()
+            parts = parts | {"agreement": agreed / (len(self.batch) if counts is None else counts["images"])}
         if kept is None:
             part = logits.new_ones(()) if counts is None else len(self.batch) / counts["images"]
             return value, parts | {"kept": part}
@@ -399,9 +412,25 @@ class Task:
 
     @property
     def reported(self) -> tuple[str, ...]:
-        """Names of what `loss` reports beside the total."""
-        terms = [term.name for term in self.objective.terms if term.weight]
-        return ("hard", "soft", *terms, *(["kept"] if self.filter.active else []))
+        """Names of what `loss` reports beside the total.
+
+        `agreement` is the share of images of which student and target name the same class, where all steps have one.
+        """
+        compared = not isinstance(self.targets, NoTargets) and all(each.needs_teacher for each in self._objectives)
+        more = [name for name, there in (("kept", self.filter.active), ("agreement", compared)) if there]
+        return ("hard", "soft", *(term.name for term in self.objective.terms if term.weight), *more)
+
+    @property
+    def loss_parts(self) -> dict[str, str]:
+        """What a person calls each part of the loss that has a weight, by its name in `reported`."""
+        parts = {"soft": self.objective.loss.kind} if any(each.alpha < 1 for each in self._objectives) else {}
+        parts |= {term.name: term.name for term in self.objective.terms if term.weight}
+        return parts | ({"hard": "hard"} if any(each.alpha > 0 for each in self._objectives) else {})
+
+    @property
+    def _objectives(self) -> tuple[Objective, Objective]:
+        """Those of the first and of the last step."""
+        return self.objective_at(0.0), self.objective_at(1.0)
 
     def objective_at(self, done: float) -> Objective:
         """What is minimised when `done` of all steps, 0 to 1, are made."""
@@ -430,7 +459,11 @@ class Task:
 
     def describe(self) -> list[str]:
         """The exact objective, in lines for the run's header."""
-        lines = self.objective.describe()
+        codecs = self.targets.codecs if isinstance(self.targets, StoredTargets) else ()
+        lines = self.objective.describe(
+            top_k=any(isinstance(each, SparseCodec) for each in codecs),
+            unlabelled=bool((self.samples.pictures.images.labels < 0).any()),
+        )
         if self.alpha_end is not None:
             lines.append(
                 f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from softlabels.codecs import CODECS, Codec, Dense, Field, SparseCodec, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
-from softlabels.core.progress import Terminal
+from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.dumping.dump import count, stored_as
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.views import encoding_words
@@ -38,13 +38,39 @@ _PLACES = ("weights", "path")
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What came of copying one teacher's labels: what was written, and how many shards the source itself lacks."""
+    """What came of copying one teacher's labels: what was written, and how many shards the source itself lacks.
+
+    `removed` of these were damaged and taken away by a repair. In the store `out` the teacher has `views` complete ones
+    and `bytes` in all now.
+    """
 
     teacher: str
     shards: int
     labels: int
     lacking: int
     seconds: float
+    source: str = ""
+    out: str = ""
+    views: int = 0
+    bytes: int = 0
+    removed: int = 0
+
+    def lines(self) -> list[str]:
+        """What was done, in words."""
+        there = f"{size(self.bytes)}, {plural(self.views, 'view')} complete in {self.out}"
+        if self.shards:
+            written = f"{plural(self.shards, 'shard')}, {plural(self.labels, 'label')}"
+            lines = [f"{self.teacher}: copied {written} from {self.source} in {duration(self.seconds)}; {there}"]
+        else:
+            lines = [f"{self.teacher}: all labels of {self.source} are there already; nothing to do ({there})"]
+        if self.lacking:
+            lines.append(f"{self.teacher}: {self.source} lacks {plural(self.lacking, 'shard')} of its views itself")
+        if self.lacking and self.removed:
+            lines.append(
+                f"  {self.removed:,} of them were damaged and removed; `softlabels repair` with `redump=True` makes "
+                f"them again"
+            )
+        return lines
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,11 @@ class RepairReport:
 
 
 class Repairs(list[RepairReport]):
-    """What a repair did, teacher by teacher, and the `problems` that it leaves."""
+    """What a repair did, teacher by teacher, in `lines` too, and the `problems` that it leaves."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.lines: list[str] = []
         self.problems: list[str] = []
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from softlabels.codecs import Codec
-from softlabels.core.progress import Terminal, duration, plural, size
+from softlabels.core.progress import Terminal
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, open_labels
@@ -42,8 +43,8 @@ def run_convert(config: ConvertConfig, terminal: Terminal) -> list[CopyReport]:
     for name, change in changes.items():
         card = _card(labels.of(name).card, change, config)
         copied = target.prepare(name, card)
-        reports.append(converting.copy(labels.of(name), copied, change, terminal=terminal))
-        _say(reports[-1], labels.of(name), copied, terminal)
+        report = converting.copy(labels.of(name), copied, change, terminal=terminal)
+        reports.append(_completed(report, labels.of(name), copied))
     return reports
 
 
@@ -69,9 +70,13 @@ def run_merge(config: MergeConfig, terminal: Terminal) -> list[CopyReport]:
         merged = target.teacher(name) if name in target.folders else target.prepare(name, sources[0].card)
         for source in sources:
             if _place(source.location) != _place(merged.location):
-                reports.append(converting.copy(source, merged, terminal=terminal))
-                _say(reports[-1], source, merged, terminal)
+                reports.append(_completed(converting.copy(source, merged, terminal=terminal), source, merged))
     return reports
+
+
+def copies_text(reports: Sequence[CopyReport]) -> str:
+    """What `run_convert` or `run_merge` returns, in lines for a person."""
+    return "\n".join(line for each in reports for line in each.lines())
 
 
 def _folders(labels: Labels, teachers: tuple[str, ...] | None) -> list[str]:
@@ -105,22 +110,13 @@ def _place(location: str) -> str:
     return location.rstrip("/") if is_url(location) else str(Path(location).resolve())
 
 
-def _say(report: CopyReport, source: TeacherLabels, target: TeacherLabels, terminal: Terminal) -> None:
-    if report.shards:
-        terminal.say(
-            f"{report.teacher}: copied {plural(report.shards, 'shard')}, {plural(report.labels, 'label')} from "
-            f"{source.location} in {duration(report.seconds)}; {size(target.nbytes)}, "
-            f"{plural(target.complete, 'view')} complete in {target.location}"
-        )
-    else:
-        terminal.say(
-            f"{report.teacher}: all labels of {source.location} are in {target.location} already; nothing to do"
-        )
-    if report.lacking:
-        terminal.say(f"{report.teacher}: {source.location} lacks {plural(report.lacking, 'shard')} of its views itself")
-        removed = source.removed
-        if removed:
-            terminal.say(
-                f"  {len(removed):,} of them were damaged and removed; `softlabels repair` with `redump=True` makes "
-                f"them again"
-            )
+def _completed(report: CopyReport, source: TeacherLabels, target: TeacherLabels) -> CopyReport:
+    """A report with what the target holds now."""
+    return replace(
+        report,
+        source=source.location,
+        removed=len(source.removed) if report.lacking else 0,
+        out=target.location,
+        views=target.complete,
+        bytes=target.nbytes,
+    )

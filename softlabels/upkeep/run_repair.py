@@ -43,12 +43,16 @@ def run_repair(config: RepairConfig, terminal: Terminal) -> Repairs:
             missing = [shard for shard in repairing.find_removed(each, ()) if config.redump or shard not in damaged]
         names = (tuple(shard.name for shard in shards) for shards in (damaged, removed, missing))
         reports.append(RepairReport(name, next(names), bool(todo) and config.redump, *names))
-        for line in _lines(reports[-1], damaged, labels):
-            terminal.say(line)
+        reports.lines += _lines(reports[-1], damaged, labels)
         if missing:
             reports.problems.append(_missing(reports[-1], missing, labels))
     reports.problems += labels.store.orphans
     return reports
+
+
+def repair_text(reports: Repairs) -> str:
+    """What `run_repair` returns, in lines for a person; problems that are left are printed as errors."""
+    return "\n".join(reports.lines)
 
 
 class _Redumper:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softlabels.core.progress import Terminal, plural
+from softlabels.core.progress import Terminal, percent, plural
 from softlabels.datasets import Images
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, named_teachers, reopening
@@ -12,10 +12,10 @@ from softlabels.loading.records import IMPORTED
 from softlabels.loading.samplers import spread
 from softlabels.upkeep import verify as verifying
 from softlabels.upkeep.config import VerifyConfig
-from softlabels.upkeep.verify import Findings
+from softlabels.upkeep.verify import Findings, RerunAgreement
 
 
-def run_verify(config: VerifyConfig, terminal: Terminal) -> Findings:
+def run_verify(config: VerifyConfig, terminal: Terminal) -> Findings:  # noqa: ARG001
     """Check a store's files, then its images, then its teachers; each stage needs the one before to be sound."""
     labels = open_labels(config.labels, cache_dir=config.cache_dir, cache_size=config.cache_size)
     if not config.shards_only:
@@ -26,15 +26,25 @@ def run_verify(config: VerifyConfig, terminal: Terminal) -> Findings:
         verifying.check_images(findings, labels, images, part=config.data is not None)
         if findings.ok and config.samples:
             _rerun(findings, config, labels, images)
-    for line in findings.checks + findings.notes:
-        terminal.say(line)
-    for each in findings.agreements:
-        terminal.say(
-            f"{each.teacher}: mean KL {each.mean_kl:.2e}, largest {each.largest_kl:.2e}, top-1 agree {each.top1:.1%} "
-            f"on {plural(each.labels, 'view')} at temperature {each.temperature:.3g}; rounding explains a mean KL up "
-            f"to {each.explained.kl:.1e}"
-        )
     return findings
+
+
+def verify_text(findings: Findings) -> str:
+    """What was checked and what came of it, in lines for a person; problems are printed as errors."""
+    lines = [*findings.checks, *findings.notes, *(_agreement(each) for each in findings.agreements)]
+    return "\n".join([*lines, *(["no problem was found"] if findings.ok else [])])
+
+
+def _agreement(each: RerunAgreement) -> str:
+    # A mean of float64 terms may lie below 0 by rounding, which no divergence can.
+    mean, largest, explained = (max(kl, 0.0) for kl in (each.mean_kl, each.largest_kl, each.explained.kl))
+    named = each.stored_top1
+    right = "" if named is None else f"; the stored labels name the hard label of {percent(named, 1)} of these"
+    return (
+        f"{each.teacher}: mean KL {mean:.2e}, largest {largest:.2e}, top-1 agree {percent(each.top1, 1)} on "
+        f"{plural(each.labels, 'view')} at temperature {each.temperature:.3g}; rounding explains a mean KL up to "
+        f"{explained:.1e}{right}"
+    )
 
 
 def _rerun(findings: Findings, config: VerifyConfig, labels: Labels, images: Images) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from softlabels.codecs import Codec, nearest_temperature
 from softlabels.core.philox import Words
+from softlabels.core.progress import plural
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
@@ -54,6 +55,7 @@ class RerunAgreement:
     Mean and largest KL(again || stored) in nats at `temperature`, the shares of labels with equal top-1 and of those
     that `changed` at all, and what of this the precision of the two computations `explained`. `neighbours` says how far
     logits change when their batch is cut in two, in standard deviations of a row, `rounding` how far they may.
+    `stored_top1` is how often the stored label's highest class is the image's own, None without labelled images.
     """
 
     teacher: str
@@ -66,6 +68,7 @@ class RerunAgreement:
     explained: Explained = field(default_factory=lambda: Explained(0.0, 1.0, 0.0))
     neighbours: float = 0.0
     rounding: float = 0.0
+    stored_top1: float | None = None
 
 
 @dataclass
@@ -90,7 +93,10 @@ class Findings:
     def enter(self, agreement: RerunAgreement, largest_kl: float | None = None) -> None:
         """Enter a teacher's re-run; a mean KL above `largest_kl` nats, or above what is explained, is a problem."""
         self.agreements.append(agreement)
-        self.check(f"{agreement.teacher}: run again on {agreement.labels} views", _disagreement(agreement, largest_kl))
+        self.check(
+            f"{agreement.teacher}: run again on {plural(agreement.labels, 'view')}",
+            _disagreement(agreement, largest_kl),
+        )
 
 
 def check_store(labels: Labels) -> Findings:
@@ -106,7 +112,7 @@ def check_store(labels: Labels) -> Findings:
         findings.check(f"{name}: card", wrong)
         if wrong:
             continue  # what its shards are to be compared with is not known
-        findings.check(f"{name}: checksums of {len(each.shards)} shards", each.verify())
+        findings.check(f"{name}: checksums of {plural(len(each.shards), 'shard')}", each.verify())
         findings.check(f"{name}: completeness", _incomplete(each))
         sound = len(findings.problems) == before
         if each.card.output != LOGITS:
@@ -145,7 +151,7 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
     Args:
         part: `images` may be a part of those that were labelled; the others are counted.
     """
-    findings.check(f"fingerprint of {len(images):,} images", compare_images(labels, images))
+    findings.check(f"fingerprint of {plural(len(images), 'image')}", compare_images(labels, images))
     gone = labels.store.find(images.keys)
     lost = np.setdiff1d(np.arange(len(labels)), gone)
     if len(lost):
@@ -157,7 +163,7 @@ def check_images(findings: Findings, labels: Labels, images: Images, *, part: bo
             findings.check("images of the store", [f"{said}; bring them back, or name the part with `data`"])
     if findings.ok:
         compared, differing = compare_digests(labels, images)
-        findings.check(f"digests of {compared:,} rendered views", differing)
+        findings.check(f"digests of {plural(compared, 'rendered view')}", differing)
 
 
 def compare_teacher(
@@ -197,6 +203,8 @@ def compare_teacher(
     there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
     here = _decoded(codec, fresh, words, temperature)
     kl = divergence(here, there, temperature)
+    known = torch.from_numpy(images.labels[rows].astype(np.int64))
+    labelled = known >= 0
     return RerunAgreement(
         name,
         len(rows),
@@ -208,6 +216,7 @@ def compare_teacher(
         explained=explained(codec, fresh, words, temperature, rounding),
         neighbours=apart,
         rounding=rounding,
+        stored_top1=(there.argmax(-1) == known)[labelled].double().mean().item() if labelled.any() else None,
     )
 
 

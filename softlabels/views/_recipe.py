@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, PrivateAttr, field_serializer, field_validator
 from torch import Tensor
 
-from softlabels.choices import RecipeNames
+from softlabels.choices import RecipeNames, steps_in_words
 from softlabels.core.arrays import Rows
 from softlabels.core.config import Table, validated
 from softlabels.core.philox import Words, hash_keys, philox
@@ -309,6 +309,12 @@ class Recipes:
             raise ConfigError(f"recipe version {value['version']!r} is unknown here; a newer softlabels may read it")
         steps = tuple(self._step(step) for step in value["steps"])
         return validated(Recipe, {**value, "steps": steps}, "recipe")
+
+    def spelled(self, recipe: Recipe) -> str:
+        """A recipe as a person writes it: its short name where it has one, else its steps with all settings."""
+        words = {word: self._step(step) for word, step in self._short.words.items()}
+        names = [next((word for word, each in words.items() if each == step), "") for step in recipe.steps]
+        return "-".join(names) if names and all(names) else steps_in_words(recipe.model_dump(mode="json"))
 
     def _step(self, step: Any) -> Step:
         kind = step.get("kind") if isinstance(step, Mapping) else getattr(step, "kind", str(step).partition(":")[0])

@@ -164,12 +164,14 @@ def test_describe_states_the_exact_objective():
         "soft = 16 * sum p (ln p - ln q), p = softmax(teacher / 4), q = softmax(student / 4) "
         "[T^2 * KL(teacher || student)] (kl)",
         "per row the sum over classes, then the mean over the valid rows",
-        "natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always",
-        "log-softmax in fp32; what a top-K label leaves over is clamped at 0 and spread per class",
+        "natural logarithm; KL is forward, KL(teacher || student); T^2 multiplies softened losses always; log-softmax "
+        "in fp32; what a top-K label leaves over is clamped at 0 and spread per class",
     ]
     hard_only = Objective(alpha=1.0).describe()
+    assert hard_only[-1] == "natural logarithm; log-softmax in fp32"
     assert hard_only[0] == "loss = 1 * hard" and not any(line.startswith("soft") for line in hard_only)
-    soft_only = Objective(alpha=0.0, ignore_label=9, normalization="none").describe()
+    soft_only = Objective(alpha=0.0, ignore_label=9, normalization="none").describe(top_k=False)
+    assert soft_only[-1] == "natural logarithm; KL is forward, KL(teacher || student); log-softmax in fp32"
     assert soft_only[0] == "loss = 1 * soft" and not any(line.startswith("hard") for line in soft_only)
     assert any("label 9" in line for line in soft_only) and any("summed over rows" in line for line in soft_only)
 

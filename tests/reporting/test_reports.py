@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import signal
@@ -13,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from worlds import TINY, write_pictures
 
 import softlabels
 from softlabels.core.progress import Terminal, plural, rate
 from softlabels.dumping.plan import measure_speed
+from softlabels.reporting.plots import legend
+from softlabels.reporting.report import find_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,11 +124,44 @@ def test_eval_says_which_weights_it_scored(softlabels_command: Callable, photos:
     train(tmp_path / "r", photos)
     data = ("--data", photos, "--device", "cpu")
     said = softlabels_command("eval", "--student", "r", *data).output
-    assert "r, weights r/best.safetensors (a report has last.safetensors), on 18 images: top-1" in said
+    assert "r, weights r/best.safetensors (a report has last.safetensors), on 18 images of " in said
     said = softlabels_command("eval", "--student", "r/last.safetensors", *data).output
     assert "r, weights r/last.safetensors, on 18 images" in said
     said = softlabels_command("eval", "--student", "cnn_tiny", "--weights", "random:2", *data).output
     assert "cnn_tiny, weights random:2, on 18 images" in said
+
+
+def test_a_report_compares_with_the_one_student_of_hard_labels(photos: Path, shards: Path, tmp_path: Path) -> None:
+    runs, soft = tmp_path / "runs", {"labels": str(shards), "teachers": ["cnn_tiny"]}
+    for seed in range(3):
+        for arm, settings in {"hard": {}, "soft": soft}.items():
+            train(runs / f"{arm}/seed-{seed}", photos, seed=seed, eval_data=str(photos), **settings)
+    train(runs / "teacher", photos, student="cnn_small")
+
+    def accuracies(arm: str, seeds: range = range(3)) -> list[float]:
+        results = [json.loads((runs / arm / f"seed-{seed}/result.json").read_text()) for seed in seeds]
+        return [100 * result["last"]["top1"] for result in results]
+
+    table = softlabels.report(runs, runs / "report", quiet=True).set_index("arm")
+    paired = np.subtract(accuracies("soft"), accuracies("hard"))
+    assert table.loc["soft", "difference"] == pytest.approx(paired.mean())
+    assert table.loc["soft", "difference_error"] == pytest.approx(paired.std(ddof=1) / 3**0.5)
+    assert np.isnan(table.loc["hard", "difference"])
+    said = (runs / "report/table.md").read_text()
+    assert "| difference to hard (± standard error) |" in said
+    assert f"| {paired.mean():+.2f} ± " in said
+    assert all((runs / f"report/{name}.png").stat().st_size for name in ("curves", "arms", "costs"))
+
+    shutil.rmtree(runs / "hard/seed-2")
+    table = softlabels.report(runs, runs / "report", baseline="soft", quiet=True).set_index("arm")
+    variances = [np.var(accuracies("soft"), ddof=1) / 3, np.var(accuracies("hard", range(2)), ddof=1) / 2]
+    assert table.loc["hard", "difference_error"] == pytest.approx(sum(variances) ** 0.5)
+    with pytest.raises(softlabels.ConfigError, match="did you mean 'hard'"):
+        softlabels.report(runs, runs / "report", baseline="hrd", quiet=True)
+
+    told = legend(find_runs(runs)[0])
+    assert told["soft"] == "soft  (student=cnn_tiny, labels=shards, teachers=cnn_tiny, ...)"
+    assert told["teacher"] == "teacher  (student=cnn_small)"
 
 
 def journal_of(monkeypatch: pytest.MonkeyPatch) -> tuple[Terminal, io.StringIO, list[float]]:
@@ -144,7 +181,7 @@ def test_rate_and_time_left_are_of_the_steps_of_this_call(monkeypatch: pytest.Mo
             clock[0] += 2.0
             advance(1, "epoch 91/100")
     first = stream.getvalue().splitlines()[0]
-    assert first == "train: 9,005/10,000 steps, 0.5/s, 33 min 10 s left epoch 91/100"
+    assert first == "train: 9,005/10,000 steps, 0.5/s, 33 min 10 s left, epoch 91/100"
 
 
 def test_what_is_slow_only_once_is_not_in_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,4 +328,22 @@ def test_a_bar_counts_from_where_an_earlier_call_stopped(monkeypatch: pytest.Mon
             clock[0] += 4
             advance(1, "epoch 9/10")
         time.sleep(0.3)
-    assert "0.2 steps/s, 6 min 20 s left epoch 9/10" in stream.getvalue().replace("\x1b[39m", "")
+    assert "0.2 steps/s, 6 min 20 s left, epoch 9/10" in stream.getvalue().replace("\x1b[39m", "")
+
+
+def test_a_line_is_printed_whole_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    line = f"epoch 1/2   loss [red]0.5[/red]   {'long ' * 20}left"
+    terminal = Terminal(Screen())
+    with terminal.progress("train", 10, "steps") as advance:
+        advance(1)
+        terminal.say(line)
+    terminal.say("after it")
+    shown = terminal._stream.getvalue()  # type: ignore[attr-defined]
+    assert f"{line}\n" in shown
+    assert shown.endswith("after it\n")

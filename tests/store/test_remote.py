@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels import StoreError
-from softlabels.reporting.report import describe_store
+from softlabels.reporting.info import describe_store
 from softlabels.store import _remote as remote
 
 FORMATS = ("hdf5", "zarr")
@@ -48,7 +48,8 @@ def test_a_story_in_a_bucket(bucket: str, tmp_path: Path, softlabels_command: Ca
     assert "already; nothing to do" in dumped.output
     assert softlabels_command(*DUMP, *VIEWS, "--out", "local").exit_code == 0
     said = softlabels_command("info", bucket).output
-    assert said.startswith(f"{bucket}: 200 images")
+    assert said.startswith(f"{bucket}: complete, ")
+    assert "images  200 images of " in said
     verified = softlabels_command("verify", "--labels", bucket)
     assert verified.exit_code == 0, verified.output
     trained = softlabels_command(*TRAIN, "--labels", bucket, "--out", "far", "--cache-size", "1MB")

@@ -83,7 +83,7 @@ def test_student_and_file_are_compared_on_images(
     done = softlabels_command("export", student, "--format", form, "--data", photos)
     assert done.exit_code == 0, done.output
     found = re.search(
-        r"same class of ([\d.]+)% of 18 images of .*; top-1 of the student ([\d.]+)%, of the file ([\d.]+)%",
+        r"same class of ([\d.]+) % of 18 images of .*; top-1 of the student ([\d.]+) %, of the file ([\d.]+) %",
         done.output,
     )
     assert found

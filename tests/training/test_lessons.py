@@ -143,7 +143,7 @@ def test_label_smoothing_is_off_beside_soft_labels_and_a_line_says_so(stores: di
     softlabels.train(alpha=0.5, out=str(tmp_path / "soft"), **smooth)
     assert "label smoothing 0.1 is off" in header(tmp_path / "soft")
     softlabels.train(alpha=1.0, out=str(tmp_path / "hard"), **smooth)
-    assert "label smoothing 0.1;" in header(tmp_path / "hard")
+    assert "[label], label smoothing 0.1\n" in header(tmp_path / "hard")
 
 
 # ---- filters

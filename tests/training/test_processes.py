@@ -248,7 +248,7 @@ def test_torchrun_trains_a_student_with_batch_norm(shards: Path, photos: Path, t
         [sys.executable, *command], capture_output=True, text=True, timeout=120, check=False, cwd=HERE.parent
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("top-1") == 1
+    assert done.stdout.count("top-1") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2 * 2
 
 

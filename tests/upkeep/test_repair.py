@@ -272,7 +272,8 @@ def test_info_names_damaged_shards(softlabels_command: Callable, photos: Path) -
     break_header(shard("shards", 1))
     done = softlabels_command("info", "shards")
     assert done.exit_code == 0
-    assert "0 views complete in 3 hdf5 shards" in done.output
+    assert "shards: incomplete, " in done.output
+    assert " 3 / 4 " in done.output
     assert "damaged: 00001-v0-2" in done.output
 
 

@@ -201,7 +201,8 @@ def test_info_says_what_a_store_holds(store: Path, softlabels_command: Callable)
     told = softlabels_command("info", store)
     assert told.exit_code == 0
     assert "18 images" in told.output
-    assert "cnn_tiny: 3 views complete in 3" in told.output
+    assert ": complete, " in told.output
+    assert "3 of each image" in told.output
 
 
 # ---- like is compared with like

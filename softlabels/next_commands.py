@@ -1,0 +1,83 @@
+"""What to run after a command: the very command lines, from its settings and its outcome."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from softlabels.choices import DATASETS
+from softlabels.core.config import Choice, CommandConfig
+
+_OTHER = frozenset({"codec_report", "codec_samples", "dry_run"})
+"""Settings of a plan that a dump has not, or has otherwise."""
+
+
+def next_commands(name: str, settings: Any, outcome: Any) -> list[str]:
+    """What a person will most likely run after the command `name`, most likely first; none where that is not known."""
+    following = _FOLLOWING.get("plan" if name == "dump" and settings.dry_run else name)
+    return [shlex.join(map(str, words)) for words in following(settings, outcome)] if following is not None else []
+
+
+def _after_plan(settings: Any, outcome: Any) -> Iterator[list[Any]]:
+    words = _options(settings, _OTHER)
+    if words is not None and any(each.missing_shards for each in outcome):
+        yield ["softlabels", "dump", *words]
+
+
+def _after_pack(settings: Any, outcome: Any) -> Iterator[list[Any]]:
+    if getattr(outcome, "missing", 1) == 0:
+        yield ["softlabels", "dump", "--teacher", "TEACHER", "--data", f"pack:{settings.out}"]
+
+
+def _after_dump(settings: Any, outcome: Any) -> Iterator[list[Any]]:
+    if any(each.views < settings.views for each in outcome):
+        return  # other parts are to be dumped first
+    data = settings.data.given if settings.data is not None else None
+    # Code is never chosen by a file: a data set that a function makes is named again.
+    own = isinstance(data, str) and not Path(data).exists() and data.partition(":")[0] not in DATASETS.names
+    words = ["--data", data] if own else []
+    words += ["--data-dir", settings.data_dir] if settings.data_dir is not None else []
+    words += ["--unlabelled", "leave-out"] if any(each.skipped for each in outcome) else []
+    yield ["softlabels", "train", "--student", "mobilenetv3", "--labels", settings.out, *words]
+
+
+def _after_train(settings: Any, outcome: Mapping[str, Any]) -> Iterator[list[Any]]:
+    run = outcome["folder"]
+    if outcome["last"] is not None:
+        yield ["softlabels", "eval", run]
+    if settings.labels or settings.teacher:
+        yield ["softlabels", "report", Path(run).parent]
+        yield ["softlabels", "export", run]
+        return
+    words = _options(settings, frozenset(type(settings).model_fields) - {"data", "data_dir", "recipe"})
+    if words is not None:  # as the teacher of students
+        yield ["softlabels", "dump", "--teacher", f"file:{run}", *words]
+
+
+_FOLLOWING: Mapping[str, Callable[[Any, Any], Iterator[list[Any]]]] = {
+    "plan": _after_plan,
+    "pack": _after_pack,
+    "dump": _after_dump,
+    "train": _after_train,
+}
+
+
+def _options(settings: CommandConfig, left_out: frozenset[str]) -> list[str] | None:
+    """The settings that are not at their defaults, as options; None where one cannot be written so."""
+    words: list[str] = []
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        if name in left_out or value == field.get_default(call_default_factory=True):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        for each in value if isinstance(value, tuple) else [value]:
+            given = each.given if isinstance(each, Choice) else each
+            if isinstance(given, bool):
+                words.append(flag if given else flag.replace("--", "--no-", 1))
+            elif isinstance(given, str | int | float | Path):
+                words += [flag, str(given)]
+            else:
+                return None
+    return words
