@@ -193,7 +193,10 @@ def chosen_baseline(runs: Sequence[Run], given: str | None = None) -> str | None
 
 
 def _has_teacher(run: Run) -> bool:
-    return bool(run.settings.get("labels") or run.settings.get("teacher"))
+    """Whether soft labels play a part; `alpha=1` trains on the hard labels of a store alone."""
+    given = run.settings
+    hard = given.get("alpha") == 1 and given.get("alpha_end") in (None, 1) and not given.get("term")
+    return bool(given.get("labels") or given.get("teacher")) and not hard
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_the_demo_prints_commands_that_do_the_same(tmp_path: Path, monkeypatch: 
     for command in typed:  # everything is there already, made with the same settings
         again = CliRunner().invoke(main, [*shlex.split(command)[1:]])
         assert again.exit_code == 0, again.output
-        assert "nothing to do" in again.stderr
+        assert "nothing to do" in again.output
 
 
 @pytest.mark.slow
