@@ -19,6 +19,7 @@ _HOMES = {
     "ShuffledShards": "loading.samplers",
     "attach": "importing.attach",
     "open_images": "datasets",
+    "Images": "datasets",
     "create_labels": "dumping.writer",
     "make_loader": "loading.loader",
     "load_student": "training.student",

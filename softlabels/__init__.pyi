@@ -6,7 +6,10 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
 
+from softlabels.datasets import Images as Images
 from softlabels.datasets import open_images as open_images
 from softlabels.dumping.dump import DumpReport
 from softlabels.dumping.pack import PackReport
@@ -23,11 +26,15 @@ from softlabels.importing.projects import ImportReport
 from softlabels.loading.batches import SoftLabelDataset as SoftLabelDataset
 from softlabels.loading.labels import Labels as Labels
 from softlabels.loading.labels import open_labels as open_labels
+from softlabels.loading.loader import make_loader as make_loader
 from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
 from softlabels.reporting.run_sweep import SweepReport
 from softlabels.training.evaluate import Score
 from softlabels.training.export import Exported
+from softlabels.training.result import TrainResult as TrainResult
+from softlabels.training.student import Student as Student
+from softlabels.training.student import load_student as load_student
 from softlabels.upkeep.convert import CopyReport
 from softlabels.upkeep.repair import RepairReport
 from softlabels.upkeep.verify import Findings
@@ -35,6 +42,8 @@ from softlabels.upkeep.verify import Findings
 __version__: str
 
 Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
+Network = Part | nn.Module
+Data = Part | Images | Dataset[Any]
 Text = str | PathLike[str]
 
 def convert(
@@ -77,10 +86,10 @@ def dump(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -152,10 +161,10 @@ def evaluate(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    student: Part = ...,
+    student: Network = ...,
     weights: Text | None = None,
     size: int | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -189,7 +198,7 @@ def export(
     format: Literal["torch", "onnx", "int8"] = "torch",
     out: Text | None = None,
     function: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -217,7 +226,7 @@ def import_labels(
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    data: Part = ...,
+    data: Data = ...,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -314,7 +323,7 @@ def pack(
     *,
     config: Text | None = None,
     quiet: bool = False,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -359,10 +368,10 @@ def plan(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -441,9 +450,9 @@ def repair(
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
     labels: Text = "shards/",
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     redump: bool = False,
     batch_size: int = 64,
@@ -514,18 +523,18 @@ def sweep(
     eval_every: int = 1,
     patience: int | None = None,
     checkpoint_every: int | None = None,
-    student: Part | None = None,
+    student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Part | None = None,
+    eval_data: Data | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -654,18 +663,18 @@ def train(
     eval_every: int = 1,
     patience: int | None = None,
     checkpoint_every: int | None = None,
-    student: Part | None = None,
+    student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Part | None = None,
+    eval_data: Data | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -685,7 +694,7 @@ def train(
     compare: bool = False,
     track: Part | Sequence[Part] = (),
     out: Text | None = None,
-) -> dict[str, Any]:
+) -> TrainResult:
     """Train a student from stored labels, on exactly the pixels that the teachers saw.
 
     Without `labels` it trains on hard labels: that is the baseline, and how a teacher is made.
@@ -768,9 +777,9 @@ def verify(
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
     labels: Text = "shards/",
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     samples: int = 64,
     largest_kl: float | None = None,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import softlabels
+from softlabels.choices import DataChoice, StudentChoice, TeacherChoice
 from softlabels.commands import COMMANDS, Command, leads
 
 PATH = Path(softlabels.__file__).with_suffix(".pyi")
@@ -27,6 +28,8 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
 
 '''
 
@@ -34,6 +37,8 @@ TYPES = """
 __version__: str
 
 Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
+Network = Part | nn.Module
+Data = Part | Images | Dataset[Any]
 Text = str | PathLike[str]
 """
 
@@ -41,7 +46,7 @@ RETURNS = {
     "plan": "list[Plan]",
     "pack": "PackReport",
     "dump": "list[DumpReport]",
-    "train": "dict[str, Any]",
+    "train": "TrainResult",
     "sweep": "SweepReport",
     "eval": "Score",
     "verify": "Findings",
@@ -119,6 +124,10 @@ def spelled(kind: Any) -> str:
         return "None"
     if kind is str:
         return "Text"
+    if inspect.isclass(kind) and issubclass(kind, TeacherChoice | StudentChoice):
+        return "Network"
+    if kind is DataChoice:
+        return "Data"
     return kind.__name__ if inspect.isclass(kind) and kind in (int, float, bool) else "Part"
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softlabels.core.config import OBJECT, Part, class_of
 from softlabels.datasets._function import check_images
-from softlabels.datasets._images import FileImages, Images, absolute, key_column
+from softlabels.datasets._images import FileImages, Images, absolute, in_short, key_column
 from softlabels.datasets._subset import SomeImages, subset
 from softlabels.errors import ConfigError, DataError, ImageError
 
@@ -143,7 +143,7 @@ class MapStyleImages:
         return len(self.keys)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({class_of(self.dataset)}, {len(self):,} images, {len(self.classes):,} classes)"
+        return in_short(self)
 
     def content(self, row: int) -> bytes:
         """See `Images`: the pixels."""

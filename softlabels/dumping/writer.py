@@ -55,7 +55,8 @@ class LabelWriter:
         """Give batches of images that this teacher has not labelled; `put` the logits of each before the next.
 
         ``batch.pictures`` are its images, uint8 (n, 3, size, size); ``batch.rows`` and ``batch.views``, int64 (n,), say
-        which views of which images they show. A shard is written as soon as the last of its batches is put; what was written is not asked for again.
+        which views of which images they show. A shard is written as soon as the last of its batches is put; what was
+        written is not asked for again.
 
         What is put is looked at as `softlabels dump` looks at a teacher's logits: with `on_odd_logits` "warn"
         probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.

@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from softlabels.loading.batches import Sample, SoftLabelDataset
 from softlabels.loading.labels import Labels, open_labels
@@ -16,23 +16,31 @@ from softlabels.loading.samplers import OneViewEach, ShuffledShards
 from softlabels.models import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 
 
-class EpochBatches(BatchSampler):
-    """Cut the epochs of a sampler into batches: each iteration is the next epoch's, `set_epoch` chooses another.
+class NextEpoch(Sampler[int]):
+    """Go on to the next epoch of a sampler with each iteration; `set_epoch` chooses another."""
 
-    The sampler has an `epoch` and `set_epoch`, as `OneViewEach` and torch's `DistributedSampler` have.
-    """
+    def __init__(self, sampler: OneViewEach | ShuffledShards) -> None:
+        self._sampler = sampler
 
-    sampler: Any
+    def __repr__(self) -> str:
+        return f"NextEpoch({self._sampler!r})"
 
-    def __iter__(self) -> Iterator[list[int]]:
-        numbers = list(self.sampler)  # now, and not when the first batch is asked for
-        self.set_epoch(self.sampler.epoch + 1)
-        whole = len(numbers) // self.batch_size * self.batch_size if self.drop_last else len(numbers)
-        return iter([numbers[start : start + self.batch_size] for start in range(0, whole, self.batch_size)])
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        numbers = self._sampler.numbers().tolist()
+        self.set_epoch(self.epoch + 1)
+        return iter(numbers)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration gives."""
+        return self._sampler.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
-        self.sampler.set_epoch(epoch)
+        self._sampler.set_epoch(epoch)
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,8 @@ def make_loader(
 ) -> DataLoader[Sample]:
     """Make a `DataLoader` of images and their soft labels, each image once per epoch in its next view.
 
-    Each iteration over the loader is the next epoch; ``loader.batch_sampler.set_epoch(n)`` chooses another, as when a
-    training goes on from a checkpoint. The order depends on (seed, epoch) alone, in every process.
+    Each iteration over the loader is the next epoch; ``loader.sampler.set_epoch(n)`` chooses another, as when training
+    goes on from a checkpoint. The order depends on (seed, epoch) alone, in every process.
 
     Args:
         labels: what `open_labels` gives or takes.
@@ -122,7 +130,9 @@ def make_loader(
     how = preprocessing_of({"size": size, "mean": mean, "std": std}, "make_loader") if normalize else None
     return DataLoader(
         dataset,
-        batch_sampler=EpochBatches(sampler, batch_size, drop_last),
+        batch_size=batch_size,
+        sampler=NextEpoch(sampler),
+        drop_last=drop_last,
         collate_fn=_Collate(how),
         num_workers=num_workers,
         pin_memory=pin_memory,

@@ -38,12 +38,8 @@ class Student(nn.Module):
         self, network: nn.Module, preprocessing: Preprocessing, classes: tuple[str, ...], architecture: str
     ) -> None:
         super().__init__()
-        self.network, self.preprocessing, self.classes, self.architecture = (
-            network,
-            preprocessing,
-            classes,
-            architecture,
-        )
+        self.network, self.preprocessing = network, preprocessing
+        self.classes, self.architecture = classes, architecture
         set_mode(self, False)
 
     def forward(self, images: Tensor) -> Tensor:
