@@ -489,6 +489,12 @@ class DataChoice(Choice["DataSet"]):
         """See `Choice`: what `open_images` takes or gives."""
         return {"kind": OBJECT, "images": value}
 
+    def in_file(self) -> Given:
+        """See `Choice.in_file`; opened images of ours by how they are opened again."""
+        if isinstance(self.given, Mapping) and self.given.get("kind") == OBJECT:
+            return self.make().model_dump(mode="json")
+        return super().in_file()
+
     def make(self) -> DataSet:
         """See `Choice.make`; nothing is opened."""
         make: Callable[[Given], DataSet] = import_module("softlabels.datasets").data_set

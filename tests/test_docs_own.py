@@ -99,7 +99,7 @@ def test_a_teacher_as_an_object(run_page: Callable) -> None:  # noqa: ARG001
 
 
 def test_a_step_of_ones_own(run_page: Callable) -> None:
-    place = shutil.copytree(DOCS / "examples/own_step", "own_step")
+    place = Path(shutil.copytree(DOCS / "examples/own_step", "own_step"))
     (place / "dump.yaml").write_text(smaller((place / "dump.yaml").read_text()))
     # As pip installs it, in a folder where modules and what they offer are found.
     shutil.copy(place / "own_step.py", "installed_own_step.py")

@@ -192,9 +192,9 @@ def test_a_module_is_trained_as_a_copy_and_loaded_again(store: Path, photos: Pat
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        (5, "torch.nn.Module"),
+        (object(), "torch.nn.Module"),
         ({"module": nn.Flatten(), "weights": "x.pt"}, "comes with its weights"),
-        ({"module": "resnet"}, "object of a Python program"),
+        ({"module": "resnet"}, "give the torch.nn.Module itself"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "`size`"),
     ],
 )
@@ -311,7 +311,7 @@ def test_every_loss_takes_the_logits_of_the_data_set(store: Path, photos: Path) 
     images, hard, logits, index = next(iter(loader))
     rows, views = index // dataset.views, index % dataset.views
     assert torch.equal(logits, labels.logits(rows, views))
-    assert torch.equal(hard, torch.from_numpy(labels.store.labels)[rows])
+    assert torch.equal(hard, torch.tensor(labels.store.labels)[rows])
     student = images.flatten(1)[:, :3] / 255
     for name in ("kl_divergence", "decoupled_kd", "dist", "logit_mse", "weighted_soft_labels"):
         assert torch.isfinite(getattr(losses, name)(student, logits, temperature=2.0, labels=hard)), name

@@ -24,7 +24,9 @@ class TarPhotos:
         self.path = path
         with tarfile.open(path) as tar:
             # Where each photo lies in the file, so that worker processes read without sharing an open file.
-            self.members = sorted((each.name, each.offset_data, each.size) for each in tar if each.isfile())
+            self.members = sorted(
+                (each.name.removeprefix("./"), each.offset_data, each.size) for each in tar if each.isfile()
+            )
         folders = [name.partition("/")[0] for name, _, _ in self.members]
         self.classes = sorted(set(folders))
         self.targets = [self.classes.index(folder) for folder in folders]  # known without opening an image

@@ -101,6 +101,10 @@ class Choice(ABC, Generic[P_co]):
             SoftlabelsError: one of its settings is wrong.
         """
 
+    def in_file(self) -> Given:
+        """It as a file holds it: what was given, but objects by their classes."""
+        return _in_file(self.given)
+
     def check_settings(self) -> None:
         """As `make`, for what can be known of its settings alone."""
         self.make()
@@ -130,7 +134,7 @@ class Choice(ABC, Generic[P_co]):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
         """How pydantic reads and writes it."""
-        written = core_schema.plain_serializer_function_ser_schema(lambda choice: _in_file(choice.given))
+        written = core_schema.plain_serializer_function_ser_schema(lambda choice: choice.in_file())
         return core_schema.no_info_plain_validator_function(cls.of, serialization=written)
 
 

@@ -74,7 +74,7 @@ class DataSet(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]:
         """The part as a mapping."""
 
     def open(self) -> Images:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.core.config import Part
-from softlabels.views import Params, as_params
+from softlabels.views import Params, Part, as_params
 
 
 class QuarterTurns(Part):
