@@ -103,7 +103,8 @@ class Choice(ABC, Generic[P_co]):
 
     def in_file(self) -> Given:
         """It as a file holds it: what was given, but objects by their classes."""
-        return _in_file(self.given)
+        held: Given = _in_file(self.given)
+        return held
 
     def check_settings(self) -> None:
         """As `make`, for what can be known of its settings alone."""

@@ -42,7 +42,7 @@ class Function(Part):
         except AttributeError as problem:
             raise ConfigError(f"data set {self.target!r}: {problem}") from problem
         made = make()
-        check_images(made, self.target)
+        check_opened(made, self.target)
         return SomeImages(
             self.target,
             self.model_dump(),
@@ -56,7 +56,7 @@ class Function(Part):
         )
 
 
-def check_images(made: object, target: str) -> None:
+def check_opened(made: object, target: str) -> None:
     """Raises DataError where `made`, which `target` gave, is not all that `Images` promises."""
     if not isinstance(made, Images):
         wanted = ("name", "spec", "keys", "labels", "classes", "decoder", "pixels", "__len__", "content", "decode")

@@ -17,7 +17,7 @@ from pydantic import model_serializer
 from torch import Tensor
 
 from softlabels.core.config import OBJECT, Part, class_of
-from softlabels.datasets._function import check_images
+from softlabels.datasets._function import check_opened
 from softlabels.datasets._images import FileImages, Images, absolute, in_short, key_column
 from softlabels.datasets._subset import SomeImages, subset
 from softlabels.errors import ConfigError, DataError, ImageError
@@ -121,7 +121,7 @@ class MapStyleImages:
         given = tuple(str(name) for name in getattr(dataset, "classes", ()))
         counted = tuple(str(number) for number in range(int(labels.max(initial=-1)) + 1))
         images = MapStyleImages(dataset, key_column([str(key) for key in named]), labels, given or counted)
-        check_images(images, images.name)
+        check_opened(images, images.name)
         return images
 
     @cached_property
@@ -169,7 +169,7 @@ def _parts(item: Any) -> tuple[Any, Any]:
 
 def _labels(dataset: Any, count: int) -> NDArray[np.int64]:
     """The label of each item, int64 (n,), -1 for none. Raises DataError for labels that are no class numbers."""
-    known = (getattr(dataset, name, None) for name in ("targets", "labels"))
+    known: list[Any] = [getattr(dataset, name, None) for name in ("targets", "labels")]
     found = next((each for each in known if hasattr(each, "__len__") and len(each) == count), None)
     if found is None:
         found = [_parts(dataset[number])[1] for number in range(count)]

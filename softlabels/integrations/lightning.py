@@ -17,10 +17,10 @@ from softlabels.core.installed import required
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.loader import make_loader
 
-_lightning = required("lightning", "lightning", "softlabels.integrations.lightning")
+_DataModule: Any = required("lightning", "lightning", "softlabels.integrations.lightning").LightningDataModule
 
 
-class SoftLabelData(_lightning.LightningDataModule):  # type: ignore[misc]
+class SoftLabelData(_DataModule):  # type: ignore[misc]
     """Give Lightning the batches of `make_loader` to train on: (images, hard labels, targets).
 
     Args:

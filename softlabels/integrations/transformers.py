@@ -20,7 +20,8 @@ from softlabels.loading.batches import Sample, SoftLabelDataset
 from softlabels.loading.samplers import OneViewEach
 from softlabels.models import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 
-_transformers = required("transformers", "transformers", "softlabels.integrations.transformers")
+_transformers: Any = required("transformers", "transformers", "softlabels.integrations.transformers")
+_Trainer, _Callback = _transformers.Trainer, _transformers.TrainerCallback
 
 
 class SoftLabelCollator:
@@ -42,7 +43,7 @@ class SoftLabelCollator:
         return {"pixel_values": self._preprocessing.normalise(images), "soft_labels": targets}
 
 
-class SoftLabelTrainer(_transformers.Trainer):  # type: ignore[misc]
+class SoftLabelTrainer(_Trainer):  # type: ignore[misc]
     """Train on the cross-entropy to the stored probabilities, each image once per epoch in its next view.
 
     A `transformers.Trainer` whose ``train_dataset`` is a `SoftLabelDataset`. Set ``remove_unused_columns=False`` in its
@@ -78,7 +79,7 @@ class SoftLabelTrainer(_transformers.Trainer):  # type: ignore[misc]
         return self._views
 
 
-class _NextViews(_transformers.TrainerCallback):  # type: ignore[misc]
+class _NextViews(_Callback):  # type: ignore[misc]
     """Tells the sampler the epoch, whatever wraps the loader."""
 
     def __init__(self, trainer: SoftLabelTrainer) -> None:

@@ -397,8 +397,8 @@ class Labels:
 
         Returns:
             A table with `k` lines for each row, the likeliest class first: ``key``, ``hard_label``, ``rank`` (from 1),
-            ``class`` and ``probability``. Classes are names where the store has them, else numbers; the hard label of
-            an image without one is None.
+            ``class`` and ``probability``. Classes are names where the store has them, else numbers as text; the hard
+            label of an image without one is None.
 
         Raises:
             ConfigError, StoreError, TypeError, IndexError, ValueError: as `probabilities`.
@@ -413,7 +413,7 @@ class Labels:
         where = self._rows_of(rows)
         probabilities = self.probabilities(where, view, temperature, teachers, blend)
         shown, classes = probabilities.topk(min(k, self.classes))
-        width, names = shown.shape[1], self.class_names or tuple(range(self.classes))
+        width, names = shown.shape[1], self.class_names or [str(number) for number in range(self.classes)]
         hard = [names[label] if label >= 0 else None for label in self.store.labels[where].tolist()]
         return pd.DataFrame(
             {

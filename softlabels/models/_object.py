@@ -101,8 +101,9 @@ class ObjectNetwork(StudentSpec):
 
     def _copy(self) -> nn.Module:
         try:
-            return copy.deepcopy(self.module)
+            network: nn.Module = copy.deepcopy(self.module)
         except Exception as problem:  # of the network's own code, or of tensors within a graph
             raise ModelError(f"{self.origin} cannot be copied ({in_one_line(problem)}); give a network that can") from (
                 problem
             )
+        return network
