@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import json
 import pickle
 import re
@@ -110,6 +111,15 @@ def test_examples_in_docstrings_show_what_happens(name: str) -> None:
         assert runner.run(test, out=output.append).failed == 0, "".join(output)
 
 
+def test_every_loss_has_an_example_that_is_true() -> None:
+    shown = {"losses": losses, "torch": torch}
+    functions = [each for each in map(vars(losses).get, losses.__all__) if inspect.isfunction(each)]
+    for function in functions:
+        (test,) = doctest.DocTestFinder(recurse=False).find(function, globs=dict(shown))
+        assert test.examples, function
+        assert doctest.DocTestRunner().run(test).failed == 0, function
+
+
 @pytest.mark.usefixtures("documented")
 def test_the_blocks_of_the_page_run_in_order() -> None:
     page = Path(__file__).parents[1].joinpath("docs/python.md").read_text(encoding="utf-8")
@@ -187,6 +197,26 @@ def test_a_module_is_trained_as_a_copy_and_loaded_again(store: Path, photos: Pat
     loaded = softlabels.load_student(result.folder, student=Net())
     score = softlabels.evaluate(student=loaded.network, size=8, data=photos, device="cpu", workers=0, quiet=True)
     assert score == result.best
+
+
+def test_modules_are_planned_swept_and_taught_by(photos: Path, net: Net, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"data": photos, "device": "cpu", "workers": 0, "quiet": True}
+    teacher = Net()
+    teacher.pretrained_cfg = {
+        "input_size": (3, 8, 8),
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "interpolation": "bicubic",
+    }
+    assert softlabels.dump(teacher=teacher, dry_run=True, out=tmp_path / "s", **usual) == []
+    softlabels.dump(teacher=teacher, views=1, out=tmp_path / "s", **usual)
+    seen = softlabels.open_labels(tmp_path / "s").of("Net").card.preprocessing
+    assert (seen["size"], seen["std"], seen["interpolation"]) == (8, [0.25] * 3, "bicubic")
+    swept = softlabels.sweep(
+        student=Net(), size=8, teacher={"module": net, "size": 8}, grid="lr=0.01,0.001", epochs=1,
+        out=tmp_path / "sweep", **usual,
+    )  # fmt: skip
+    assert len(swept.table) == 2
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def run_plan(config: PlanConfig, terminal: Terminal) -> list[Plan]:
 def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
     """Label every image whose shard is missing, teacher by teacher."""
     if config.dry_run:
-        run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
+        run_plan(PlanConfig.model_validate(dict(config)), terminal)
         return []
     codecs = _codecs(config)
     images = _images(config, terminal)

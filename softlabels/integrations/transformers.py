@@ -21,7 +21,8 @@ from softlabels.loading.samplers import OneViewEach
 from softlabels.models import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
 
 _transformers: Any = required("transformers", "transformers", "softlabels.integrations.transformers")
-_Trainer, _Callback = _transformers.Trainer, _transformers.TrainerCallback
+_Trainer: Any = _transformers.Trainer
+_Callback: Any = _transformers.TrainerCallback
 
 
 class SoftLabelCollator:
