@@ -202,12 +202,8 @@ def test_a_module_is_trained_as_a_copy_and_loaded_again(store: Path, photos: Pat
 def test_modules_are_planned_swept_and_taught_by(photos: Path, net: Net, tmp_path: Path) -> None:
     usual: dict[str, Any] = {"data": photos, "device": "cpu", "workers": 0, "quiet": True}
     teacher = Net()
-    teacher.pretrained_cfg = {
-        "input_size": (3, 8, 8),
-        "mean": (0.5,) * 3,
-        "std": (0.25,) * 3,
-        "interpolation": "bicubic",
-    }
+    noted = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
+    teacher.pretrained_cfg = noted  # as timm has it
     assert softlabels.dump(teacher=teacher, dry_run=True, out=tmp_path / "s", **usual) == []
     softlabels.dump(teacher=teacher, views=1, out=tmp_path / "s", **usual)
     seen = softlabels.open_labels(tmp_path / "s").of("Net").card.preprocessing
