@@ -309,7 +309,7 @@ class Labels:
         )
 
     def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
-        """What a teacher said of one view of these rows: float32 (n, classes), up to a constant per row.
+        """Return a teacher's logits of one view of these rows: float32 (n, classes), up to a constant per row.
 
         Of labels of one temperature T alone (`sampled`, `probabilities`) it is T times the logarithm of their
         probabilities, -inf for classes that have none: losses on logits have no use for these.
@@ -341,7 +341,7 @@ class Labels:
         teachers: Sequence[str] | None = None,
         blend: Any = "mean-probabilities",
     ) -> Tensor:
-        """The blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
+        """Return the blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
 
         Raises:
             ConfigError: a codec is not valid at this temperature, or has no logits where the blend needs them.
