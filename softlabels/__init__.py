@@ -52,6 +52,8 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     # Loaded at first use, so that `import softlabels` and `softlabels --help` do not wait for torch.
+    if name == "losses":
+        return import_module("softlabels.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'softlabels' has no attribute {name!r}")
     if _HOMES[name] == "errors":
@@ -62,4 +64,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__doc__", "__version__", "losses", *__all__])

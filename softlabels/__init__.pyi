@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from softlabels import losses as losses
 from softlabels.datasets import Images as Images
 from softlabels.datasets import open_images as open_images
 from softlabels.dumping.dump import DumpReport

@@ -31,6 +31,7 @@ from pydantic import BaseModel
 from torch import nn
 from torch.utils.data import Dataset
 
+from softlabels import losses as losses
 '''
 
 TYPES = """
