@@ -487,7 +487,7 @@ class DataChoice(Choice["DataSet"]):
     @classmethod
     def of_object(cls, value: object) -> Given:
         """See `Choice`: what `open_images` takes or gives."""
-        return {"kind": OBJECT, "images": value}
+        return {"kind": OBJECT, "images": import_module("softlabels.datasets").images_of(value)}
 
     def in_file(self) -> Given:
         """See `Choice.in_file`; opened images of ours by how they are opened again."""

@@ -300,12 +300,14 @@ def test_a_map_style_data_set_is_labelled_and_trained_on_by_its_keys(photos: Pat
         softlabels.train(config=tmp_path / "run/config.yaml", quiet=True)
 
 
-def test_opened_images_stand_in_a_config_as_they_are_opened_again(photos: Path, tmp_path: Path, net: Net) -> None:
-    softlabels.dump(
-        teacher={"module": net, "size": 8}, data=softlabels.open_images(photos), views=1, out=tmp_path / "s",
-        device="cpu", workers=0, quiet=True,
-    )  # fmt: skip
-    assert yaml.safe_load((tmp_path / "s/dump-Net.yaml").read_text())["data"]["kind"] == "folder"
+@pytest.mark.parametrize("opened", [softlabels.open_images, torchvision.datasets.ImageFolder])
+def test_images_stand_in_a_config_as_they_are_opened_again(
+    opened: Callable, photos: Path, tmp_path: Path, net: Net
+) -> None:
+    teacher, usual = {"module": net, "size": 8}, {"device": "cpu", "workers": 0, "quiet": True}
+    softlabels.dump(teacher=teacher, data=opened(photos), views=1, out=tmp_path / "s", **usual)
+    data = yaml.safe_load((tmp_path / "s/dump-Net.yaml").read_text())["data"]
+    assert softlabels.open_images(data).keys.equals(softlabels.open_images(photos).keys)
 
 
 @pytest.mark.parametrize(
