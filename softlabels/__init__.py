@@ -19,7 +19,12 @@ _HOMES = {
     "ShuffledShards": "loading.samplers",
     "attach": "importing.attach",
     "open_images": "datasets",
+    "Images": "datasets",
     "create_labels": "dumping.writer",
+    "make_loader": "loading.loader",
+    "load_student": "training.student",
+    "Student": "training.student",
+    "TrainResult": "training.result",
     "pack": "commands",
     "plan": "commands",
     "dump": "commands",
@@ -34,6 +39,7 @@ _HOMES = {
     "report": "commands",
     "info": "commands",
     "export": "commands",
+    "demo": "commands",
     "SoftlabelsError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
@@ -47,6 +53,8 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     # Loaded at first use, so that `import softlabels` and `softlabels --help` do not wait for torch.
+    if name == "losses":
+        return import_module("softlabels.losses")
     if name not in _HOMES:
         raise AttributeError(f"module 'softlabels' has no attribute {name!r}")
     if _HOMES[name] == "errors":
@@ -57,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(["__doc__", "__version__", "losses", *__all__])

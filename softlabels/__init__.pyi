@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
 
+from softlabels import losses as losses
+from softlabels.datasets import Images as Images
 from softlabels.datasets import open_images as open_images
 from softlabels.dumping.dump import DumpReport
 from softlabels.dumping.pack import PackReport
@@ -23,11 +27,16 @@ from softlabels.importing.projects import ImportReport
 from softlabels.loading.batches import SoftLabelDataset as SoftLabelDataset
 from softlabels.loading.labels import Labels as Labels
 from softlabels.loading.labels import open_labels as open_labels
+from softlabels.loading.loader import make_loader as make_loader
 from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
+from softlabels.reporting.run_demo import DemoResult
 from softlabels.reporting.run_sweep import SweepReport
 from softlabels.training.export import Exported
+from softlabels.training.result import TrainResult as TrainResult
 from softlabels.training.run_eval import NetworkScore
+from softlabels.training.student import Student as Student
+from softlabels.training.student import load_student as load_student
 from softlabels.upkeep.convert import CopyReport
 from softlabels.upkeep.repair import RepairReport
 from softlabels.upkeep.verify import Findings
@@ -35,6 +44,8 @@ from softlabels.upkeep.verify import Findings
 __version__: str
 
 Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
+Network = Part | nn.Module
+Data = Part | Images | Dataset[Any]
 Text = str | PathLike[str]
 
 def convert(
@@ -68,6 +79,22 @@ def convert(
         teachers: teachers to convert; repeatable  [default: all]
     """
 
+def demo(
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+    out: Text = "runs/demo",
+    runs: int = 3,
+) -> DemoResult:
+    """Distil a small network in two minutes, without a download, and compare it with hard labels.
+
+    Each command that it runs is printed: all of them can be typed, too.
+
+    Args:
+        out: folder of the demo's runs and labels
+        runs: students of each kind, with seeds from 0 upward
+    """
+
 def dump(
     *,
     config: Text | None = None,
@@ -77,10 +104,10 @@ def dump(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -152,10 +179,10 @@ def evaluate(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    student: Part = ...,
+    student: Network = ...,
     weights: Text | None = None,
     size: int | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -189,7 +216,7 @@ def export(
     format: Literal["torch", "onnx", "int8"] = "torch",
     out: Text | None = None,
     function: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -217,7 +244,7 @@ def import_labels(
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    data: Part = ...,
+    data: Data = ...,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -314,7 +341,7 @@ def pack(
     *,
     config: Text | None = None,
     quiet: bool = False,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -359,10 +386,10 @@ def plan(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -441,9 +468,9 @@ def repair(
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
     labels: Text = "shards/",
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     redump: bool = False,
     batch_size: int = 64,
@@ -517,18 +544,18 @@ def sweep(
     eval_every: int = 1,
     patience: int | None = None,
     checkpoint_every: int | None = None,
-    student: Part | None = None,
+    student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Part | None = None,
+    eval_data: Data | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -657,18 +684,18 @@ def train(
     eval_every: int = 1,
     patience: int | None = None,
     checkpoint_every: int | None = None,
-    student: Part | None = None,
+    student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Part | None = None,
+    eval_data: Data | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -688,7 +715,7 @@ def train(
     compare: bool = False,
     track: Part | Sequence[Part] = (),
     out: Text | None = None,
-) -> dict[str, Any]:
+) -> TrainResult:
     """Train a student from stored labels, on exactly the pixels that the teachers saw.
 
     Without `labels` it trains on hard labels: that is the baseline, and how a teacher is made.
@@ -771,9 +798,9 @@ def verify(
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
     labels: Text = "shards/",
-    data: Part | None = None,
+    data: Data | None = None,
     data_dir: Text | None = None,
-    teacher: Part | Sequence[Part] = (),
+    teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
     samples: int = 64,
     largest_kl: float | None = None,

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softlabels.core.config import Choice, Given, Table, is_url, validated, without_settings
+from softlabels.core.config import OBJECT, Choice, Given, Table, is_url, validated, without_settings
 from softlabels.core.installed import (
     timm_mentions,
     timm_networks,
@@ -95,6 +95,7 @@ DATASETS: Table[DataSet] = Table(
         "imagenet": "softlabels.datasets._imagenet:ImageNet",
         "pack": "softlabels.datasets.packs._pack:Pack",
         "function": "softlabels.datasets._function:Function",
+        "object": "softlabels.datasets._object:ObjectImages",
     },
 )
 
@@ -108,6 +109,7 @@ TEACHERS: Table[TeacherSpec] = Table(
         "file": "softlabels.models._file:FileNetwork",
         "columns": "softlabels.models._columns:ColumnsTeacher",
         "function": "softlabels.models._function:FunctionNetwork",
+        "object": "softlabels.models._object:ObjectNetwork",
     },
 )
 
@@ -119,6 +121,7 @@ STUDENTS: Table[StudentSpec] = Table(
         "small": "softlabels.models._small:SmallNetwork",
         "timm": "softlabels.models._timm:TimmNetwork",
         "function": "softlabels.models._function:FunctionNetwork",
+        "object": "softlabels.models._object:ObjectNetwork",
     },
 )
 
@@ -175,11 +178,15 @@ def unknown_source(text: str, table: Table[object]) -> ModelError:
 def check_network(value: Given, table: Table[object]) -> Given:
     """`value` itself, which names a network or a kind of `table` (`TEACHERS`, `STUDENTS`); nothing is imported.
 
+    A mapping with a `module` and no kind is of kind ``object``.
+
     Raises:
         ModelError: there is no such network, or neither a kind nor a module before the colon.
         ConfigError: a mapping has an unknown kind.
     """
     if not isinstance(value, str):
+        if isinstance(value, Mapping) and "module" in value:
+            value = {"kind": OBJECT, **value}
         return table.check(value)
     kind, colon, rest = value.partition(":")
     if colon and kind in NETWORK_LIBRARIES:
@@ -493,6 +500,17 @@ class DataChoice(Choice["DataSet"]):
         """See `Choice`."""
         return check_data(given)
 
+    @classmethod
+    def of_object(cls, value: object) -> Given:
+        """See `Choice`: what `open_images` takes or gives."""
+        return {"kind": OBJECT, "images": import_module("softlabels.datasets").images_of(value)}
+
+    def in_file(self) -> Given:
+        """See `Choice.in_file`; opened images of ours by how they are opened again."""
+        if isinstance(self.given, Mapping) and self.given.get("kind") == OBJECT:
+            return self.make().model_dump(mode="json")
+        return super().in_file()
+
     def make(self) -> DataSet:
         """See `Choice.make`; nothing is opened."""
         make: Callable[[Given], DataSet] = import_module("softlabels.datasets").data_set
@@ -504,6 +522,13 @@ class DataChoice(Choice["DataSet"]):
             self.make()
 
 
+def _network_object(value: object, what: str) -> Given:
+    """What stands for a network that a Python caller hands over. Raises ConfigError for other objects."""
+    if not isinstance(value, import_module("torch").nn.Module):
+        raise ConfigError(f"a {what} is a name, a mapping with a `kind`, or a torch.nn.Module, not {value!r}")
+    return {"kind": OBJECT, "module": value}
+
+
 class TeacherChoice(Choice["TeacherSpec"]):
     """A teacher."""
 
@@ -513,6 +538,11 @@ class TeacherChoice(Choice["TeacherSpec"]):
     def check(given: Given) -> Given:
         """See `Choice`."""
         return check_network(given, TEACHERS)
+
+    @classmethod
+    def of_object(cls, value: object) -> Given:
+        """See `Choice`: a torch.nn.Module."""
+        return _network_object(value, cls.what)
 
     def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
         """See `Choice.make`; with these weights, for images of this size."""
@@ -551,6 +581,11 @@ class StudentChoice(Choice["StudentSpec"]):
     def check(given: Given) -> Given:
         """See `Choice`."""
         return check_network(given, STUDENTS)
+
+    @classmethod
+    def of_object(cls, value: object) -> Given:
+        """See `Choice`: a torch.nn.Module."""
+        return _network_object(value, cls.what)
 
     def make(self, weights: str | None = None, size: int | None = None) -> StudentSpec:
         """See `Choice.make`; with these weights, for images of this size."""

@@ -168,8 +168,8 @@ COMMANDS: Mapping[str, Command] = {
             "demo",
             "reporting.config:DemoConfig",
             "reporting.run_demo:run_demo",
-            "Distil a small network in two minutes, without a download, and compare it with hard labels.\n\nEach command "
-            "that it runs is printed: all of them can be typed, too.",
+            "Distil a small network in two minutes, without a download, and compare it with hard labels.\n\nEach "
+            "command that it runs is printed: all of them can be typed, too.",
             show="reporting.run_demo:demo_text",
             resumes=True,
         ),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import softlabels
+from softlabels.choices import DataChoice, StudentChoice, TeacherChoice
 from softlabels.commands import COMMANDS, Command, leads
 
 PATH = Path(softlabels.__file__).with_suffix(".pyi")
@@ -27,13 +28,18 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel
+from torch import nn
+from torch.utils.data import Dataset
 
+from softlabels import losses as losses
 '''
 
 TYPES = """
 __version__: str
 
 Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
+Network = Part | nn.Module
+Data = Part | Images | Dataset[Any]
 Text = str | PathLike[str]
 """
 
@@ -41,7 +47,7 @@ RETURNS = {
     "plan": "list[Plan]",
     "pack": "PackReport",
     "dump": "list[DumpReport]",
-    "train": "dict[str, Any]",
+    "train": "TrainResult",
     "sweep": "SweepReport",
     "eval": "NetworkScore",
     "verify": "Findings",
@@ -52,6 +58,7 @@ RETURNS = {
     "info": "dict[str, Any]",
     "report": "pd.DataFrame",
     "export": "Exported",
+    "demo": "DemoResult",
 }
 """What the function of each command gives back."""
 
@@ -66,6 +73,7 @@ HOMES = {
     "CopyReport": "upkeep.convert",
     "ImportReport": "importing.projects",
     "Exported": "training.export",
+    "DemoResult": "reporting.run_demo",
 }
 
 
@@ -119,6 +127,10 @@ def spelled(kind: Any) -> str:
         return "None"
     if kind is str:
         return "Text"
+    if inspect.isclass(kind) and issubclass(kind, TeacherChoice | StudentChoice):
+        return "Network"
+    if kind is DataChoice:
+        return "Data"
     return kind.__name__ if inspect.isclass(kind) and kind in (int, float, bool) else "Part"
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     {"datasets", "views", "models", "codecs", "losses", "store"},
     {"loading"},
     {"dumping", "training"},
-    {"importing", "upkeep", "reporting"},
+    {"importing", "upkeep", "reporting", "integrations"},
     {"commands", "next_commands", "networks", "teachers"},  # the last two are former names of models
     {"cli"},
     {"__main__"},

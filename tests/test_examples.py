@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +49,12 @@ def clean(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {"plain_pytorch", "timm_pieces", "own_pictures", *NEEDED}
+    own = {"own_data", "own_teacher"}  # in test_docs_own
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        *("plain_pytorch", "timm_pieces", "own_pictures"),
+        *own,
+        *NEEDED,
+    }
 
 
 @pytest.mark.parametrize("name", ["plain_pytorch", "timm_pieces", *NEEDED])
@@ -94,12 +101,22 @@ def test_lightnings_replacement_of_samplers_keeps_pairs_and_order(shards: Path, 
         assert torch.equal(picture, pictures.pictures[number])
 
 
-def test_the_hugging_face_example_fails_loudly_when_targets_are_dropped() -> None:
-    module = load("huggingface_trainer")
-    with pytest.raises(ValueError, match="SoftLabelDataset"):
-        module.collate([(torch.zeros(3, 8, 8), 1)])
-    with pytest.raises(ValueError, match="remove_unused_columns=False"):
-        module.SoftLabelTrainer.compute_loss(None, None, {"pixel_values": torch.zeros(1, 3, 8, 8)})
+def test_the_hugging_face_trainer_fails_loudly_when_targets_are_dropped() -> None:
+    pytest.importorskip("transformers")
+    from softlabels.integrations.transformers import SoftLabelCollator, SoftLabelTrainer
+
+    with pytest.raises(softlabels.ConfigError, match="SoftLabelDataset"):
+        SoftLabelCollator()([(torch.zeros(3, 8, 8), 1)])
+    with pytest.raises(softlabels.ConfigError, match="remove_unused_columns=False"):
+        SoftLabelTrainer.compute_loss(None, None, {"pixel_values": torch.zeros(1, 3, 8, 8)})
+
+
+@pytest.mark.parametrize("project", ["lightning", "transformers"])
+def test_an_integration_names_the_extra_that_it_needs(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, project, None)
+    monkeypatch.delitem(sys.modules, f"softlabels.integrations.{project}", raising=False)
+    with pytest.raises(softlabels.ConfigError, match=rf"pip install 'softlabels\[{project}\]'"):
+        importlib.import_module(f"softlabels.integrations.{project}")
 
 
 def test_somebodys_own_pictures_get_the_labels_of_their_images(clean: Path, photos: Path) -> None:

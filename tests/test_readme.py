@@ -113,7 +113,7 @@ def test_every_recipe_and_codec_and_loss_that_is_named_exists() -> None:
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    listed = re.findall(r"^\| \[\w+\]\(docs/(\w+)\.md\)", README, flags=re.MULTILINE)
+    listed = re.findall(r"^\| \[[\w-]+\]\(docs/([\w-]+)\.md\)", README, flags=re.MULTILINE)
     assert sorted(listed) == sorted(PAGES)
 
 

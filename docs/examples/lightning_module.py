@@ -1,10 +1,10 @@
-"""Soft labels in Lightning: a LightningDataModule whose order survives Lightning's replacement of samplers.
+"""Soft labels in Lightning.
 
     pip install 'softlabels[lightning]'
     python docs/examples/lightning_module.py shards/ folder:photos
 
-On several devices Lightning wraps the sampler and never tells ours the epoch. So the loader is made anew for each epoch
-(`reload_dataloaders_every_n_epochs=1`), with a sampler that knows its epoch from the start.
+On several devices Lightning gives each its share of the sampler's numbers; a number names an image and its view, so
+image and label stay together.
 """
 
 from __future__ import annotations
@@ -15,21 +15,8 @@ import lightning
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-import softlabels
-
-
-class SoftLabelData(lightning.LightningDataModule):
-    def __init__(self, shards: str, data: str, size: int, batch_size: int) -> None:
-        super().__init__()
-        labels = softlabels.open_labels(shards)
-        self.classes, self.batch_size = labels.classes, batch_size
-        self.pictures = softlabels.SoftLabelDataset(labels, softlabels.open_images(data), size=size)
-
-    def train_dataloader(self) -> DataLoader:
-        sampler = softlabels.OneViewEach(self.pictures, epoch=self.trainer.current_epoch, seed=0)
-        return DataLoader(self.pictures, batch_size=self.batch_size, sampler=sampler)
+from softlabels.integrations.lightning import SoftLabelData
 
 
 class Student(lightning.LightningModule):
@@ -40,8 +27,8 @@ class Student(lightning.LightningModule):
         self._epoch: list[Tensor] = []
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        picture, _hard, soft = batch
-        loss = torch.nn.functional.cross_entropy(self.network(picture.float() / 255), soft)
+        images, _hard, soft = batch
+        loss = torch.nn.functional.cross_entropy(self.network(images), soft)
         self._epoch.append(loss.detach())
         return loss
 
@@ -56,11 +43,10 @@ class Student(lightning.LightningModule):
 
 def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: int = 32) -> list[float]:
     torch.manual_seed(0)
-    module = SoftLabelData(shards, data, size, batch_size)
+    module = SoftLabelData(shards, data, size=size, batch_size=batch_size, normalize=True)
     student = Student(module.classes)
     trainer = lightning.Trainer(
         max_epochs=epochs,
-        reload_dataloaders_every_n_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

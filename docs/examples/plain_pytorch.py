@@ -10,17 +10,13 @@ import sys
 
 import torch
 import torchvision
-from torch.utils.data import DataLoader
 
 import softlabels
 
 
 def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: int = 32) -> list[float]:
     labels = softlabels.open_labels(shards)
-    pictures = softlabels.SoftLabelDataset(labels, softlabels.open_images(data), size=size)
-    # A sample's number says which image and which view it is, so a shuffling sampler keeps picture and label together.
-    sampler = softlabels.OneViewEach(pictures, seed=0)
-    loader = DataLoader(pictures, batch_size=batch_size, sampler=sampler)
+    loader = softlabels.make_loader(labels, data, size=size, batch_size=batch_size, normalize=True)
 
     torch.manual_seed(0)
     student = torchvision.models.mobilenet_v3_small(num_classes=labels.classes)
@@ -28,15 +24,14 @@ def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: i
     criterion = torch.nn.CrossEntropyLoss()
     losses = []
     for epoch in range(epochs):
-        sampler.set_epoch(epoch)  # each image again, in its next view
-        total = 0.0
-        for picture, _hard, soft in loader:
-            loss = criterion(student(picture.float() / 255), soft)
+        total, count = 0.0, 0
+        for images, _hard, soft in loader:  # each time the next epoch: each image again, in its next view
+            loss = criterion(student(images), soft)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(picture)
-        losses.append(total / len(sampler))
+            total, count = total + loss.item() * len(images), count + len(images)
+        losses.append(total / count)
         print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}")
     return losses
 

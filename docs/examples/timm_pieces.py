@@ -2,7 +2,7 @@
 
     python docs/examples/timm_pieces.py shards/ folder:photos
 
-Leave timm's Mixup and its random augmentations out: the pictures come as the teacher saw them.
+Leave timm's Mixup and its random augmentations out: the images come as the teacher saw them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import softlabels
 
 def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: int = 32) -> list[float]:
     labels = softlabels.open_labels(shards)
-    pictures = softlabels.SoftLabelDataset(labels, softlabels.open_images(data), size=size)
-    sampler = softlabels.OneViewEach(pictures, seed=0)
-    loader = DataLoader(pictures, batch_size=batch_size, sampler=sampler)
+    dataset = softlabels.SoftLabelDataset(labels, data, size=size)
+    sampler = softlabels.OneViewEach(dataset, seed=0)
+    loader = DataLoader(dataset, batch_size=batch_size, sampler=sampler)
 
     torch.manual_seed(0)
     student = timm.create_model("resnet10t", num_classes=labels.classes)
@@ -40,13 +40,13 @@ def main(shards: str, data: str, epochs: int = 10, size: int = 64, batch_size: i
         sampler.set_epoch(epoch)
         schedule.step(epoch)
         meter = AverageMeter()
-        for picture, _hard, soft in loader:
-            loss = criterion(student((picture - mean) / std), soft)
+        for images, _hard, soft in loader:
+            loss = criterion(student((images - mean) / std), soft)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             average.update(student)
-            meter.update(loss.item(), len(picture))
+            meter.update(loss.item(), len(images))
         losses.append(meter.avg)
         print(f"epoch {epoch + 1}: loss {losses[-1]:.4f}")
     return losses

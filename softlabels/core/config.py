@@ -56,6 +56,27 @@ _Model = TypeVar("_Model", bound=BaseModel)
 Given = str | Mapping[str, Any] | Sequence[Any] | BaseModel
 """How a part is written: a name with settings, a mapping, for some a list, or the part itself."""
 
+OBJECT = "object"
+"""The kind of a part that a Python caller hands over as an object, of which a file can hold the class alone."""
+
+
+def is_object(value: object) -> bool:
+    """Whether it is an object that no file can hold, such as a network or a data set."""
+    plain = (str, bytes, int, float, type(None), PathLike, Mapping, Sequence, set, frozenset, BaseModel)
+    return not isinstance(value, plain)
+
+
+def class_of(value: object) -> str:
+    """The full name of an object's class, such as ``torchvision.models.resnet.ResNet``."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _in_file(given: Any) -> Any:
+    """`given` as a file holds it: objects by their classes."""
+    if isinstance(given, Mapping):
+        return {name: _in_file(each) for name, each in given.items()}
+    return class_of(given) if is_object(given) else given
+
 
 @dataclass(frozen=True)
 class Choice(ABC, Generic[P_co]):
@@ -80,6 +101,11 @@ class Choice(ABC, Generic[P_co]):
             SoftlabelsError: one of its settings is wrong.
         """
 
+    def in_file(self) -> Given:
+        """It as a file holds it: what was given, but objects by their classes."""
+        held: Given = _in_file(self.given)
+        return held
+
     def check_settings(self) -> None:
         """As `make`, for what can be known of its settings alone."""
         self.make()
@@ -89,21 +115,35 @@ class Choice(ABC, Generic[P_co]):
         """The choice of what a user gave. Raises ConfigError or ModelError where the name is unknown."""
         if isinstance(value, Choice):
             value = value.given
+        if is_object(value):
+            value = cls.of_object(value)
         if not isinstance(value, str | Mapping | list | tuple | BaseModel):
             raise ConfigError(f"a {cls.what} is a name or a mapping with a `kind`, not {value!r}")
+        if isinstance(value, Mapping) and value.get("kind") == OBJECT and not any(map(is_object, value.values())):
+            named = ", ".join(str(each) for name, each in value.items() if name != "kind")
+            raise ConfigError(
+                f"the {cls.what} was an object of a Python program ({named}), which no file holds; give the object "
+                f"itself, in Python"
+            )
         return cls(cls.check(value))
+
+    @classmethod
+    def of_object(cls, value: object) -> Given:
+        """The mapping that stands for an object. Raises ConfigError where this part is never one."""
+        raise ConfigError(f"a {cls.what} is a name or a mapping with a `kind`, not {value!r}")
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: object) -> CoreSchema:
         """How pydantic reads and writes it."""
-        written = core_schema.plain_serializer_function_ser_schema(lambda choice: choice.given)
+        written = core_schema.plain_serializer_function_ser_schema(lambda choice: choice.in_file())
         return core_schema.no_info_plain_validator_function(cls.of, serialization=written)
 
 
 class CommandConfig(BaseModel):
     """Settings of a command, as flags, files and Python give them.
 
-    Paths may be `os.PathLike`, one value may stand for a list of one, and ``~`` is spelled out.
+    Paths may be `os.PathLike`, networks and data sets may be objects, one value may stand for a list of one, and ``~``
+    is spelled out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -122,7 +162,8 @@ class CommandConfig(BaseModel):
             for each in value if isinstance(value, list) else [value]:
                 if name in cls.LOCAL and is_url(each):
                     raise ConfigError(f"`{name}`: {each} is a URL; give a file or folder of this machine")
-            if _takes_many(cls.model_fields.get(name)) and isinstance(value, str | Mapping | Part):
+            one = isinstance(value, str | Mapping | Part) or is_object(value)
+            if one and _takes_many(cls.model_fields.get(name)):
                 settled[name] = [value]
         return settled
 
@@ -190,8 +231,8 @@ class Table(Generic[P_co]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every kind and short name, sorted."""
-        return tuple(sorted({*self._kinds, *self._short}))
+        """Every kind and short name that can be written, sorted."""
+        return tuple(sorted({*self._kinds, *self._short} - {OBJECT}))
 
     @property
     def kinds(self) -> Mapping[str, type[Any]]:

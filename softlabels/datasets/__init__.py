@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from softlabels.choices import DATASETS, importable, unknown_data
-from softlabels.core.config import Part, validated, without_settings
+from softlabels.core.config import Part, is_object, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
 from softlabels.datasets._csv import Csv
-from softlabels.datasets._decode import report_decoding
+from softlabels.datasets._decode import decode_file, report_decoding
 from softlabels.datasets._digits import DigitPairs, Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
 from softlabels.datasets._images import FileImages, Images, MemoryImages, Split, notes
+from softlabels.datasets._object import Keys, MapStyleImages, images_of
 from softlabels.datasets._subset import SomeImages, subset
 from softlabels.datasets.packs._format import Packed, PackFormat, Packing
 from softlabels.datasets.packs._pack import Pack, PackedImages
@@ -41,6 +42,8 @@ __all__ = [
     "Function",
     "ImageNet",
     "Images",
+    "Keys",
+    "MapStyleImages",
     "MemoryImages",
     "Pack",
     "PackFormat",
@@ -54,7 +57,9 @@ __all__ = [
     "content_checksums",
     "create_pack",
     "data_set",
+    "decode_file",
     "fingerprint",
+    "images_of",
     "known_by",
     "notes",
     "open_images",
@@ -70,7 +75,7 @@ class DataSet(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def model_dump(self) -> dict[str, Any]:
+    def model_dump(self, *, mode: str = ...) -> dict[str, Any]:
         """The part as a mapping."""
 
     def open(self) -> Images:
@@ -78,25 +83,45 @@ class DataSet(Protocol):
 
 
 def open_images(
-    value: str | os.PathLike[str] | Mapping[str, Any] | DataSet,
+    value: Any,
     *,
     data_dir: str | None = None,
     split: str | None = None,
+    keys: Keys | None = None,
 ) -> Images:
-    """The images that `value` means: ``KIND`` or ``KIND:VALUE``, a directory, ``module:function``, a mapping or a part.
+    """Open a data set: images with stable keys and, where known, labels.
 
     Args:
-        value: a known kind's name comes before a directory of that name (write ``./digits`` for the directory).
+        value: ``KIND`` or ``KIND:VALUE`` (``digits``, ``csv:FILE``, ...), a directory with a folder per class,
+            ``module:function``, a mapping or a part. A known kind's name comes before a directory of that name (write
+            ``./digits`` for the directory). Or an object: a `torchvision.datasets.ImageFolder` (or a `Subset` of one),
+            whose images have the keys of ``folder:DIR``; with `keys`, any map-style data set whose items are
+            (image, label), an image alone, or mappings with ``image`` and ``label``. An image is of Pillow or uint8,
+            and whole: the data set has no transform of its own.
         data_dir: where the kinds that are downloaded lie, and what relative paths in a CSV are below.
         split: ``train``, ``test`` or ``val``; None leaves what `value` says (``train`` unless it says otherwise). Kinds
-            without splits (``images``, ``csv``, functions, a folder that is not divided) give the same for each.
+            without splits (``images``, ``csv``, functions, objects, a folder that is not divided) give the same for
+            each.
+        keys: of an object, the name of each item: a list, or a function of the item's number. Labels are found by it,
+            so it must never change; the image's file name or number will do.
+
+    Returns:
+        n images: `keys` strings (n,), `labels` int64 (n,), -1 where there is none, `classes`, and `decode(row)`, uint8
+        (3, H, W).
 
     Raises:
-        ConfigError: the kind is unknown; the nearest names are given.
+        ConfigError: the kind is unknown (the nearest names are given), or an object has no keys or has a transform.
         DataError: a directory or file is missing or damaged; it is named.
+
+    Example:
+        >>> images = softlabels.open_images("digits")
+        >>> len(images), images.classes[:3], images.decode(0).shape
+        (1347, ('0', '1', '2'), torch.Size([3, 8, 8]))
     """
     if split is not None and split not in get_args(Split):
         raise ConfigError(f"unknown split {split!r}; it is 'train', 'test' or 'val'")
+    if keys is not None or is_object(value):
+        return images_of(value, keys)
     part = data_set(value)
     settings = {"data_dir": None if data_dir is None else os.fspath(data_dir), "split": split}
     fields = getattr(type(part), "model_fields", {})

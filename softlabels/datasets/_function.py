@@ -42,7 +42,7 @@ class Function(Part):
         except AttributeError as problem:
             raise ConfigError(f"data set {self.target!r}: {problem}") from problem
         made = make()
-        _check(made, self.target)
+        check_opened(made, self.target)
         return SomeImages(
             self.target,
             self.model_dump(),
@@ -56,7 +56,8 @@ class Function(Part):
         )
 
 
-def _check(made: object, target: str) -> None:
+def check_opened(made: object, target: str) -> None:
+    """Raises DataError where `made`, which `target` gave, is not all that `Images` promises."""
     if not isinstance(made, Images):
         wanted = ("name", "spec", "keys", "labels", "classes", "decoder", "pixels", "__len__", "content", "decode")
         lacking = ", ".join(one for one in wanted if not hasattr(made, one))

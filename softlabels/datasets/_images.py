@@ -70,6 +70,11 @@ class Images(Protocol):
         """
 
 
+def in_short(images: Images) -> str:
+    """What `repr` shows of images: never their pixels."""
+    return f"{type(images).__name__}({images.name}: {len(images):,} images, {len(images.classes):,} classes)"
+
+
 def notes(images: Images) -> list[str]:
     """What a person should know of these images before they are used, a line each.
 
@@ -118,6 +123,9 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
     def path(self, row: int) -> str:
         """Where the image of `row` lies."""
         return os.path.join(self.root, self.keys[int(row)].as_py())  # noqa: PTH118 (Path costs more than the read)
@@ -144,6 +152,9 @@ class MemoryImages:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     def content(self, row: int) -> bytes:
         return self.pixels[row].numpy().tobytes()

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
-from softlabels.datasets._images import Images
+from softlabels.datasets._images import Images, in_short
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,9 @@ class SomeImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     def content(self, row: int) -> bytes:
         return self.images.content(int(self.rows[row]))

@@ -69,7 +69,7 @@ def run_plan(config: PlanConfig, terminal: Terminal) -> Plans:
 def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport] | Plans:
     """Label every image whose shard is missing, teacher by teacher; with `dry_run` what `run_plan` returns."""
     if config.dry_run:
-        return run_plan(PlanConfig.model_validate(config.model_dump()), terminal)
+        return run_plan(PlanConfig.model_validate(dict(config)), terminal)
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)

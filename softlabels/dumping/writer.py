@@ -1,4 +1,4 @@
-"""A label store that somebody's own inference loop fills."""
+"""A label store that an inference loop of the user's own fills."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.types import LOGITS
-from softlabels.datasets import Images
+from softlabels.datasets import Images, open_images
 from softlabels.dumping.dump import LogitCheck, OnOddLogits, ShardBuilder, StoredOutput, shard_batches
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
@@ -28,11 +28,14 @@ from softlabels.views import RECIPES, ImageSpec, Recipe
 
 
 class LabelWriter:
-    """A label store that somebody's own inference loop fills; made by `create_labels`."""
+    """A label store that an inference loop of your own fills; made by `create_labels`."""
 
     def __init__(self, store: Store, images: Images, recipe: Recipe, views: int) -> None:
         self.store, self._images, self._recipe, self._views = store, images, recipe, views
         self._said: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"LabelWriter({self.store.location!r}, {len(self.store):,} images, {self._views} views)"
 
     def missing(
         self,
@@ -49,12 +52,27 @@ class LabelWriter:
         workers: Workers = 0,
         on_odd_logits: OnOddLogits = "fail",
     ) -> Iterator[Batch]:
-        """Batches of images that this teacher has not labelled; `put` the logits of each before the next.
+        """Give batches of images that this teacher has not labelled; `put` the logits of each before the next.
 
-        A shard is written as soon as the last of its batches is put; what was written is not asked for again.
+        ``batch.pictures`` are its images, uint8 (n, 3, size, size); ``batch.rows`` and ``batch.views``, int64 (n,), say
+        which views of which images they show. A shard is written as soon as the last of its batches is put; what was
+        written is not asked for again.
 
         What is put is looked at as `softlabels dump` looks at a teacher's logits: with `on_odd_logits` "warn"
         probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.
+
+        Args:
+            teacher: the name under which the labels are kept.
+            size: side of the images that the network wants.
+            resize: of the clean view, the shorter side before its centre is cut out.
+            interpolation: how images are resized: ``bilinear``, ``bicubic`` or ``nearest``.
+            codec: how logits are kept: ``dense`` (2 bytes a class), ``topk:10`` (usual from 100 classes upward), ...
+            format: ``hdf5`` or ``zarr``.
+            weights_sha256: what tells the network's weights from others, for the record.
+            licence: of the network's weights, for the record.
+            batch_size: images in a batch, usually 64 to 512.
+            workers: processes that make batches ahead; 0 for none.
+            on_odd_logits: "fail" or "warn".
 
         Raises:
             ConfigError: the logits of the last batch were not put, or not one row for each image.
@@ -123,7 +141,7 @@ class LabelWriter:
 def create_labels(
     location: str | PathLike[str],
     *,
-    images: Images,
+    images: Any,
     recipe: Any = "crop-flip",
     views: int = 8,
     seed: int = 0,
@@ -131,21 +149,30 @@ def create_labels(
     rows_per_shard: int = 4096,
     grow: bool = False,
 ) -> Iterator[LabelWriter]:
-    """A label store for people with an inference loop of their own: made, or gone on with when it is there.
-
-        with softlabels.create_labels("shards/", images=images, views=8, classes=1000) as store:
-            for batch in store.missing("mine", size=224):
-                store.put(model(batch.pictures.float() / 255))
+    """Create a label store that your own inference loop fills, or go on with the one that is there.
 
     Args:
-        images: what `open_images` gives.
+        location: the store's folder.
+        images: what `open_images` gives, or takes (a folder, a torchvision ``ImageFolder``).
+        recipe: the random augmentation of which views are drawn: ``crop-flip``, ``pad-flip``, ``clean``, ...
+        views: views of each image, usually 4 to 50.
+        seed: of the views.
         classes: width of the logits.
         rows_per_shard: images per shard, which is what a crash can cost.
         grow: add images that the store does not have yet, instead of refusing them.
 
     Raises:
         StoreError: another data set, recipe or seed is in that place; the difference is shown.
+
+    Example:
+        >>> images = softlabels.open_images("digits")
+        >>> with softlabels.create_labels("mine/", images=images, recipe="pad", views=2, classes=10) as store:
+        ...     for batch in store.missing("mine", size=8):
+        ...         store.put(network(batch.pictures / 255))
+        >>> softlabels.open_labels("mine/").views
+        2
     """
+    images = open_images(images)
     made: Recipe = RECIPES.make(recipe)
     store, arranged = make_store(
         os.path.expanduser(location),  # noqa: PTH111

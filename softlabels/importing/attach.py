@@ -151,7 +151,7 @@ def attach(
     view: int = 0,
     seeded: Callable[[int], AbstractContextManager[Any]] | None = None,
 ) -> AttachedLabels:
-    """Wrap a map-style data set that makes its own images; its items come with their image's probabilities.
+    """Wrap a map-style data set that makes its own images, so that its items come with their image's probabilities.
 
     A tuple ``(image, label)`` becomes ``(image, label, probabilities)``, a mapping gets ``"soft_labels"``, anything
     else becomes ``(item, probabilities)``; probabilities are float32 (classes,). Only for labels of the clean view:
@@ -164,9 +164,13 @@ def attach(
     normalised float tensors); a hard label in the item stays that of the image alone.
 
     Args:
+        dataset: yours, with ``__getitem__`` and ``__len__``.
+        labels: what `open_labels` gives.
         keys: the image's key for each item, as in ``labels.keys``. None: paths of an ``ImageFolder`` (or a ``Subset``
             of one) relative to its root.
         teachers: names to blend; None for all.
+        temperature: softens the probabilities, usually 1 to 4.
+        blend: how several teachers become one target: ``mean-probabilities``, ``mean-logits``, ...
         view: of imported labels, the view whose images the items are.
         seeded: of imported labels with seeds, what makes the data set draw from one; an item is asked for within it.
 
@@ -175,6 +179,13 @@ def attach(
             the items.
         KeyError: images without labels; the first are named.
         StoreError: images that a teacher could not read.
+
+    Example:
+        >>> images, labels = softlabels.open_images("digits"), softlabels.open_labels("clean/")
+        >>> pairs = softlabels.attach(images.pixels / 255, labels, keys=images.keys.to_pylist())
+        >>> image, probabilities = pairs[0]
+        >>> image.shape, probabilities.shape
+        (torch.Size([3, 8, 8]), torch.Size([10]))
     """
     _check_views(labels, view, seeded, labels.complete_views(teachers))
     found = list(keys) if keys is not None else _keys(dataset)

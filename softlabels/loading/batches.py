@@ -1,4 +1,4 @@
-"""Images with what is known of them: batches for both stages, and the data set for anybody's loop.
+"""Images with what is known of them: batches for both stages, and the data set for a loop of one's own.
 
 A sample's number is ``row * views + view``. It says all there is to know, so workers, ranks, epochs and batches play no
 part in what a sample shows, and any sampler or loader that hands out numbers keeps images and labels paired.
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from softlabels.core import progress
 from softlabels.core.arrays import Rows
 from softlabels.core.progress import waiting
-from softlabels.datasets import Images, report_decoding, subset
+from softlabels.datasets import open_images, report_decoding, subset
 from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
 from softlabels.loading.labels import Labels
 from softlabels.loading.views import ThreadPool, ViewDataset, check_number
@@ -63,6 +63,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        n, _, _, size = self.pictures.shape
+        more = [f"failed={len(self.failed)}"] if self.failed else []
+        named = [f"labels of {', '.join(self.arrays)}"] if self.arrays else []
+        return f"Batch({', '.join([f'{n} images of {size} px', *named, *more])})"
 
     def pin_memory(self) -> Batch:
         """Page-lock what goes to the device."""
@@ -395,37 +401,54 @@ def _by_threads(
                 one.cancel()
 
 
-class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
-    """Images with the teachers' probabilities, for anybody's training loop.
+Sample = tuple[Any, ...]
+"""(image, hard label, target), and its number where it was asked for."""
 
-    Map-style, ``len(images) * views`` items, of the views that all `teachers` have; item ``row * views + view`` is
-    (uint8 image (3, size, size), hard label or -1, probabilities float32 (classes,)). A view that is mixed of two
-    images has no hard label. Works with `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they are; give
-    the loader a `OneViewEach` sampler to see one view of each image per epoch. Images are joined to labels by key.
+
+class SoftLabelDataset(Dataset[Sample]):
+    """Pair images with the teachers' stored labels, for a training loop of your own.
+
+    Map-style, ``len(images) * views`` items, of the views that all `teachers` have. Item ``row * views + view`` is
+    (image, hard label, target): uint8 (3, size, size), an int (-1 where there is none, or where the view is mixed of
+    two images), float32 (classes,). Works with `torch.utils.data.DataLoader` and `torch.nn.CrossEntropyLoss` as they
+    are; give the loader a `OneViewEach` sampler to see one view of each image per epoch. `make_loader` does both.
 
     Args:
         labels: what `open_labels` gives.
-        images: what `open_images` gives: the data set that was labelled, some of it, or another one with the same keys.
-        size: side of the images in pixels; any size shows the views that the teacher saw.
+        images: what `open_images` gives, or takes (a folder, a torchvision ``ImageFolder``): the data set that was
+            labelled, some of it, or another one with the same keys. Images are joined to labels by key.
+        size: side of the images in pixels, usually 32 to 384; any size shows the views that the teacher saw.
         teachers: names to blend; None for all.
-        temperature: softens the probabilities.
+        temperature: of the target, usually 1 to 4: probabilities are softened by it. Logits of one teacher stay as they
+            are; those of several are blended so that their softmax at this temperature is the blended target.
+        blend: how several teachers become one target: ``mean-probabilities``, ``mean-logits``, ...
         interpolation: how images are resized; None: as the teachers saw them, which their cards say.
         unlabelled: what becomes of images without a label, since they are not in the store or a teacher could not read
             them: "refuse", or "leave-out"; then `pictures.images` are the others.
         threads: how many threads of this process share the images of a batch; 1 for none beside the caller. They take
             the place of a `DataLoader`'s worker processes: a batch is made where it is used, and never sent.
+        target: "probabilities", whose rows sum to 1; or "logits", up to a constant per row, for the losses of
+            `softlabels.losses`.
+        return_index: end each item with its number, ``row * views + view``.
 
     Raises:
         KeyError: images that are not in the store; the first are named.
-        ConfigError: fewer than one thread, a temperature or blend that these labels do not support, or teachers that
-            saw images of different interpolations and none is chosen.
+        ConfigError: fewer than one thread, a temperature, blend or target that these labels do not support, or teachers
+            that saw images of different interpolations and none is chosen.
         StoreError: a teacher of `teachers` is not there or has no complete view, or could not read some images.
+
+    Example:
+        >>> labels, images = softlabels.open_labels("shards/"), softlabels.open_images("digits")
+        >>> dataset = softlabels.SoftLabelDataset(labels, images, size=8, temperature=2.0)
+        >>> image, hard_label, probabilities = dataset[0]
+        >>> len(dataset), image.shape, hard_label, probabilities.shape
+        (2694, torch.Size([3, 8, 8]), 1, torch.Size([10]))
     """
 
     def __init__(
         self,
         labels: Labels,
-        images: Images,
+        images: Any,
         size: int = 224,
         teachers: Sequence[str] | None = None,
         temperature: float = 1.0,
@@ -434,12 +457,18 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         interpolation: str | None = None,
         unlabelled: Literal["refuse", "leave-out"] = "refuse",
         threads: int = 1,
+        target: Literal["probabilities", "logits"] = "probabilities",
+        return_index: bool = False,
     ) -> None:
         if threads < 1:
             raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
+        if target not in ("probabilities", "logits"):
+            raise ConfigError(f"target is 'probabilities' or 'logits', not {target!r}")
+        images = open_images(images)
         self._crew = ThreadPool(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
-        labels.probabilities([], 0, temperature, teachers=teachers, blend=blend)  # refuses now what items would
+        self.target, self.return_index = target, return_index
+        self._targets(np.empty(0, np.int64), np.empty(0, np.int64))  # refuses now what items would
         views, names = labels.complete_views(teachers), labels.select(teachers)
         if unlabelled not in ("refuse", "leave-out"):
             raise ConfigError(f"unlabelled is 'refuse' or 'leave-out', not {unlabelled!r}")
@@ -461,6 +490,14 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
         image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
         self.pictures = ViewDataset.of_store(labels.store, images, views, image_spec)
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.labels.select(self.teachers))
+        return (
+            f"SoftLabelDataset({self.pictures.images.name}: {len(self.pictures.images):,} images, {self.views} views "
+            f"each, of {self.pictures.image_spec.size} px; {self.target} of {names} at temperature "
+            f"{self.temperature:g})"
+        )
+
     @property
     def views(self) -> int:
         """Views per image."""
@@ -473,32 +510,37 @@ class SoftLabelDataset(Dataset[tuple[Tensor, int, Tensor]]):
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
+    def __getitem__(self, number: int) -> Sample:
         return self.__getitems__([check_number(number, len(self))])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Samples:
-        rows, views = np.divmod(np.asarray(numbers, np.int64), self.views)
+        given = np.asarray(numbers, np.int64)
+        rows, views = np.divmod(given, self.views)
         pictures = self.pictures.render(rows, views, thread_pool=self._crew)
-        probabilities = self.labels.probabilities(
-            self._rows[rows], views, self.temperature, teachers=self.teachers, blend=self.blend
-        )
         hard = self.pictures.images.labels[rows]
         if self.pictures.recipe.mixes:
             hard = np.where(self.pictures.mixtures(rows, views)[1] < 1, -1, hard)
-        return Samples(pictures, torch.from_numpy(hard.astype(np.int64)), probabilities)
+        index = torch.from_numpy(given) if self.return_index else None
+        targets = self._targets(self._rows[rows], views)
+        return Samples(pictures, torch.from_numpy(hard.astype(np.int64)), targets, index)
+
+    def _targets(self, rows: Rows, views: Rows) -> Tensor:
+        made = self.labels.blended_logits if self.target == "logits" else self.labels.probabilities
+        return made(rows, views, self.temperature, teachers=self.teachers, blend=self.blend)
 
     @staticmethod
-    def collate(samples: list[tuple[Tensor, int, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-        """What a `DataLoader` makes of a batch, (images, hard labels, probabilities), without copying it.
+    def collate(samples: list[Sample]) -> tuple[Tensor, ...]:
+        """Make a batch of samples, (images, hard labels, targets) and, where asked for, indices, without copying it.
 
-        For its `collate_fn`; the usual one lays the images out anew, channel by channel. Here a pixel's channels lie
-        together (torch.channels_last), as convolutions like them.
+        For a `DataLoader`'s `collate_fn`; the usual one lays the images out anew, channel by channel. Here a pixel's
+        channels lie together (torch.channels_last), as convolutions like them.
         """
         if isinstance(samples, Samples):
-            return samples.pictures, samples.hard, samples.probabilities
-        pictures, hard, probabilities = zip(*samples, strict=True)
+            return samples.batch
+        pictures, hard, targets, *index = zip(*samples, strict=True)
         stacked = torch.stack(pictures).contiguous(memory_format=torch.channels_last)
-        return stacked, torch.tensor(hard, dtype=torch.int64), torch.stack(probabilities)
+        numbers = [torch.tensor(each, dtype=torch.int64) for each in (hard, *index)]
+        return (stacked, numbers[0], torch.stack(targets), *numbers[1:])
 
 
 def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
@@ -514,12 +556,14 @@ def _interpolation(labels: Labels, teachers: Sequence[str]) -> str:
     return str(next(iter(seen.values())))
 
 
-class Samples(list[tuple[Tensor, int, Tensor]]):
-    """Items of a batch that remember the whole: uint8 (n, 3, size, size), int64 (n,) and float32 (n, classes)."""
+class Samples(list[Sample]):
+    """Items that remember the `batch` they are of: uint8 (n, 3, size, size), int64 (n,) and float32 (n, classes), and
+    where there is an `index` int64 (n,)."""
 
-    def __init__(self, pictures: Tensor, hard: Tensor, probabilities: Tensor) -> None:
-        super().__init__(zip(pictures, hard.tolist(), probabilities, strict=True))
-        self.pictures, self.hard, self.probabilities = pictures, hard, probabilities
+    def __init__(self, pictures: Tensor, hard: Tensor, targets: Tensor, index: Tensor | None = None) -> None:
+        numbers = () if index is None else (index,)
+        super().__init__(zip(pictures, hard.tolist(), targets, *(each.tolist() for each in numbers), strict=True))
+        self.batch: tuple[Tensor, ...] = (pictures, hard, targets, *numbers)
 
 
 def _as_it_is(batch: Any) -> Any:

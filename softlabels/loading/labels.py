@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,14 @@ from torch import Tensor
 from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words, hash_keys, philox
+from softlabels.core.progress import size
 from softlabels.errors import ConfigError, StoreError
 from softlabels.losses import BLENDS, Blend
 from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
 from softlabels.views import RECIPES, Recipe, record_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
 """What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view
@@ -67,6 +72,17 @@ class Labels:
             f"Labels({self.store.location!r}, images={len(self)}, views={self.views}, classes={self.classes}, "
             f"teachers={self.teachers})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a line for each teacher."""
+        facts = f"{len(self):,} images, {self.views} complete views each, {self.classes:,} classes"
+        cells = [
+            (name, spelled(self._codecs[name]), f"{self.views_of([name])}", size(self.of(name).nbytes))
+            for name in self.teachers
+        ]
+        lines = [f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in cells]
+        head = "".join(f"<th>{name}</th>" for name in ("teacher", "codec", "complete views", "size"))
+        return f"<p>{escape(self.store.location)}: {facts}</p><table><tr>{head}</tr>{''.join(lines)}</table>"
 
     @property
     def views(self) -> int:
@@ -293,7 +309,7 @@ class Labels:
         )
 
     def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
-        """What a teacher said of one view of these rows: float32 (n, classes), up to a constant per row.
+        """Return a teacher's logits of one view of these rows: float32 (n, classes), up to a constant per row.
 
         Of labels of one temperature T alone (`sampled`, `probabilities`) it is T times the logarithm of their
         probabilities, -inf for classes that have none: losses on logits have no use for these.
@@ -325,23 +341,89 @@ class Labels:
         teachers: Sequence[str] | None = None,
         blend: Any = "mean-probabilities",
     ) -> Tensor:
-        """The blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
+        """Return the blended target of one view of these rows at `temperature`: float32 (n, classes), rows sum to 1.
 
         Raises:
             ConfigError: a codec is not valid at this temperature, or has no logits where the blend needs them.
             StoreError: a label is not there, or its image could not be read; it is named.
             TypeError, IndexError, ValueError: rows or views are no whole numbers, not of this store, or too many.
         """
-        names, mixing = self.select(teachers), BLENDS.make(blend)
+        logits = self._blended(rows, view, temperature, self.select(teachers), BLENDS.make(blend))
+        return (logits / temperature).softmax(-1)
+
+    def blended_logits(
+        self,
+        rows: Sequence[int] | ArrayLike,
+        view: int | ArrayLike,
+        temperature: float = 1.0,
+        teachers: Sequence[str] | None = None,
+        blend: Any = "mean-probabilities",
+    ) -> Tensor:
+        """Return logits whose softmax at `temperature` is the blended target: float32 (n, classes), up to a constant.
+
+        Those of a single teacher are its own. Arguments and errors are those of `probabilities`; a teacher whose labels
+        have no logits is a ConfigError.
+        """
+        names = self.select(teachers)
+        self.check_logits(names, "a target of logits", "choose the target 'probabilities'")
+        return self._blended(rows, view, temperature, names, BLENDS.make(blend))
+
+    def _blended(self, rows: Any, view: Any, temperature: float, names: Sequence[str], blend: Blend) -> Tensor:
         for name in names:
             self._codecs[name].check_temperature(temperature)
-        self.check_blend(mixing, names)
+        self.check_blend(blend, names)
         where, numbers = self._addresses(rows, view)
         taken = self.take(where, numbers, names)
         self._refuse_unlabelled(where, numbers, names)
-        logits = self.decode(taken, temperature)
-        words = self.blend_words(where, numbers) if mixing.samples else None
-        return (mixing(logits, temperature=temperature, words=words) / temperature).softmax(-1)
+        words = self.blend_words(where, numbers) if blend.samples else None
+        return blend(self.decode(taken, temperature), temperature=temperature, words=words)
+
+    def top(
+        self,
+        rows: Sequence[int] | ArrayLike,
+        view: int | ArrayLike = 0,
+        k: int = 5,
+        *,
+        temperature: float = 1.0,
+        teachers: Sequence[str] | None = None,
+        blend: Any = "mean-probabilities",
+    ) -> pd.DataFrame:
+        """Show the `k` likeliest classes of one view of each of these rows, beside the images' hard labels.
+
+        Args:
+            rows: row numbers, or a mask; `rows(keys)` finds them.
+            view: one number for all rows, or one for each.
+            k: how many classes, at most all.
+
+        Returns:
+            A table with `k` lines for each row, the likeliest class first: ``key``, ``hard_label``, ``rank`` (from 1),
+            ``class`` and ``probability``. Classes are names where the store has them, else numbers as text; the hard
+            label of an image without one is None.
+
+        Raises:
+            ConfigError, StoreError, TypeError, IndexError, ValueError: as `probabilities`.
+
+        Example:
+            >>> labels = softlabels.open_labels("shards/")
+            >>> labels.top([0], k=2)[["rank", "class"]].shape
+            (2, 2)
+        """
+        import pandas as pd
+
+        where = self._rows_of(rows)
+        probabilities = self.probabilities(where, view, temperature, teachers, blend)
+        shown, classes = probabilities.topk(min(k, self.classes))
+        width, names = shown.shape[1], self.class_names or [str(number) for number in range(self.classes)]
+        hard = [names[label] if label >= 0 else None for label in self.store.labels[where].tolist()]
+        return pd.DataFrame(
+            {
+                "key": np.repeat(np.array(keys_at(self.keys, where), object), width),
+                "hard_label": np.repeat(np.array(hard, object), width),
+                "rank": np.tile(np.arange(1, width + 1), len(where)),
+                "class": [names[number] for number in classes.reshape(-1).tolist()],
+                "probability": shown.reshape(-1).numpy(),
+            }
+        )
 
     def check_logits(self, teachers: Sequence[str], who: str, instead: str) -> None:
         """Refuse labels that have no logits where `who` needs them; `instead` says what helps.
@@ -475,11 +557,19 @@ def open_labels(
     """Open a label store for reading, HDF5 or Zarr, in a folder or behind a URL such as ``s3://bucket/shards``.
 
     Args:
+        location: the store's folder or URL. What a running dump has finished can be read meanwhile.
         cache_dir: where shards from a URL are copied to, whole and checked, and compressed ones are unpacked; without
             it ``$SOFTLABELS_CACHE``, or a folder in the user's cache.
         cache_size: bytes that copies in that folder may have together; those not used for longest go first.
 
     Raises:
         StoreError: there is no store at `location`, it is damaged, or it cannot be reached.
+
+    Example:
+        >>> labels = softlabels.open_labels("shards/")
+        >>> labels.teachers, labels.views, len(labels)
+        (('teacher',), 2, 1347)
+        >>> labels.probabilities(labels.rows(["train/0007"]), view=0, temperature=4.0).shape
+        torch.Size([1, 10])
     """
     return Labels(open_store(os.path.expanduser(location), Cache.at(cache_dir, cache_size)))  # noqa: PTH111

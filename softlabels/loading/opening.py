@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softlabels.choices import DataChoice, TeacherChoice
+from softlabels.core.config import OBJECT
 from softlabels.core.philox import permutation
 from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, notes, open_images, subset
@@ -312,6 +313,11 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
                 f"{name} came from files of {card.spec.get('project')}: run `softlabels import` again to get shards "
                 f"back, or {instead}"
             )
+        if name not in named and kind == OBJECT:
+            raise ConfigError(
+                f"{name} was an object of a Python program ({inner.get('module')}); give it there: `teacher`, with the "
+                f"name {name!r}, or {instead}"
+            )
         if name not in named and kind == "function":
             # A store may come from a stranger, so only a user may have code imported.
             raise ConfigError(f"{name} was made by {inner.get('function')!r}; name it yourself with `teacher`")
@@ -323,7 +329,7 @@ def reopening(config: Reopening, labels: Labels, images: Images, instead: str) -
         if name in named:
             spec, clean = named[name], RECIPES.make(labels.store.manifest.recipe).clean
             if inner is not card.spec:  # named is the whole teacher, the card says which columns
-                spec = teacher_spec({**card.spec, "of": spec.model_dump(mode="json")})
+                spec = teacher_spec({**card.spec, "of": spec.model_dump()})
             opened = open_teacher(spec, machine, images, labels.classes, clean=clean)
         else:
             # As it was: what a network wants by default may have changed since.

@@ -24,27 +24,44 @@ _WINDOW_ROWS, _SHARDS, _SHARD_OFFSETS = 8, 9, 10
 
 
 class OneViewEach(Sampler[int]):
-    """Sample numbers of one epoch: each image once in a shuffled order, each time in its next view.
+    """Sample each image once per epoch, in a shuffled order, each time in its next view.
 
-    After `views` epochs every image was seen in each of its views once. With ``views_per_image=m`` each image comes m
-    times in a row with m different views, so that one decode feeds m rows of a batch. The order depends on (seed,
-    epoch) alone; make one sampler per epoch, or call `set_epoch` before each.
+    After `views` epochs every image was seen in each of its views once. The order depends on (seed, epoch) alone; make
+    one sampler per epoch, or call `set_epoch` before each. Iterating gives numbers ``row * views + view``.
+
+    Args:
+        dataset: what is sampled.
+        epoch: the epoch whose order comes first.
+        seed: another one gives another order; labels and views stay as they are.
+        views_per_image: from 1 (usual) to the number of views: each image comes so many times in a row with different
+            views, so that one decode feeds as many rows of a batch.
 
     Raises:
         ConfigError: an image has fewer views than are to come in a row.
+
+    Example:
+        >>> labels, images = softlabels.open_labels("shards/"), softlabels.open_images("digits")
+        >>> dataset = softlabels.SoftLabelDataset(labels, images, size=8)
+        >>> sampler = softlabels.OneViewEach(dataset, seed=0)
+        >>> loader = torch.utils.data.DataLoader(dataset, batch_size=64, sampler=sampler)
+        >>> len(dataset), len(sampler), len(loader)
+        (2694, 1347, 22)
     """
 
     def __init__(
-        self, pictures: SoftLabelDataset | ViewDataset, epoch: int = 0, seed: int = 0, views_per_image: int = 1
+        self, dataset: SoftLabelDataset | ViewDataset, epoch: int = 0, seed: int = 0, views_per_image: int = 1
     ):
-        check_views(pictures.views, views_per_image)
-        self._images, self._views = len(pictures) // pictures.views, pictures.views
+        check_views(dataset.views, views_per_image)
+        self._images, self._views = len(dataset) // dataset.views, dataset.views
         self._seed, self._views_per_image = seed, views_per_image
-        self._epoch = epoch
+        self.epoch = epoch
+
+    def __repr__(self) -> str:
+        return f"OneViewEach({len(self):,} of {self._images * self._views:,} views, epoch {self.epoch})"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self._images * self._views_per_image
@@ -54,9 +71,9 @@ class OneViewEach(Sampler[int]):
 
     def numbers(self) -> NDArray[np.int64]:
         """The epoch's sample numbers, int64 (images * views_per_image,)."""
-        rows = permutation(self._images, self._seed, self._epoch, _ORDER)
+        rows = permutation(self._images, self._seed, self.epoch, _ORDER)
         offsets = philox((self._seed, _OFFSETS), (rows, 0, 0, 0))[:, 0] % np.uint64(self._views)
-        turns = self._epoch * self._views_per_image + np.arange(self._views_per_image)
+        turns = self.epoch * self._views_per_image + np.arange(self._views_per_image)
         views = (offsets.astype(np.int64)[:, None] + turns) % self._views
         return (rows[:, None] * self._views + views).reshape(-1)
 
@@ -71,7 +88,7 @@ def check_views(views: int, views_per_image: int) -> None:
 
 
 class ShuffledShards(Sampler[int]):
-    """Sample numbers of one epoch: each image once, each time in its next view, from a few shards at a time.
+    """Sample each image once per epoch, each time in its next view, from a few shards at a time.
 
     The shards come in a shuffled order, and the images of `window` of them together are shuffled among themselves: of
     the store, only that window need be in memory (and the next one, while it is made ready). All images of a shard are
@@ -82,7 +99,7 @@ class ShuffledShards(Sampler[int]):
     The order depends on (seed, epoch) alone; make one sampler per epoch, or call `set_epoch` before each.
 
     Args:
-        pictures: of a label store.
+        dataset: of a label store.
         window: shards whose images are shuffled together, or the bytes that their labels of an epoch may take in
             memory, such as ``"512MB"``.
 
@@ -93,21 +110,25 @@ class ShuffledShards(Sampler[int]):
 
     def __init__(
         self,
-        pictures: SoftLabelDataset | LabelledViews,
+        dataset: SoftLabelDataset | LabelledViews,
         window: int | str,
         epoch: int = 0,
         seed: int = 0,
         views_per_image: int = 1,
     ) -> None:
-        check_views(pictures.views, views_per_image)
-        self._runs = pictures.runs()
-        self._views, self._window = pictures.views, shards_of_window(pictures, window, views_per_image)
+        check_views(dataset.views, views_per_image)
+        self._runs = dataset.runs()
+        self._views, self._window = dataset.views, shards_of_window(dataset, window, views_per_image)
         self._seed, self._views_per_image = seed, views_per_image
-        self._epoch = epoch
+        self.epoch = epoch
+
+    def __repr__(self) -> str:
+        images = len(self._runs)
+        return f"ShuffledShards({len(self):,} of {images * self._views:,} views, epoch {self.epoch})"
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self._runs) * self._views_per_image
@@ -119,12 +140,12 @@ class ShuffledShards(Sampler[int]):
         """The epoch's sample numbers, int64 (images * views_per_image,)."""
         distinct, which = np.unique(self._runs, return_inverse=True)
         places = np.empty(len(distinct), np.int64)
-        places[permutation(len(distinct), self._seed, self._epoch, _SHARDS)] = np.arange(len(distinct))
-        shuffled = permutation(len(self._runs), self._seed, self._epoch, _WINDOW_ROWS)
+        places[permutation(len(distinct), self._seed, self.epoch, _SHARDS)] = np.arange(len(distinct))
+        shuffled = permutation(len(self._runs), self._seed, self.epoch, _WINDOW_ROWS)
         windows = places[which[shuffled]] // self._window
         rows = shuffled[np.argsort(windows, kind="stable")]
         offsets = philox((self._seed, _SHARD_OFFSETS), (self._runs[rows], 0, 0, 0))[:, 0] % np.uint64(self._views)
-        turns = self._epoch * self._views_per_image + np.arange(self._views_per_image)
+        turns = self.epoch * self._views_per_image + np.arange(self._views_per_image)
         views = (offsets.astype(np.int64)[:, None] + turns) % self._views
         return (rows[:, None] * self._views + views).reshape(-1)
 

@@ -36,6 +36,12 @@ def logit_mse(
 
     Source: Ba and Caruana 2014, "Do deep nets really need to be deep?", arXiv:1312.6184; Kim et al. 2021,
     arXiv:2105.08919. The centring is ours.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.logit_mse(student, teacher, temperature=4.0).item(), 3)
+        2.417
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     return mean_over(centred(student - teacher).square().sum(-1), valid)
@@ -63,6 +69,12 @@ def logit_l1(
     temperature is not used. Where a difference is 0, so is its gradient.
 
     Source: as `logit_mse`, with the absolute value in place of the square.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.logit_l1(student, teacher, temperature=4.0).item(), 3)
+        2.5
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     return mean_over(centred(student - teacher).abs().sum(-1), valid)
@@ -93,6 +105,12 @@ def standardized_kl(
 
     Source: Sun et al. 2024, "Logit standardization in knowledge distillation", arXiv:2403.01427;
     the 1e-7 and the K - 1 as in the authors' code.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.standardized_kl(student, teacher, temperature=4.0).item(), 3)
+        0.148
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     return kl_divergence(_standardised(student), _standardised(teacher), temperature=temperature, valid=valid)
@@ -133,6 +151,12 @@ def spherical_kd(
     Source: Guo et al. 2020, "Reducing the teacher-student gap via spherical knowledge distillation", arXiv:2010.07485.
     The authors' code has two other radii: in its README a fixed one, 2 to 3 times the root of the number of classes
     (nearly `standardized_kl` at T / 2 to T / 3, but for T^2); in its script each row's own teacher norm.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.spherical_kd(student, teacher, temperature=4.0).item(), 3)
+        0.164
     """
     student, teacher = (centred(each) for each in pair_of(student_logits, teacher_logits, valid))
     radius = mean_over(vector_norm(teacher, dim=-1), valid)

@@ -42,6 +42,12 @@ def relational_distance(
     with its graph. Takes time batch^2 * classes. Teacher logits must be finite.
 
     Source: Park et al. 2019, "Relational knowledge distillation", arXiv:1904.05068 (where it is a sum over the pairs).
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.relational_distance(student, teacher, temperature=4.0).item(), 3)
+        0.0
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     pairs = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
@@ -89,6 +95,12 @@ def relational_angle(
 
     Source: Park et al. 2019, "Relational knowledge distillation", arXiv:1904.05068 (where it is a sum over the
     triples).
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.relational_angle(student, teacher, temperature=4.0).item(), 3)
+        0.0
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
     counted = torch.ones_like(student[:, 0], dtype=torch.bool) if valid is None else valid
@@ -160,6 +172,12 @@ def dist(
     Source: Huang et al. 2022, "Knowledge distillation from a stronger teacher", arXiv:2205.10536;
     T^2 and the 1e-8 added to the correlation's denominator as in the authors' code (so that a column with a norm below
     some 1e-4 counts as constant).
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.dist(student, teacher, temperature=4.0).item(), 3)
+        3.548
     """
     log_q, log_p = log_softmaxes(student_logits, teacher_logits, temperature, valid)
     q, p = log_q.exp(), log_p.exp()

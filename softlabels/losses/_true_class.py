@@ -49,6 +49,11 @@ def hard_cross_entropy(
         shares: floats (batch,), given with `partners`.
 
     Source of the smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> round(losses.hard_cross_entropy(student, torch.tensor([0, 1])).item(), 3)
+        0.317
     """
     student = student_rows(student_logits, valid)
     labels = labels.long() if valid is None else labels.long().where(valid, NO_LABEL)
@@ -90,6 +95,12 @@ def decoupled_kd(
         ConfigError: there are no labels.
 
     Source: Zhao et al. 2022, "Decoupled knowledge distillation", arXiv:2203.08679.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.decoupled_kd(student, teacher, temperature=4.0, labels=torch.tensor([0, 1])).item(), 3)
+        1.451
     """
     labels, counted = true_class(labels, valid, "decoupled_kd")
     log_q, log_p = log_softmaxes(student_logits, teacher_logits, temperature, counted)
@@ -142,6 +153,12 @@ def weighted_soft_labels(
 
     Source: Zhou et al. 2021, "Rethinking soft labels for knowledge distillation: a bias-variance tradeoff perspective",
     arXiv:2102.00650; the 1e-7 as in the authors' code.
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.weighted_soft_labels(student, teacher, temperature=4.0, labels=torch.tensor([0, 1])).item(), 3)
+        9.601
     """
     labels, counted = true_class(labels, valid, "weighted_soft_labels")
     student, teacher = pair_of(student_logits, teacher_logits, counted)
@@ -183,6 +200,12 @@ def teacher_free(
 
     Source: Yuan et al. 2020, "Revisiting knowledge distillation via label smoothing regularization", arXiv:1909.11723,
     Tf-KD_reg. (The authors' script softens only the teacher's side, and u itself, not ln u.)
+
+    Example:
+        >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+        >>> teacher = torch.tensor([[1.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+        >>> round(losses.teacher_free(student, teacher, temperature=4.0, labels=torch.tensor([0, 1])).item(), 3)
+        1.49
     """
     if not 0 < correct < 1:
         raise ConfigError(f"teacher_free: correct must lie between 0 and 1, got {correct}")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from softlabels.core.config import OBJECT
 from softlabels.errors import ModelError
 from softlabels.models._architecture import PretrainedWeights, resolve, weights_of
 from softlabels.models._preprocessing import Preprocessing
@@ -66,7 +67,12 @@ def load_file(path: str | Path) -> PretrainedWeights:
     described = Description.from_metadata(file.metadata, file.path)
     if described is None:
         raise ModelError(f"{where} does not say its architecture; name it and add `weights={where}`")
-    if described.architecture.startswith("function:"):
+    if described.architecture.startswith(f"{OBJECT}:"):
+        raise ModelError(
+            f"{where} belongs to a network that was an object of a Python program ({described.architecture[7:]}); give "
+            f"such a network beside the file: softlabels.load_student({str(path)!r}, student=NETWORK)"
+        )
+    if described.own_code:
         # A file of weights must never choose code that is then run.
         function = described.architecture.removeprefix("function:")
         raise ModelError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from softlabels.choices import STUDENTS, TEACHERS, importable, unknown_source
-from softlabels.core.config import Given, Table
+from softlabels.core.config import OBJECT, Given, Table
 from softlabels.errors import ConfigError
 from softlabels.models._architecture import resolve
 from softlabels.models._spec import StudentSpec
@@ -17,7 +18,8 @@ V = TypeVar("V")
 def teacher_spec(teacher: Given | TeacherSpec, weights: str | None = None, **settings: Any) -> TeacherSpec:
     """The spec that `teacher=NAME` `weights=W` means; `settings` such as `size` or `name` count where not None.
 
-    A mapping or a spec, as a config has it, is taken as it is and may not be given `weights` or `settings` as well.
+    A mapping or a spec, as a config has it, is taken as it is and may not be given `weights` or `settings` as well, but
+    that of an object may.
 
     Raises:
         ModelError: the name is unknown; the nearest names are given.
@@ -31,8 +33,10 @@ def student_spec(student: Given, weights: str | None = None, **settings: Any) ->
     return STUDENTS.make(_mapping(student, STUDENTS, weights=weights, **settings))
 
 
-def _mapping(value: V, table: Table[object], **settings: Any) -> V | dict[str, Any]:
+def _mapping(value: V, table: Table[object], **settings: Any) -> V | dict[Any, Any]:
     given = {name: setting for name, setting in settings.items() if setting is not None}
+    if isinstance(value, Mapping) and value.get("kind") == OBJECT and not given.keys() & value.keys():
+        return {**value, **given}
     if not isinstance(value, str):
         if given:
             raise ConfigError(f"a {table.what} given as a mapping has its own {', '.join(given)}; put it there")

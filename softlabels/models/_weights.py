@@ -20,6 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from softlabels.core.config import OBJECT
 from softlabels.core.files import whole
 from softlabels.errors import ModelError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import EXTRA, State, extra_metadata, header, is_safetensors, read_tensors
@@ -152,6 +153,11 @@ class Description(BaseModel):
     classes: int = Field(ge=1)
     class_names: tuple[str, ...] = ()
     preprocessing: Preprocessing
+
+    @property
+    def own_code(self) -> bool:
+        """Whether it is a network of the user's own code, which a file of weights may not choose."""
+        return self.architecture.startswith(("function:", f"{OBJECT}:"))
 
     def to_metadata(self) -> dict[str, str]:
         """Text for the header of a safetensors file."""

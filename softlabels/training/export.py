@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from softlabels.core.installed import required
 from softlabels.datasets import Images
 from softlabels.errors import ModelError
 from softlabels.loading.views import ViewDataset, image_spec
+from softlabels.training.student import load_student
 from softlabels.views import RECIPES
 
 Form = Literal["torch", "onnx", "int8"]
@@ -59,39 +60,6 @@ class Exported:
     agreement: FileAgreement | None = None
 
 
-@dataclass(frozen=True)
-class Student:
-    """A trained network in evaluation mode that returns logits alone, and what its file says of it."""
-
-    network: nn.Module
-    preprocessing: models.Preprocessing
-    architecture: str
-    class_names: tuple[str, ...]
-
-
-def open_student(source: Path, function: str | None = None) -> Student:
-    """The student in a run's folder or file of weights; one that a function made needs that ``module:function``.
-
-    Raises:
-        ModelError: it cannot be read, does not fit the function's network, or `function` is not the one it is of.
-    """
-    if function is None:
-        weights = models.load_file(source)
-        network = weights.build(size=weights.preprocessing.size)
-        told = Student(network, weights.preprocessing, str(weights.architecture), weights.class_names)
-    else:
-        described = models.read_description(source)
-        name = f"function:{function}"
-        if described is None or described.architecture != name:
-            whose = f"of {described.architecture}" if described else "of a network that they do not name"
-            raise ModelError(f"the weights at {source} are {whose}, not of {name}; name that one, or leave it out")
-        network, _ = models.from_function(function, described.classes, over=lambda _: described.preprocessing)
-        models.load_weights(network, str(source), name)
-        told = Student(network, described.preprocessing, name, described.class_names)
-    models.set_mode(network, False)
-    return replace(told, network=models.Logits(network).eval())
-
-
 def export(source: Path, form: Form, out: Path | None = None, function: str | None = None) -> Exported:
     """Write a student that describes itself (a run's folder or its weights) as `form`.
 
@@ -106,8 +74,8 @@ def export(source: Path, form: Form, out: Path | None = None, function: str | No
         ConfigError: the packages for `form` are not installed.
     """
     _check_installed(form)
-    student = open_student(source, function)
-    network, wanted = student.network, student.preprocessing
+    student = load_student(source, student=function)
+    network, wanted = models.Logits(student.network).eval(), student.preprocessing
     path = out or _folder(source) / f"student{SUFFIX[form]}"
     size = wanted.size
     pictures = [torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in (_TRACED, _TRIED)]
@@ -126,7 +94,7 @@ def export(source: Path, form: Form, out: Path | None = None, function: str | No
         difference = _difference(network, pictures[1], partial, form)
         if not difference <= _LARGEST[form]:
             raise ModelError(f"{source} as {form} answers differently, by {difference:.1e} of its largest logit")
-    described = {"preprocessing": wanted.model_dump(mode="json"), "classes": list(student.class_names)}
+    described = {"preprocessing": wanted.model_dump(mode="json"), "classes": list(student.classes)}
     write_json(path.with_name(f"{path.name}.json"), {"architecture": student.architecture, **described})
     return Exported(path, difference)
 
@@ -188,8 +156,8 @@ def compare_file(
     source: Path, exported: Exported, form: Form, images: Images | None = None, function: str | None = None
 ) -> FileAgreement:
     """Let student and file name the class of each image's clean view; without images, of noise."""
-    student = open_student(source, function)
-    network, wanted = student.network, student.preprocessing
+    student = load_student(source, student=function)
+    network, wanted = models.Logits(student.network).eval(), student.preprocessing
     other = answers(exported.path, form)
     sums = torch.zeros(4, dtype=torch.int64)
     for pictures, labels in _shown(wanted, images):

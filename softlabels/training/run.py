@@ -13,7 +13,7 @@ from torch import nn
 
 from softlabels.choices import StudentChoice
 from softlabels.codecs import SparseCodec
-from softlabels.core.config import validated
+from softlabels.core.config import OBJECT, validated
 from softlabels.core.files import write_json
 from softlabels.core.progress import Terminal, duration, percent, plural, rate
 from softlabels.core.types import LOGITS
@@ -46,6 +46,7 @@ from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.loop import CHECKPOINTS, TrainReport, train
+from softlabels.training.result import TrainResult
 from softlabels.training.run_inputs import Inputs
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, check_optimizer, check_ranks, parameter_groups
@@ -74,7 +75,7 @@ CLASSIFIER = "classifier"
 """In `train_only`: the layer that tells the classes, whatever the network calls it."""
 
 
-def run_train(config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
+def run_train(config: TrainConfig, terminal: Terminal) -> TrainResult:
     """Train a student; returns the run's result, which is also written to its folder as the last thing.
 
     Under `torchrun` every process calls this; the first one talks and writes.
@@ -111,21 +112,21 @@ def check_train_files(config: TrainConfig) -> None:
         check_there(config.eval_data.make(), config.data_dir)
 
 
-def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> dict[str, Any]:
+def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> TrainResult:
     check_settings(config)
     folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
     check_place(folder, "run")
     before = ranks.on_first(lambda: _before(folder, config))
     if before is not None and before.result is not None:
         ranks.on_first(lambda: _report_done(before, config, terminal))
-        return {**before.result, "folder": str(folder)}
+        return TrainResult(before.result, folder)
     check_train_files(config)
     spec = _student(config)
     inputs = Inputs(config, spec)
     known = ranks.on_first(lambda: _known(inputs, before, config, terminal))
     inputs.views = None if before is None or before.inputs is None else before.inputs.get("views")
     with ExitStack() as stack:
-        return _train(config, spec, folder, inputs, known, stack, terminal, ranks)
+        return TrainResult(_train(config, spec, folder, inputs, known, stack, terminal, ranks), folder)
 
 
 def _before(folder: Path, config: TrainConfig) -> Record | None:
@@ -197,7 +198,7 @@ def _train(
         config.channels_last,
         ranks,
         # Code that is not known here may leave out layers now and then.
-        all_parameters_used=used and spec.kind != "function",
+        all_parameters_used=used and spec.kind not in ("function", OBJECT),
     )
     check_ranks(settings, runtime)
     header = [
@@ -292,7 +293,7 @@ def _student(config: TrainConfig) -> StudentSpec:
     if config.weights is not None:
         raise ConfigError("`init` and `weights` exclude each other: `init` brings the network's weights")
     saved = read_description(config.init)
-    if config.student is None and (saved is None or saved.architecture.startswith("function:")):
+    if config.student is None and (saved is None or saved.own_code):
         # A file of weights must never choose code that is then run.
         own = saved.architecture.removeprefix("function:") if saved else "NAME"
         raise ConfigError(f"{config.init} does not name a network that is known here; name it with `student={own}`")

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from softlabels.choices import DATASETS, DataChoice
-from softlabels.core.config import Given, read_yaml, without_settings
+from softlabels.core.config import OBJECT, Given, read_yaml, without_settings
 from softlabels.core.progress import Terminal, percent, plural
 from softlabels.errors import DataError, StoreError
 from softlabels.loading.labels import open_labels
@@ -66,7 +66,7 @@ def _scored_weights(spec: TeacherSpec) -> str:
         file = weights_file(spec.path)
         last = file.with_name("last.safetensors")
         return f"{file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
-    return getattr(spec, "weights", None) or ("its own" if spec.kind == "function" else "default")
+    return getattr(spec, "weights", None) or ("its own" if spec.kind in ("function", OBJECT) else "default")
 
 
 def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | None, str | None]:

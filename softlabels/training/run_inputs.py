@@ -78,11 +78,12 @@ class Inputs:
 
     def _known_student(self) -> dict[str, Any]:
         weights = self._config.init or getattr(self._student, "weights", None)
+        own = getattr(self._student, "weights_sha256", None)  # of an object
         drawn = weights is None or weights == "default" or random_seed(weights) is not None
         return {
             "network": self._student.resolved,
             "preprocessing": self._student.preprocessing.model_dump(mode="json"),
-            "first weights": weights if drawn else read_weights(weights or "").sha256,
+            "first weights": own or (weights if drawn else read_weights(weights or "").sha256),
         }
 
     def _known_labels(self) -> dict[str, Any] | None:

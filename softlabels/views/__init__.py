@@ -13,6 +13,7 @@ replayed are not here: `softlabels.importing.replayed` has them, and `RECORDED` 
 """
 
 from softlabels.choices import RECIPE_NAMES, RECORDED, STEPS
+from softlabels.core.config import Part
 from softlabels.views._auto_augment import NAMES as OPERATION_NAMES
 from softlabels.views._auto_augment import Operations
 from softlabels.views._mix import area_outside, blend
@@ -59,6 +60,7 @@ __all__ = [
     "Operations",
     "ParamSource",
     "Params",
+    "Part",
     "Probability",
     "Recipe",
     "Recipes",

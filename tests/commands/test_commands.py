@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,13 @@ softlabels.dump(teacher="resnet18", data="digits", views=4, codec="topk:10")
 softlabels.dump(teacher="resnet18", data="digits", codek="topk:10")
 softlabels.dump(teacher="resnet18", data="digits", seed="0")
 softlabels.dump(teacher="resnet18", data="digits", format="parquet")
+softlabels.make_loader("shards/", "digits", batch_sise=64)
+softlabels.load_student("runs/x", "bets")
+softlabels.train(student="cnn_tiny", labels="shards/").top_1
 """
+
+READ = ("loading/loader.py", "training/result.py", "training/student.py")
+"""Modules of promised names that are read beside the stub."""
 
 
 def test_the_stub_is_that_of_the_present_settings() -> None:
@@ -32,12 +39,18 @@ def test_the_stub_is_that_of_the_present_settings() -> None:
 def test_a_type_checker_sees_wrong_settings(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     (tmp_path / "example.py").write_text(EXAMPLE)
-    # Of the stub alone: what it imports is of no matter here, and takes long.
-    (tmp_path / "softlabels").mkdir()
-    (tmp_path / "softlabels/__init__.pyi").write_text(PATH.read_text(encoding="utf-8"))
-    command = [sys.executable, "-m", "mypy", "--follow-imports", "skip", "--config-file", "", "example.py"]
+    # Of the stub and a few modules: what they import is of no matter here, and takes long.
+    configured = "[mypy]\nfollow_imports = skip\n"
+    for name in ("__init__.pyi", *READ):
+        place = tmp_path / "softlabels" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text((PATH.parent / name).read_text(encoding="utf-8"))
+        (place.parent / "__init__.py").touch()
+        configured += f"[mypy-softlabels.{name.partition('.')[0].replace('/', '.')}]\nfollow_imports = silent\n"
+    (tmp_path / "mypy.ini").write_text(configured)
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "example.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    first, second, third = (
+    first, second, third, *others = (
         line for line in done.stdout.splitlines() if line.startswith("example.py") and "error" in line
     )
     assert first.startswith(
@@ -45,6 +58,11 @@ def test_a_type_checker_sees_wrong_settings(tmp_path: Path) -> None:
     )
     assert second.startswith('example.py:6: error: Argument "seed" to "dump" has incompatible type "str"')
     assert third.startswith('example.py:7: error: Argument "format" to "dump" has incompatible type')
+    assert [re.sub(r"example.py:(\d+): error: ", r"\1 ", line)[:50] for line in others] == [
+        '8 Unexpected keyword argument "batch_sise" for "ma',
+        '9 Argument 2 to "load_student" has incompatible ty',
+        '10 "TrainResult" has no attribute "top_1"; maybe "',
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softlabels.core.config import Part
 from softlabels.core.reading import shrunken
-from softlabels.datasets._images import Split, absolute
+from softlabels.datasets._images import Split, absolute, in_short
 from softlabels.datasets.packs._format import (
     MANIFEST,
     SHARD,
@@ -61,6 +61,9 @@ class PackedImages:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open, (self.root, dict(self.spec))
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
     @property
     def name(self) -> str:
