@@ -50,7 +50,7 @@ class DigitPairs(Part):
     split: Split = "train"
 
     def open(self) -> MemoryImages:
-        """The data set; a key holds the pair's number and those of its digits in scikit-learn: ``train/00007-3-1240``."""
+        """The data set; a key holds the pair's number and its digits' in scikit-learn: ``train/00007-3-1240``."""
         side, numbers, grey, labels = _digits(self.kind, self.split)
         count = _PAIRS[side]
         words = philox((0, 0), (np.arange(count), 0, 0, 0))

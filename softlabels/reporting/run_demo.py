@@ -87,6 +87,7 @@ def demo_text(result: DemoResult) -> str:
 def _train(settings: Mapping[str, Any], terminal: Terminal) -> float:
     terminal.say(_command("train", settings))
     top1 = run_train(validated(TrainConfig, settings, "demo"), Terminal(quiet=True)).top1
+    assert top1 is not None  # the data set has a test side
     terminal.say(f"  top-1 {top1:.1%}")
     return top1
 
