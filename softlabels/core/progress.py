@@ -34,11 +34,15 @@ class Advance(Protocol):
 class Terminal:
     """Lines and progress for a person: bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
-    def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, spell: Callable[[str], str] = lambda line: line
-    ) -> None:
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, spell: Callable[[str], str] = str) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._spell = quiet, spell
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_stream"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _stream=sys.stderr)  # of the process that it came to
 
     def say(self, line: str) -> None:
         """Print one line."""
