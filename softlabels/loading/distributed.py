@@ -237,8 +237,10 @@ def run_on(devices: Sequence[str], work: Callable[..., _T], *given: object) -> _
             with _interrupts_ignored():  # which they inherit: at Ctrl-C this process ends them
                 for each in processes:
                     each.start()
-            while any(each.exitcode is None for each in processes) and not any(each.exitcode for each in processes):
-                connection.wait([each.sentinel for each in processes if each.exitcode is None])
+            while (alive := [each for each in processes if each.exitcode is None]) and not any(
+                each.exitcode for each in processes
+            ):
+                connection.wait([each.sentinel for each in alive])
         finally:
             _end(processes)
         outcomes = [_outcome(Path(answers, str(rank))) for rank in range(len(devices))]

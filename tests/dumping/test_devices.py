@@ -35,20 +35,25 @@ def summaries(text: str) -> list[str]:
 
 
 def test_devices_write_what_one_process_writes_and_say_it_once(
-    softlabels_command: Callable, photos: Path, tmp_path: Path
+    softlabels_command: Callable, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """The processes print to this one's stderr; a command in a process of its own is in the slow tests."""
     assert softlabels_command(*DUMP, "--data", photos, "--device", "cpu", "--out", "one").exit_code == 0
-    done = softlabels_on_two(*DUMP, "--data", photos, "--out", "two", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = softlabels_command(*DUMP, "--data", photos, "--devices", "cpu:2", "--out", "two", "--json")
+    assert done.exit_code == 0, done.output
     assert shard_bytes(tmp_path / "two") == shard_bytes(tmp_path / "one")
-    (summary,) = summaries(done.stderr)
+    said = capfd.readouterr().err
+    (summary,) = summaries(said)
     assert re.search(r"cnn_tiny: wrote 5 shards, 36 labels in .* 2 views complete in two", summary), summary
-    assert done.stderr.count("agrees with the labels on") == 1
-    assert "of 36 labelled views" in done.stderr
+    assert said.count("agrees with the labels on") == 1
+    assert "of 36 labelled views" in said
+    (report,) = json.loads(done.output.partition("\n")[2])
+    assert (report["shards"], report["pictures"], report["labels"]) == (5, 36, 36)
     again = softlabels_command(*DUMP, "--data", photos, "--device", "cpu", "--out", "two")
     assert "nothing to do" in again.output
 
 
+@pytest.mark.slow
 def test_when_one_process_fails_all_end_in_one_line(tmp_path: Path) -> None:
     """An image of the second process's part cannot be read."""
     photos = write_pictures(tmp_path / "photos")
@@ -57,7 +62,7 @@ def test_when_one_process_fails_all_end_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("softlabels: ")]
-    assert "004.jpg is empty (0 bytes)" in line and "--on-bad-image skip" in line
+    assert "004.jpg cannot be decoded: it is empty (0 bytes)" in line and "--on-bad-image skip" in line
 
 
 @pytest.mark.slow
@@ -143,7 +148,9 @@ def test_devices_under_torchrun_are_refused(
     place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in place.items():
         monkeypatch.setenv(name, value)
-    assert "torchrun has started them already" in softlabels_command(*DUMP, "--data", photos, "--devices", "cpu:2").output
+    assert (
+        "torchrun has started them already" in softlabels_command(*DUMP, "--data", photos, "--devices", "cpu:2").output
+    )
 
 
 def test_one_device_needs_no_process(softlabels_command: Callable, photos: Path) -> None:

@@ -44,9 +44,7 @@ def test_an_experiment_without_a_folder_gets_a_fresh_one_and_finds_it_again(
     assert named.exit_code == 1 and "choose another --out" in named.output
 
 
-def test_the_same_settings_with_other_labels_are_another_experiment(
-    softlabels_command: Callable, photos: Path
-) -> None:
+def test_the_same_settings_with_other_labels_are_another_experiment(softlabels_command: Callable, photos: Path) -> None:
     for name, seed in (("g", 0), ("h", 1)):
         assert softlabels_command(*DUMP, "--data", photos, "--seed", seed, "--out", name).exit_code == 0
     for name in ("g", "h", "g/", Path("h").absolute()):

@@ -118,6 +118,7 @@ def test_a_training_in_a_thread_leaves_signals_as_they_are(photos: Path, tmp_pat
     assert (tmp_path / "run/result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_job_that_is_asked_as_a_whole_ends_with_a_checkpoint_although_its_workers_are_asked_too(
     photos: Path, tmp_path: Path
 ) -> None:
