@@ -67,7 +67,9 @@ def test_the_page_does_what_it_says(machine: Path) -> None:
 
 
 def test_every_script_is_in_the_page() -> None:
-    assert sorted(re.findall(r"^\| `([\w-]+\.sh)` \|", PAGE, flags=re.MULTILINE)) == sorted(os.listdir(SCRIPTS))
+    assert sorted(re.findall(r"^\| `([\w-]+\.sh)` \|", PAGE, flags=re.MULTILINE)) == sorted(
+        each.name for each in SCRIPTS.iterdir()
+    )
 
 
 DUMP = ("--teacher", "cnn_tiny", "--weights", "random", "--views", 1, "--rows-per-shard", 4, "--workers", 0)

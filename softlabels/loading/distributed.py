@@ -194,10 +194,9 @@ def process_group(*, gpus: bool = True, timeout: timedelta | None = None) -> Ite
         torch.cuda.set_device(local_rank() % found)
     others = int(os.environ["WORLD_SIZE"]) - 1
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    more = {} if timeout is None else {"timeout": timeout}
     try:
         with waiting(f"the other {others} processes of this run (WORLD_SIZE) at {where}"):
-            dist.init_process_group("cpu:gloo,cuda:nccl" if found else "gloo", **more)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if found else "gloo", timeout=timeout)
     except (RuntimeError, ValueError) as problem:
         raise RunError(
             f"the {others} other processes of this run did not come together at {where} ({_first_line(problem)}); "
@@ -225,7 +224,7 @@ def run_on(devices: Sequence[str], work: Callable[..., _T], *given: object) -> _
         RunError: one was killed.
     """
     context = multiprocessing.get_context("spawn")
-    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix="softlabels-") as answers:
         processes = [
             context.Process(

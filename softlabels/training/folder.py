@@ -170,7 +170,7 @@ def begin(
     chosen = {name: value for name, value in config.model_dump(mode="json").items() if value != _plain(defaults[name])}
     lengths = [[each["from"], each["to"]] for each in prolonged]
     experiment = _experiment({**chosen, **({"prolonged": lengths} if lengths else {})}, inputs)
-    record = {"inputs": inputs, "chosen": chosen, "experiment": experiment}
+    record: dict[str, Any] = {"inputs": inputs, "chosen": chosen, "experiment": experiment}
     if prolonged:
         record["prolonged"] = list(prolonged)
     write_json(folder / INPUTS, record)
