@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ def _together(reports: Sequence[DumpReport], look: LogitCheck | None, counts: Se
     agreement: float | None = None
     notes: list[str] = []
     if look is not None:
-        look.counts = LogitCounts.sum(counts)
+        look.counts = functools.reduce(LogitCounts.plus, counts)
         agreement, notes = look.agreement, look.lines()
     return DumpReport(
         reports[0].teacher,
@@ -238,10 +239,8 @@ def _decodes(images: Images, row: int) -> bool:
 
 
 class LogitCounts(NamedTuple):
-    """What was counted of a teacher's logits.
-
-    Labelled views, those of which it names the hard label, the images of all these, logits that a codec cuts off, and
-    how often each class was named and was the true one, int64 (classes,), None before the first.
+    """What was counted of a teacher's logits: labelled views, those where it is `right`, and the images of all these;
+    labels of which a codec has `cut` off logits; how often each class was named, and was true, int64 (classes,).
     """
 
     right: int = 0
@@ -251,11 +250,15 @@ class LogitCounts(NamedTuple):
     named: NDArray[np.int64] | None = None
     true: NDArray[np.int64] | None = None
 
-    @classmethod
-    def sum(cls, counts: Iterable[LogitCounts]) -> LogitCounts:
-        """All of them together."""
-        columns = ([value for value in column if value is not None] for column in zip(*counts, strict=True))
-        return cls(*(sum(column[1:], column[0]) if column else None for column in columns))
+    def plus(self, other: LogitCounts) -> LogitCounts:
+        """Both together."""
+        numbers = (self.right + other.right, self.labelled + other.labelled, self.images + other.images)
+        cut, named, true = self.cut + other.cut, _sum(self.named, other.named), _sum(self.true, other.true)
+        return LogitCounts(*numbers, cut, named, true)
+
+
+def _sum(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    return other if one is None else one if other is None else one + other
 
 
 class LogitCheck:
@@ -319,9 +322,9 @@ class LogitCheck:
         if not known.any():
             return
         hard, named = hard[known].cpu(), said.argmax(-1).cpu()[known]
-        classes = (np.bincount(each.numpy(), minlength=said.shape[1]) for each in (named, hard))
+        classes = [np.bincount(each.numpy(), minlength=said.shape[1]) for each in (named, hard)]
         found = LogitCounts(int((hard == named).sum()), len(hard), len(rows[known].unique()), 0, *classes)
-        self.counts = LogitCounts.sum([self.counts, found])
+        self.counts = self.counts.plus(found)
 
     @property
     def agreement(self) -> float | None:

@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[Run, str, Any]:
         raise RunError(f"{path} holds no result of a run; it is damaged or of another program")
     config = _object(folder / "config.yaml", yaml.safe_load)
     inputs = _object(folder / "inputs.json", json.loads)
-    changes = [f"from {each['from']} to {each['to']} epochs" for each in inputs.get("prolonged", [])]
+    changes = [f"from {each.get('from')} to {each.get('to')} epochs" for each in inputs.get("prolonged", [])]
     note = f" (prolonged {' and '.join(changes)})" if changes else ""
     run = Run(folder.name, folder, result, read_metrics(folder / "metrics.jsonl"), note)
     settings = {name: value for name, value in config.items() if name not in ("seed", "out")}

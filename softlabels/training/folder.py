@@ -30,6 +30,10 @@ _IN_RESULT = frozenset({"best", "last", "parameters", "images", "steps", "second
 """What the result of every finished run holds."""
 
 
+_CHANGE = frozenset({"from", "to", "at_step", "lr", "lr_before"})
+"""What `inputs.json` holds for each time that a run got more epochs."""
+
+
 ANYWHERE = frozenset(
     {
         "device",
@@ -132,7 +136,12 @@ def recorded(folder: Path) -> Record | None:
     result = _result(folder / RESULT) if (folder / RESULT).exists() else None
     if result is not None:
         remove_leftovers(folder)  # of a process that was killed after its last word
-    return Record(folder, config, found.get("chosen"), found.get("inputs"), result, found.get("prolonged", ()))
+    prolonged = found.get("prolonged", [])
+    if not isinstance(prolonged, list) or not all(
+        isinstance(each, dict) and set(each) >= _CHANGE for each in prolonged
+    ):
+        raise RunError(f"{folder / INPUTS} is damaged; remove it, and the same command goes on with the run")
+    return Record(folder, config, found.get("chosen"), found.get("inputs"), result, prolonged)
 
 
 def _result(path: Path) -> dict[str, Any]:

@@ -163,10 +163,7 @@ def _place(config: TrainConfig, terminal: Terminal) -> tuple[Path, Record | None
         return usual, None
     number = next(number for number in itertools.count(2) if number not in others)
     folder = usual.with_name(f"{usual.name}-{number}")
-    terminal.say(
-        f"{usual} holds another run ({'; '.join(others[1][:3])}); this one is in {folder}: `out` names a folder, and "
-        f"goes on with the run in it"
-    )
+    terminal.say(f"{usual} holds another run ({'; '.join(others[1][:3])}); this one is in {folder}; `out` chooses")
     return folder, None
 
 
@@ -300,10 +297,16 @@ def _train(
 def _prolonged(
     found: Record | None, config: TrainConfig, settings: TrainSettings, task: Task, folder: Path
 ) -> list[Mapping[str, Any]]:
-    """Each time that the run got more epochs, now included: from and to how many, at which step, and its rates."""
+    """Each time that the run got more epochs, now included: from and to how many, at which step, and its rates.
+
+    Raises:
+        RunError: it is done, and has no checkpoint any more.
+    """
     before = None if found is None else found.shorter(config)
     earlier = [] if found is None else [each for each in found.prolonged if each["to"] <= (before or config.epochs)]
     step = newest_step(folder / CHECKPOINTS)
+    if before is not None and step is None and found is not None and found.result is not None:
+        raise RunError(f"{folder} has no checkpoint left from which it could get more epochs; choose another `out`")
     if before is None or step is None:
         return earlier
     per_epoch = StepSampler(task.samples, settings).steps_per_epoch

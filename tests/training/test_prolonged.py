@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,14 @@ def test_what_differs_besides_is_refused_and_nothing_is_changed(photos: Path, tm
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_a_run_without_a_checkpoint_is_begun_anew_with_all_epochs(photos: Path, tmp_path: Path) -> None:
+def test_without_a_checkpoint_a_run_that_is_done_is_kept_and_another_begun_anew(photos: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(run, photos, epochs=1)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(RunError, match="has no checkpoint left from which it could get more epochs"):
+        train(run, photos, epochs=2)
+    assert train(run, photos, epochs=1)["steps"] == 3
     (run / "result.json").unlink()
-    for each in (run / "checkpoints").iterdir():
-        for file in each.iterdir():
-            file.unlink()
-        each.rmdir()
     train(run, photos, epochs=2)
     assert "prolonged" not in record(run)
 
