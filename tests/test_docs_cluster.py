@@ -48,7 +48,7 @@ def script(name: str, *words: object, **environment: str) -> subprocess.Popen[st
 
 
 def done(started: subprocess.Popen[str]) -> str:
-    _, said = started.communicate(timeout=150)
+    _, said = started.communicate(timeout=300)
     assert started.returncode == 0, said
     return said
 
@@ -58,7 +58,7 @@ def test_the_page_does_what_it_says(machine: Path) -> None:
     said = {}
     for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL):
         for line in block.splitlines():
-            ended = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=150, check=False)
+            ended = subprocess.run(shlex.split(line), capture_output=True, text=True, timeout=300, check=False)
             assert ended.returncode == 0, (line, ended.stderr)
             said[line] = ended.stderr
     assert softlabels.open_labels("labels").views == 4
@@ -97,12 +97,12 @@ def test_a_training_that_runs_out_of_time_is_queued_again_and_goes_on(machine: P
     words += ("--eval-data", "none", "--out", "r")
     place = {"SLURM_JOB_ID": "17", "PROCESSES": "2"}
     job = script("train-requeue.sh", *words, "--epochs", 100_000, "--checkpoint-every", 5, **place)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list(machine.glob("r/checkpoints/step-*")):
         assert time.monotonic() < until and job.poll() is None
         time.sleep(0.1)
     job.send_signal(signal.SIGUSR1)
-    _, said = job.communicate(timeout=100)
+    _, said = job.communicate(timeout=200)
     assert job.returncode != 0
     assert (machine / "queued").read_text() == "requeue 17\n"
     found = re.findall(r"softlabels: asked to end \(\w+\); .* from the checkpoint of step ([\d,]+)", said)
@@ -114,5 +114,5 @@ def test_a_training_that_runs_out_of_time_is_queued_again_and_goes_on(machine: P
     assert job.stderr is not None
     assert any(f"going on from step {step:,}" in line for line in job.stderr)
     job.terminate()
-    job.communicate(timeout=100)
+    job.communicate(timeout=200)
     assert not (machine / "queued").exists()
