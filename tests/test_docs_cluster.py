@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def script(name: str, *words: object, **environment: str) -> subprocess.Popen[str]:
-    command = [str(SCRIPTS / name), *map(str, words)]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def script(machine: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts one of the scripts in that folder; nothing of it outlives the test."""
+    started = []
+
+    def start(name: str, *words: object, **environment: str) -> subprocess.Popen[str]:
+        command, place = [str(SCRIPTS / name), *map(str, words)], {**os.environ, **environment}
+        started.append(
+            subprocess.Popen(command, cwd=machine, env=place, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        )
+        return started[-1]
+
+    yield start
+    for each in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(each.pid, signal.SIGKILL)
 
 
 def done(started: subprocess.Popen[str]) -> str:
@@ -77,7 +91,7 @@ DUMP = ("--teacher", "cnn_tiny", "--weights", "random", "--views", 1, "--rows-pe
 
 @pytest.mark.slow
 def test_the_jobs_of_an_array_and_the_devices_of_a_node_fill_one_store(
-    machine: Path, photos: Path, softlabels_command: Callable
+    machine: Path, photos: Path, softlabels_command: Callable, script: Callable[..., subprocess.Popen[str]]
 ) -> None:
     words = (*DUMP, "--data", photos)
     jobs = [
@@ -92,7 +106,9 @@ def test_the_jobs_of_an_array_and_the_devices_of_a_node_fill_one_store(
 
 
 @pytest.mark.slow
-def test_a_training_that_runs_out_of_time_is_queued_again_and_goes_on(machine: Path, photos: Path) -> None:
+def test_a_training_that_runs_out_of_time_is_queued_again_and_goes_on(
+    machine: Path, photos: Path, script: Callable[..., subprocess.Popen[str]]
+) -> None:
     words = ("--student", "cnn_tiny", "--data", photos, "--batch-size", 4, "--workers", 0, "--device", "cpu")
     words += ("--eval-data", "none", "--out", "r")
     place = {"SLURM_JOB_ID": "17", "PROCESSES": "2"}

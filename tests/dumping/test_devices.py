@@ -75,12 +75,15 @@ def test_a_signal_ends_all_processes(tmp_path: Path, number: signal.Signals) -> 
         [*words, "--devices", "cpu:2", "--out", "shards"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     until = time.monotonic() + 240
-    while len(list(tmp_path.glob("shards/cnn_tiny/.writer-*"))) < 2:
-        assert time.monotonic() < until and started.poll() is None
-        time.sleep(0.1)
-    children = [int(each) for each in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
-    started.send_signal(number)
-    _, said = started.communicate(timeout=120)
+    try:
+        while len(list(tmp_path.glob("shards/cnn_tiny/.writer-*"))) < 2:
+            assert time.monotonic() < until and started.poll() is None
+            time.sleep(0.1)
+        children = [int(each) for each in Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()]
+        started.send_signal(number)
+        _, said = started.communicate(timeout=120)
+    finally:
+        started.kill()
     assert started.returncode == {signal.SIGINT: 1, signal.SIGTERM: 143}[number], said
     assert said.splitlines()[-1].endswith("; the same command goes on where this one stopped")
     assert "Traceback" not in said
