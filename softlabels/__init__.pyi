@@ -123,6 +123,7 @@ def dump(
     compile: bool = False,
     rows_per_shard: int = 4096,
     part: Text = "0/1",
+    devices: Text | None = None,
     grow: bool = False,
     dry_run: bool = False,
     on_bad_image: Literal["fail", "skip"] = "fail",
@@ -165,6 +166,8 @@ def dump(
         compile: compile the teacher with torch.compile, for passes of one size
         rows_per_shard: images per shard: what a crash can cost
         part: I/N: write every N-th shard only, from the I-th
+        devices: devices of this machine that label together, a process each: all (every GPU), 0,1 (these GPUs) or cpu:2
+            (two processes on the CPU)  [default: the one of `device`]
         grow: add images that the store does not have yet; its shards stay as they are
         dry_run: only say what would be done, as `softlabels plan` does
         on_bad_image: stop at an image that cannot be read, or record it as unlabelled
@@ -405,6 +408,7 @@ def plan(
     compile: bool = False,
     rows_per_shard: int = 4096,
     part: Text = "0/1",
+    devices: Text | None = None,
     grow: bool = False,
     dry_run: bool = False,
     on_bad_image: Literal["fail", "skip"] = "fail",
@@ -449,6 +453,8 @@ def plan(
         compile: compile the teacher with torch.compile, for passes of one size
         rows_per_shard: images per shard: what a crash can cost
         part: I/N: write every N-th shard only, from the I-th
+        devices: devices of this machine that label together, a process each: all (every GPU), 0,1 (these GPUs) or cpu:2
+            (two processes on the CPU)  [default: the one of `device`]
         grow: add images that the store does not have yet; its shards stay as they are
         dry_run: only say what would be done, as `softlabels plan` does
         on_bad_image: stop at an image that cannot be read, or record it as unlabelled
@@ -555,7 +561,7 @@ def sweep(
     class_map: Text | None = None,
     data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Data | None = None,
+    eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -629,7 +635,7 @@ def sweep(
             class of the data set, by number or name  [default: found by name]
         data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
-        eval_data: data set to evaluate on  [default: the test split of the data set]
+        eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
@@ -695,7 +701,7 @@ def train(
     class_map: Text | None = None,
     data: Data | None = None,
     data_dir: Text | None = None,
-    eval_data: Data | None = None,
+    eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
@@ -766,7 +772,7 @@ def train(
             class of the data set, by number or name  [default: found by name]
         data: data set  [default: the one the labels were made of; without `labels` it must be named]
         data_dir: where the data set lies
-        eval_data: data set to evaluate on  [default: the test split of the data set]
+        eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
@@ -785,7 +791,8 @@ def train(
         channels_last: lay images out as convolutions on GPUs like them
         compare: compare student and teacher on every training image after the last step
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
-        out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]
+        out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned; -2, -3, ... where that holds
+            another run]
     """
 
 def verify(

@@ -522,6 +522,25 @@ class DataChoice(Choice["DataSet"]):
             self.make()
 
 
+class HeldOutChoice(DataChoice):
+    """A data set to evaluate on, or ``none``."""
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        return given if given == "none" else check_data(given)
+
+    @property
+    def none(self) -> bool:
+        """Whether nothing is evaluated."""
+        return self.given == "none"
+
+    def check_settings(self) -> None:
+        """See `Choice.check_settings`."""
+        if not self.none:
+            super().check_settings()
+
+
 def _network_object(value: object, what: str) -> Given:
     """What stands for a network that a Python caller hands over. Raises ConfigError for other objects."""
     if not isinstance(value, import_module("torch").nn.Module):

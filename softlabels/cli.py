@@ -17,6 +17,8 @@ import click
 from pydantic_core import PydanticUndefined
 
 from softlabels.commands import COMMANDS, Command
+from softlabels.core.processes import prints
+from softlabels.core.signals import EXIT_CODE, Terminated
 from softlabels.errors import ConfigError, SoftlabelsError, printable
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -82,7 +84,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SoftlabelsError as problem:
-            click.echo(printable(with_options(f"softlabels: {problem}")), err=True)
+            if not problem.repeated:
+                click.echo(printable(with_options(f"softlabels: {problem}")), err=True)
             ctx.exit(2 if isinstance(problem, ConfigError) else 1)
         except KeyError as problem:
             if not (problem.args and isinstance(problem.args[0], str) and " " in problem.args[0]):
@@ -91,8 +94,9 @@ class Commands(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt as stop:
             goes_on = "; the same command goes on where this one stopped" if _resumes(ctx.invoked_subcommand) else ""
-            click.echo(with_options(f"softlabels: {str(stop) or f'interrupted{goes_on}'}"), err=True)
-            ctx.exit(1)
+            if prints():
+                click.echo(with_options(f"softlabels: {_why_ended(stop, goes_on)}"), err=True)
+            ctx.exit(EXIT_CODE if isinstance(stop, Terminated) else 1)
         except BrokenPipeError:
             # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,6 +113,12 @@ class Commands(click.Group):
             if problem.filename is None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+
+
+def _why_ended(stop: KeyboardInterrupt, goes_on: str) -> str:
+    """What stopped a command and what the same one does next, as far as it does not say so itself."""
+    text = str(stop) or "interrupted"
+    return text if ";" in text else f"{text}{goes_on}"
 
 
 def _resumes(name: str | None) -> bool:
@@ -147,7 +157,7 @@ class Configured(click.Command):
 
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from softlabels.core.config import plain
-        from softlabels.core.progress import Terminal, first_process
+        from softlabels.core.progress import Terminal
         from softlabels.next_commands import next_commands
 
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
@@ -155,10 +165,12 @@ class Configured(click.Command):
         where = f"{self.name} (with {config})" if config else self.name or ""
         settings = self._command.checked(given, config, where)  # before anything that takes long is imported
         outcome = self._command(settings, Terminal(quiet=quiet, spell=with_options))
+        if not prints():
+            return
         problems = getattr(outcome, "problems", [])
-        if as_json and first_process():
+        if as_json:
             click.echo(json.dumps(plain(outcome), indent=2))
-        elif first_process():
+        else:
             shown = with_options(self._command.shown(outcome))
             click.echo("".join(f"{printable(line)}\n" for line in shown.splitlines()), nl=False)
             for each in [] if quiet or problems else next_commands(self.name or "", settings, outcome):

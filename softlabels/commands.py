@@ -50,10 +50,13 @@ class Command:
         return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where)
 
     def __call__(self, settings: CommandConfig, terminal: Terminal) -> Any:
-        """Run it, with settings whose parts can be made."""
-        run = _found(self.run)
-        settings.check_parts()
-        return run(settings, terminal)
+        """Run it, with settings whose parts can be made. A signal that ends it leaves nothing half written."""
+        from softlabels.core.signals import raised
+
+        with raised():
+            run = _found(self.run)
+            settings.check_parts()
+            return run(settings, terminal)
 
     def shown(self, outcome: Any) -> str:
         """What the command line prints of its outcome."""

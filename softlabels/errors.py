@@ -14,6 +14,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 class SoftlabelsError(Exception):
     """Base of every error a user can cause; the command line prints it as one line and exits with 1."""
 
+    repeated = False
+    """Whether it is that of another process of the same job, which prints it."""
+
 
 class ConfigError(SoftlabelsError):
     """An option, a config file or a part's setting is wrong."""

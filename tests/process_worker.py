@@ -36,9 +36,20 @@ def pooled(classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, classes))
 
 
+def voted(device: str) -> list[int]:
+    """The steps after which two processes stop, of which the second is asked to at its step 3."""
+    from softlabels.loading.distributed import StopVote, process_group
+
+    assert device == "cpu"
+    with process_group(gpus=False) as ranks:
+        vote = StopVote(ranks)
+        step = next(step for step in range(10) if vote.stop(ranks.rank == 1 and step >= 3))
+        return ranks.gather(step)
+
+
 def main(settings: dict[str, Any], notes: Path, cut: int) -> None:
     import softlabels
-    from softlabels.training.distributed import Ranks
+    from softlabels.loading.distributed import Ranks
     from softlabels.training.state import TrainState
     from softlabels.training.targets import Supervision
 

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import math
 import os
+import platform
 import re
 import threading
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
         own(handle)
         with contextlib.suppress(OSError):  # the number is for messages only; the lock holds on a full disk, too
             os.ftruncate(handle, 0)
-            os.pwrite(handle, str(owner).encode(), 0)
+            os.pwrite(handle, f"{owner} {platform.node()}".encode(), 0)
         yield
     finally:
         if os.getpid() == owner:
@@ -155,7 +156,7 @@ def _is_held(path: Path) -> bool:
 
 
 class BusyError(StoreError):
-    """A lock is held by another process, whose id is `holder`, or ""."""
+    """A lock is held by another process: `holder`, its id, and its machine where that is another one, or ""."""
 
     def __init__(self, message: str, holder: str = "") -> None:
         super().__init__(message)
@@ -164,12 +165,13 @@ class BusyError(StoreError):
 
 def _busy(path: Path) -> BusyError:
     try:
-        holder = path.read_text()[:20].strip()
+        number, _, machine = path.read_text()[:100].strip().partition(" ")
     except (OSError, ValueError):
-        holder = ""
+        number = machine = ""
+    elsewhere = f" on {machine}" if machine not in ("", platform.node()) else ""
+    holder = f"{number}{elsewhere}" if number.isdigit() else ""
     match = _PART.fullmatch(path.name)
     part = f"part {match[1]}/{match[2]} of " if match else ""
-    holder = holder if holder.isdigit() else ""
     return BusyError(
         f"another process{f' ({holder})' if holder else ''} is writing {part}{path.parent} already; "
         f"wait for it, stop it, or give each process a `part` of its own",

@@ -35,13 +35,17 @@ class Advance(Protocol):
 class Terminal:
     """Lines and progress for a person: bars on a terminal, plain lines elsewhere, nothing when quiet."""
 
-    def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, spell: Callable[[str], str] = lambda line: line
-    ) -> None:
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False, spell: Callable[[str], str] = str) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._quiet, self._spell = quiet, spell
         self._console: Console | None = None
         self._printed = -math.inf
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_stream"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _stream=sys.stderr)  # of the process that it came to
 
     def say(self, line: str) -> None:
         """Print one line; above the bar, while there is one."""
@@ -219,11 +223,6 @@ def clock(seconds: float) -> str:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def first_process() -> bool:
-    """Whether this is the one to print: the only process of a command, or the first that `torchrun` started."""
-    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def size(count: float) -> str:

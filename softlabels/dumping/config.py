@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -126,6 +127,11 @@ class DumpConfig(Machine, Caching):
     compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
     rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+    devices: str | None = Field(
+        None,
+        description="devices of this machine that label together, a process each: all (every GPU), 0,1 (these GPUs) or "
+        "cpu:2 (two processes on the CPU)  [default: the one of `device`]",
+    )
     grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
     dry_run: bool = Field(False, description="only say what would be done, as `softlabels plan` does")
     on_bad_image: Literal["fail", "skip"] = Field(
@@ -141,6 +147,17 @@ class DumpConfig(Machine, Caching):
     @classmethod
     def _is_a_part(cls, text: str) -> str:
         share_of(text)
+        return text
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _are_devices(cls, value: Any) -> Any:
+        text = value if value is None else str(value)
+        numbers = (text or "").split(",")
+        if text is not None and (
+            not re.fullmatch(r"all|cpu:[1-9]\d{0,2}|\d{1,3}(,\d{1,3})*", text) or len(set(numbers)) < len(numbers)
+        ):
+            raise ValueError("are all, numbers of GPUs such as 0,1 (each once), or cpu:2")
         return text
 
     @field_validator("batch_size", mode="before")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from softlabels.core.types import LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledViews, Workers, batches
+from softlabels.loading.distributed import SINGLE, Ranks
 from softlabels.loading.labels import machine_memory
 from softlabels.loading.views import OF_PARTNER, ViewDataset
 from softlabels.models import (
@@ -119,9 +121,12 @@ def dump(
     again: Sequence[Shard] = (),
     skip_bad_images: bool = False,
     odd_logits: OnOddLogits = "fail",
+    ranks: Ranks = SINGLE,
     terminal: Terminal,
 ) -> DumpReport:
     """Write every shard of this part that is not there yet, or was removed: of all `outputs` from the same passes.
+
+    Of several processes, `ranks`, each has a part of its own, and the report is of what all of them did.
 
     `views` are wanted of each image (None: those of `pictures`); what was removed is written whole, also beyond them.
     The shards `again` are dumped once more in their places where they are there, as those of which an image can be read
@@ -149,7 +154,7 @@ def dump(
             replaced = [shard for shard in again if shard in there and shard.run % part[1] == part[0]]
             for shard in (*replaced, *each.labels.due(pictures.views if views is None else views, part)):
                 todo.setdefault(shard, []).append(each)
-        return dump_shards(
+        report = dump_shards(
             pictures,
             teacher,
             todo,
@@ -161,6 +166,27 @@ def dump(
             look=look,
             terminal=terminal,
         )
+    reports, looks = ranks.gather(report), ranks.gather(None if look is None else look.counts)
+    return report if ranks.count == 1 else _together(reports, look, [each for each in looks if each is not None])
+
+
+def _together(reports: Sequence[DumpReport], look: LogitCheck | None, counts: Sequence[LogitCounts]) -> DumpReport:
+    """What several processes did that began and ended together."""
+    agreement: float | None = None
+    notes: list[str] = []
+    if look is not None:
+        look.counts = functools.reduce(LogitCounts.plus, counts)
+        agreement, notes = look.agreement, look.lines()
+    return DumpReport(
+        reports[0].teacher,
+        sum(each.shards for each in reports),
+        sum(each.pictures for each in reports),
+        max(each.seconds for each in reports),
+        sum(each.labels for each in reports),
+        {key: reason for each in reports for key, reason in each.skipped.items()},
+        agreement,
+        tuple(notes),
+    )
 
 
 def dump_shards(
@@ -230,6 +256,29 @@ def _decodes(images: Images, row: int) -> bool:
     return True
 
 
+class LogitCounts(NamedTuple):
+    """What was counted of a teacher's logits: labelled views, those where it is `right`, and the images of all these;
+    labels of which a codec has `cut` off logits; how often each class was named, and was true, int64 (classes,).
+    """
+
+    right: int = 0
+    labelled: int = 0
+    images: int = 0
+    cut: int = 0
+    named: NDArray[np.int64] | None = None
+    true: NDArray[np.int64] | None = None
+
+    def plus(self, other: LogitCounts) -> LogitCounts:
+        """Both together."""
+        numbers = (self.right + other.right, self.labelled + other.labelled, self.images + other.images)
+        cut, named, true = self.cut + other.cut, _sum(self.named, other.named), _sum(self.true, other.true)
+        return LogitCounts(*numbers, cut, named, true)
+
+
+def _sum(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    return other if one is None else one if other is None else one + other
+
+
 class LogitCheck:
     """A look at what a teacher says: for the usual mistakes at the first batches, for its accuracy at all of them.
 
@@ -254,8 +303,8 @@ class LogitCheck:
         self._asked_again = False
         self.done = False
         """Whether enough was looked at; then only `count` is due."""
-        self._right = self._labelled = self._images = self._cut = 0
-        self._named: dict[str, NDArray[np.int64]] = {}
+        self.counts = LogitCounts()
+        """What `count` found so far."""
 
     def begin(self, batch: Batch, logits: Tensor, ask: Callable[[Tensor], Tensor] | None = None) -> None:
         """Look at the logits (n, classes) of one of the first batches; `ask`, images to logits, is asked once more.
@@ -282,7 +331,8 @@ class LogitCheck:
         good, said = _read_rows(batch, logits)
         if not len(said):
             return
-        self._cut += int((said.amax(-1) - said.amin(-1) > self._codec.deepest).sum())
+        cut = int((said.amax(-1) - said.amin(-1) > self._codec.deepest).sum())
+        self.counts = self.counts._replace(cut=self.counts.cut + cut)
         hard, rows = batch.targets[good], batch.rows[good]
         known = (hard >= 0) & (hard < said.shape[1])
         if batch.shares is not None:
@@ -290,36 +340,32 @@ class LogitCheck:
         if not known.any():
             return
         hard, named = hard[known].cpu(), said.argmax(-1).cpu()[known]
-        self._right += int((hard == named).sum())
-        self._labelled += len(hard)
-        self._images += len(rows[known].unique())
-        for key, classes in (("named", named), ("true", hard)):
-            counts = np.bincount(classes.numpy(), minlength=said.shape[1])
-            self._named[key] = self._named[key] + counts if key in self._named else counts
+        classes = [np.bincount(each.numpy(), minlength=said.shape[1]) for each in (named, hard)]
+        found = LogitCounts(int((hard == named).sum()), len(hard), len(rows[known].unique()), 0, *classes)
+        self.counts = self.counts.plus(found)
 
     @property
     def agreement(self) -> float | None:
         """The share of labelled views of which the teacher names the hard label; None where there are none."""
-        return self._right / self._labelled if self._labelled else None
+        return self.counts.right / self.counts.labelled if self.counts.labelled else None
 
     def lines(self) -> list[str]:
         """What there is to tell in the end: agreement with the labels, a warning at chance level, logits cut off."""
-        lines = []
-        if self.agreement is not None:
+        lines, counts = [], self.counts
+        if self.agreement is not None and counts.named is not None and counts.true is not None:
             lines.append(
-                f"{self._teacher}: agrees with the labels on {self.agreement:.1%} of {self._labelled:,} labelled views"
+                f"{self._teacher}: agrees with the labels on {self.agreement:.1%} of {counts.labelled:,} labelled views"
             )
-            named, true = (self._named[key] / self._labelled for key in ("named", "true"))
-            chance = float((named * true).sum())
-            doubt = 3 * (chance * (1 - chance) / max(self._images, 1)) ** 0.5
-            if self._images >= FEWEST_FOR_CHANCE and self.agreement <= chance + doubt:
+            chance = float((counts.named / counts.labelled * (counts.true / counts.labelled)).sum())
+            doubt = 3 * (chance * (1 - chance) / max(counts.images, 1)) ** 0.5
+            if counts.images >= FEWEST_FOR_CHANCE and self.agreement <= chance + doubt:
                 lines.append(
                     f"warning: that is no better than chance ({chance:.1%}): are the classes in another order, the "
                     f"weights not trained for them, or the images normalised otherwise?"
                 )
-        if self._cut:
+        if counts.cut:
             lines.append(
-                f"warning: {self._cut:,} labels have logits more than {self._codec.deepest:,.6g} below their highest, "
+                f"warning: {counts.cut:,} labels have logits more than {self._codec.deepest:,.6g} below their highest, "
                 f"where {spelled(self._codec)} cuts them off; losses on logits want dense:fp32"
             )
         return lines

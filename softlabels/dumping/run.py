@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import torch
 
 from softlabels.choices import RECORDED_VIEWS
 from softlabels.codecs import CODECS, Codec
 from softlabels.core.config import config_text
+from softlabels.core.processes import started_with_others
 from softlabels.core.progress import Terminal, plural
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images
@@ -29,6 +31,7 @@ from softlabels.dumping.stores import (
     update_checksums,
 )
 from softlabels.errors import ConfigError
+from softlabels.loading.distributed import Ranks, local_rank, process_group, run_on
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
     alias,
@@ -44,7 +47,7 @@ from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.models import Preprocessing, Teacher
-from softlabels.store import Location, Shard, Store, TeacherCard, find_store, folder_name, locate
+from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
 from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
 
@@ -59,39 +62,105 @@ def run_plan(config: PlanConfig, terminal: Terminal) -> Plans:
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)
+    classes = _stored_classes(config, out)
     plans = Plans(
-        _plan(config, out, teacher, images, codecs, terminal) for teacher in _teachers(config, out, images, terminal)
+        _plan(config, out, teacher, images, codecs, terminal)
+        for teacher in _teachers(config, out, classes, images, terminal)
     )
+    if config.devices is not None:
+        terminal.say(f"times are those of one process; `devices={config.devices}` divides them")
     plans.packs = packing.usual_packs(images, threads=os.cpu_count() or 1)
     return plans
 
 
 def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport] | Plans:
-    """Label every image whose shard is missing, teacher by teacher; with `dry_run` what `run_plan` returns."""
+    """Label every image whose shard is missing, teacher by teacher; with `dry_run` what `run_plan` returns.
+
+    Under `torchrun` every process calls this and labels a part; with `devices` this one starts one for each.
+    """
     if config.dry_run:
         return run_plan(PlanConfig.model_validate(dict(config)), terminal)
+    devices = _devices(config)
+    if len(devices) == 1:
+        return _dump_on(devices[0], config, terminal)
+    check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    terminal.say(f"labels on {', '.join(devices)}, a process each; progress is that of the first")
+    return run_on(devices, _dump_on, config, terminal)
+
+
+def _devices(config: DumpConfig) -> list[str]:
+    """The devices of this machine that label together, by the names that `device` has."""
+    if config.devices is None:
+        return [config.device]
+    if config.device != "auto":
+        raise ConfigError("`device` and `devices` exclude each other; give one of them")
+    if started_with_others():
+        raise ConfigError("`devices` starts processes, and torchrun has started them already; leave one of them out")
+    kind, _, count = config.devices.partition(":")
+    if kind == "cpu":
+        return ["cpu"] * int(count)
+    gpus = torch.cuda.device_count()
+    numbers = range(gpus) if kind == "all" else [int(number) for number in kind.split(",")]
+    absent = [number for number in numbers if number >= gpus]
+    if absent or not numbers:
+        there = "no GPU" if gpus == 0 else "1 GPU, number 0" if gpus == 1 else f"{gpus} GPUs, 0 to {gpus - 1}"
+        raise ConfigError(
+            f"`devices={config.devices}`: there is {there}; name others, or `devices=cpu:2`, two processes on the CPU"
+        )
+    return [f"cuda:{number}" for number in numbers]
+
+
+_LONGEST_DUMP = timedelta(days=30)
+"""How long processes that are done with their parts wait for the others: shards are few and large."""
+
+
+def _dump_on(device: str, config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
+    """This process's part of a dump; of several processes the first says what all of them did."""
+    with process_group(gpus=False, timeout=_LONGEST_DUMP) as ranks:
+        gpus = torch.cuda.device_count()
+        if ranks.count > 1 and config.devices is None and device in ("auto", "cuda") and gpus:
+            device = f"cuda:{local_rank() % gpus}"
+        placed = config.model_copy(update={"device": device})
+        return _dump(placed, config_text(config), terminal if ranks.first else Terminal(quiet=True), ranks)
+
+
+def _dump(config: DumpConfig, text: str, terminal: Terminal, ranks: Ranks) -> list[DumpReport]:
+    """`text` is the config that the store keeps."""
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)
     recipe = _recipe(config, out)
+    index, count = config.share
+    part = (index + ranks.rank * count, count * ranks.count)
+    classes = ranks.on_first(lambda: _stored_classes(config, out))
     reports = []
-    for teacher in _teachers(config, out, images, terminal):
-        job = _job(config, out, images, recipe, teacher, codecs, terminal)
-        store, arranged = job.store.made(), job.store.images
-        outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in job.cards.items()]
+    for teacher in _teachers(config, out, classes, images, terminal):
+
+        def prepared(teacher: Teacher = teacher) -> tuple[Store, Images, list[StoredOutput]]:
+            job = _job(config, out, images, recipe, teacher, codecs, part, terminal)
+            store, cards = job.store.made(), job.cards.items()
+            outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in cards]
+            return store, job.store.images, outputs
+
+        store, arranged, outputs = ranks.first_then_others(prepared)
         labels = outputs[0].labels
         for line in _seen_otherwise(store, recipe, teacher):
             terminal.say(line)
-        again, readable = dumping.readable_again(labels, arranged, recipe)
-        update_checksums(store, arranged, sorted({*readable, *rows_to_recheck(store, arranged).tolist()}))
+
+        def reread(
+            store: Store = store, arranged: Images = arranged, labels: TeacherLabels = labels
+        ) -> tuple[list[Shard], list[int]]:
+            again, readable = dumping.readable_again(labels, arranged, recipe)
+            update_checksums(store, arranged, sorted({*readable, *rows_to_recheck(store, arranged).tolist()}))
+            return again, readable
+
+        again, readable = ranks.on_first(reread)
         if readable:
             terminal.say(
                 f"{teacher.name}: {len(readable):,} skipped images can be read now, their shards are dumped again"
             )
-        check_labelled(
-            store, labels, arranged, [shard for shard in again if shard.run % config.share[1] == config.share[0]]
-        )
-        shards = [*again, *(shard for each in outputs for shard in each.labels.due(config.views, config.share))]
+        check_labelled(store, labels, arranged, [shard for shard in again if shard.run % part[1] == part[0]])
+        shards = [*again, *(shard for each in outputs for shard in each.labels.due(config.views, part))]
         views = max([config.views, *(shard.stop_view for shard in shards)])
         with offering_to_skip(config.on_bad_image):
             report = dumping.dump(
@@ -101,17 +170,18 @@ def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport] | Plans
                 batch_size=config.batch_size,
                 compile=config.compile,
                 workers=config.helpers(images),
-                part=config.share,
+                part=part,
                 views=config.views,
                 again=again,
                 skip_bad_images=config.on_bad_image == "skip",
                 odd_logits=config.on_odd_logits,
+                ranks=ranks,
                 terminal=terminal,
             )
-        if report.shards:
-            store.keep(saved_config(teacher.name), config_text(config))
-        if config.share[1] > 1:
-            labels.refresh()  # the other parts may be written by other machines meanwhile
+        if report.shards and ranks.first:
+            store.keep(saved_config(teacher.name), text)
+        if part[1] > 1:
+            labels.refresh()  # others write the other parts meanwhile
         report = replace(report, views=labels.complete, out=config.out, part=config.share)
         _say(report, terminal)
         reports.append(report)
@@ -218,9 +288,10 @@ def _recipe(config: DumpConfig, out: Location) -> Recipe:
     return held
 
 
-def _teachers(config: DumpConfig, out: Location, images: Images, terminal: Terminal) -> Iterator[Teacher]:
-    """One teacher after the other, so that only one is in memory."""
-    classes = _stored_classes(config, out)
+def _teachers(
+    config: DumpConfig, out: Location, classes: int | None, images: Images, terminal: Terminal
+) -> Iterator[Teacher]:
+    """One teacher after the other, so that only one is in memory; `classes` is the width of stored labels."""
     for spec in teacher_specs(config.teacher, config.weights):
         if alias(spec):
             terminal.say(f"teacher {spec.short_name}{alias(spec)}")
@@ -256,9 +327,10 @@ def _job(
     recipe: Recipe,
     teacher: Teacher,
     codecs: Mapping[str, Codec],
+    part: tuple[int, int],
     terminal: Terminal,
 ) -> _Job:
-    """What a dump does, and a plan tells; nothing is written.
+    """What a dump of this part does, and a plan tells; nothing is written.
 
     Raises:
         StoreError: for all that keeps a dump from labelling the first image, so that it and the plan agree.
@@ -284,7 +356,7 @@ def _job(
             f"{teacher.name}: the labels in {config.out} do not say what the teacher computed in; it goes on in "
             f"{config.precision}"
         )
-    lacking = (shard for name in cards for shard in store.missing(name, config.views, config.share))
+    lacking = (shard for name in cards for shard in store.missing(name, config.views, part))
     missing = list(dict.fromkeys(lacking))
     dumping.check_memory(cards.values(), missing, config.format)
     return _Job(store, cards, missing)
@@ -337,7 +409,7 @@ def _plan(
     terminal: Terminal,
 ) -> Plan:
     recipe, seen, codec = _recipe(config, out), image_spec(teacher.preprocessing), codecs[LOGITS]
-    job = _job(config, out, images, recipe, teacher, codecs, terminal)
+    job = _job(config, out, images, recipe, teacher, codecs, config.share, terminal)
     there, arranged = job.store.there, job.store.images
     return planning.plan(
         teacher,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from softlabels.core import progress
+from softlabels.core import progress, signals
 from softlabels.core.arrays import Rows
 from softlabels.core.progress import waiting
 from softlabels.datasets import open_images, report_decoding, subset
@@ -240,7 +240,7 @@ def _by_processes(
         pin_memory=pin_memory,
         prefetch_factor=prefetch,
         timeout=_LOOK_SECONDS,
-        worker_init_fn=partial(_report_decoding, decoding) if decoding is not None else None,
+        worker_init_fn=partial(_begin_worker, decoding),
     )
     source = _quiet_start(loader)
     for batch in _waited_for(source, workers, size, decoding):
@@ -344,8 +344,11 @@ def _death(source: Any, decoding: mmap.mmap | None, problem: Exception) -> Softl
     return RunError(f"a worker process ended with {name}; use `workers=threads:N` or 0 to see where")
 
 
-def _report_decoding(decoding: mmap.mmap, worker: int) -> None:
+def _begin_worker(decoding: mmap.mmap | None, worker: int) -> None:
     """In a worker: keep the name of the image that is being decoded in memory that outlives the process."""
+    signals.put_off()
+    if decoding is None:
+        return
     begin = worker * _NAME_BYTES
 
     def report(where: str) -> None:

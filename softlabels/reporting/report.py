@@ -31,6 +31,7 @@ class Run:
     records: list[dict[str, Any]]
     settings: dict[str, Any]
     seed: Any
+    note: str = ""
 
     @property
     def home(self) -> Path:
@@ -77,7 +78,7 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
         paths = _names(str(run.home.relative_to(root)) for run in runs)
         name = names[place] if names.count(names[place]) == 1 else paths
         for run in runs:
-            found[found.index(run)] = replace(run, arm=name)
+            found[found.index(run)] = replace(run, arm=name + run.note)
     return found, problems
 
 
@@ -94,11 +95,13 @@ def _read(path: Path) -> tuple[Run, str]:
         _is_number(result.get(name)) for name in _COUNTS
     ):
         raise RunError(f"{path} holds no result of a run; it is damaged or of another program")
-    records = read_metrics(folder / "metrics.jsonl")
     config = _object(folder / "config.yaml", yaml.safe_load)
     inputs = _object(folder / "inputs.json", json.loads)
+    changes = [f"from {each.get('from')} to {each.get('to')} epochs" for each in inputs.get("prolonged", [])]
+    note = f" (prolonged {' and '.join(changes)})" if changes else ""
     settings = {name: value for name, value in config.items() if name not in ("seed", "out")}
-    run = Run(folder.name, folder, result, records, settings, config.get("seed", str(folder)))
+    records = read_metrics(folder / "metrics.jsonl")
+    run = Run(folder.name, folder, result, records, settings, config.get("seed", str(folder)), note)
     # Of a run that does not say what went into it, the settings tell as much as there is to be known.
     experiment = inputs.get("experiment") or json.dumps(settings or str(run.home), sort_keys=True, default=str)
     return run, str(experiment)

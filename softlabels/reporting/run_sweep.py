@@ -12,11 +12,11 @@ import pandas as pd
 from softlabels.core.config import validated
 from softlabels.core.progress import Terminal, duration, percent
 from softlabels.errors import ConfigError, RunError
+from softlabels.loading.distributed import Ranks, process_group
 from softlabels.loading.opening import check_place
 from softlabels.reporting.plots import check_plots
 from softlabels.reporting.report import markdown, report
 from softlabels.training.config import SWEEP_OWN, SweepConfig, TrainConfig
-from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.folder import RESULT, held
 from softlabels.training.run import check_settings, check_train_files, run_train
 

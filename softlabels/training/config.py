@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from softlabels.choices import (
     BlendChoice,
     DataChoice,
+    HeldOutChoice,
     LossChoice,
     NetworkChoice,
     RecipeChoice,
@@ -72,8 +73,8 @@ class TrainConfig(TrainSettings, Machine, Caching):
         None, description="data set  [default: the one the labels were made of; without `labels` it must be named]"
     )
     data_dir: str | None = Field(None, description="where the data set lies")
-    eval_data: DataChoice | None = Field(
-        None, description="data set to evaluate on  [default: the test split of the data set]"
+    eval_data: HeldOutChoice | None = Field(
+        None, description="data set to evaluate on, or none  [default: the test split of the data set]"
     )
     eval_size: int | None = Field(None, ge=1, le=8192, description="side of the images evaluated on  [default: `size`]")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
@@ -112,7 +113,9 @@ class TrainConfig(TrainSettings, Machine, Caching):
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
     )
     out: str | None = Field(
-        None, description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]"
+        None,
+        description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned; -2, -3, ... where that "
+        "holds another run]",
     )
 
     @property

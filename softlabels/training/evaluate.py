@@ -16,11 +16,11 @@ from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, SomeImages, content_checksums
 from softlabels.loading.batches import LabelledViews, Workers, batches
 from softlabels.loading.checks import divergence
+from softlabels.loading.distributed import SINGLE, Ranks
 from softlabels.loading.samplers import OneViewEach
 from softlabels.loading.views import ViewDataset
 from softlabels.models import Preprocessing, logits_of
 from softlabels.models.devices import Passes
-from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.state import Runtime
 from softlabels.training.targets import Task
 

@@ -30,6 +30,10 @@ _IN_RESULT = frozenset({"best", "last", "parameters", "images", "steps", "second
 """What the result of every finished run holds."""
 
 
+_CHANGE = frozenset({"from", "to", "at_step", "lr", "lr_before"})
+"""What `inputs.json` holds for each time that a run got more epochs."""
+
+
 ANYWHERE = frozenset(
     {
         "device",
@@ -54,21 +58,41 @@ NAMED = frozenset(
 
 @dataclass(frozen=True)
 class Record:
-    """What a run's folder says of the run in it: its config, what went into it (None: not recorded), and its result."""
+    """What a run's folder says of the run in it: its config, what went into it (None: not recorded), and its result.
+
+    `prolonged` tells, for each time that it got more epochs, from and to how many, and at which step.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     chosen: Mapping[str, Any] | None
     inputs: Mapping[str, Any] | None
     result: dict[str, Any] | None
+    prolonged: Sequence[Mapping[str, Any]] = ()
 
-    def check_settings(self, config: BaseModel) -> None:
-        """Raise RunError, which shows what differs, when `config` is that of another run.
+    def shorter(self, config: BaseModel) -> int | None:
+        """How many epochs the run has, where `config` asks for more; None where it does not."""
+        default = type(config).model_fields["epochs"].default
+        before, now = self.config.get("epochs", default), config.model_dump()["epochs"]
+        return before if isinstance(before, int) and before < now else None
+
+    def check_settings(self, config: BaseModel, *, longer: bool = False) -> None:
+        """Raise RunError, which shows what differs, when `config` is that of another run; it may be `longer`.
 
         A setting that came later counts as its default. One that is not known any more counts where it was chosen.
         """
+        clauses = self.other_settings(config, longer=longer)
+        if clauses:
+            raise RunError(
+                f"{self.folder} holds another run ({'; '.join(clauses[:5])}); choose another `out` or remove the folder"
+            )
+
+    def other_settings(self, config: BaseModel, *, longer: bool = False) -> list[str]:
+        """In words, what `check_settings` refuses."""
         now, fields = config.model_dump(mode="json"), type(config).model_fields
         passed = ANYWHERE if self.inputs is None else ANYWHERE | NAMED
+        if longer and self.shorter(config) is not None:
+            passed |= {"epochs"}
         clauses = []
         for name, value in now.items():
             before = self.config.get(name, fields[name].get_default(call_default_factory=True))
@@ -78,22 +102,25 @@ class Record:
             chosen = value not in (None, False, [], {}) if self.chosen is None else name in self.chosen
             if name not in fields and chosen:
                 clauses.append(f"{name}: {value!r} there, and this version has no such setting")
-        if clauses:
-            raise RunError(
-                f"{self.folder} holds another run ({'; '.join(clauses[:5])}); choose another `out` or remove the folder"
-            )
+        return clauses
 
     def check_inputs(self, now: Mapping[str, Any]) -> None:
         """Raise RunError, which says what differs, when something else went into the run than `now` would.
 
         What only one of both knows agrees: another version of this package may have recorded more.
         """
-        clauses = [clause for name in now for clause in _changed(name, (self.inputs or {}).get(name), now[name])]
-        if self.inputs is not None and clauses:
+        clauses = self.other_inputs(now)
+        if clauses:
             raise RunError(
                 f"{self.folder} holds a run of something else than there is now: {'; '.join(clauses[:3])}; choose "
                 f"another `out`, or remove the folder to train anew"
             )
+
+    def other_inputs(self, now: Mapping[str, Any]) -> list[str]:
+        """In words, what `check_inputs` refuses."""
+        if self.inputs is None:
+            return []
+        return [clause for name in now for clause in _changed(name, self.inputs.get(name), now[name])]
 
 
 def recorded(folder: Path) -> Record | None:
@@ -109,7 +136,12 @@ def recorded(folder: Path) -> Record | None:
     result = _result(folder / RESULT) if (folder / RESULT).exists() else None
     if result is not None:
         remove_leftovers(folder)  # of a process that was killed after its last word
-    return Record(folder, config, found.get("chosen"), found.get("inputs"), result)
+    prolonged = found.get("prolonged", [])
+    if not isinstance(prolonged, list) or not all(
+        isinstance(each, dict) and set(each) >= _CHANGE for each in prolonged
+    ):
+        raise RunError(f"{folder / INPUTS} is damaged; remove it, and the same command goes on with the run")
+    return Record(folder, config, found.get("chosen"), found.get("inputs"), result, prolonged)
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -130,11 +162,26 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def begin(folder: Path, config: BaseModel, inputs: Mapping[str, Any], header: Sequence[str]) -> None:
-    """Leave the inputs, the header and the config in a run's folder; with the last it is begun."""
+def begin(
+    folder: Path,
+    config: BaseModel,
+    inputs: Mapping[str, Any],
+    header: Sequence[str],
+    prolonged: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Leave the inputs, the header and the config in a run's folder; with the last it is begun.
+
+    The result of a run that is prolonged is kept as ``result-EPOCHS.json``.
+    """
+    if (folder / RESULT).exists() and prolonged:
+        (folder / RESULT).rename(folder / f"result-{prolonged[-1]['from']}.json")
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
     chosen = {name: value for name, value in config.model_dump(mode="json").items() if value != _plain(defaults[name])}
-    record = {"inputs": inputs, "chosen": chosen, "experiment": _experiment(chosen, inputs)}
+    lengths = [[each["from"], each["to"]] for each in prolonged]
+    experiment = _experiment({**chosen, **({"prolonged": lengths} if lengths else {})}, inputs)
+    record: dict[str, Any] = {"inputs": inputs, "chosen": chosen, "experiment": experiment}
+    if prolonged:
+        record["prolonged"] = list(prolonged)
     write_json(folder / INPUTS, record)
     write_text(folder / "header.txt", "\n".join(header) + "\n")
     write_text(folder / CONFIG, config_text(config))

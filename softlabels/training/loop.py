@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from softlabels.core.files import remove_leftovers
 from softlabels.core.progress import Metrics, Terminal
+from softlabels.core.signals import Terminated, noted
 from softlabels.errors import ConfigError, RunError
 from softlabels.loading.batches import Batch, LabelledViews, batches
+from softlabels.loading.distributed import SINGLE, Ranks, StopVote
 from softlabels.loading.samplers import OneViewEach, ShuffledShards
 from softlabels.models import Preprocessing, write_weights
 from softlabels.models.devices import first_line, is_out_of_memory
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
-from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.epoch_lines import EpochLines
 from softlabels.training.evaluate import Evaluator, Score
 from softlabels.training.settings import TrainSettings
@@ -107,6 +108,12 @@ class TrainReport:
     best_epoch: int | None = None
 
 
+def lengths(settings: TrainSettings, per_epoch: int) -> tuple[int, int]:
+    """Optimizer steps of a run in all, and of its warmup."""
+    steps = per_epoch * settings.epochs
+    return steps, min(round(settings.warmup_epochs * per_epoch), steps // 2)
+
+
 def train(
     network: nn.Module,
     preprocessing: Preprocessing,
@@ -130,6 +137,7 @@ def train(
         note: is given each epoch's record as well.
 
     Raises:
+        Terminated: a signal asked this or another process of the run to end; its last step has a checkpoint.
         RunError: the loss is no longer finite, or a pass does not fit into memory; the last checkpoint stays.
         ConfigError: `patience` without anything to evaluate on, or a layer that the student has not.
     """
@@ -138,8 +146,7 @@ def train(
     ranks, device = runtime.ranks, runtime.device
     sampler = StepSampler(task.samples, settings, ranks)
     per_epoch = sampler.steps_per_epoch
-    steps = per_epoch * settings.epochs
-    warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
+    steps, warmup = lengths(settings, per_epoch)
     state = TrainState(network, preprocessing, settings, steps, warmup, runtime, task.student_outputs)
     files = _StudentFiles(folder, metadata if ranks.first else None)
     if ranks.first:
@@ -151,7 +158,8 @@ def train(
         metrics.write()  # the files are those of the checkpoint from now on
     lines, note_loss = EpochLines(terminal, settings.epochs, task.loss_parts), ""
     began, seen, before = time.monotonic(), 0, progress.step
-    with terminal.progress("train", steps, "steps", done=progress.step) as advance:
+    vote, stopping = StopVote(ranks), False
+    with terminal.progress("train", steps, "steps", done=progress.step) as advance, noted() as asked:
         while progress.step < steps and not progress.stale(settings.patience):
             epoch, within = divmod(progress.step, per_epoch)
             for step, passes in _batches(task.samples, sampler.epoch(epoch, within), runtime):
@@ -175,8 +183,10 @@ def train(
                 if progress.step % _LOSS_CHECKED_EVERY == 0:
                     progress.check(ranks)
                     note_loss = f", loss {progress.means()['loss']:.3g}"
-                if settings.saves_at(progress.step) and progress.step % per_epoch:
+                stopping = vote.stop(bool(asked()))
+                if (settings.saves_at(progress.step) or stopping) and progress.step % per_epoch:
                     _save(state, progress, metrics, folder, ranks)
+                    _end(stopping, asked())
             progress.check(ranks)
             state.average_statistics()
             record = {"epoch": epoch + 1, "step": progress.step, "lr": state.lr, **progress.means()}
@@ -204,8 +214,9 @@ def train(
             due = settings.saves_at(progress.step)
             if settings.checkpoint_every is None:
                 due = ranks.broadcast(time.monotonic() - progress.saved > _SECONDS_BETWEEN_CHECKPOINTS)
-            if ended or due:
+            if ended or due or stopping:
                 _save(state, progress, metrics, folder, ranks)
+            _end(stopping and not ended, asked())
     if progress.step < steps:
         terminal.say(
             f"stopped at step {progress.step:,} of {steps:,}: {progress.since_best} evaluations without a gain"
@@ -213,6 +224,11 @@ def train(
     seconds = time.monotonic() - began
     speed, epochs = seen / max(seconds, 1e-9), progress.step // per_epoch
     return TrainReport(progress.best, progress.last, progress.step, speed, seconds, epochs, progress.best_epoch)
+
+
+def _end(stopping: bool, signal: str) -> None:
+    if stopping:
+        raise Terminated(f"asked to end ({signal or 'another process was'})")
 
 
 def _batches(

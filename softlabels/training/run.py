@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -23,6 +25,7 @@ from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError,
 from softlabels.loading import opening
 from softlabels.loading.batches import LabelledViews
 from softlabels.loading.checks import compare_digests, compare_partners
+from softlabels.loading.distributed import Ranks, process_group
 from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_classes, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import spread, window_notes
@@ -42,14 +45,13 @@ from softlabels.models import (
 )
 from softlabels.training.checkpoints import newest_step
 from softlabels.training.config import TrainConfig
-from softlabels.training.distributed import Ranks, process_group
 from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
-from softlabels.training.loop import CHECKPOINTS, TrainReport, train
+from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
 from softlabels.training.run_inputs import Inputs
 from softlabels.training.settings import TrainSettings
-from softlabels.training.state import Runtime, check_optimizer, check_ranks, parameter_groups
+from softlabels.training.state import Runtime, check_optimizer, check_ranks, learning_rate, parameter_groups
 from softlabels.training.targets import (
     Filter,
     LiveTargets,
@@ -97,6 +99,8 @@ def check_settings(config: TrainConfig) -> None:
         raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
     if config.recipe is not None:
         config.recipe.make()
+    if config.patience is not None and config.eval_data is not None and config.eval_data.none:
+        raise ConfigError("`patience` counts evaluations, and with `eval_data=none` there are none; leave one out")
     config.check_parts()
     _objective(config, 0.0)
 
@@ -108,16 +112,15 @@ def check_train_files(config: TrainConfig) -> None:
     opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
     check_trackers(each.make() for each in config.track)
-    if config.eval_data is not None:
+    if config.eval_data is not None and not config.eval_data.none:
         check_there(config.eval_data.make(), config.data_dir)
 
 
 def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> TrainResult:
     check_settings(config)
-    folder = Path(config.out or f"runs/{_student(config).short_name}{'-tuned' if config.init else ''}")
+    folder, before = ranks.on_first(lambda: _place(config, terminal))
     check_place(folder, "run")
-    before = ranks.on_first(lambda: _before(folder, config))
-    if before is not None and before.result is not None:
+    if before is not None and before.result is not None and before.shorter(config) is None:
         ranks.on_first(lambda: _report_done(before, config, terminal))
         return TrainResult(before.result, folder)
     check_train_files(config)
@@ -129,12 +132,48 @@ def _run(config: TrainConfig, terminal: Terminal, ranks: Ranks) -> TrainResult:
         return TrainResult(_train(config, spec, folder, inputs, known, stack, terminal, ranks), folder)
 
 
-def _before(folder: Path, config: TrainConfig) -> Record | None:
-    """What lies in the folder of this run. Raises RunError when that is a run of other settings, or damaged."""
-    found = recorded(folder)
-    if found is not None:
-        found.check_settings(config)
-    return found
+def _place(config: TrainConfig, terminal: Terminal) -> tuple[Path, Record | None]:
+    """The folder of this run, and what lies in it of the run.
+
+    Where none is named that is the one of ``runs/STUDENT``, ``runs/STUDENT-2``, ... that holds this run, else the first
+    that holds none.
+
+    Raises:
+        RunError: the folder that is named holds a run of other settings, or what is there is damaged.
+    """
+    if config.out is not None:
+        found = recorded(Path(config.out))
+        if found is not None:
+            found.check_settings(config, longer=True)
+        return Path(config.out), found
+    usual = Path("runs", f"{_student(config).short_name}{'-tuned' if config.init else ''}")
+    numbers = (path.name.removeprefix(f"{usual.name}-") for path in usual.parent.glob(f"{usual.name}-*"))
+    taken = {1, *(int(number) for number in numbers if re.fullmatch(r"[1-9]\d{0,5}", number))}
+    places = {number: usual if number == 1 else usual.with_name(f"{usual.name}-{number}") for number in taken}
+    others: dict[int, list[str]] = {}
+    for number, folder in sorted(places.items()):
+        found = recorded(folder)
+        if found is not None:
+            others[number] = found.other_settings(config) or _other_inputs(found, config)
+            if not others[number]:
+                if number > 1:
+                    terminal.say(f"goes on in {folder}, which holds this run")
+                return folder, found
+    if not others.get(1):
+        return usual, None
+    number = next(number for number in itertools.count(2) if number not in others)
+    folder = usual.with_name(f"{usual.name}-{number}")
+    terminal.say(f"{usual} holds another run ({'; '.join(others[1][:3])}); this one is in {folder}; `out` chooses")
+    return folder, None
+
+
+def _other_inputs(found: Record, config: TrainConfig) -> list[str]:
+    """In words, what went into the run that was `found` and is another thing now; nothing where it is not there."""
+    try:
+        now = Inputs(config, _student(config))
+        return found.other_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
+    except (SoftlabelsError, KeyError):
+        return []
 
 
 def _known(inputs: Inputs, before: Record | None, config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
@@ -213,12 +252,17 @@ def _train(
     def begin_run() -> dict[str, Any] | None:
         stack.enter_context(held(folder))
         found = recorded(folder)
-        if found is None or found.result is None:
-            begin(folder, config, {**known, "views": task.samples.pictures.views}, header)
-        return None if found is None else found.result
+        if found is not None:  # another process may have begun it since this one looked
+            found.check_settings(config, longer=config.out is not None)
+            if found.result is not None and found.shorter(config) is None:
+                return found.result
+        prolonged = _prolonged(found, config, settings, task, folder)
+        header.extend(map(_prolonging, prolonged))
+        begin(folder, config, {**known, "views": task.samples.pictures.views}, header, prolonged)
+        return None
 
     done = ranks.on_first(begin_run)
-    if done is not None:  # by another process, since this one looked
+    if done is not None:
         terminal.say(f"{folder} is done already; nothing to do")
         return {**done, "folder": str(folder)}
     for line in header:
@@ -264,6 +308,36 @@ def train_text(result: Mapping[str, Any]) -> str:
     return f"{line}, {duration(result['seconds'])}{speed}; weights {weights}"
 
 
+def _prolonged(
+    found: Record | None, config: TrainConfig, settings: TrainSettings, task: Task, folder: Path
+) -> list[Mapping[str, Any]]:
+    """Each time that the run got more epochs, now included: from and to how many, at which step, and its rates.
+
+    Raises:
+        RunError: it is done, and has no checkpoint any more.
+    """
+    before = None if found is None else found.shorter(config)
+    earlier = [] if found is None else [each for each in found.prolonged if each["to"] <= (before or config.epochs)]
+    step = newest_step(folder / CHECKPOINTS)
+    if before is not None and step is None and found is not None and found.result is not None:
+        raise RunError(f"{folder} has no checkpoint left from which it could get more epochs; choose another `out`")
+    if before is None or step is None:
+        return earlier
+    per_epoch = StepSampler(task.samples, settings).steps_per_epoch
+    shorter = settings.model_copy(update={"epochs": before})
+    rates = [learning_rate(each, *lengths(each, per_epoch), step) for each in (settings, shorter)]
+    now = {"from": before, "to": config.epochs, "at_step": step, "lr": rates[0], "lr_before": rates[1]}
+    return [*earlier, now]
+
+
+def _prolonging(change: Mapping[str, Any]) -> str:
+    """A line for the header."""
+    return (
+        f"prolonged from {change['from']} to {change['to']} epochs: the learning rate at step {change['at_step']:,} is "
+        f"{change['lr']:.3g} where the earlier schedule had {change['lr_before']:.3g}"
+    )
+
+
 @contextmanager
 def _explained_interrupt(checkpoints: Path) -> Iterator[None]:
     """Say in an interrupt what the same command does next."""
@@ -274,7 +348,7 @@ def _explained_interrupt(checkpoints: Path) -> Iterator[None]:
         next_time = "it begins anew: there is no checkpoint yet (`checkpoint_every`)"
         if step is not None:
             next_time = f"the same command goes on from the checkpoint of step {step:,}"
-        raise KeyboardInterrupt(f"interrupted; {next_time}") from stop
+        raise type(stop)(f"{str(stop) or 'interrupted'}; {next_time}") from stop
 
 
 def _batch(settings: TrainSettings, ranks: Ranks) -> str:
@@ -562,6 +636,9 @@ def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images
 
     Images that are trained on are left out of a side that was found, and counted where the user named the images.
     """
+    if config.eval_data is not None and config.eval_data.none:
+        terminal.say("not evaluated, as asked")
+        return None
     if config.eval_data is not None:
         tested = open_data(config.eval_data, config.data_dir, "test")
         known = trained_on(tested, images)

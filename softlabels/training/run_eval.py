@@ -10,6 +10,7 @@ from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import OBJECT, Given, read_yaml, without_settings
 from softlabels.core.progress import Terminal, percent, plural
 from softlabels.errors import DataError, StoreError
+from softlabels.loading.distributed import Ranks, process_group
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import check_teacher_files, describe, limited, open_data, open_teacher
 from softlabels.loading.views import ViewDataset, image_spec
@@ -30,7 +31,15 @@ class NetworkScore(Score):
 
 
 def run_eval(config: EvalConfig, terminal: Terminal) -> NetworkScore:
-    """Score any network on the clean view of each labelled image."""
+    """Score any network on the clean view of each labelled image.
+
+    Under `torchrun` every process calls this and scores its slice of the images; the first one talks.
+    """
+    with process_group() as ranks:
+        return _score_network(config, terminal if ranks.first else Terminal(quiet=True), ranks)
+
+
+def _score_network(config: EvalConfig, terminal: Terminal, ranks: Ranks) -> NetworkScore:
     data, data_dir = config.data, config.data_dir
     if data is None:
         data, data_dir = _data_of_run(config.student.given, data_dir)
@@ -45,7 +54,8 @@ def run_eval(config: EvalConfig, terminal: Terminal) -> NetworkScore:
         spec, config, images, clean=True, class_map=config.class_map, role="student", say=terminal.say
     )
     pictures = ViewDataset(images, RECIPES.make("clean"), 0, 1, image_spec(network.preprocessing))
-    score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=config.helpers(images))
+    workers = config.helpers(images)
+    score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=workers, ranks=ranks)
     return NetworkScore(
         **asdict(score), network=network.name, weights=_scored_weights(spec), data=images.name, classes=network.classes
     )
@@ -77,7 +87,8 @@ def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | Non
     if folder is None or not (folder / "config.yaml").is_file():
         return None, data_dir
     told = read_yaml(folder / "config.yaml")
-    data, labels = told.get("eval_data") or told.get("data"), told.get("labels")
+    scored = told.get("eval_data")
+    data, labels = told.get("data") if scored in (None, "none") else scored, told.get("labels")
     if data is None and isinstance(labels, str):
         with contextlib.suppress(StoreError):
             data = {name: value for name, value in open_labels(labels).store.manifest.data.items() if name != "limit"}

@@ -22,9 +22,9 @@ from softlabels.core.philox import philox
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError
 from softlabels.loading.batches import Batch, Workers
+from softlabels.loading.distributed import SINGLE, Ranks
 from softlabels.models import OutputReader, Preprocessing
 from softlabels.training.checkpoints import after_checkpoint
-from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.settings import TrainSettings
 
 _DROPOUT = 6
@@ -122,6 +122,28 @@ def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optim
     except Exception as problem:  # optimizers check their packages, devices and numbers in any way
         reason = " ".join(str(problem).split())[:160] or f"{type(problem).__name__}; it may need CUDA or a package"
         raise ConfigError(f"`optimizer={settings.optimizer}` cannot be made: {reason}; choose another") from problem
+
+
+def _schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int, warmup: int) -> CosineLRScheduler:
+    # Step i of the warmup has rate (i + 1) / warmup of the peak: the first moves, and the last is at the peak, from
+    # which the cosine begins.
+    rising = max(warmup - 1, 0)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(steps - rising, 2),
+        lr_min=settings.min_lr,
+        warmup_t=rising,
+        warmup_lr_init=settings.peak_lr / max(warmup, 1),
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )
+
+
+def learning_rate(settings: TrainSettings, steps: int, warmup: int, step: int) -> float:
+    """The rate of optimizer step number `step` (from 0) of so many, where no multiplier changes it."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.peak_lr)
+    _schedule(optimizer, settings, steps, warmup).step_update(step)
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def check_ranks(settings: TrainSettings, runtime: Runtime) -> None:
@@ -288,18 +310,7 @@ class TrainState:
         self._forward: nn.Module = torch.compile(self.network) if runtime.compile else self.network  # type: ignore[assignment]
         if ranks.count > 1:  # after the optimizer, which marks the parameters that are not trained
             self._forward = _data_parallel(self._forward, runtime)
-        # Step i of the warmup has rate (i + 1) / warmup of the peak: the first moves, and the last is at the peak, from
-        # which the cosine begins.
-        rising = max(warmup - 1, 0)
-        self._schedule = CosineLRScheduler(
-            self._optimizer,
-            t_initial=max(steps - rising, 2),
-            lr_min=settings.min_lr,
-            warmup_t=rising,
-            warmup_lr_init=settings.peak_lr / max(warmup, 1),
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
+        self._schedule = _schedule(self._optimizer, settings, steps, warmup)
         self._average = _Average(self.network, decay=settings.ema) if settings.ema else None
         self._step = self._passes_left = 0
 

@@ -18,13 +18,13 @@ from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
 from softlabels.loading.batches import Batch, LabelledViews, as_mapping
+from softlabels.loading.distributed import Ranks
 from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import ViewDataset
 from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
-from softlabels.training.distributed import Ranks
 from softlabels.views import ImageSpec
 
 

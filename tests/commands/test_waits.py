@@ -115,10 +115,10 @@ def test_a_run_whose_other_processes_never_come_ends_in_a_line(tmp_path: Path) -
     code = (
         "import datetime, torch.distributed as dist\n"
         "from softlabels.core import progress\n"
-        "from softlabels.training import distributed\n"
+        "from softlabels.loading import distributed\n"
         "progress.WAIT_SECONDS = 0.5\n"
         "real = dist.init_process_group\n"
-        "dist.init_process_group = lambda how: real(how, timeout=datetime.timedelta(seconds=3))\n"
+        "dist.init_process_group = lambda how, timeout: real(how, timeout=datetime.timedelta(seconds=3))\n"
         "try:\n"
         "    with distributed.process_group(): pass\n"
         "except distributed.RunError as problem: print(problem)\n"

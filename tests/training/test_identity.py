@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -286,3 +287,14 @@ def test_a_sweep_holds_its_folder(tmp_path: Path, photos: Path) -> None:
     with held(tmp_path / "sweep/lr=0.001/seed-0"), pytest.raises(RunError, match="another process"):
         softlabels.sweep(grid=["lr=0.001"], **settings)
     assert len(softlabels.sweep(grid=["lr=0.001"], **settings).table) == 1
+
+
+def test_a_lock_names_the_process_and_of_another_machine_that_too(tmp_path: Path) -> None:
+    from softlabels.training.folder import RUN_LOCK, held
+
+    with held(tmp_path):
+        with pytest.raises(RunError, match=rf"another process \({os.getpid()}\) trains in"), held(tmp_path):
+            pass
+        (tmp_path / RUN_LOCK).write_text("123 node7")
+        with pytest.raises(RunError, match=r"another process \(123 on node7\) trains in"), held(tmp_path):
+            pass

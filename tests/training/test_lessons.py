@@ -17,10 +17,10 @@ import softlabels
 from softlabels.codecs import CODECS, SparseLogits
 from softlabels.core.types import LOGITS
 from softlabels.loading.batches import Batch, LabelledViews
+from softlabels.loading.distributed import SINGLE
 from softlabels.loading.views import ViewDataset
 from softlabels.losses import BLENDS, Objective, hard_cross_entropy, kl_divergence
 from softlabels.models import build, preprocessing
-from softlabels.training.distributed import SINGLE
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, TrainState, parameter_groups
 from softlabels.training.targets import Filter, NoTargets, Task

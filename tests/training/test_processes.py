@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 
 import softlabels
 from softlabels.loading.batches import LabelledViews
+from softlabels.loading.distributed import SINGLE, Ranks
 from softlabels.loading.views import ViewDataset
 from softlabels.models import build, preprocessing
-from softlabels.training.distributed import SINGLE, Ranks
 from softlabels.training.loop import StepSampler
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, TrainState, check_ranks, lone_batch_norm
