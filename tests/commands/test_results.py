@@ -107,6 +107,8 @@ def test_every_command_prints_its_result_alone_and_as_json(ran: Ran, photos: Pat
 
 
 def test_only_the_first_of_several_processes_prints(ran: Ran, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert ran("info", shards)[0] == ran("info", shards, "--json")[0] == ""
