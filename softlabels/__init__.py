@@ -20,6 +20,7 @@ _HOMES = {
     "attach": "importing.attach",
     "open_images": "datasets",
     "create_labels": "dumping.writer",
+    "available": "commands",
     "pack": "commands",
     "plan": "commands",
     "dump": "commands",

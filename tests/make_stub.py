@@ -38,6 +38,7 @@ Text = str | PathLike[str]
 """
 
 RETURNS = {
+    "list": "dict[str, str]",
     "plan": "list[Plan]",
     "pack": "PackReport",
     "dump": "list[DumpReport]",

@@ -53,14 +53,14 @@ class PackConfig(CommandConfig):
     @classmethod
     def _is_a_quality(cls, value: int | str) -> int | str:
         if value != "raw" and not (str(value).isdigit() and 1 <= int(value) <= 100):
-            raise ValueError("is 1 to 100, or raw")
+            raise ValueError("must be 1 to 100, or raw")
         return value
 
     @field_validator("threads", mode="before")
     @classmethod
     def _are_threads(cls, value: int | str) -> int | str:
         if value != "auto" and not (str(value).isdigit() and 1 <= int(value) <= 1000):
-            raise ValueError("is auto, or a number of threads")
+            raise ValueError("must be auto, or a number of threads")
         return value
 
     @property
@@ -149,7 +149,7 @@ class DumpConfig(Machine, Caching):
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
-            raise ValueError(f"is auto, or a number of images from 1 upward, at most {MOST:,}")
+            raise ValueError(f"must be from 1 to {MOST:,}, or auto")
         return value
 
     @field_validator("output")
@@ -157,7 +157,7 @@ class DumpConfig(Machine, Caching):
     def _are_distinct(cls, outputs: tuple[OutputChoice, ...]) -> tuple[OutputChoice, ...]:
         names = [each.name for each in outputs]
         if len(set(names)) < len(names):
-            raise ValueError("each output once")
+            raise ValueError("an output is named twice; name each once")
         return outputs
 
     @property

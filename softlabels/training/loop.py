@@ -133,7 +133,7 @@ def train(
     sampler = StepSampler(task.samples, settings, ranks)
     per_epoch = sampler.steps_per_epoch
     steps = per_epoch * settings.epochs
-    warmup = min(round(settings.warmup_epochs * per_epoch), steps // 2)
+    warmup = min(round(settings.warmup * per_epoch), steps // 2)
     state = TrainState(network, preprocessing, settings, steps, warmup, runtime, task.student_outputs)
     files = _StudentFiles(folder, metadata if ranks.first else None)
     if ranks.first:
