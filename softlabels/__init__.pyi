@@ -37,13 +37,29 @@ __version__: str
 Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
 Text = str | PathLike[str]
 
+def available(
+    kind: Literal["teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"] = ...,
+    pattern: Text | None = None,
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Names that settings take, each with what it is: teachers, students, losses, recipes, codecs, data sets, ...
+
+    Networks of timm are listed by `timm:` and a pattern.
+
+    Args:
+        kind: what to list
+        pattern: only names that hold this text, or fit a pattern such as 'resnet*'; timm:PATTERN for timm's networks
+    """
+
 def convert(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    labels: Text = "shards/",
     out: Text = ...,
     format: Literal["hdf5", "zarr"] | None = None,
     compression: Literal["none", "zstd"] | None = None,
@@ -79,6 +95,8 @@ def dump(
     workers: int | Text = "auto",
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     class_map: Text | None = None,
     data: Part | None = None,
     data_dir: Text | None = None,
@@ -111,12 +129,14 @@ def dump(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -146,13 +166,13 @@ def dump(
     """
 
 def evaluate(
+    student: Part = ...,
     *,
     config: Text | None = None,
     quiet: bool = False,
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    student: Part = ...,
     weights: Text | None = None,
     size: int | None = None,
     data: Part | None = None,
@@ -166,9 +186,9 @@ def evaluate(
 
     Args:
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         student: a run's folder, file:PATH, or a network's name with `weights`
         weights: FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]
         size: side of the images  [default: the network's own]
@@ -290,12 +310,12 @@ def info(
     """
 
 def merge(
+    labels: Text | Sequence[Text] = ...,
     *,
     config: Text | None = None,
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    labels: Text | Sequence[Text] = ...,
     out: Text = ...,
 ) -> list[CopyReport]:
     """Unite stores of the same images and views: parts from several machines, other teachers, more views.
@@ -306,7 +326,7 @@ def merge(
         cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
-        labels: label store to merge, a folder or a URL; repeatable
+        labels: label stores to merge, folders or URLs; repeatable
         out: folder or URL of the merged store; it may be there already, or be one of the merged
     """
 
@@ -361,6 +381,8 @@ def plan(
     workers: int | Text = "auto",
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     class_map: Text | None = None,
     data: Part | None = None,
     data_dir: Text | None = None,
@@ -395,12 +417,14 @@ def plan(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -432,6 +456,7 @@ def plan(
     """
 
 def repair(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
@@ -440,11 +465,12 @@ def repair(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    labels: Text = "shards/",
     data: Part | None = None,
     data_dir: Text | None = None,
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     redump: bool = False,
     batch_size: int = 64,
     on_bad_image: Literal["fail", "skip"] = "fail",
@@ -456,14 +482,16 @@ def repair(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies
         teacher: teacher to run again  [default: as the store describes it]; repeatable
-        weights: weights of the teachers, one per teacher
+        weights: weights of the teachers, one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         redump: dump the damaged shards again, instead of only removing them
         batch_size: images per forward pass of the teacher
         on_bad_image: stop at an image that cannot be read, or record it as unlabelled
@@ -504,7 +532,7 @@ def sweep(
     min_lr: float = 0.0,
     lr_scale: str | Mapping[str, Any] = {},
     train_only: Text | Sequence[Text] = (),
-    warmup_epochs: float = 5.0,
+    warmup_epochs: float | None = None,
     weight_decay: float = 0.05,
     momentum: float = 0.9,
     clip_grad: float | None = None,
@@ -558,11 +586,11 @@ def sweep(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: images per forward pass, all processes together
+        batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
         views_per_image: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
@@ -575,7 +603,7 @@ def sweep(
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
             names; repeatable
-        warmup_epochs: epochs of linear warmup
+        warmup_epochs: epochs of linear warmup  [default: a tenth of the epochs, 5 at most]
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
@@ -583,7 +611,7 @@ def sweep(
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated
-        patience: stop after so many evaluations without a better top-1  [default: never]
+        patience: early stopping: after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
             `init`]
@@ -604,18 +632,19 @@ def sweep(
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
-        alpha: weight of the hard loss  [default: 0 with teachers, else 1]
-        alpha_end: weight of the hard loss at the last step, reached in a line  [default: alpha]
+        alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
+            one  [default: 0 with teachers, else 1]
+        alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: softens teachers and student alike
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay images out as convolutions on GPUs like them
+        channels_last: use torch.channels_last, which convolutions on GPUs prefer
         compare: compare each student with its teacher on every training image
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the sweep  [default: runs/sweep]
@@ -644,7 +673,7 @@ def train(
     min_lr: float = 0.0,
     lr_scale: str | Mapping[str, Any] = {},
     train_only: Text | Sequence[Text] = (),
-    warmup_epochs: float = 5.0,
+    warmup_epochs: float | None = None,
     weight_decay: float = 0.05,
     momentum: float = 0.9,
     clip_grad: float | None = None,
@@ -695,11 +724,11 @@ def train(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: images per forward pass, all processes together
+        batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
         views_per_image: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
@@ -712,7 +741,7 @@ def train(
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
             names; repeatable
-        warmup_epochs: epochs of linear warmup
+        warmup_epochs: epochs of linear warmup  [default: a tenth of the epochs, 5 at most]
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
@@ -720,7 +749,7 @@ def train(
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated
-        patience: stop after so many evaluations without a better top-1  [default: never]
+        patience: early stopping: after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
             `init`]
@@ -741,24 +770,26 @@ def train(
         limit: only so many images, picked by the seed
         recipe: views to train on without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
-        alpha: weight of the hard loss  [default: 0 with teachers, else 1]
-        alpha_end: weight of the hard loss at the last step, reached in a line  [default: alpha]
+        alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
+            one  [default: 0 with teachers, else 1]
+        alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: softens teachers and student alike
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay images out as convolutions on GPUs like them
+        channels_last: use torch.channels_last, which convolutions on GPUs prefer
         compare: compare student and teacher on every training image after the last step
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned]
     """
 
 def verify(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
@@ -767,11 +798,12 @@ def verify(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    labels: Text = "shards/",
     data: Part | None = None,
     data_dir: Text | None = None,
     teacher: Part | Sequence[Part] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     samples: int = 64,
     largest_kl: float | None = None,
     shards_only: bool = False,
@@ -784,14 +816,16 @@ def verify(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies
         teacher: teacher to run again  [default: as the store describes it]; repeatable
-        weights: weights of the teachers, one per teacher
+        weights: weights of the teachers, one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         samples: random views on which each teacher is run again; 0 for none
         largest_kl: mean KL in nats between the teacher's labels, encoded as the stored ones are, and these that is
             still accepted  [default: what rounding explains]

@@ -140,7 +140,9 @@ class Commands(click.Group):
         with _refused():
             return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if not args[0].startswith("-") and args[0] not in self.commands:
             raise ConfigError(f"there is no command {args[0]!r}; {did_you_mean(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
@@ -223,7 +225,10 @@ class Configured(click.Command):
 
     def __init__(self, command: Command) -> None:
         super().__init__(
-            command.name, callback=self._call, help=command.help, context_settings={**SETTINGS, "allow_extra_args": True}
+            command.name,
+            callback=self._call,
+            help=command.help,
+            context_settings={**SETTINGS, "allow_extra_args": True},
         )
         self._command = command
         self._page = PAGES.get(command.name, Page("", command.name, ()))
@@ -256,7 +261,9 @@ class Configured(click.Command):
         if left:
             most = sum(isinstance(each, click.Argument) for each in self._settings)
             taken = f"takes {most or 'no'} value{'' if most == 1 else 's'} without an option"
-            raise ConfigError(f"softlabels {self.name} {taken}, and got {left[0]!r} besides; see softlabels {self.name} --help")
+            raise ConfigError(
+                f"softlabels {self.name} {taken}, and got {left[0]!r} besides; see softlabels {self.name} --help"
+            )
         return left
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -283,7 +290,9 @@ class Configured(click.Command):
                 formatter.write_dl(_COMMON)
         hidden = len(fields) - len(shown & fields.keys())
         if every:
-            formatter.write(f"\nShort flags and other spellings are options only; files know --{'long-names'} as long_names.\n")
+            formatter.write(
+                f"\nShort flags and other spellings are options only; files know --{'long-names'} as long_names.\n"
+            )
         elif hidden:
             formatter.write(f"\n{hidden} more: softlabels {name} --help-all\n")
 
@@ -352,7 +361,9 @@ _PLACED = "__placed"
 
 def _argument(name: str, field: Any) -> click.Argument:
     _, multiple = _click_type(field.annotation)
-    return click.Argument([f"{name}{_PLACED}"], nargs=-1 if multiple else 1, required=False, metavar=f"[{_metavar(name, str)}]")
+    return click.Argument(
+        [f"{name}{_PLACED}"], nargs=-1 if multiple else 1, required=False, metavar=f"[{_metavar(name, str)}]"
+    )
 
 
 def _option(command: str, name: str, field: Any) -> click.Parameter:
@@ -418,7 +429,9 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     return (annotation if annotation in (int, float, bool, str) else str), False
 
 
-@click.group(cls=Commands, context_settings=SETTINGS, invoke_without_command=True, subcommand_metavar="COMMAND [OPTIONS]")
+@click.group(
+    cls=Commands, context_settings=SETTINGS, invoke_without_command=True, subcommand_metavar="COMMAND [OPTIONS]"
+)
 @click.version_option(package_name="softlabels")
 @click.pass_context
 def main(ctx: click.Context) -> None:

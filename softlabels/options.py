@@ -58,7 +58,7 @@ _TRAINING = {
     "Run": f"out device amp workers | checkpoint_every track {_CACHE}",
 }
 _REOPENED = {
-    "Images and teachers": "data data_dir | teacher weights",
+    "Images and teachers": "data data_dir | teacher weights name size",
     "Run": f"device workers | amp {_CACHE}",
 }
 

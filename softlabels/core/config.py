@@ -38,6 +38,10 @@ MOST = 1 << 24
 """The largest of numbers that count images, passes or epochs: beyond it they are mistyped."""
 
 
+Side = Annotated[int, Field(ge=1, le=8192)]
+"""Pixels of a side of square images."""
+
+
 class Part(BaseModel):
     """A frozen, validated value with a `kind`; final classes of it are what tables hold.
 

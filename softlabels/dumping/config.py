@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from softlabels.choices import CodecChoice, DataChoice, OutputChoice, RecipeChoice, TeacherChoice
-from softlabels.core.config import MOST, CommandConfig
+from softlabels.core.config import MOST, CommandConfig, Side
 from softlabels.loading.settings import Caching, Machine, share_of
 from softlabels.store import MOST_VIEWS, is_url
 
@@ -86,6 +86,12 @@ class DumpConfig(Machine, Caching):
         (),
         description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
         "or random[:SEED]; one per `teacher`",
+    )
+    name: tuple[str, ...] = Field(
+        (), description="name of the teacher in the store, one per `teacher`  [default: of where it comes from]"
+    )
+    size: tuple[Side, ...] = Field(
+        (), description="side of the images that the teacher sees, one per `teacher`  [default: its own]"
     )
     class_map: str | None = Field(
         None,

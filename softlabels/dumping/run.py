@@ -43,7 +43,7 @@ from softlabels.loading.opening import (
 from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import ViewDataset, image_spec
-from softlabels.models import Preprocessing, Teacher
+from softlabels.models import Preprocessing, Teacher, TeacherSpec
 from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
 from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
@@ -73,6 +73,7 @@ def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport]:
     out = locate(config.out, config.cache)
     recipe = _recipe(config, out)
     reports = []
+    _check_known(config, out, images, recipe, codecs)
     for teacher in _teachers(config, out, images, terminal):
         job = _job(config, out, images, recipe, teacher, codecs, terminal)
         store, arranged = job.store.made(), job.store.images
@@ -178,7 +179,7 @@ def saved_import(teacher: str) -> str:
 
 
 def _images(config: DumpConfig, terminal: Terminal) -> Images:
-    check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    check_teacher_files(_specs(config), config.class_map)
     config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), terminal)
     return limited(images, config.limit, config.seed)
@@ -209,10 +210,29 @@ def _recipe(config: DumpConfig, out: Location) -> Recipe:
     return held
 
 
-def _teachers(config: DumpConfig, out: Location, images: Images, terminal: Terminal) -> Iterator[Teacher]:
-    """One teacher after the other, so that only one is in memory."""
+def _specs(config: DumpConfig) -> list[TeacherSpec]:
+    there = find_store(locate(config.out, config.cache), config.cache)
+    return teacher_specs(config.teacher, config.weights, names=config.name, sizes=config.size, there=there)
+
+
+def _check_known(
+    config: DumpConfig, out: Location, images: Images, recipe: Recipe, codecs: Mapping[str, Codec]
+) -> None:
+    """Raises StoreError where labels of one of several teachers cannot be added, before the first of them is run."""
+    there, quiet = find_store(out, config.cache), Terminal(quiet=True)
+    if there is not None and len(config.teacher) > 1:
+        for teacher in _teachers(config, out, images, quiet, of=there.teachers):
+            _job(config, out, images, recipe, teacher, codecs, quiet)
+
+
+def _teachers(
+    config: DumpConfig, out: Location, images: Images, terminal: Terminal, *, of: Collection[str] | None = None
+) -> Iterator[Teacher]:
+    """One teacher after the other, so that only one is in memory; where `of` is given, those of these names."""
     classes = _stored_classes(config, out)
-    for spec in teacher_specs(config.teacher, config.weights):
+    for spec in _specs(config):
+        if of is not None and spec.short_name not in of:
+            continue
         if alias(spec):
             terminal.say(f"teacher {spec.short_name}{alias(spec)}")
         clean = _recipe(config, out).clean

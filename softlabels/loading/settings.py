@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from softlabels.choices import DataChoice, TeacherChoice
-from softlabels.core.config import Bytes, CommandConfig
+from softlabels.core.config import Bytes, CommandConfig, Side
 from softlabels.errors import ConfigError
 from softlabels.store import Cache
 
@@ -141,4 +141,10 @@ class Reopening(Machine, Caching):
     teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher to run again  [default: as the store describes it]; repeatable"
     )
-    weights: tuple[str, ...] = Field((), description="weights of the teachers, one per teacher")
+    weights: tuple[str, ...] = Field((), description="weights of the teachers, one per `teacher`")
+    name: tuple[str, ...] = Field(
+        (), description="name of the teacher in the store, one per `teacher`  [default: of where it comes from]"
+    )
+    size: tuple[Side, ...] = Field(
+        (), description="side of the images that the teacher sees, one per `teacher`  [default: its own]"
+    )

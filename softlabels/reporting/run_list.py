@@ -55,7 +55,7 @@ def list_text(found: Mapping[str, str]) -> str:
 
 
 def _networks() -> dict[str, str]:
-    known = {name: "torchvision" for name in network_names("torchvision")}
+    known = dict.fromkeys(network_names("torchvision"), "torchvision")
     known |= {name: f"short for {full}" for name, full in NETWORK_ALIASES.items()}
     known |= dict.fromkeys(SMALL_NETWORKS, "small, for images of 8x8 to 32x32")
     return dict(sorted(known.items()))

@@ -11,7 +11,6 @@ from softlabels.core.config import MOST, CommandConfig, byte_count
 from softlabels.core.installed import timm_optimizers
 from softlabels.errors import did_you_mean
 
-
 _SGD = frozenset({"sgd", "nesterov", "momentum", "sgdp"})
 _LOW_FOR_SGD = 1e-3
 """The default rate, which is meant for AdamW."""
@@ -109,7 +108,9 @@ class TrainSettings(CommandConfig):
         decay = f"weight decay {self.weight_decay:g} (none for norms and biases)"
         lines = [f"optimizer {self.optimizer}, learning rate {rate}, {decay}"]
         if self.optimizer in _SGD and self.peak_lr <= _LOW_FOR_SGD:
-            lines.append(f"a rate of {self.peak_lr:.6g} is low for {self.optimizer}; 0.1 for 256 images is usual (`lr`)")
+            lines.append(
+                f"a rate of {self.peak_lr:.6g} is low for {self.optimizer}; 0.1 for 256 images is usual (`lr`)"
+            )
         if self.lr_scale:
             lines.append("rates of layers: " + ", ".join(f"{name} x {by:g}" for name, by in self.lr_scale.items()))
         if self.train_only:

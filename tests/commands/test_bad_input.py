@@ -24,7 +24,7 @@ SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--w
 
 def complaint(outcome: object) -> str:
     """The one line that a failed command says."""
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]  # type: ignore[attr-defined]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]  # type: ignore[attr-defined]
     assert len(lines) == 1, outcome.output  # type: ignore[attr-defined]
     assert outcome.exit_code in (1, 2)  # type: ignore[attr-defined]
     assert "Traceback" not in outcome.output  # type: ignore[attr-defined]

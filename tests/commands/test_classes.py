@@ -20,7 +20,7 @@ HERE = ("--device", "cpu", "--workers", 0)
 
 
 def line_of(outcome: Outcome) -> str:
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in outcome.output, outcome.output
     assert outcome.exit_code in (1, 2)
     return lines[0]

@@ -21,7 +21,7 @@ STUDENT = ("--student", "cnn_tiny", "--size", 8, "--epochs", 1, "--device", "cpu
 
 
 def line_of(outcome: Outcome, code: int = 2) -> str:
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in outcome.output, outcome.output
     assert outcome.exit_code == code
     return lines[0]
@@ -236,7 +236,7 @@ def test_an_output_that_is_full_ends_in_a_line(shards: Path, tmp_path: Path) -> 
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == "softlabels: the output cannot be written: No space left on device"
+    assert done.stderr.strip() == "error: the output cannot be written: No space left on device"
 
 
 def test_a_run_that_is_not_there_is_told_as_such(softlabels_command: Command) -> None:
