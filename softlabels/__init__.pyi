@@ -38,13 +38,15 @@ Part = str | PathLike[str] | Mapping[str, Any] | BaseModel
 Text = str | PathLike[str]
 
 def available(
-    kind: Literal["teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"] = ...,
+    kind: Literal[
+        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"
+    ] = ...,
     pattern: Text | None = None,
     *,
     config: Text | None = None,
     quiet: bool = False,
 ) -> dict[str, str]:
-    """Names that settings take, each with what it is: teachers, students, losses, recipes, codecs, data sets, ...
+    """Names of teachers, students, losses, recipes, codecs, data sets, ..., each with what it is.
 
     Networks of timm are listed by `timm:` and a pattern.
 

@@ -140,9 +140,7 @@ class Commands(click.Group):
         with _refused():
             return super().parse_args(ctx, args)
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if not args[0].startswith("-") and args[0] not in self.commands:
             raise ConfigError(f"there is no command {args[0]!r}; {did_you_mean(args[0], self.commands)}")
         return super().resolve_command(ctx, args)
@@ -224,12 +222,8 @@ class Configured(click.Command):
     """
 
     def __init__(self, command: Command) -> None:
-        super().__init__(
-            command.name,
-            callback=self._call,
-            help=command.help,
-            context_settings={**SETTINGS, "allow_extra_args": True},
-        )
+        settings = {**SETTINGS, "allow_extra_args": True}  # which are refused here, in other words than click's
+        super().__init__(command.name, callback=self._call, help=command.help, context_settings=settings)
         self._command = command
         self._page = PAGES.get(command.name, Page("", command.name, ()))
 
@@ -261,9 +255,8 @@ class Configured(click.Command):
         if left:
             most = sum(isinstance(each, click.Argument) for each in self._settings)
             taken = f"takes {most or 'no'} value{'' if most == 1 else 's'} without an option"
-            raise ConfigError(
-                f"softlabels {self.name} {taken}, and got {left[0]!r} besides; see softlabels {self.name} --help"
-            )
+            who = f"softlabels {self.name}"
+            raise ConfigError(f"{who} {taken}, and got {left[0]!r} besides; see {who} --help")
         return left
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -290,9 +283,7 @@ class Configured(click.Command):
                 formatter.write_dl(_COMMON)
         hidden = len(fields) - len(shown & fields.keys())
         if every:
-            formatter.write(
-                f"\nShort flags and other spellings are options only; files know --{'long-names'} as long_names.\n"
-            )
+            formatter.write("\nConfig files and Python take the first long name of each, with underscores.\n")
         elif hidden:
             formatter.write(f"\n{hidden} more: softlabels {name} --help-all\n")
 
@@ -361,9 +352,8 @@ _PLACED = "__placed"
 
 def _argument(name: str, field: Any) -> click.Argument:
     _, multiple = _click_type(field.annotation)
-    return click.Argument(
-        [f"{name}{_PLACED}"], nargs=-1 if multiple else 1, required=False, metavar=f"[{_metavar(name, str)}]"
-    )
+    shown = f"[{_metavar(name, str)}]{'...' if multiple else ''}"
+    return click.Argument([f"{name}{_PLACED}"], nargs=-1 if multiple else 1, required=False, metavar=shown)
 
 
 def _option(command: str, name: str, field: Any) -> click.Parameter:

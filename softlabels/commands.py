@@ -67,7 +67,7 @@ COMMANDS: Mapping[str, Command] = {
             "list",
             "reporting.config:ListConfig",
             "reporting.run_list:run_list",
-            "Names that settings take, each with what it is: teachers, students, losses, recipes, codecs, data sets, ...\n\n"
+            "Names of teachers, students, losses, recipes, codecs, data sets, ..., each with what it is.\n\n"
             "Networks of timm are listed by `timm:` and a pattern.",
             function="available",
             show="reporting.run_list:list_text",

@@ -9,8 +9,8 @@ from typing import Any
 
 _MOST_LEVELS = 64
 _ADVICE = re.compile(
-    r"(?:did you mean|known:|(?:add|allow|ask|bring|call|check|choose|convert|copy|decode|download|dump|fill|find|free|give|"
-    r"import|install|join|keep|label|leave|list|look|make|move|name|number|pack|put|raise|read|remove|rename|render|"
+    r"(?:did you mean|known:|(?:add|allow|ask|bring|call|check|choose|convert|copy|decode|download|dump|fill|find|free|"
+    r"give|import|install|join|keep|label|leave|list|look|make|move|name|number|pack|put|raise|read|remove|rename|render|"
     r"repair|restore|return|run|save|say|see|set|start|take|train|unpack|update|use|wait|write)\b)"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -20,7 +20,7 @@ class ImportConfig(Caching):
         ...,
         alias="from",
         description="whose label files they are",
-        json_schema_extra={"flag": "from", "in_file": True, "leading": True},
+        json_schema_extra={"leading": True},
     )
     source: str = Field(
         ..., description="folder of the label files; it stays as it is", json_schema_extra={"argument": True}
@@ -28,7 +28,6 @@ class ImportConfig(Caching):
     data: DataChoice = Field(
         ...,
         description="data set that was labelled: imagenet, directory, csv:FILE, ..., as `softlabels dump` takes it",
-        json_schema_extra={"in_file": True},
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")

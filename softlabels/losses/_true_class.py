@@ -153,7 +153,7 @@ def weighted_soft_labels(
 
 
 class WeightedSoftLabels(LossPart):
-    """Soft cross-entropy, weighted down where the student knows the true class better (WSL); see `weighted_soft_labels`."""
+    """Soft cross-entropy that counts less where the student knows better (WSL); see `weighted_soft_labels`."""
 
     kind: Literal["wsl"] = "wsl"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(weighted_soft_labels)

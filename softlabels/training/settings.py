@@ -108,9 +108,7 @@ class TrainSettings(CommandConfig):
         decay = f"weight decay {self.weight_decay:g} (none for norms and biases)"
         lines = [f"optimizer {self.optimizer}, learning rate {rate}, {decay}"]
         if self.optimizer in _SGD and self.peak_lr <= _LOW_FOR_SGD:
-            lines.append(
-                f"a rate of {self.peak_lr:.6g} is low for {self.optimizer}; 0.1 for 256 images is usual (`lr`)"
-            )
+            lines.append(f"{self.peak_lr:.6g} is a low rate for {self.optimizer}; 0.1 for 256 images is usual (`lr`)")
         if self.lr_scale:
             lines.append("rates of layers: " + ", ".join(f"{name} x {by:g}" for name, by in self.lr_scale.items()))
         if self.train_only:
