@@ -154,7 +154,7 @@ def _end_with_launcher(launcher: int) -> None:
     """End this process when the one that started it is gone: it would hold the run's folder against a restart."""
     while os.getppid() == launcher:
         time.sleep(_LOOK_SECONDS)
-    print("softlabels: torchrun is gone, and so this process of its run ends", file=sys.stderr, flush=True)
+    print("error: torchrun is gone, and so this process of its run ends", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)  # a process that waits for the others would not hear anything less
 
 

@@ -39,7 +39,7 @@ def complaint(outcome: object) -> str:
         (("--teacher", "timmm:resnet18"), "timm"),
         (("--teacher", "cnn_tiny", "--data", "digits"), "--weights"),
         (("--teacher", "cnn_tiny", "--weights", "absent.pt", "--data", "digits"), "absent.pt"),
-        ((), "--teacher"),
+        ((), "needs a teacher and a data set: --teacher and --data"),
         ((*SMALL, "--data", "cifar11"), "cifar10"),
         ((*SMALL, "--data", "folder:nowhere/at/all"), "nowhere/at/all"),
         ((*SMALL, "--data", "./nowhere"), "nowhere"),
@@ -78,8 +78,8 @@ def test_a_dump_that_cannot_begin_says_why(
         (("--student", "cnn_tiny", "--data", "digits", "--loss", "dist"), "--loss needs a teacher"),
         (("--student", "cnn_tiny", "--data", "digits", "--teachers", "big"), "--teachers needs a teacher"),
         (("--student", "cnn_tiny", "--size", 8, "--data", "digits", "--track", "nope"), "unknown tracker"),
-        (("--student", "cnn_tiny", "--lr", "inf"), "lr: Input should be a finite number"),
-        (("--student", "cnn_tiny", "--warmup-epochs", "inf"), "warmup_epochs: Input should be a finite number"),
+        (("--student", "cnn_tiny", "--lr", "inf"), "--lr must be a finite number, not inf"),
+        (("--student", "cnn_tiny", "--warmup-epochs", "inf"), "--warmup-epochs must be a finite number, not inf"),
     ],
 )
 def test_a_training_that_cannot_begin_says_why(
@@ -321,8 +321,9 @@ def test_an_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NetworkTeacher, "outputs", interrupt)
-    said = complaint(softlabels_command("dump", *SMALL, "--data", photos))
-    assert "the same command goes on" in said
+    stopped = softlabels_command("dump", *SMALL, "--data", photos)
+    assert stopped.output.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    assert stopped.exit_code == 130
 
 
 def resigned(path: Path, **changes: object) -> None:

@@ -74,7 +74,7 @@ def test_info_and_report_read_a_config(shards: Path, tmp_path: Path, softlabels_
     (tmp_path / "report.yaml").write_text("rot: runs\n")
     refused = softlabels_command("report", "--config", tmp_path / "report.yaml")
     assert refused.exit_code == 2
-    assert "has no setting 'rot'; did you mean 'root'" in refused.output
+    assert "has no setting 'rot'  tip: did you mean 'root'" in refused.output
 
 
 def test_arguments_without_a_name_are_those_of_the_command_line(tmp_path: Path) -> None:

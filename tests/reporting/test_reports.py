@@ -190,7 +190,7 @@ def test_an_interrupt_says_what_the_same_command_does(photos: Path, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     last = said.splitlines()[-1]
-    assert process.returncode == 1
+    assert process.returncode == 130
     if checkpoint:
         assert re.fullmatch(r"interrupted; the same command goes on from the checkpoint of step [\d,]+", last)
     else:
