@@ -66,7 +66,7 @@ _REOPENED = {
 PAGES: Mapping[str, Page] = {
     "list": Page(
         START,
-        "Names of teachers, students, losses, recipes, codecs, data sets",
+        "Names of teachers, students, losses, recipes, codecs, ...",
         (
             "softlabels list losses",
             "softlabels list teachers resnet",

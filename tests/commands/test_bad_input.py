@@ -51,7 +51,7 @@ def complaint(outcome: object) -> str:
         ((*SMALL, "--data", "photoss"), "nor a directory of that name"),
         ((*SMALL, "--data", "pics:photos"), "nor a module 'pics'"),
         ((*SMALL, "--views", 1 << 40), "views"),
-        ((*SMALL, "--cache-dir", __file__), "cache_dir"),
+        ((*SMALL, "--cache-dir", __file__), "is a file  tip: give a folder"),
         ((*SMALL, "--part", "3/3"), "part"),
         ((*SMALL[:-2], "--workers", "threads:none"), "threads:N"),
         ((*SMALL, "--device", "cuda:99"), "cuda:99"),
@@ -449,7 +449,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(softlabels_com
             shutil.copytree(older, "aside")
             older, newest = sorted(Path("run/checkpoints").iterdir())
             (newest / "state.json").write_text("[" * 900 + "]" * 900)
-    assert "no other one is sound; remove" in complaint(softlabels_command(*command))
+    assert "no other one is sound  tip: remove" in complaint(softlabels_command(*command))
 
 
 def test_a_checkpoint_of_something_else_is_one_line(softlabels_command: Callable, photos: Path) -> None:

@@ -48,16 +48,12 @@ def test_a_type_checker_sees_wrong_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_setting_of_a_command_is_in_its_help_and_its_signature(name: str, softlabels_command: Any) -> None:
+def test_every_setting_of_a_command_is_described_and_in_its_signature(name: str) -> None:
     command = COMMANDS[name]
     function = getattr(softlabels, command.function or name)
-    shown = softlabels_command(name, "--help-all").output
     for setting, field in command.settings().model_fields.items():
         assert setting in inspect.signature(function).parameters
         assert field.description, setting
-        assert f"--{setting.strip('_').replace('_', '-')}" in shown
-    assert "--config" in shown
-    assert "--json" in shown
 
 
 def test_results_are_printed_as_json(shards: Path, softlabels_command: Any) -> None:

@@ -8,15 +8,14 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 from conftest import Outcome
 
 import softlabels
 from softlabels.cli import main
 from softlabels.commands import COMMANDS
+from softlabels.core.config import CommandConfig
 from softlabels.errors import split_advice
 from softlabels.loading.settings import Machine
 from softlabels.options import ALIASES, ALIASES_IN, PAGES, SHORT
@@ -47,7 +46,7 @@ def test_help_shows_examples_then_the_options_that_people_use_and_help_all_the_o
     name: str, softlabels_command: Command
 ) -> None:
     page, fields = PAGES[name], COMMANDS[name].settings().model_fields
-    assert page.group and 10 < len(page.summary) <= 62
+    assert page.group and 10 < len(page.summary) <= 60
     shown, everything = (softlabels_command(name, flag).output for flag in ("--help", "--help-all"))
     for example in page.examples:
         assert f"  {example}\n" in shown
@@ -63,28 +62,22 @@ def test_help_shows_examples_then_the_options_that_people_use_and_help_all_the_o
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_examples_of_the_help_are_commands_with_right_settings(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, softlabels_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    ran: list[CommandConfig] = []
+    kind = type(COMMANDS[name])
+    monkeypatch.setattr(kind, "__call__", lambda command, settings, terminal: ran.append(settings))  # noqa: ARG005
+    monkeypatch.setattr(kind, "shown", lambda command, outcome: "")  # noqa: ARG005
     Path("runs/mobilenetv3").mkdir(parents=True)
-    command = main.commands[name]
-    assert PAGES[name].examples
     for example in PAGES[name].examples:
-        program, first, *words = shlex.split(example)
-        assert (program, first) == ("softlabels", name)
-        monkeypatch.setattr(command, "callback", lambda **options: seen.append(options))
-        seen: list[dict[str, Any]] = []
-        with click.Context(main, info_name="softlabels") as above:
-            command.invoke(command.make_context(name, words, parent=above))
-        from softlabels.cli import _given
-
-        options = {key: value for key, value in seen[0].items() if key not in ("config", "quiet", "as_json")}
-        COMMANDS[name].checked(_given(options), None, name)
+        program, *words = shlex.split(example)
+        done = softlabels_command(*words)
+        assert (program, words[0], done.exit_code) == ("softlabels", name, 0), done.output
+    assert len(ran) == len(PAGES[name].examples) > 0
 
 
 def test_the_list_of_commands_has_whole_lines_in_groups(softlabels_command: Command) -> None:
     shown = softlabels_command("--help").output
-    assert "..." not in shown
     places = [shown.index(f"\n{group}:") for group in dict.fromkeys(page.group for page in PAGES.values())]
     assert places == sorted(places)
     assert all(re.search(rf"^  {name} +{re.escape(page.summary)}$", shown, re.M) for name, page in PAGES.items())
@@ -92,9 +85,7 @@ def test_the_list_of_commands_has_whole_lines_in_groups(softlabels_command: Comm
     assert softlabels_command().output == shown
 
 
-def test_a_store_or_run_is_given_by_place_or_by_option(
-    softlabels_command: Command, shards: Path, seeds: Path, tmp_path: Path
-) -> None:
+def test_a_store_or_run_is_given_by_place_or_by_option(softlabels_command: Command, shards: Path, seeds: Path) -> None:
     assert softlabels_command("verify", shards, "--shards-only").exit_code == 0
     assert softlabels_command("verify", shards, "--labels", shards, "--shards-only").exit_code == 0
     assert softlabels_command("info", "--labels", shards).output == softlabels_command("info", shards).output
@@ -130,14 +121,14 @@ def test_a_store_or_run_is_given_by_place_or_by_option(
             "softlabels train has no --resume: resuming is automatic: run the same command with the same --out",
         ),
         (("train", "--epoch", 3), "softlabels train has no --epoch  tip: did you mean --epochs?"),
-        (("train", "--hard-wieght", 3), "softlabels train has no --hard-wieght  tip: did you mean --hard-weight?"),
-        (("train", "--on-bad-image", "skip"), "softlabels train has no --on-bad-image, only plan, pack, dump, repair have"),
+        (("train", "--hard-wieght", 3), "softlabels train has no --hard-wieght  tip: did you mean --hard-weight or"),
+        (("train", "--on-bad-image", "skip"), "train has no --on-bad-image, only plan, pack, dump, repair have"),
         (("dump", "--zzz"), "softlabels dump has no --zzz  tip: see softlabels dump --help"),
         (("--zzz",), "softlabels has no --zzz  tip: see softlabels --help"),
         (("dmp",), "there is no command 'dmp'  tip: did you mean 'dump'?"),
         (("dump", "photos/"), "softlabels dump takes no values without an option, and got 'photos/' besides"),
         (("list", "codecs", "topq"), "none of the 6 codecs fits 'topq'  tip: did you mean 'topk'?"),
-        (("train", "--pretrained", "--weights", "w.pt"), "--pretrained stands for --weights default, and --weights is given"),
+        (("train", "--pretrained", "--weights", "w.pt"), "--pretrained stands for --weights default, and"),
         (("train", "--torchcompile", "--no-compile"), "contradict each other"),
     ],
 )  # fmt: skip
@@ -175,7 +166,7 @@ def test_python_is_told_of_settings_and_not_of_options() -> None:
         softlabels.train(student="cnn_tiny", data="digits", batch_size=0)
     with pytest.raises(softlabels.ConfigError, match=r"^dump has no setting 'techer'; did you mean 'teacher'\?$"):
         softlabels.dump(techer="cnn_tiny")  # type: ignore[call-arg]
-    with pytest.raises(softlabels.ConfigError, match="^evaluate needs `student`$"):
+    with pytest.raises(softlabels.ConfigError, match=r"^evaluate needs `student`$"):
         softlabels.evaluate(data="digits")
 
 
