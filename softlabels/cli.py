@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic_core import PydanticUndefined
 
 from softlabels.commands import COMMANDS, Command, object_of
@@ -53,9 +54,9 @@ def _flag(setting: str) -> str:
 class Refusal(click.ClickException):
     """A user's error as it is printed: one line, with advice after ``tip:``, and below it examples if there are any."""
 
-    def __init__(self, message: str, code: int, examples: tuple[str, ...] = ()) -> None:
+    def __init__(self, message: str, examples: tuple[str, ...] = ()) -> None:
         super().__init__(message)
-        self.exit_code, self._examples = code, examples
+        self._examples = examples
 
     def show(self, file: Any = None) -> None:
         """Print it on stderr."""
@@ -66,18 +67,23 @@ class Refusal(click.ClickException):
         click.echo("\n  ".join([line, *self._examples]), file=file, err=True)
 
 
+class Misuse(Refusal):
+    """A `Refusal` of an option or setting."""
+
+    exit_code = 2
+
+
 class Interrupted(Refusal):
     """Ctrl-C, with the exit code that shells give it."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, 130)
+    exit_code = 130
 
     def show(self, file: Any = None) -> None:
         """Print it on stderr, below what the terminal shows of the keys."""
         click.echo(with_options(self.message), file=file, err=True)
 
 
-class Text(click.ParamType):
+class Text(click.ParamType):  # type: ignore[type-arg]  # which late versions of click alone have
     """A value whose type the settings check, so that flags, files and Python are refused in the same words."""
 
     def __init__(self, kind: Any) -> None:
@@ -90,11 +96,9 @@ class Text(click.ParamType):
         except ValueError:
             return value
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[click.shell_completion.CompletionItem]:
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         words = get_args(self._kind) if get_origin(self._kind) is Literal else ()
-        found = [click.shell_completion.CompletionItem(each) for each in words if str(each).startswith(incomplete)]
+        found = [CompletionItem(each) for each in words if str(each).startswith(incomplete)]
         return found or super().shell_complete(ctx, param, incomplete)
 
 
@@ -102,7 +106,7 @@ class Once(click.Option):
     """An option that may be given once: the last of several values would win without a word."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings, multiple=True, default=None)
+        super().__init__(*args, **{**settings, "multiple": True, "default": None})
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         values = super().process_value(ctx, value)
@@ -170,26 +174,26 @@ def _refused() -> Iterator[None]:
     try:
         yield
     except SoftlabelsError as problem:
-        raise Refusal(str(problem), 2 if isinstance(problem, ConfigError) else 1) from problem
+        raise (Misuse if isinstance(problem, ConfigError) else Refusal)(str(problem)) from problem
     except click.NoSuchOption as problem:
         name = problem.ctx.info_name if problem.ctx is not None else None
-        raise Refusal(_no_such_option(problem.option_name, name or ""), 2) from problem
+        raise Misuse(_no_such_option(problem.option_name, name or "")) from problem
     except click.BadOptionUsage as problem:
-        raise Refusal(f"{problem.option_name} needs a value", 2) from problem
+        raise Misuse(f"{problem.option_name} needs a value") from problem
     except click.UsageError as problem:
-        raise Refusal(problem.format_message().rstrip("."), 2) from problem
+        raise Misuse(problem.format_message().rstrip(".")) from problem
     except KeyError as problem:
         if not (problem.args and isinstance(problem.args[0], str) and " " in problem.args[0]):
             raise
-        raise Refusal(problem.args[0], 1) from problem
+        raise Refusal(problem.args[0]) from problem
     except OSError as problem:
         if problem.filename is not None:
-            raise Refusal(f"cannot use {problem.filename}: {problem.strerror}", 1) from problem
+            raise Refusal(f"cannot use {problem.filename}: {problem.strerror}") from problem
         if problem.errno not in (errno.ENOSPC, errno.EIO):
             raise
         # Of the output itself: a file that a writer cannot write is named in an error of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Refusal(f"the output cannot be written: {problem.strerror}", 1) from problem
+        raise Refusal(f"the output cannot be written: {problem.strerror}") from problem
 
 
 def _resumes(name: str | None) -> bool:
@@ -294,12 +298,15 @@ class Configured(click.Command):
         sys.path.insert(0, os.getcwd())  # noqa: PTH109  (module:function of the folder one stands in)
         given = _given(options)
         if not given and config is None and self._page.needs:
-            raise Refusal(f"{self.name} needs {self._page.needs}", 2, self._page.examples)
+            raise Misuse(f"{self.name} needs {self._page.needs}", self._page.examples)
         bare = given.get("amp") == BARE
         if bare:
             given["amp"] = "bf16"
         where = f"{self.name} (with {config})" if config else self.name or ""
-        settings = self._command.checked(given, config, where)  # before anything that takes long is imported
+        try:
+            settings = self._command.checked(given, config, where)  # before anything that takes long is imported
+        except SoftlabelsError as problem:
+            raise Misuse(str(problem)) from problem
         if bare:
             settings = settings.model_copy(update={"amp": _half(settings)})
         outcome = self._command(settings, Terminal(quiet=quiet, spell=with_options))
@@ -309,7 +316,7 @@ class Configured(click.Command):
             click.echo("".join(f"{printable(line)}\n" for line in self._command.shown(outcome).splitlines()), nl=False)
         problems = getattr(outcome, "problems", [])
         for problem in problems:
-            Refusal(problem, 1).show()
+            Refusal(problem).show()
         if problems:
             click.get_current_context().exit(1)
 
@@ -432,7 +439,7 @@ def main(ctx: click.Context) -> None:
         softlabels dump --teacher resnext101 --data imagenet --data-dir /data/imagenet
     Then train any number of students from the stored labels, with no teacher loaded:
         softlabels train --student mobilenetv3 --labels shards/
-    softlabels COMMAND --help shows the options and examples of a command.
+    softlabels COMMAND --help shows examples and options; each reads them from a YAML file, too: --config FILE.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

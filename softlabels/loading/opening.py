@@ -298,8 +298,9 @@ def named_teachers(config: Reopening, labels: Labels) -> dict[str, TeacherSpec]:
     Raises:
         ConfigError: the store has no labels of one of them.
     """
-    given = {"names": config.name, "sizes": config.size, "there": labels.store}
-    specs = teacher_specs(config.teacher, config.weights, **given) if config.teacher else []
+    specs = []
+    if config.teacher:
+        specs = teacher_specs(config.teacher, config.weights, names=config.name, sizes=config.size, there=labels.store)
     for name in (spec.short_name for spec in specs):
         if name not in labels.teachers:
             raise ConfigError(

@@ -86,7 +86,7 @@ class Machine(CommandConfig):
         from softlabels.loading.batches import Threads, shared_memory
 
         cores = os.cpu_count() or 1
-        own = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's other processes have theirs
+        own = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # torchrun's other processes have theirs
         count = self.workers if isinstance(self.workers, int) else int(self.workers.partition(":")[2] or 0)
         if count > max(64, MOST_WORKERS * cores):
             raise ConfigError(
