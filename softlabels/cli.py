@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from softlabels.commands import COMMANDS, Command, object_of
 from softlabels.errors import ConfigError, SoftlabelsError, did_you_mean, printable, split_advice
-from softlabels.options import METAVARS, NEIGHBOURS, PAGES, PRETRAINED, SHORT, SHOWN_ALIASES, Page, spellings
+from softlabels.options import METAVARS, NEIGHBOURS, PAGES, PRETRAINED, SHORT, SHOWN_ALIASES, spellings
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 BARE = "auto"
@@ -229,7 +229,7 @@ class Configured(click.Command):
         settings = {**SETTINGS, "allow_extra_args": True}  # which are refused here, in other words than click's
         super().__init__(command.name, callback=self._call, help=command.help, context_settings=settings)
         self._command = command
-        self._page = PAGES.get(command.name, Page("", command.name, ()))
+        self._page = PAGES[command.name]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         return [*self._settings, *super().get_params(ctx)]
@@ -269,27 +269,20 @@ class Configured(click.Command):
         self.help = with_options(self._command.help)  # not before: it needs the settings
         self.format_help_text(ctx, formatter)
         formatter.write("\n" + "".join(f"  {line}\n" for line in self._page.examples))
-        fields, shown = self._command.settings().model_fields, set()
-        groups = list(self._page.groups(every=every))
-        shown = {name for _, names in groups for name in names}
+        name, fields = self._command.name, self._command.settings().model_fields
+        groups = dict(self._page.groups(every=every))
+        groups.setdefault("Run", [])
+        shown = [each for names in groups.values() for each in names]
         if every:
-            groups.append(("Others", [name for name in fields if name not in shown]))
-        name = self._command.name
-        for group, names in groups:
-            rows = [_row(name, each, fields[each], every=every) for each in names if each in fields]
-            if group == "Run":
-                rows += _COMMON
-            if rows:
-                with formatter.section(group):
-                    formatter.write_dl(rows)
-        if not any(group == "Run" for group, _ in groups):
-            with formatter.section("Run"):
-                formatter.write_dl(_COMMON)
-        hidden = len(fields) - len(shown & fields.keys())
+            groups["Run"] += [each for each in fields if each not in shown]
+        for group, names in groups.items():
+            rows = [_row(name, each, fields[each], every=every) for each in names]
+            with formatter.section(group):
+                formatter.write_dl([*rows, *(_COMMON if group == "Run" else [])])
         if every:
             formatter.write("\nConfig files and Python take the first long name of each, with underscores.\n")
-        elif hidden:
-            formatter.write(f"\n{hidden} more: softlabels {name} --help-all\n")
+        elif len(shown) < len(fields):
+            formatter.write(f"\n{len(fields) - len(shown)} more: softlabels {name} --help-all\n")
 
     def _call(self, config: Path | None, quiet: bool, as_json: bool, **options: Any) -> None:
         from softlabels.core.config import plain
@@ -315,8 +308,8 @@ class Configured(click.Command):
         else:
             click.echo("".join(f"{printable(line)}\n" for line in self._command.shown(outcome).splitlines()), nl=False)
         problems = getattr(outcome, "problems", [])
-        for problem in problems:
-            Refusal(problem).show()
+        for each in problems:
+            Refusal(each).show()
         if problems:
             click.get_current_context().exit(1)
 
@@ -387,6 +380,8 @@ def _row(command: str, name: str, field: Any, *, every: bool) -> tuple[str, str]
         text += "  [required]"
     elif default is not PydanticUndefined and default is not None and default not in ((), {}) and kind is not bool:
         text += f"  [default: {default}]"
+    if name == "weights" and every:
+        text += f"  [--{PRETRAINED} for default]"
     if multiple and "repeatable" not in text:
         text += "  [repeatable]"
     return (flags if kind is bool else f"{flags} {_metavar(name, kind)}"), text
