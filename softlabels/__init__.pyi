@@ -146,10 +146,10 @@ def dump(
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
-        views: views per image
-        recipe: how views are drawn: a short name, or steps in a config file
+        views: augmented views per image; 4 to 50 are usual
+        recipe: augmentation recipe: words such as pad-flip-randaugment, or steps in a config file
         seed: seed of the views
-        codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
             repeatable
@@ -158,7 +158,7 @@ def dump(
         out: folder of the label store, or a URL such as s3://bucket/shards
         batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         grow: add images that the store does not have yet; its shards stay as they are
         dry_run: only say what would be done, as `softlabels plan` does
@@ -295,7 +295,7 @@ def import_labels(
         format: format of the shards
         compression: compression of the shards  [default: none]
         out: folder of the label store, or a URL such as s3://bucket/shards
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
     """
 
@@ -364,7 +364,7 @@ def pack(
         quality: of JPEG, 1 to 100, or raw: pixels that need no decoder
         format: format of the shards
         out: folder of the pack
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         threads: threads that decode and encode; auto: one per core
         on_bad_image: stop at an image that cannot be read, or pack it as unreadable
@@ -434,10 +434,10 @@ def plan(
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
-        views: views per image
-        recipe: how views are drawn: a short name, or steps in a config file
+        views: augmented views per image; 4 to 50 are usual
+        recipe: augmentation recipe: words such as pad-flip-randaugment, or steps in a config file
         seed: seed of the views
-        codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
             repeatable
@@ -446,7 +446,7 @@ def plan(
         out: folder of the label store, or a URL such as s3://bucket/shards
         batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         grow: add images that the store does not have yet; its shards stay as they are
         dry_run: only say what would be done, as `softlabels plan` does
@@ -594,7 +594,7 @@ def sweep(
         epochs: times each image is seen (in another view each time)
         batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
-        views_per_image: views of an image that come together, sharing one decode
+        views_per_image: repeated augmentation: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
@@ -632,7 +632,7 @@ def sweep(
         eval_data: data set to evaluate on  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
-        recipe: views to train on without labels  [default: crop-flip]
+        recipe: augmentation recipe without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]
@@ -732,7 +732,7 @@ def train(
         epochs: times each image is seen (in another view each time)
         batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
-        views_per_image: views of an image that come together, sharing one decode
+        views_per_image: repeated augmentation: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
@@ -770,7 +770,7 @@ def train(
         eval_data: data set to evaluate on  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
-        recipe: views to train on without labels  [default: crop-flip]
+        recipe: augmentation recipe without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]

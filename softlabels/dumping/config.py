@@ -27,7 +27,9 @@ class PackConfig(CommandConfig):
     quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     out: str = Field("pack/", description="folder of the pack")
-    rows_per_shard: int = Field(512, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        512, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     threads: int | Literal["auto"] = Field("auto", description="threads that decode and encode; auto: one per core")
     on_bad_image: Literal["fail", "skip"] = Field(
@@ -106,13 +108,17 @@ class DumpConfig(Machine, Caching):
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
-    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
+    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="augmented views per image; 4 to 50 are usual")
     recipe: RecipeChoice = Field(
-        "crop-flip", validate_default=True, description="how views are drawn: a short name, or steps in a config file"
+        "crop-flip",
+        validate_default=True,
+        description="augmentation recipe: words such as pad-flip-randaugment, or steps in a config file",
     )
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
     codec: CodecChoice = Field(
-        "dense", validate_default=True, description="how logits are stored: dense, dense:fp32, topk:10, ..."
+        "dense",
+        validate_default=True,
+        description="how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...",
     )
     output: tuple[OutputChoice, ...] = Field(
         (),
@@ -130,7 +136,9 @@ class DumpConfig(Machine, Caching):
         description="images per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
     )
     compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
-    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        4096, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     grow: bool = Field(False, description="add images that the store does not have yet; its shards stay as they are")
     dry_run: bool = Field(False, description="only say what would be done, as `softlabels plan` does")

@@ -63,7 +63,9 @@ class ImportConfig(Caching):
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(None, description="compression of the shards  [default: none]")
     out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
-    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        4096, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
 
     @field_validator("part")

@@ -91,8 +91,8 @@ def check_settings(config: TrainConfig) -> None:
 
     if config.labels and config.teacher:
         raise ConfigError(
-            "`labels` and `teacher` exclude each other: stored labels need no teacher in the loop; choose among those of "
-            "the store with `teachers`"
+            "`labels` and `teacher` exclude each other: stored labels need no teacher in the loop; choose among the "
+            "teachers of the store with `teachers`"
         )
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")

@@ -28,7 +28,7 @@ class TrainSettings(CommandConfig):
     batch_size: int = Field(256, ge=1, le=MOST, description="total over all processes: images per forward pass")
     accumulate: int = Field(1, ge=1, le=MOST, description="forward passes per optimizer step")
     views_per_image: int = Field(
-        1, ge=1, le=MOST, description="views of an image that come together, sharing one decode"
+        1, ge=1, le=MOST, description="repeated augmentation: views of an image that come together, sharing one decode"
     )
     shuffle_window: int | str | None = Field(
         None,
