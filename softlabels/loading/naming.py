@@ -69,20 +69,12 @@ def _apart(specs: Sequence[TeacherSpec], number: int) -> str:
 
 def _ends(specs: Sequence[TeacherSpec]) -> Iterator[list[str]]:
     """For each teacher of a file its name with ever more of the folders it lies in before it."""
-    parents = [
-        [each for each in _folder(spec).parts if each != "/"][::-1] for spec in specs if isinstance(spec, FileNetwork)
-    ]
+    parents = [spec.named_after.parent.parts[:0:-1] for spec in specs if isinstance(spec, FileNetwork)]
     for depth in range(1, max(map(len, parents)) + 1):
         yield [
             safe_name("-".join([*reversed(folders[:depth]), _name(spec)]))
             for folders, spec in zip(parents, specs, strict=True)
         ]
-
-
-def _folder(spec: FileNetwork) -> Path:
-    """The folder that holds what the teacher is named after: its run's folder, or its file."""
-    path = Path(spec.path).expanduser().resolve()
-    return path.parent if path.name == spec.short_name or path.stem == spec.short_name else path.parent.parent
 
 
 def _weights(spec: TeacherSpec) -> str | None:

@@ -214,6 +214,9 @@ def test_teachers_that_share_a_name_get_names_of_their_own_and_keep_them(
     assert softlabels_command(*dump, *both).output.count("nothing to do") == 2
     verified = softlabels_command("verify", "shards", *both, *HERE)
     assert verified.exit_code == 0, verified.output
+    files = ("--teacher", f"file:{seeds}/y/seed-0/last.safetensors", "--teacher", f"file:{seeds}/x/seed-0")
+    assert softlabels_command(*dump, *files, "--out", "files").exit_code == 0
+    assert softlabels.open_labels("files").teachers == ("x-seed-0", "y-seed-0")
     # A teacher that the store has under the shared name keeps it.
     assert softlabels_command(*dump, *both[:2], "--out", "grown").exit_code == 0
     for _ in range(2):
