@@ -47,8 +47,8 @@ class FileNetwork(NetworkSpec):
     @property
     def short_name(self) -> str:
         """The `name`, or else that of the run's folder or of the file."""
-        own = self.named_after
-        return self.name or safe_name(own.name if own.is_dir() else own.stem)
+        own, file = self.named_after, Path(self.path).expanduser()
+        return self.name or safe_name(own.stem if own.name == file.name and not file.is_dir() else own.name)
 
     def check_weights(self, *, training: bool = False) -> None:  # noqa: ARG002
         """See `NetworkSpec.check_weights`."""
