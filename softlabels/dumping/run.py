@@ -179,7 +179,7 @@ def saved_import(teacher: str) -> str:
 
 
 def _images(config: DumpConfig, terminal: Terminal) -> Images:
-    check_teacher_files(_specs(config), config.class_map)
+    check_teacher_files(_specs(config, None), config.class_map)
     config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), terminal)
     return limited(images, config.limit, config.seed)
@@ -210,8 +210,7 @@ def _recipe(config: DumpConfig, out: Location) -> Recipe:
     return held
 
 
-def _specs(config: DumpConfig) -> list[TeacherSpec]:
-    there = find_store(locate(config.out, config.cache), config.cache)
+def _specs(config: DumpConfig, there: Store | None) -> list[TeacherSpec]:
     return teacher_specs(config.teacher, config.weights, names=config.name, sizes=config.size, there=there)
 
 
@@ -230,7 +229,7 @@ def _teachers(
 ) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory; where `of` is given, those of these names."""
     classes = _stored_classes(config, out)
-    for spec in _specs(config):
+    for spec in _specs(config, find_store(out, config.cache)):
         if of is not None and spec.short_name not in of:
             continue
         if alias(spec):
