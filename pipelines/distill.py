@@ -53,10 +53,10 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]))
     except softlabels.SoftlabelsError as problem:
-        sys.exit(f"softlabels: {problem}")
+        sys.exit(f"error: {problem}")
     except KeyboardInterrupt as stop:
         print(
-            f"softlabels: {str(stop) or 'interrupted'}; what is done is passed over when this runs again",
+            f"{str(stop) or 'interrupted'}; what is done is passed over when this runs again",
             file=sys.stderr,
         )
         sys.exit(130)

@@ -48,13 +48,31 @@ Network = Part | nn.Module
 Data = Part | Images | Dataset[Any]
 Text = str | PathLike[str]
 
+def available(
+    kind: Literal[
+        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"
+    ] = ...,
+    pattern: Text | None = None,
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Names of teachers, students, losses, recipes, codecs, data sets, ..., each with what it is.
+
+    Networks of timm are listed by `timm:` and a pattern.
+
+    Args:
+        kind: what to list
+        pattern: only names that hold this text, or fit a pattern such as 'resnet*'; timm:PATTERN for timm's networks
+    """
+
 def convert(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    labels: Text = "shards/",
     out: Text = ...,
     format: Literal["hdf5", "zarr"] | None = None,
     compression: Literal["none", "zstd"] | None = None,
@@ -106,6 +124,8 @@ def dump(
     workers: int | Text = "auto",
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     class_map: Text | None = None,
     data: Data | None = None,
     data_dir: Text | None = None,
@@ -139,12 +159,14 @@ def dump(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -152,10 +174,10 @@ def dump(
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
-        views: views per image
-        recipe: how views are drawn: a short name, or steps in a config file
+        views: augmented views per image; 4 to 50 are usual
+        recipe: augmentation recipe: words such as pad-flip-randaugment, or steps in a config file
         seed: seed of the views
-        codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
             repeatable
@@ -164,7 +186,7 @@ def dump(
         out: folder of the label store, or a URL such as s3://bucket/shards
         batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         devices: devices of this machine that label together, a process each: all (every GPU), 0,1 (these GPUs) or cpu:2
             (two processes on the CPU)  [default: the one of `device`]
@@ -176,13 +198,13 @@ def dump(
     """
 
 def evaluate(
+    student: Network = ...,
     *,
     config: Text | None = None,
     quiet: bool = False,
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    student: Network = ...,
     weights: Text | None = None,
     size: int | None = None,
     data: Data | None = None,
@@ -196,9 +218,9 @@ def evaluate(
 
     Args:
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         student: a run's folder, file:PATH, or a network's name with `weights`
         weights: FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]
         size: side of the images  [default: the network's own]
@@ -303,7 +325,7 @@ def import_labels(
         format: format of the shards
         compression: compression of the shards  [default: none]
         out: folder of the label store, or a URL such as s3://bucket/shards
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
     """
 
@@ -320,12 +342,12 @@ def info(
     """
 
 def merge(
+    labels: Text | Sequence[Text] = ...,
     *,
     config: Text | None = None,
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: Part | None = None,
-    labels: Text | Sequence[Text] = ...,
     out: Text = ...,
 ) -> list[CopyReport]:
     """Unite stores of the same images and views: parts from several machines, other teachers, more views.
@@ -336,7 +358,7 @@ def merge(
         cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
-        labels: label store to merge, a folder or a URL; repeatable
+        labels: label stores to merge, folders or URLs; repeatable
         out: folder or URL of the merged store; it may be there already, or be one of the merged
     """
 
@@ -372,7 +394,7 @@ def pack(
         quality: of JPEG, 1 to 100, or raw: pixels that need no decoder
         format: format of the shards
         out: folder of the pack
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         threads: threads that decode and encode; auto: one per core
         on_bad_image: stop at an image that cannot be read, or pack it as unreadable
@@ -391,6 +413,8 @@ def plan(
     workers: int | Text = "auto",
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     class_map: Text | None = None,
     data: Data | None = None,
     data_dir: Text | None = None,
@@ -426,12 +450,14 @@ def plan(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         teacher: teacher: torchvision or small network, timm:NAME, file:PATH, module:function; repeatable
         weights: weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, or
             random[:SEED]; one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
@@ -439,10 +465,10 @@ def plan(
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
-        views: views per image
-        recipe: how views are drawn: a short name, or steps in a config file
+        views: augmented views per image; 4 to 50 are usual
+        recipe: augmentation recipe: words such as pad-flip-randaugment, or steps in a config file
         seed: seed of the views
-        codec: how logits are stored: dense, dense:fp32, topk:10, ...
+        codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
             repeatable
@@ -451,7 +477,7 @@ def plan(
         out: folder of the label store, or a URL such as s3://bucket/shards
         batch_size: images per forward pass of the teacher; auto: doubled while that is faster and fits into memory
         compile: compile the teacher with torch.compile, for passes of one size
-        rows_per_shard: images per shard: what a crash can cost
+        rows_per_shard: images per shard; one that is cut off is written again
         part: I/N: write every N-th shard only, from the I-th
         devices: devices of this machine that label together, a process each: all (every GPU), 0,1 (these GPUs) or cpu:2
             (two processes on the CPU)  [default: the one of `device`]
@@ -465,6 +491,7 @@ def plan(
     """
 
 def repair(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
@@ -473,11 +500,12 @@ def repair(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    labels: Text = "shards/",
     data: Data | None = None,
     data_dir: Text | None = None,
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     redump: bool = False,
     batch_size: int = 64,
     on_bad_image: Literal["fail", "skip"] = "fail",
@@ -489,14 +517,16 @@ def repair(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies
         teacher: teacher to run again  [default: as the store describes it]; repeatable
-        weights: weights of the teachers, one per teacher
+        weights: weights of the teachers, one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         redump: dump the damaged shards again, instead of only removing them
         batch_size: images per forward pass of the teacher
         on_bad_image: stop at an image that cannot be read, or record it as unlabelled
@@ -540,7 +570,7 @@ def sweep(
     min_lr: float = 0.0,
     lr_scale: str | Mapping[str, Any] = {},
     train_only: Text | Sequence[Text] = (),
-    warmup_epochs: float = 5.0,
+    warmup_epochs: float | None = None,
     weight_decay: float = 0.05,
     momentum: float = 0.9,
     clip_grad: float | None = None,
@@ -594,13 +624,13 @@ def sweep(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: images per forward pass, all processes together
+        batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
-        views_per_image: views of an image that come together, sharing one decode
+        views_per_image: repeated augmentation: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
@@ -611,7 +641,7 @@ def sweep(
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
             names; repeatable
-        warmup_epochs: epochs of linear warmup
+        warmup_epochs: epochs of linear warmup  [default: a tenth of the epochs, 5 at most]
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
@@ -619,7 +649,7 @@ def sweep(
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated
-        patience: stop after so many evaluations without a better top-1  [default: never]
+        patience: early stopping: after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
             `init`]
@@ -638,20 +668,21 @@ def sweep(
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
-        recipe: views to train on without labels  [default: crop-flip]
+        recipe: augmentation recipe without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
-        alpha: weight of the hard loss  [default: 0 with teachers, else 1]
-        alpha_end: weight of the hard loss at the last step, reached in a line  [default: alpha]
+        alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
+            one  [default: 0 with teachers, else 1]
+        alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: softens teachers and student alike
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay images out as convolutions on GPUs like them
+        channels_last: use torch.channels_last, which convolutions on GPUs prefer
         compare: compare each student with its teacher on every training image
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the sweep  [default: runs/sweep]
@@ -680,7 +711,7 @@ def train(
     min_lr: float = 0.0,
     lr_scale: str | Mapping[str, Any] = {},
     train_only: Text | Sequence[Text] = (),
-    warmup_epochs: float = 5.0,
+    warmup_epochs: float | None = None,
     weight_decay: float = 0.05,
     momentum: float = 0.9,
     clip_grad: float | None = None,
@@ -731,13 +762,13 @@ def train(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         epochs: times each image is seen (in another view each time)
-        batch_size: images per forward pass, all processes together
+        batch_size: total over all processes: images per forward pass
         accumulate: forward passes per optimizer step
-        views_per_image: views of an image that come together, sharing one decode
+        views_per_image: repeated augmentation: views of an image that come together, sharing one decode
         shuffle_window: shards shuffled together, or the memory their labels may take, such as 512MB; for stores beyond
             memory  [default: all]
         optimizer: any optimizer of timm's factory: sgd, adamw, lamb, ...
@@ -748,7 +779,7 @@ def train(
         lr_scale: multiplier of the rate by layer, as features=0.1,classifier=10; 0 holds a layer still
         train_only: layers to train while all others stay as they are, batch statistics too: classifier, norms, or
             names; repeatable
-        warmup_epochs: epochs of linear warmup
+        warmup_epochs: epochs of linear warmup  [default: a tenth of the epochs, 5 at most]
         weight_decay: weight decay; norms and biases have none
         momentum: momentum of SGD
         clip_grad: largest norm of the gradient
@@ -756,7 +787,7 @@ def train(
         ema: decay of an exponential moving average that is evaluated
         seed: seed of the student's initialisation and of the order
         eval_every: epochs between evaluations; the last is always evaluated
-        patience: stop after so many evaluations without a better top-1  [default: never]
+        patience: early stopping: after so many evaluations without a better top-1  [default: never]
         checkpoint_every: optimizer steps between checkpoints  [default: ends of epochs, some seconds apart]
         student: student: torchvision or small network, timm:NAME, module:function  [default: mobilenetv3, or the one of
             `init`]
@@ -775,20 +806,21 @@ def train(
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
-        recipe: views to train on without labels  [default: crop-flip]
+        recipe: augmentation recipe without labels  [default: crop-flip]
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
-        alpha: weight of the hard loss  [default: 0 with teachers, else 1]
-        alpha_end: weight of the hard loss at the last step, reached in a line  [default: alpha]
+        alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
+            one  [default: 0 with teachers, else 1]
+        alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: softens teachers and student alike
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
         label_smoothing: smoothing of the hard labels
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
-        channels_last: lay images out as convolutions on GPUs like them
+        channels_last: use torch.channels_last, which convolutions on GPUs prefer
         compare: compare student and teacher on every training image after the last step
         track: where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable
         out: folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned; -2, -3, ... where that holds
@@ -796,6 +828,7 @@ def train(
     """
 
 def verify(
+    labels: Text = "shards/",
     *,
     config: Text | None = None,
     quiet: bool = False,
@@ -804,11 +837,12 @@ def verify(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    labels: Text = "shards/",
     data: Data | None = None,
     data_dir: Text | None = None,
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
+    name: Text | Sequence[Text] = (),
+    size: Part | Sequence[Part] = (),
     samples: int = 64,
     largest_kl: float | None = None,
     shards_only: bool = False,
@@ -821,14 +855,16 @@ def verify(
             or the user's cache]
         cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
         device: cpu, cuda, cuda:1, ...; auto takes a GPU when there is one
-        amp: mixed precision
-        workers: who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4
-            cores, else processes, one per core; nobody for images in memory
+        amp: mixed precision; on the command line, without a value, the one that the device is made for
+        workers: what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to 4
+            cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory
         labels: label store, a folder or a URL such as s3://bucket/shards
         data: data set  [default: the one the labels were made of]
         data_dir: where the data set lies
         teacher: teacher to run again  [default: as the store describes it]; repeatable
-        weights: weights of the teachers, one per teacher
+        weights: weights of the teachers, one per `teacher`
+        name: name of the teacher in the store, one per `teacher`  [default: of where it comes from]
+        size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         samples: random views on which each teacher is run again; 0 for none
         largest_kl: mean KL in nats between the teacher's labels, encoded as the stored ones are, and these that is
             still accepted  [default: what rounding explains]

@@ -563,10 +563,10 @@ class TeacherChoice(Choice["TeacherSpec"]):
         """See `Choice`: a torch.nn.Module."""
         return _network_object(value, cls.what)
 
-    def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
-        """See `Choice.make`; with these weights, for images of this size."""
+    def make(self, weights: str | None = None, size: int | None = None, name: str | None = None) -> TeacherSpec:
+        """See `Choice.make`; with these weights, for images of this size, called `name`."""
         make: Callable[..., TeacherSpec] = import_module("softlabels.models").teacher_spec
-        return make(self.given, weights, size=size)
+        return make(self.given, weights, size=size, name=name)
 
 
 class NetworkChoice(TeacherChoice):
@@ -585,10 +585,10 @@ class NetworkChoice(TeacherChoice):
             )
         return check_network(given, TEACHERS)
 
-    def make(self, weights: str | None = None, size: int | None = None) -> TeacherSpec:
+    def make(self, weights: str | None = None, size: int | None = None, name: str | None = None) -> TeacherSpec:
         """See `TeacherChoice.make`."""
         there = isinstance(self.given, str) and Path(self.given).exists()
-        return TeacherChoice(f"file:{self.given}" if there else self.given).make(weights, size)
+        return TeacherChoice(f"file:{self.given}" if there else self.given).make(weights, size, name)
 
 
 class StudentChoice(Choice["StudentSpec"]):

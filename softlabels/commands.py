@@ -47,7 +47,7 @@ class Command:
         """The settings of a `file` with those `given` over them. Raises ConfigError, which names `where`."""
         from softlabels.core.config import read_yaml, validated
 
-        return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where)
+        return validated(self.settings(), {**(read_yaml(file) if file else {}), **given}, where, named=file is not None)
 
     def __call__(self, settings: CommandConfig, terminal: Terminal) -> Any:
         """Run it, with settings whose parts can be made. A signal that ends it leaves nothing half written."""
@@ -66,6 +66,15 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     each.name: each
     for each in (
+        Command(
+            "list",
+            "reporting.config:ListConfig",
+            "reporting.run_list:run_list",
+            "Names of teachers, students, losses, recipes, codecs, data sets, ..., each with what it is.\n\n"
+            "Networks of timm are listed by `timm:` and a pattern.",
+            function="available",
+            show="reporting.run_list:list_text",
+        ),
         Command(
             "plan",
             "dumping.config:PlanConfig",
@@ -222,7 +231,7 @@ def _function(command: Command) -> Callable[..., Any]:
             raise TypeError(f"{name}() takes {len(first)} arguments without a name, and got {len(positional)}")
         given = {**dict(zip(first, positional, strict=False)), **settings}
         given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-        where = f"config {config}" if config is not None else "settings"
+        where = f"config {config}" if config is not None else command.function or command.name
         return command(command.checked(given, None if config is None else Path(config), where), Terminal(quiet=quiet))
 
     name = command.function or command.name
@@ -250,10 +259,16 @@ def _function(command: Command) -> Callable[..., Any]:
     return call
 
 
+def object_of(field: FieldInfo) -> bool:
+    """Whether this setting is what a command works on, which may be given without its name."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("argument"))
+
+
 def leads(field: FieldInfo) -> bool:
     """Whether Python takes this setting without its name, too."""
     extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("argument") or extra.get("leading"))
+    return object_of(field) or (isinstance(extra, dict) and bool(extra.get("leading")))
 
 
 def _default(field: FieldInfo) -> Any:

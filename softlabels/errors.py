@@ -8,11 +8,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _MOST_LEVELS = 64
+_ADVICE = re.compile(
+    r"(?:did you mean|known:|(?:add|allow|ask|bring|call|check|choose|convert|copy|decode|download|dump|fill|find|free|"
+    r"give|import|install|join|keep|label|leave|list|look|make|move|name|number|pack|put|raise|read|remove|rename|render|"
+    r"repair|restore|return|run|save|say|see|set|start|take|train|unpack|update|use|wait|write)\b)"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class SoftlabelsError(Exception):
-    """Base of every error a user can cause; the command line prints it as one line and exits with 1."""
+    """Base of every error a user can cause; the command line prints it as one line and exits with 1.
+
+    What follows the last semicolon of a message, where it is an instruction, is advice: see `split_advice`.
+    """
 
     repeated = False
     """Whether it is that of another process of the same job, which prints it."""
@@ -40,6 +48,12 @@ class StoreError(SoftlabelsError):
 
 class RunError(SoftlabelsError):
     """A run cannot go on: its folder belongs to another run, or training diverged."""
+
+
+def split_advice(message: str) -> tuple[str, str]:
+    """What is wrong, and the advice after the last semicolon where an instruction follows it; else "" for it."""
+    found, semicolon, last = message.rpartition("; ")
+    return (found, last) if semicolon and _ADVICE.match(last) else (message, "")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

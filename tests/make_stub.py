@@ -44,6 +44,7 @@ Text = str | PathLike[str]
 """
 
 RETURNS = {
+    "list": "dict[str, str]",
     "plan": "list[Plan]",
     "pack": "PackReport",
     "dump": "list[DumpReport]",
@@ -89,13 +90,22 @@ def stub() -> str:
 def function(name: str, command: Command) -> str:
     """One command as a typed function."""
     fields = command.settings().model_fields
-    named = [f"    {key}: {annotation(field)}," for key, field in fields.items() if not leads(field)]
-    first = [f"    {key}: {annotation(field)}," for key, field in fields.items() if leads(field)]
+    named = [argument(key, field) for key, field in fields.items() if not leads(field)]
+    first = [argument(key, field) for key, field in fields.items() if leads(field)]
     usual = ["    *,", "    config: Text | None = None,", "    quiet: bool = False,"]
     first_line, *others = wrapped('"""' + command.help.partition("\n")[0], 4), *command.help.splitlines()[1:]
     doc = [*first_line, *(line for each in others for line in wrapped(each, 4)), "", "    Args:"]
     doc += [line for key, field in fields.items() for line in wrapped(f"{key}: {field.description}", 8)]
     return "\n".join([f"def {name}(", *first, *usual, *named, f") -> {RETURNS[command.name]}:", *doc, '    """', ""])
+
+
+def argument(key: str, field: Any) -> str:
+    """A line for one argument of a function, or three where it is long."""
+    line = f"    {key}: {annotation(field)},"
+    if len(line) <= 120:
+        return line
+    kind, bracket, default = line.rpartition("]")
+    return f"{kind.replace('[', '[' + chr(10) + 8 * ' ', 1)}\n    {bracket}{default}"
 
 
 def wrapped(text: str, indent: int) -> list[str]:

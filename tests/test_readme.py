@@ -90,7 +90,7 @@ def test_the_disk_looks_as_the_readme_says(story: Path) -> None:
 def test_every_command_of_the_table_exists(story: Path) -> None:
     listed = re.findall(r"^\| `softlabels (\w+)` \|", README, flags=re.MULTILINE)
     help_text = run(["--help"], story)
-    offered = re.findall(r"^  (\w+)  ", help_text.partition("Commands:")[2], flags=re.MULTILINE)
+    offered = re.findall(r"^  (\w+)  ", help_text.partition("Start here:")[2], flags=re.MULTILINE)
     assert sorted(listed) == sorted(offered)
 
 

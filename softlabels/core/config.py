@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from softlabels.errors import ConfigError, did_you_mean, odd_value
+from softlabels.errors import ConfigError, did_you_mean, odd_value, split_advice
 
 
 def byte_count(value: Any) -> Any:
@@ -36,6 +36,10 @@ Bytes = Annotated[int, BeforeValidator(byte_count), Field(ge=1)]
 
 MOST = 1 << 24
 """The largest of numbers that count images, passes or epochs: beyond it they are mistyped."""
+
+
+Side = Annotated[int, Field(ge=1, le=8192)]
+"""Pixels of a side of square images."""
 
 
 class Part(BaseModel):
@@ -234,6 +238,11 @@ class Table(Generic[P_co]):
         """Every kind and short name that can be written, sorted."""
         return tuple(sorted({*self._kinds, *self._short} - {OBJECT}))
 
+    def home(self, kind: str) -> str:
+        """Where the class of one of `names` is, as ``module:Class``; nothing is imported."""
+        found = self._kinds[kind]
+        return found if isinstance(found, str) else f"{found.__module__}:{found.__qualname__}"
+
     @property
     def kinds(self) -> Mapping[str, type[Any]]:
         """The part class of each kind."""
@@ -330,8 +339,30 @@ class Table(Generic[P_co]):
         return found
 
 
-def validated(model: type[_Model], value: Mapping[str, Any], where: str) -> _Model:
-    """`value` as a `model`, or a ConfigError of one line that names `where` and the field."""
+_WANTED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "finite_number": "a finite number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "{ge} or more",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "int_type": "a whole number",
+    "less_than": "less than {lt}",
+    "less_than_equal": "{le} or less",
+    "literal_error": "{expected}",
+    "string_type": "a text",
+    "tuple_type": "a list, such as [{input}]",
+}
+"""What a setting must be, by the type of pydantic's error."""
+
+
+def validated(model: type[_Model], value: Mapping[str, Any], where: str, *, named: bool = True) -> _Model:
+    """`value` as a `model`, or a ConfigError of one line that names the setting and, unless not `named`, `where`."""
     for name, each in value.items():
         odd = odd_value(each)
         if odd is not None:
@@ -341,16 +372,34 @@ def validated(model: type[_Model], value: Mapping[str, Any], where: str) -> _Mod
     except ValidationError as problem:
         # A mistyped name before what lacks a value: the one is most likely meant for the other.
         first = min(problem.errors(), key=lambda each: each["type"] != "extra_forbidden")
-        field = ".".join(str(step) for step in first["loc"])
+        names = [str(step) for step in first["loc"]]
         if first["type"] == "extra_forbidden":
-            known = did_you_mean(str(first["loc"][-1]), (name for name in model.model_fields if name != "kind"))
-            raise ConfigError(f"{where} has no setting {field!r}; {known}") from problem
+            known = did_you_mean(names[-1], (name for name in model.model_fields if name != "kind"))
+            raise ConfigError(f"{where} has no setting {'.'.join(names)!r}; {known}") from problem
+        if issubclass(model, CommandConfig) and names:
+            names[0] = f"`{names[0]}`"  # the command line spells it as an option
+        field = ".".join(names)
         if first["type"] == "missing":
-            raise ConfigError(f"{where} needs a value for {field!r}") from problem
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "tuple_type":
-            message = f"is a list, such as [{first['input']}]"
-        raise ConfigError(f"{where}: {field + ': ' if field else ''}{message} (got {first['input']!r})") from problem
+            raise ConfigError(f"{where} needs {field}") from problem
+        raise ConfigError(f"{f'{where}: ' if named else ''}{_fault(field, first)}") from problem
+
+
+def _fault(field: str, error: Any) -> str:
+    """What is wrong with the value of a field, of one of pydantic's errors."""
+    value = error["input"]
+    if error["type"] in _WANTED:
+        limits = {name: f"{each:,}" if isinstance(each, int) else each for name, each in error.get("ctx", {}).items()}
+        return f"{field} must be {_WANTED[error['type']].format(**limits, input=value)}, not {_shown(value)}"
+    message = error["msg"].removeprefix("Value error, ")
+    if message.startswith("must be"):
+        return f"{field} {message}, not {_shown(value)}"
+    found, tip = split_advice(message)
+    got = "" if repr(value) in message or str(value) in message else f" (got {value!r})"
+    return f"{field}{': ' if field else ''}{found}{got}{'; ' if tip else ''}{tip}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value) else repr(value)
 
 
 def essence(value: Any) -> Any:

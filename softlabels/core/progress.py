@@ -272,4 +272,4 @@ def _tell_of_waits() -> None:
             waited = time.monotonic() - wait.since
             if waited >= wait.told and wait.process == os.getpid():
                 wait.told = 2 * waited
-                print(f"softlabels: waiting for {wait.what}, {duration(waited)} so far", file=sys.stderr, flush=True)
+                print(f"waiting for {wait.what}, {duration(waited)} so far", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from softlabels.choices import CodecChoice, DataChoice, OutputChoice, RecipeChoice, TeacherChoice
-from softlabels.core.config import MOST, CommandConfig
+from softlabels.core.config import MOST, CommandConfig, Side
 from softlabels.loading.settings import Caching, Machine, share_of
 from softlabels.store import MOST_VIEWS, is_url
 
@@ -28,7 +28,9 @@ class PackConfig(CommandConfig):
     quality: int | Literal["raw"] = Field(90, description="of JPEG, 1 to 100, or raw: pixels that need no decoder")
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     out: str = Field("pack/", description="folder of the pack")
-    rows_per_shard: int = Field(512, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        512, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     threads: int | Literal["auto"] = Field("auto", description="threads that decode and encode; auto: one per core")
     on_bad_image: Literal["fail", "skip"] = Field(
@@ -54,14 +56,14 @@ class PackConfig(CommandConfig):
     @classmethod
     def _is_a_quality(cls, value: int | str) -> int | str:
         if value != "raw" and not (str(value).isdigit() and 1 <= int(value) <= 100):
-            raise ValueError("is 1 to 100, or raw")
+            raise ValueError("must be 1 to 100, or raw")
         return value
 
     @field_validator("threads", mode="before")
     @classmethod
     def _are_threads(cls, value: int | str) -> int | str:
         if value != "auto" and not (str(value).isdigit() and 1 <= int(value) <= 1000):
-            raise ValueError("is auto, or a number of threads")
+            raise ValueError("must be auto, or a number of threads")
         return value
 
     @property
@@ -88,6 +90,12 @@ class DumpConfig(Machine, Caching):
         description="weights of the teacher: FILE or FILE:KEY, default, a name of torchvision's such as IMAGENET1K_V1, "
         "or random[:SEED]; one per `teacher`",
     )
+    name: tuple[str, ...] = Field(
+        (), description="name of the teacher in the store, one per `teacher`  [default: of where it comes from]"
+    )
+    size: tuple[Side, ...] = Field(
+        (), description="side of the images that the teacher sees, one per `teacher`  [default: its own]"
+    )
     class_map: str | None = Field(
         None,
         description="file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each "
@@ -101,13 +109,17 @@ class DumpConfig(Machine, Caching):
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
-    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="views per image")
+    views: int = Field(8, ge=1, lt=MOST_VIEWS, description="augmented views per image; 4 to 50 are usual")
     recipe: RecipeChoice = Field(
-        "crop-flip", validate_default=True, description="how views are drawn: a short name, or steps in a config file"
+        "crop-flip",
+        validate_default=True,
+        description="augmentation recipe: words such as pad-flip-randaugment, or steps in a config file",
     )
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the views")
     codec: CodecChoice = Field(
-        "dense", validate_default=True, description="how logits are stored: dense, dense:fp32, topk:10, ..."
+        "dense",
+        validate_default=True,
+        description="how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...",
     )
     output: tuple[OutputChoice, ...] = Field(
         (),
@@ -125,7 +137,9 @@ class DumpConfig(Machine, Caching):
         description="images per forward pass of the teacher; auto: doubled while that is faster and fits into memory",
     )
     compile: bool = Field(False, description="compile the teacher with torch.compile, for passes of one size")
-    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        4096, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
     devices: str | None = Field(
         None,
@@ -166,7 +180,7 @@ class DumpConfig(Machine, Caching):
         if isinstance(value, str) and value.isdecimal():
             value = int(value)
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST):
-            raise ValueError(f"is auto, or a number of images from 1 upward, at most {MOST:,}")
+            raise ValueError(f"must be from 1 to {MOST:,}, or auto")
         return value
 
     @field_validator("output")
@@ -174,7 +188,7 @@ class DumpConfig(Machine, Caching):
     def _are_distinct(cls, outputs: tuple[OutputChoice, ...]) -> tuple[OutputChoice, ...]:
         names = [each.name for each in outputs]
         if len(set(names)) < len(names):
-            raise ValueError("each output once")
+            raise ValueError("an output is named twice; name each once")
         return outputs
 
     @property

@@ -46,7 +46,7 @@ from softlabels.loading.opening import (
 from softlabels.loading.provenance import versions
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.views import ViewDataset, image_spec
-from softlabels.models import Preprocessing, Teacher
+from softlabels.models import Preprocessing, Teacher, TeacherSpec
 from softlabels.store import Location, Shard, Store, TeacherCard, TeacherLabels, find_store, folder_name, locate
 from softlabels.views import RECIPES, Recipe, record_spec, recorded_steps
 
@@ -62,10 +62,10 @@ def run_plan(config: PlanConfig, terminal: Terminal) -> Plans:
     codecs = _codecs(config)
     images = _images(config, terminal)
     out = locate(config.out, config.cache)
-    classes = _stored_classes(config, out)
+    specs, classes = _specs(config, find_store(out, config.cache)), _stored_classes(config, out)
     plans = Plans(
         _plan(config, out, teacher, images, codecs, terminal)
-        for teacher in _teachers(config, out, classes, images, terminal)
+        for teacher in _teachers(config, out, specs, classes, images, terminal)
     )
     if config.devices is not None:
         terminal.say(f"times are those of one process; `devices={config.devices}` divides them")
@@ -83,7 +83,7 @@ def run_dump(config: DumpConfig, terminal: Terminal) -> list[DumpReport] | Plans
     devices = _devices(config)
     if len(devices) == 1:
         return _dump_on(devices[0], config, terminal)
-    check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    check_teacher_files(_specs(config, None), config.class_map)
     terminal.say(f"labels on {', '.join(devices)}, a process each; progress is that of the first")
     return run_on(devices, _dump_on, config, terminal)
 
@@ -132,9 +132,11 @@ def _dump(config: DumpConfig, text: str, terminal: Terminal, ranks: Ranks) -> li
     recipe = _recipe(config, out)
     index, count = config.share
     part = (index + ranks.rank * count, count * ranks.count)
-    classes = ranks.on_first(lambda: _stored_classes(config, out))
+    _check_known(config, out, images, recipe, codecs, ranks)
+    specs, classes = _specs(config, find_store(out, config.cache)), _stored_classes(config, out)
+    ranks.gather(None)  # all processes have looked at the store before one writes to it
     reports = []
-    for teacher in _teachers(config, out, classes, images, terminal):
+    for teacher in _teachers(config, out, specs, classes, images, terminal):
 
         def prepared(teacher: Teacher = teacher) -> tuple[Store, Images, list[StoredOutput]]:
             job = _job(config, out, images, recipe, teacher, codecs, part, terminal)
@@ -257,7 +259,7 @@ def saved_import(teacher: str) -> str:
 
 
 def _images(config: DumpConfig, terminal: Terminal) -> Images:
-    check_teacher_files(teacher_specs(config.teacher, config.weights), config.class_map)
+    check_teacher_files(_specs(config, None), config.class_map)
     config.torch_device()
     images = describe(open_data(config.data, config.data_dir, config.split), terminal)
     return limited(images, config.limit, config.seed)
@@ -288,11 +290,35 @@ def _recipe(config: DumpConfig, out: Location) -> Recipe:
     return held
 
 
+def _specs(config: DumpConfig, there: Store | None) -> list[TeacherSpec]:
+    return teacher_specs(config.teacher, config.weights, names=config.name, sizes=config.size, there=there)
+
+
+def _check_known(
+    config: DumpConfig, out: Location, images: Images, recipe: Recipe, codecs: Mapping[str, Codec], ranks: Ranks
+) -> None:
+    """Raises StoreError where labels of one of several teachers cannot be added, before the first of them is run."""
+
+    def check() -> None:
+        there, quiet = find_store(out, config.cache), Terminal(quiet=True)
+        if there is not None and len(config.teacher) > 1:
+            specs = [spec for spec in _specs(config, there) if spec.short_name in there.teachers]
+            for teacher in _teachers(config, out, specs, there.manifest.classes, images, quiet):
+                _job(config, out, images, recipe, teacher, codecs, config.share, quiet)
+
+    ranks.on_first(check)
+
+
 def _teachers(
-    config: DumpConfig, out: Location, classes: int | None, images: Images, terminal: Terminal
+    config: DumpConfig,
+    out: Location,
+    specs: Sequence[TeacherSpec],
+    classes: int | None,
+    images: Images,
+    terminal: Terminal,
 ) -> Iterator[Teacher]:
     """One teacher after the other, so that only one is in memory; `classes` is the width of stored labels."""
-    for spec in teacher_specs(config.teacher, config.weights):
+    for spec in specs:
         if alias(spec):
             terminal.say(f"teacher {spec.short_name}{alias(spec)}")
         clean = _recipe(config, out).clean

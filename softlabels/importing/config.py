@@ -20,7 +20,7 @@ class ImportConfig(Caching):
         ...,
         alias="from",
         description="whose label files they are",
-        json_schema_extra={"flag": "from", "in_file": True, "leading": True},
+        json_schema_extra={"leading": True},
     )
     source: str = Field(
         ..., description="folder of the label files; it stays as it is", json_schema_extra={"argument": True}
@@ -28,7 +28,6 @@ class ImportConfig(Caching):
     data: DataChoice = Field(
         ...,
         description="data set that was labelled: imagenet, directory, csv:FILE, ..., as `softlabels dump` takes it",
-        json_schema_extra={"in_file": True},
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")
@@ -64,7 +63,9 @@ class ImportConfig(Caching):
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(None, description="compression of the shards  [default: none]")
     out: str = Field("shards/", description="folder of the label store, or a URL such as s3://bucket/shards")
-    rows_per_shard: int = Field(4096, ge=1, le=MOST, description="images per shard: what a crash can cost")
+    rows_per_shard: int = Field(
+        4096, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
+    )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
 
     @field_validator("part")

@@ -323,7 +323,7 @@ def _end_with(launcher: int, name: str) -> None:
     def look() -> None:
         while os.getppid() == launcher:
             time.sleep(_LOOK_SECONDS)
-        print(f"softlabels: {name} is gone, and so this process of its run ends", file=sys.stderr, flush=True)
+        print(f"error: {name} is gone, and so this process of its run ends", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)  # a process that waits for the others would not hear anything less
 
     threading.Thread(target=look, name="softlabels-launcher", daemon=True).start()

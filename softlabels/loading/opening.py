@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, notes, open_images, subset
 from softlabels.errors import ConfigError, DataError, ImageError, ModelError, StoreError, did_you_mean
 from softlabels.loading.labels import Labels
+from softlabels.loading.naming import distinct
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import Machine, Reopening
 from softlabels.models import (
@@ -121,18 +123,30 @@ def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) 
         raise DataError(f"{problem}; say with {options} where the images lie now") from problem
 
 
-def teacher_specs(names: Sequence[TeacherChoice], weights: Sequence[str]) -> list[TeacherSpec]:
-    """What `teacher` and `weights` mean, pair by pair.
+def teacher_specs(
+    teachers: Sequence[TeacherChoice],
+    weights: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+    there: Store | None = None,
+) -> list[TeacherSpec]:
+    """What `teacher`, `weights`, `name` and `size` mean, one of each for each teacher, under distinct names.
+
+    `there` is the store of their labels, which may know some of them already.
 
     Raises:
-        ConfigError: no teacher, or not as many weights as teachers.
+        ConfigError: no teacher, not as many of the others as teachers, or two teachers of one name.
     """
-    if not names:
+    if not teachers:
         raise ConfigError("no teacher is named; give `teacher=NAME`")
-    if len(weights) not in (0, len(names)):
-        raise ConfigError(f"{len(names)} `teacher` but {len(weights)} `weights`; give one for each teacher, or none")
-    files: list[str | None] = [*weights] or [None] * len(names)
-    return [name.make(file) for name, file in zip(names, files, strict=True)]
+    for setting, values in (("weights", weights), ("name", names), ("size", sizes)):
+        if len(values) not in (0, len(teachers)):
+            raise ConfigError(
+                f"{len(teachers)} `teacher` but {len(values)} `{setting}`; give one for each teacher, or none"
+            )
+    made = zip_longest(teachers, weights, sizes, names)
+    return distinct([teacher.make(file, size, name) for teacher, file, size, name in made], there)
 
 
 def check_teacher_files(teachers: Sequence[TeacherSpec], class_map: str | None = None) -> None:
@@ -285,7 +299,9 @@ def named_teachers(config: Reopening, labels: Labels) -> dict[str, TeacherSpec]:
     Raises:
         ConfigError: the store has no labels of one of them.
     """
-    specs = teacher_specs(config.teacher, config.weights) if config.teacher else []
+    specs = []
+    if config.teacher:
+        specs = teacher_specs(config.teacher, config.weights, names=config.name, sizes=config.size, there=labels.store)
     for name in (spec.short_name for spec in specs):
         if name not in labels.teachers:
             raise ConfigError(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from softlabels.choices import DataChoice, TeacherChoice
-from softlabels.core.config import Bytes, CommandConfig
+from softlabels.core.config import Bytes, CommandConfig, Side
 from softlabels.errors import ConfigError
 from softlabels.store import Cache
 
@@ -45,11 +45,13 @@ class Machine(CommandConfig):
     """Where a command runs."""
 
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes a GPU when there is one")
-    amp: Literal["fp16", "bf16"] | None = Field(None, description="mixed precision")
+    amp: Literal["fp16", "bf16"] | None = Field(
+        None, description="mixed precision; on the command line, without a value, the one that the device is made for"
+    )
     workers: int | str = Field(
         "auto",
-        description="who decodes and renders: N processes, threads:N, or 0 for nobody beside; auto: threads on up to 4 "
-        "cores, else processes, one per core; nobody for images in memory",
+        description="what loads the images: N processes, threads:N, or 0 for the main process; auto: threads on up to "
+        "4 cores, else processes, one per core, divided among the processes of torchrun; 0 for images in memory",
     )
 
     @field_validator("workers")
@@ -59,7 +61,7 @@ class Machine(CommandConfig):
             return int(value)
         if value in range(10_000) or (isinstance(value, str) and re.fullmatch(r"auto|threads:[1-9]\d{0,3}", value)):
             return value
-        raise ValueError("is auto, a number of processes, or threads:N")
+        raise ValueError("must be auto, a number of processes, or threads:N")
 
     def torch_device(self) -> torch.device:
         """The device; ConfigError, in one line what is there, when this machine lacks it."""
@@ -84,6 +86,7 @@ class Machine(CommandConfig):
         from softlabels.loading.batches import Threads, shared_memory
 
         cores = os.cpu_count() or 1
+        own = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))  # torchrun's other processes have theirs
         count = self.workers if isinstance(self.workers, int) else int(self.workers.partition(":")[2] or 0)
         if count > max(64, MOST_WORKERS * cores):
             raise ConfigError(
@@ -95,9 +98,9 @@ class Machine(CommandConfig):
             return 0
         # Threads send nothing and were no slower on 2 cores; on many, the interpreter's lock would hold them up.
         room = shared_memory()
-        if cores <= FEW_CORES or (room is not None and room < min(cores, 16) * PROCESS_MEMORY):
-            return Threads(min(cores, 16))
-        return min(cores, 16)
+        if own <= FEW_CORES or (room is not None and room < min(own, 16) * PROCESS_MEMORY):
+            return Threads(min(own, 16))
+        return min(own, 16)
 
 
 class Caching(CommandConfig):
@@ -116,7 +119,7 @@ class Caching(CommandConfig):
     @classmethod
     def _is_a_folder(cls, value: str | None) -> str | None:
         if value is not None and Path(value).is_file():
-            raise ValueError("is a file; give a folder")
+            raise ValueError(f"{value} is a file; give a folder")
         return value
 
     @property
@@ -128,10 +131,20 @@ class Caching(CommandConfig):
 class Reopening(Machine, Caching):
     """A store whose images and teachers are opened again."""
 
-    labels: str = Field("shards/", description="label store, a folder or a URL such as s3://bucket/shards")
+    labels: str = Field(
+        "shards/",
+        description="label store, a folder or a URL such as s3://bucket/shards",
+        json_schema_extra={"argument": True},
+    )
     data: DataChoice | None = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
     teacher: tuple[TeacherChoice, ...] = Field(
         (), description="teacher to run again  [default: as the store describes it]; repeatable"
     )
-    weights: tuple[str, ...] = Field((), description="weights of the teachers, one per teacher")
+    weights: tuple[str, ...] = Field((), description="weights of the teachers, one per `teacher`")
+    name: tuple[str, ...] = Field(
+        (), description="name of the teacher in the store, one per `teacher`  [default: of where it comes from]"
+    )
+    size: tuple[Side, ...] = Field(
+        (), description="side of the images that the teacher sees, one per `teacher`  [default: its own]"
+    )

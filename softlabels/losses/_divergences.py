@@ -52,7 +52,7 @@ def _sparse_kl(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> T
 
 
 class KL(SparseLossPart):
-    """`kl_divergence` as a part."""
+    """KL(teacher || student) at temperature T, times T^2; see `kl_divergence`."""
 
     kind: Literal["kl"] = "kl"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(kl_divergence)
@@ -94,7 +94,7 @@ def _sparse_p_ln_q(log_q: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) 
 
 
 class SoftCrossEntropy(SparseLossPart):
-    """`soft_cross_entropy` as a part."""
+    """Cross-entropy of the student under the teacher at temperature T, times T^2; see `soft_cross_entropy`."""
 
     kind: Literal["ce"] = "ce"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(soft_cross_entropy)
@@ -132,7 +132,7 @@ def _js(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 class JS(SparseLossPart):
-    """`js_divergence` as a part."""
+    """Jensen-Shannon divergence at temperature T, times T^2; see `js_divergence`."""
 
     kind: Literal["js"] = "js"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(js_divergence)
@@ -171,7 +171,7 @@ def _jeffreys(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 
 class Jeffreys(SparseLossPart):
-    """`jeffreys` as a part."""
+    """Symmetric KL at temperature T, times T^2 (JS in SSLD); see `jeffreys`."""
 
     kind: Literal["jeffreys"] = "jeffreys"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(jeffreys)
@@ -205,7 +205,7 @@ def confidence_penalty(
 
 
 class ConfidencePenalty(LossPart):
-    """`confidence_penalty` as a part."""
+    """Negative entropy of the student: needs no teacher; see `confidence_penalty`."""
 
     kind: Literal["confidence-penalty"] = "confidence-penalty"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(confidence_penalty)

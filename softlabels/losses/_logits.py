@@ -48,7 +48,7 @@ def logit_mse(
 
 
 class LogitMSE(LossPart):
-    """`logit_mse` as a part."""
+    """Squared difference of centred logits; see `logit_mse`."""
 
     kind: Literal["mse"] = "mse"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_mse)
@@ -81,7 +81,7 @@ def logit_l1(
 
 
 class LogitL1(LossPart):
-    """`logit_l1` as a part."""
+    """Absolute difference of centred logits; see `logit_l1`."""
 
     kind: Literal["l1"] = "l1"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_l1)
@@ -124,7 +124,7 @@ def _standardised(logits: Tensor) -> Tensor:
 
 
 class StandardizedKL(LossPart):
-    """`standardized_kl` as a part."""
+    """KL between logits standardised row by row; see `standardized_kl`."""
 
     kind: Literal["standardized-kl"] = "standardized-kl"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(standardized_kl)
@@ -170,7 +170,7 @@ def _direction(logits: Tensor) -> Tensor:
 
 
 class SphericalKD(LossPart):
-    """`spherical_kd` as a part."""
+    """KL between logits projected onto one sphere; see `spherical_kd`."""
 
     kind: Literal["spherical-kd"] = "spherical-kd"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(spherical_kd)

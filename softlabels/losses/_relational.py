@@ -67,7 +67,7 @@ def _potential(logits: Tensor, pairs: Tensor, count: Tensor) -> Tensor:
 
 
 class RelationalDistance(LossPart):
-    """`relational_distance` as a part."""
+    """Distances between the images of a batch as the teacher has them (RKD); see `relational_distance`."""
 
     kind: Literal["relational-distance"] = "relational-distance"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_distance)
@@ -142,7 +142,7 @@ def _cosines(corners: Tensor, products: Tensor, inverses: Tensor) -> Tensor:
 
 
 class RelationalAngle(LossPart):
-    """`relational_angle` as a part."""
+    """Angles between the images of a batch as the teacher has them (RKD); see `relational_angle`."""
 
     kind: Literal["relational-angle"] = "relational-angle"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_angle)
@@ -202,7 +202,7 @@ def _centred_columns(probability: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class DIST(LossPart):
-    """`dist` as a part."""
+    """Correlations within rows and within columns instead of a divergence (DIST); see `dist`."""
 
     kind: Literal["dist"] = "dist"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(dist)

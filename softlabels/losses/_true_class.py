@@ -121,7 +121,7 @@ def _split(log_probability: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class DecoupledKD(LossPart):
-    """`decoupled_kd` as a part."""
+    """KL in two parts, the true class against the rest and the rest among itself (DKD); see `decoupled_kd`."""
 
     kind: Literal["dkd"] = "dkd"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(decoupled_kd)
@@ -170,7 +170,7 @@ def weighted_soft_labels(
 
 
 class WeightedSoftLabels(LossPart):
-    """`weighted_soft_labels` as a part."""
+    """Soft cross-entropy that counts less where the student knows better (WSL); see `weighted_soft_labels`."""
 
     kind: Literal["wsl"] = "wsl"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(weighted_soft_labels)
@@ -219,7 +219,7 @@ def teacher_free(
 
 
 class TeacherFree(LossPart):
-    """`teacher_free` as a part."""
+    """KL to a virtual teacher made of the hard label; see `teacher_free`."""
 
     kind: Literal["teacher-free"] = "teacher-free"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(teacher_free)

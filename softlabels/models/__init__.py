@@ -44,7 +44,7 @@ from softlabels.models._outputs import (
     try_outputs,
 )
 from softlabels.models._preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing_of
-from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed
+from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed, safe_name
 from softlabels.models._teacher import (
     ROUNDING,
     BatchSize,
@@ -117,6 +117,7 @@ __all__ = [
     "read_description",
     "read_weights",
     "resolve",
+    "safe_name",
     "set_mode",
     "spread_of",
     "student_spec",

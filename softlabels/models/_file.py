@@ -37,14 +37,19 @@ class FileNetwork(NetworkSpec):
         return weights
 
     @property
-    def short_name(self) -> str:
-        """The `name`, or else that of the run whose best or last weights these are, or of the file."""
+    def named_after(self) -> Path:
+        """The folder of the run whose best or last weights these are, or else the file."""
         file = Path(self.path).expanduser()
         if file.name in (BEST, "last.safetensors"):
-            own = file.resolve().parent.name
-        else:
-            own = file.resolve().name if file.is_dir() else file.stem
-        return self.name or safe_name(own)
+            return file.resolve().parent
+        # The name of a link to a file is its own: caches keep files under their hashes.
+        return file.resolve() if file.is_dir() else file.parent.resolve() / file.name
+
+    @property
+    def short_name(self) -> str:
+        """The `name`, or else that of the run's folder or of the file."""
+        own, file = self.named_after, Path(self.path).expanduser()
+        return self.name or safe_name(own.stem if own.name == file.name and not file.is_dir() else own.name)
 
     def check_weights(self, *, training: bool = False) -> None:  # noqa: ARG002
         """See `NetworkSpec.check_weights`."""

@@ -11,12 +11,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor
 
-from softlabels.core.config import validated
+from softlabels.core.config import Side, validated
 from softlabels.errors import ModelError
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 CropMode = Literal["centre", "squash", "padded"]
-Side = Annotated[int, Field(ge=1, le=8192)]
 Channels = tuple[float, float, float]
 Deviations = tuple[
     Annotated[float, Field(gt=0)],

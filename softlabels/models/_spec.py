@@ -15,9 +15,9 @@ import torch
 from pydantic import field_validator
 from torch import nn
 
-from softlabels.core.config import Part
+from softlabels.core.config import Part, Side
 from softlabels.errors import ModelError
-from softlabels.models._preprocessing import Channels, Deviations, Interpolation, Preprocessing, Side
+from softlabels.models._preprocessing import Channels, Deviations, Interpolation, Preprocessing
 from softlabels.models._teacher import Amp, LoadedNetwork, NetworkTeacher, freeze
 from softlabels.models._weights import Description, weights_file
 

@@ -51,6 +51,14 @@ def find_device(name: str | torch.device) -> torch.device:
         raise ConfigError(f"device {str(name)!r} cannot be used: {why}; there is {', '.join(_present())}")
 
 
+def half_precision(device: torch.device) -> str:
+    """The 16-bit type that `device` computes in at full speed: "bf16" where it has it, else "fp16"."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" else "fp16"
+
+
 def _lacking(name: str) -> str:
     """Why there is no such device, as far as that is known without trying."""
     parts = _NAME.fullmatch(name)

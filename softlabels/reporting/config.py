@@ -1,12 +1,26 @@
-"""Settings of `softlabels info`, `report` and `demo`."""
+"""Settings of `softlabels list`, `info`, `report` and `demo`."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from softlabels.core.config import MOST, CommandConfig
+
+
+class ListConfig(CommandConfig):
+    """What `softlabels list` does."""
+
+    kind: Literal[
+        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"
+    ] = Field(..., description="what to list", json_schema_extra={"argument": True})
+    pattern: str | None = Field(
+        None,
+        description="only names that hold this text, or fit a pattern such as 'resnet*'; timm:PATTERN for timm's "
+        "networks",
+        json_schema_extra={"argument": True},
+    )
 
 
 class InfoConfig(CommandConfig):

@@ -251,7 +251,7 @@ class Store:
         if differing:
             raise StoreError(
                 f"{self.location} holds other labels under the name {name}: {joined(differing)}; "
-                f"use the same settings, another name or another folder"
+                f"use the same settings, another `name` or another folder"
             )
         check_chunks(card.layout, self.manifest.runs.longest)
 

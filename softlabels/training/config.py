@@ -78,13 +78,17 @@ class TrainConfig(TrainSettings, Machine, Caching):
     )
     eval_size: int | None = Field(None, ge=1, le=8192, description="side of the images evaluated on  [default: `size`]")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
-    recipe: RecipeChoice | None = Field(None, description="views to train on without labels  [default: crop-flip]")
+    recipe: RecipeChoice | None = Field(None, description="augmentation recipe without labels  [default: crop-flip]")
     loss: LossChoice = Field("kl", validate_default=True, description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
-        None, ge=0, le=1, description="weight of the hard loss  [default: 0 with teachers, else 1]"
+        None,
+        ge=0,
+        le=1,
+        description="weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - "
+        "this one  [default: 0 with teachers, else 1]",
     )
     alpha_end: float | None = Field(
-        None, ge=0, le=1, description="weight of the hard loss at the last step, reached in a line  [default: alpha]"
+        None, ge=0, le=1, description="`alpha` at the last step; it changes linearly  [default: alpha]"
     )
     term: tuple[TermChoice, ...] = Field(
         (), description="further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable"
@@ -95,7 +99,11 @@ class TrainConfig(TrainSettings, Machine, Caching):
     wrong_teacher: Literal["keep", "hard"] = Field(
         "keep", description="where the teacher is wrong: keep its label, or learn from the hard one alone"
     )
-    temperature: float = Field(1.0, gt=0, description="softens teachers and student alike")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels",
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
     blend: BlendChoice = Field(
         "mean-probabilities",
@@ -107,7 +115,7 @@ class TrainConfig(TrainSettings, Machine, Caching):
     )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")
-    channels_last: bool = Field(False, description="lay images out as convolutions on GPUs like them")
+    channels_last: bool = Field(False, description="use torch.channels_last, which convolutions on GPUs prefer")
     compare: bool = Field(False, description="compare student and teacher on every training image after the last step")
     track: tuple[TrackerChoice, ...] = Field(
         (), description="where records go besides the run's folder: tensorboard, wandb (offline), mlflow; repeatable"
@@ -166,7 +174,11 @@ class SweepConfig(TrainConfig):
 class EvalConfig(Machine):
     """What `softlabels eval` does."""
 
-    student: NetworkChoice = Field(..., description="a run's folder, file:PATH, or a network's name with `weights`")
+    student: NetworkChoice = Field(
+        ...,
+        description="a run's folder, file:PATH, or a network's name with `weights`",
+        json_schema_extra={"argument": True},
+    )
     weights: str | None = Field(
         None, description="FILE or FILE:KEY of weights, default, a name of torchvision's, or random[:SEED]"
     )

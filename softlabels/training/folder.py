@@ -21,6 +21,7 @@ from softlabels.core.config import config_text, read_yaml
 from softlabels.core.files import read_json, remove_leftovers, write_json, write_text
 from softlabels.errors import RunError
 from softlabels.store import BusyError, exclusive, is_url
+from softlabels.training.settings import warmup_of
 
 CONFIG, INPUTS, RESULT = "config.yaml", "inputs.json", "result.json"
 RUN_LOCK = ".writer-run"
@@ -96,6 +97,8 @@ class Record:
         clauses = []
         for name, value in now.items():
             before = self.config.get(name, fields[name].get_default(call_default_factory=True))
+            if name == "warmup_epochs":  # what is left to its default counts as what that comes to
+                before, value = (warmup_of(each, now["epochs"]) for each in (before, value))
             if name not in passed and not _same(name, _plain(before), value):
                 clauses.append(f"{name}: {before!r} there, {value!r} now")
         for name, value in self.config.items():

@@ -111,7 +111,7 @@ class TrainReport:
 def lengths(settings: TrainSettings, per_epoch: int) -> tuple[int, int]:
     """Optimizer steps of a run in all, and of its warmup."""
     steps = per_epoch * settings.epochs
-    return steps, min(round(settings.warmup_epochs * per_epoch), steps // 2)
+    return steps, min(round(settings.warmup * per_epoch), steps // 2)
 
 
 def train(

@@ -92,7 +92,10 @@ def check_settings(config: TrainConfig) -> None:
         raise ConfigError("there is nothing to learn from; give `labels=STORE`, or `data` for hard labels alone")
 
     if config.labels and config.teacher:
-        raise ConfigError("`labels` and `teacher` exclude each other: stored labels need no teacher in the loop")
+        raise ConfigError(
+            "`labels` and `teacher` exclude each other: stored labels need no teacher in the loop; choose among the "
+            "teachers of the store with `teachers`"
+        )
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
     if config.recipe is not None and config.labels:

@@ -11,15 +11,24 @@ from softlabels.core.config import MOST, CommandConfig, byte_count
 from softlabels.core.installed import timm_optimizers
 from softlabels.errors import did_you_mean
 
+_SGD = frozenset({"sgd", "nesterov", "momentum", "sgdp"})
+_LOW_FOR_SGD = 1e-3
+"""The default rate, which is meant for AdamW."""
+
+
+def warmup_of(warmup_epochs: float | None, epochs: int) -> float:
+    """Epochs of warmup: those that are given, or else a tenth of the run, 5 at most."""
+    return min(5.0, epochs / 10) if warmup_epochs is None else warmup_epochs
+
 
 class TrainSettings(CommandConfig):
     """How a student is trained, whatever it learns from."""
 
     epochs: int = Field(100, ge=1, le=MOST, description="times each image is seen (in another view each time)")
-    batch_size: int = Field(256, ge=1, le=MOST, description="images per forward pass, all processes together")
+    batch_size: int = Field(256, ge=1, le=MOST, description="total over all processes: images per forward pass")
     accumulate: int = Field(1, ge=1, le=MOST, description="forward passes per optimizer step")
     views_per_image: int = Field(
-        1, ge=1, le=MOST, description="views of an image that come together, sharing one decode"
+        1, ge=1, le=MOST, description="repeated augmentation: views of an image that come together, sharing one decode"
     )
     shuffle_window: int | str | None = Field(
         None,
@@ -41,7 +50,12 @@ class TrainSettings(CommandConfig):
         description="layers to train while all others stay as they are, batch statistics too: classifier, norms, or "
         "names; repeatable",
     )
-    warmup_epochs: float = Field(5.0, ge=0, allow_inf_nan=False, description="epochs of linear warmup")
+    warmup_epochs: float | None = Field(
+        None,
+        ge=0,
+        allow_inf_nan=False,
+        description="epochs of linear warmup  [default: a tenth of the epochs, 5 at most]",
+    )
     weight_decay: float = Field(0.05, ge=0, allow_inf_nan=False, description="weight decay; norms and biases have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
     clip_grad: float | None = Field(None, gt=0, allow_inf_nan=False, description="largest norm of the gradient")
@@ -52,7 +66,10 @@ class TrainSettings(CommandConfig):
     seed: int = Field(0, ge=0, lt=1 << 64, description="seed of the student's initialisation and of the order")
     eval_every: int = Field(1, ge=1, le=MOST, description="epochs between evaluations; the last is always evaluated")
     patience: int | None = Field(
-        None, ge=1, le=MOST, description="stop after so many evaluations without a better top-1  [default: never]"
+        None,
+        ge=1,
+        le=MOST,
+        description="early stopping: after so many evaluations without a better top-1  [default: never]",
     )
     checkpoint_every: int | None = Field(
         None,
@@ -65,6 +82,11 @@ class TrainSettings(CommandConfig):
     def effective_batch(self) -> int:
         """Images of an optimizer step: of all its forward passes, in all processes."""
         return self.batch_size * self.accumulate
+
+    @property
+    def warmup(self) -> float:
+        """Epochs of linear warmup."""
+        return warmup_of(self.warmup_epochs, self.epochs)
 
     @property
     def peak_lr(self) -> float:
@@ -85,6 +107,8 @@ class TrainSettings(CommandConfig):
             rate += f" = {self.lr:g} * {ratio} ({self.lr_scaling} scaling)"
         decay = f", weight decay {self.weight_decay:g} (none for norms and biases)" if self.weight_decay else ""
         lines = [f"optimizer {self.optimizer}, learning rate {rate}{decay}"]
+        if self.optimizer in _SGD and self.peak_lr <= _LOW_FOR_SGD:
+            lines.append(f"{self.peak_lr:.6g} is a low rate for {self.optimizer}; 0.1 for 256 images is usual (`lr`)")
         if self.lr_scale:
             lines.append("rates of layers: " + ", ".join(f"{name} x {by:g}" for name, by in self.lr_scale.items()))
         if self.train_only:

@@ -37,7 +37,11 @@ class RepairConfig(Reopening):
 class ConvertConfig(Caching):
     """What `softlabels convert` does."""
 
-    labels: str = Field("shards/", description="label store to convert, a folder or a URL; it stays as it is")
+    labels: str = Field(
+        "shards/",
+        description="label store to convert, a folder or a URL; it stays as it is",
+        json_schema_extra={"argument": True},
+    )
     out: str = Field(..., description="folder of the converted store, or a URL such as s3://bucket/shards")
     format: Literal["hdf5", "zarr"] | None = Field(None, description="format of the shards  [default: as they are]")
     compression: Literal["none", "zstd"] | None = Field(
@@ -54,7 +58,10 @@ class MergeConfig(Caching):
     """What `softlabels merge` does."""
 
     labels: tuple[str, ...] = Field(
-        ..., min_length=1, description="label store to merge, a folder or a URL; repeatable"
+        ...,
+        min_length=1,
+        description="label stores to merge, folders or URLs; repeatable",
+        json_schema_extra={"argument": True},
     )
     out: str = Field(
         ..., description="folder or URL of the merged store; it may be there already, or be one of the merged"

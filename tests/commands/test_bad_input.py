@@ -24,7 +24,7 @@ SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--w
 
 def complaint(outcome: object) -> str:
     """The one line that a failed command says."""
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]  # type: ignore[attr-defined]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]  # type: ignore[attr-defined]
     assert len(lines) == 1, outcome.output  # type: ignore[attr-defined]
     assert outcome.exit_code in (1, 2)  # type: ignore[attr-defined]
     assert "Traceback" not in outcome.output  # type: ignore[attr-defined]
@@ -39,7 +39,7 @@ def complaint(outcome: object) -> str:
         (("--teacher", "timmm:resnet18"), "timm"),
         (("--teacher", "cnn_tiny", "--data", "digits"), "--weights"),
         (("--teacher", "cnn_tiny", "--weights", "absent.pt", "--data", "digits"), "absent.pt"),
-        ((), "--teacher"),
+        ((), "needs a teacher and a data set: --teacher and --data"),
         ((*SMALL, "--data", "cifar11"), "cifar10"),
         ((*SMALL, "--data", "folder:nowhere/at/all"), "nowhere/at/all"),
         ((*SMALL, "--data", "./nowhere"), "nowhere"),
@@ -51,7 +51,7 @@ def complaint(outcome: object) -> str:
         ((*SMALL, "--data", "photoss"), "nor a directory of that name"),
         ((*SMALL, "--data", "pics:photos"), "nor a module 'pics'"),
         ((*SMALL, "--views", 1 << 40), "views"),
-        ((*SMALL, "--cache-dir", __file__), "cache_dir"),
+        ((*SMALL, "--cache-dir", __file__), "is a file  tip: give a folder"),
         ((*SMALL, "--part", "3/3"), "part"),
         ((*SMALL[:-2], "--workers", "threads:none"), "threads:N"),
         ((*SMALL, "--device", "cuda:99"), "cuda:99"),
@@ -78,8 +78,8 @@ def test_a_dump_that_cannot_begin_says_why(
         (("--student", "cnn_tiny", "--data", "digits", "--loss", "dist"), "--loss needs a teacher"),
         (("--student", "cnn_tiny", "--data", "digits", "--teachers", "big"), "--teachers needs a teacher"),
         (("--student", "cnn_tiny", "--size", 8, "--data", "digits", "--track", "nope"), "unknown tracker"),
-        (("--student", "cnn_tiny", "--lr", "inf"), "lr: Input should be a finite number"),
-        (("--student", "cnn_tiny", "--warmup-epochs", "inf"), "warmup_epochs: Input should be a finite number"),
+        (("--student", "cnn_tiny", "--lr", "inf"), "--lr must be a finite number, not inf"),
+        (("--student", "cnn_tiny", "--warmup-epochs", "inf"), "--warmup-epochs must be a finite number, not inf"),
     ],
 )
 def test_a_training_that_cannot_begin_says_why(
@@ -321,8 +321,9 @@ def test_an_interrupt_says_how_to_go_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(NetworkTeacher, "outputs", interrupt)
-    said = complaint(softlabels_command("dump", *SMALL, "--data", photos))
-    assert "the same command goes on" in said
+    stopped = softlabels_command("dump", *SMALL, "--data", photos)
+    assert stopped.output.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
+    assert stopped.exit_code == 130
 
 
 def resigned(path: Path, **changes: object) -> None:
@@ -448,7 +449,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(softlabels_com
             shutil.copytree(older, "aside")
             older, newest = sorted(Path("run/checkpoints").iterdir())
             (newest / "state.json").write_text("[" * 900 + "]" * 900)
-    assert "no other one is sound; remove" in complaint(softlabels_command(*command))
+    assert "no other one is sound  tip: remove" in complaint(softlabels_command(*command))
 
 
 def test_a_checkpoint_of_something_else_is_one_line(softlabels_command: Callable, photos: Path) -> None:

@@ -20,7 +20,7 @@ HERE = ("--device", "cpu", "--workers", 0)
 
 
 def line_of(outcome: Outcome) -> str:
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in outcome.output, outcome.output
     assert outcome.exit_code in (1, 2)
     return lines[0]
@@ -121,7 +121,7 @@ def test_a_class_map_says_which_column_is_which_class(softlabels_command: Comman
     [
         ("hounds,2\n", "names no column for class 'reynard'"),
         ("hounds,2\nreynard,5\n", "the column 5; there are 0 to 4"),
-        ("hounds,2\nreynard,fax\n", "class 'fax' is none of its classes; did you mean 'fox'"),
+        ("hounds,2\nreynard,fax\n", "class 'fax' is none of its classes  tip: did you mean 'fox'"),
         ("hounds\nreynard\n", "line 1"),
         ("hounds,2\nhounds,3\n", "twice"),
     ],

@@ -66,18 +66,12 @@ def test_a_type_checker_sees_wrong_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_every_setting_of_a_command_is_in_its_help_and_its_signature(name: str, softlabels_command: Any) -> None:
+def test_every_setting_of_a_command_is_described_and_in_its_signature(name: str) -> None:
     command = COMMANDS[name]
     function = getattr(softlabels, command.function or name)
-    shown = softlabels_command(name, "--help").output
     for setting, field in command.settings().model_fields.items():
         assert setting in inspect.signature(function).parameters
         assert field.description, setting
-        own: Any = field.json_schema_extra or {}
-        if not own.get("argument"):
-            assert f"--{own.get('flag', setting).replace('_', '-')}" in shown
-    assert "--config" in shown
-    assert "--json" in shown
 
 
 def test_results_are_printed_as_json(shards: Path, softlabels_command: Any) -> None:
@@ -94,7 +88,7 @@ def test_info_and_report_read_a_config(shards: Path, tmp_path: Path, softlabels_
     (tmp_path / "report.yaml").write_text("rot: runs\n")
     refused = softlabels_command("report", "--config", tmp_path / "report.yaml")
     assert refused.exit_code == 2
-    assert "has no setting 'rot'; did you mean 'root'" in refused.output
+    assert "has no setting 'rot'  tip: did you mean 'root'" in refused.output
 
 
 def test_arguments_without_a_name_are_those_of_the_command_line(tmp_path: Path) -> None:

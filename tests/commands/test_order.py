@@ -165,6 +165,6 @@ def test_what_is_mistyped_is_refused_before_a_data_set_is_opened(
     command: Command, name: str, options: tuple[str, ...], said: str
 ) -> None:
     outcome = command(*BASES[name], *options)
-    (line,) = (line for line in outcome.output.splitlines() if line.startswith("softlabels: "))
+    (line,) = (line for line in outcome.output.splitlines() if line.startswith("error: "))
     assert outcome.exit_code in (1, 2)
     assert said in line

@@ -45,6 +45,7 @@ MISTYPED = [
     ("train", "--student", "cnn_tiny", "--labels", "shards", "--track", "tensorbord"),
     ("info", "nowhere"),
     ("report", "nowhere"),
+    ("list", "losses", "nothing-like-it"),
 ]
 
 
@@ -72,6 +73,13 @@ def test_a_mistyped_name_is_refused_before_anything_is_imported(args: tuple[str,
 def test_info_reads_a_store_without_torch(shards: Path, tmp_path: Path) -> None:
     done = probe("info", str(shards), cwd=tmp_path)
     assert done.returncode == 0 and "18 images" in done.stdout
+    assert done.stderr.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("kind", ["losses", "datasets", "teachers"])
+def test_names_are_listed_without_torch(kind: str, tmp_path: Path) -> None:
+    done = probe("list", kind, cwd=tmp_path)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) > 5
     assert done.stderr.splitlines()[-1] == "heavy: []"
 
 

@@ -21,7 +21,7 @@ STUDENT = ("--student", "cnn_tiny", "--size", 8, "--epochs", 1, "--device", "cpu
 
 
 def line_of(outcome: Outcome, code: int = 2) -> str:
-    lines = [line for line in outcome.output.splitlines() if line.startswith("softlabels: ")]
+    lines = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in outcome.output, outcome.output
     assert outcome.exit_code == code
     return lines[0]
@@ -72,9 +72,9 @@ def test_empty_values_of_files_and_python_are_refused_too(softlabels_command: Co
 
 def test_no_data_set_is_taken_where_none_was_named(softlabels_command: Command) -> None:
     for command in ("dump", "plan"):
-        assert "no data set is named; give --data" in line_of(softlabels_command(command, *SMALL))
-    assert "no data set is named" in line_of(softlabels_command("pack"))
-    assert "nothing to learn from" in line_of(softlabels_command("train"))
+        assert "no data set is named  tip: give --data" in line_of(softlabels_command(command, *SMALL))
+    assert "no data set is named" in line_of(softlabels_command("pack", "--out", "p"))
+    assert "nothing to learn from" in line_of(softlabels_command("train", *STUDENT))
     assert "nothing to learn from" in line_of(softlabels_command("sweep", *STUDENT))
     score = ("eval", "--student", "cnn_tiny", "--weights", "random", "--device", "cpu")
     assert "no data set is named" in line_of(softlabels_command(*score))
@@ -101,7 +101,7 @@ def test_a_run_is_scored_on_the_data_set_that_it_was_trained_on(softlabels_comma
         (("train", *STUDENT, "--data", "s3://bucket/d"), "images are read from folders of this machine"),
         (("train", *STUDENT, "--data", "digits", "--init", "s3://bucket/r"), "--init: s3://bucket/r is a URL"),
         (("dump", *SMALL, "--data", "csv:x.csv", "--data-dir", "s3://b/d"), "--data-dir: s3://b/d is a URL"),
-        (("report", "s3://bucket/runs"), "`root`: s3://bucket/runs is a URL"),
+        (("report", "s3://bucket/runs"), "--root: s3://bucket/runs is a URL"),
         (("report", "runs", "--out", "s3://bucket/x"), "--out: s3://bucket/x is a URL"),
         (("export", "r", "--out", "s3://bucket/x.onnx"), "--out: s3://bucket/x.onnx is a URL"),
     ],
@@ -148,7 +148,7 @@ def test_paths_and_single_values_are_taken_in_python(photos: Path, tmp_path: Pat
 @pytest.mark.parametrize("seed", [1 << 64, 1 << 70, -1])
 def test_seeds_beyond_64_bits_are_refused(softlabels_command: Command, seed: int) -> None:
     for command in (("train", *STUDENT, "--data", "digits"), ("dump", *SMALL, "--data", "digits")):
-        assert "seed: Input should be" in line_of(softlabels_command(*command, "--seed", seed))
+        assert "--seed must be" in line_of(softlabels_command(*command, "--seed", seed))
     assert not any(Path().iterdir())
 
 
@@ -174,7 +174,7 @@ def test_the_largest_seed_works(softlabels_command: Command) -> None:
 def test_numbers_beyond_all_bounds_are_refused(softlabels_command: Command, command: str, flag: str) -> None:
     first = ("--student", "cnn_tiny", "--size", 8) if command == "train" else SMALL
     said = line_of(softlabels_command(command, *first, "--data", "digits", flag, 1 << 70))
-    assert flag[2:].replace("-", "_") in said
+    assert flag in said
     assert not any(Path().iterdir())
 
 
@@ -236,11 +236,11 @@ def test_an_output_that_is_full_ends_in_a_line(shards: Path, tmp_path: Path) -> 
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip() == "softlabels: the output cannot be written: No space left on device"
+    assert done.stderr.strip() == "error: the output cannot be written: No space left on device"
 
 
 def test_a_run_that_is_not_there_is_told_as_such(softlabels_command: Command) -> None:
-    said = line_of(softlabels_command("eval", "--student", "runs/nowhere", "--data", "digits"), code=1)
+    said = line_of(softlabels_command("eval", "--student", "runs/nowhere", "--data", "digits"))
     assert "no such file or folder: runs/nowhere" in said
 
 

@@ -41,7 +41,7 @@ def test_a_long_wait_is_told_and_a_short_one_is_not(
             time.sleep(0.1)
             if "rank 3" in (said := capsys.readouterr().err):
                 break
-    assert "softlabels: waiting for rank 3, 0." in said or "softlabels: waiting for rank 3, 1." in said
+    assert "waiting for rank 3, 0." in said or "waiting for rank 3, 1." in said
     assert "quick" not in said
 
 

@@ -87,7 +87,7 @@ def test_more_images_are_refused_with_a_hint(softlabels_command: Callable, photo
     assert refused.exit_code == 1
     assert refused.output.count("\n") == 1
     assert (
-        "holds 18 of these 20 images; add the 2 new ones (the first is 'class-0/0005.jpg') with --grow"
+        "holds 18 of these 20 images  tip: add the 2 new ones (the first is 'class-0/0005.jpg') with --grow"
         in refused.output
     )
     assert all_bytes(Path("shards")) == before

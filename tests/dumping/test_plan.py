@@ -129,7 +129,7 @@ def test_parts_in_another_precision_are_another_teacher(softlabels_command: Call
     assert softlabels_command("repair", "--labels", "bf16", "--redump", "--device", "cpu").exit_code == 0
     assert softlabels.open_labels("bf16").logits(range(18), 0).equal(told)
     refused = softlabels_command("verify", "--labels", "bf16", "--device", "cpu", "--amp", "fp16")
-    assert "made in bf16; leave --amp fp16 out" in refused.output
+    assert "made in bf16  tip: leave --amp fp16 out" in refused.output
 
 
 def test_labels_of_earlier_versions_go_on_with_a_line(

@@ -141,7 +141,7 @@ def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
         begin(self, step, passes)
 
     monkeypatch.setattr(TrainState, "begin", dying)
-    assert softlabels_command(*TRAIN, *options, "--out", "broken").exit_code == 1
+    assert softlabels_command(*TRAIN, *options, "--out", "broken").exit_code == 130
     assert steps[-1] == 18
     monkeypatch.setattr(TrainState, "begin", begin)
     gone_on = softlabels_command(*TRAIN, *options, "--out", "broken", "--workers", 1)

@@ -175,7 +175,7 @@ def test_wrong_weights_are_refused_in_words():
     for blend in ("mean-probabilities:1,2", "weighted:1,2", "mean-logits:1,2", "random-teacher:1,2"):
         with pytest.raises(ConfigError, match="2 weights for 3 teachers"):
             losses.BLENDS.make(blend)(said(), temperature=1.0, words=words())
-    with pytest.raises(ConfigError, match="needs a value for 'weights'"):
+    with pytest.raises(ConfigError, match="blend 'weighted' needs weights"):
         losses.BLENDS.make("weighted")
     with pytest.raises(ConfigError, match="sum greater than 0"):
         losses.BLENDS.make("weighted:0,0")

@@ -215,7 +215,7 @@ def test_a_dump_and_a_plan_find_their_batches(
 def test_a_batch_is_auto_or_a_number(softlabels_command: Callable, photos: Path, size: str) -> None:
     refused = softlabels_command("dump", *SMALL, "--data", photos, "--batch-size", size)
     assert refused.exit_code == 2
-    assert "batch_size: is auto, or a number of images from 1 upward" in refused.output
+    assert "--batch-size must be from 1 to 16,777,216, or auto, not " in refused.output
     assert not Path("shards").exists()
 
 

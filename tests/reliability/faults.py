@@ -65,7 +65,7 @@ class Ended:
     @property
     def lines(self) -> list[str]:
         """The lines that begin as errors do."""
-        return [line for line in self.output.splitlines() if line.startswith("softlabels: ")]
+        return [line for line in self.output.splitlines() if line.startswith("error: ")]
 
 
 class Commands:

@@ -124,7 +124,7 @@ def test_a_training_whose_shard_becomes_shorter_ends_with_one_line(photos: Path,
         os.truncate(path, 0)
     said = training.communicate(timeout=60)[1]
     assert training.returncode == 1, said
-    assert re.search(r"^softlabels: .*00001-v0-2\.h5", said.splitlines()[-1])
+    assert re.search(r"^error: .*00001-v0-2\.h5", said.splitlines()[-1])
     assert "Traceback" not in said
     note("a shard cut off under train")
 

@@ -227,11 +227,9 @@ def test_an_interrupt_says_what_the_same_command_does(photos: Path, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     last = said.splitlines()[-1]
-    assert process.returncode == 1
+    assert process.returncode == 130
     if checkpoint:
-        assert re.fullmatch(
-            r"softlabels: interrupted; the same command goes on from the checkpoint of step [\d,]+", last
-        )
+        assert re.fullmatch(r"interrupted; the same command goes on from the checkpoint of step [\d,]+", last)
     else:
         assert "it begins anew: there is no checkpoint yet" in last
 
@@ -262,7 +260,7 @@ def test_an_interrupted_pipeline_ends_in_one_line(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("softlabels: interrupted; ")
+    assert said.splitlines()[-1].startswith("interrupted; ")
 
 
 class Slow:

@@ -181,7 +181,7 @@ def test_damage_in_the_source_is_one_line_and_going_on_later_works(softlabels_co
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--out", "shards"), 2, "is the store to convert; choose another folder"),
+        (("--out", "shards"), 2, "is the store to convert  tip: choose another folder"),
         (("--out", "shards/zarr"), 1, "zarr lies within the label store"),
         (("--out", "shards/cnn_tiny", "--format", "zarr"), 1, "choose a folder beside it"),
         (("--out", "other", "--format", "zarr"), 1, "seed is 1 there and 0 here"),

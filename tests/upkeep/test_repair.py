@@ -153,7 +153,7 @@ def test_a_teacher_that_is_code_is_only_opened_when_the_user_names_it(
     damaged = all_bytes(Path("shards"))
     refused = softlabels_command(*REDUMP)
     assert refused.exit_code == 2
-    assert f"mine was made by '{named}'; name it yourself with --teacher" in refused.output
+    assert f"mine was made by '{named}'  tip: name it yourself with --teacher" in refused.output
     assert all_bytes(Path("shards")) == damaged
     softlabels.repair(redump=True, teacher=[spec], device="cpu", workers=0, batch_size=8, quiet=True)
     assert shard_bytes(Path("shards")) == before
@@ -176,7 +176,7 @@ def test_a_loop_of_ones_own_cannot_be_run_again_by_us(softlabels_command: Callab
     flip(Path("shards/mine/00001-v0-1.h5"))
     refused = softlabels_command(*REDUMP)
     assert refused.exit_code == 2
-    assert "mine answered in its maker's own inference loop; run that again" in refused.output
+    assert "mine answered in its maker's own inference loop  tip: run that again" in refused.output
     removed = softlabels_command("repair")
     assert "shards makes them again: dump (with --views 1), convert or merge" in removed.output
 
