@@ -76,16 +76,20 @@ class Misuse(Refusal):
 
 
 class Interrupted(Refusal):
-    """Ctrl-C or a signal that asks a job to end, with the exit code that shells give it."""
+    """Ctrl-C, with the exit code that shells give it."""
 
-    def __init__(self, message: str, *, terminated: bool) -> None:
-        super().__init__(message)
-        self.exit_code = EXIT_CODE if terminated else 130
+    exit_code = 130
 
     def show(self, file: Any = None) -> None:
         """Print it on stderr, below what the terminal shows of the keys; one process of several does."""
         if prints():
             click.echo(with_options(self.message), file=file, err=True)
+
+
+class Ended(Interrupted):
+    """A signal that asks a job to end."""
+
+    exit_code = EXIT_CODE
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]  # which late versions of click alone have
@@ -161,7 +165,8 @@ class Commands(click.Group):
             except KeyboardInterrupt as stop:
                 name = ctx.invoked_subcommand
                 goes_on = "; the same command goes on where this one stopped" if _resumes(name) else ""
-                raise Interrupted(_why_ended(stop, goes_on), terminated=isinstance(stop, Terminated)) from stop
+                kind = Ended if isinstance(stop, Terminated) else Interrupted
+                raise kind(_why_ended(stop, goes_on)) from stop
             except BrokenPipeError:
                 # The reader of our output has gone (`| head`); silence the interpreter's own complaint at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
