@@ -90,7 +90,9 @@ def settings_text() -> str:
     lines = []
     for name, command in COMMANDS.items():
         fields = command.settings().model_fields
-        rows = [(f"`{field.alias or key}`", default_of(field), field.description or "") for key, field in fields.items()]
+        rows = [
+            (f"`{field.alias or key}`", default_of(field), field.description or "") for key, field in fields.items()
+        ]
         lines += [f"## {name}", table("setting | default | meaning", rows)]
     for title, parts in PARTS.items():
         rows = []
