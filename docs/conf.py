@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = f"softlabels {version}"
 myst_heading_anchors = 3
 default_role = "code"
+smartquotes = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 80
