@@ -48,8 +48,7 @@ SMALLER = [
 ]
 """What is cut: networks whose weights would be downloaded, and the amount of work."""
 
-BANNED = r"""said|told|mend(ed|ing)?|waist|house|crew|shelf|honest(ly)?|pictures?|lesson|learner|strangers?
-|hands? out|lets? go|goes without saying|passes over|passed over|under way"""
+BANNED = r"said|told|mend(?:ed|ing)?|waist|house|crew|shelf|honest(?:ly)?|pictures?|lesson|learner|hands? out|pass(?:es|ed) over"
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
@@ -107,7 +106,8 @@ def test_every_page_with_commands_is_run() -> None:
 
 
 def test_yaml_blocks_are_settings_of_a_training() -> None:
-    found = [block for text in PAGES.values() for kind, block in blocks(text) if kind == "yaml"]
+    pages = PAGES.keys() - RUN_ELSEWHERE
+    found = [block for page in pages for kind, block in blocks(PAGES[page]) if kind == "yaml"]
     assert found
     for block in found:
         COMMANDS["train"].checked(yaml.safe_load(block), None, "docs").check_parts()
@@ -138,13 +138,13 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_plain_words(page: str) -> None:
-    assert re.findall(rf"\b(?:{BANNED})\b", prose(PAGES[page]), flags=re.I | re.X) == []
+    assert re.findall(rf"\b(?:{BANNED})\b", prose(PAGES[page]), flags=re.I) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_plain_words_in_help(command: str, softlabels_command: Callable) -> None:
     found = softlabels_command(command, "--help").output
-    assert re.findall(rf"\b(?:{BANNED})\b", found, flags=re.I | re.X) == []
+    assert re.findall(rf"\b(?:{BANNED})\b", found, flags=re.I) == []
 
 
 def test_named_recipes_losses_and_codecs_exist() -> None:
