@@ -12,11 +12,11 @@ DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
 
-import click  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
 
 import softlabels  # noqa: E402
 from softlabels import choices, losses  # noqa: E402
-from softlabels.cli import main, with_options  # noqa: E402
+from softlabels.cli import main  # noqa: E402
 from softlabels.commands import COMMANDS  # noqa: E402
 
 project = "softlabels"
@@ -53,26 +53,12 @@ def table(head: str, rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def options(command: click.Command) -> list[tuple[str, ...]]:
-    """Names and help of every option and argument of a command."""
-    rows = []
-    with click.Context(command) as context:
-        for param in command.get_params(context):
-            if isinstance(param, click.Option):
-                param.hidden = False
-                names, text = param.get_help_record(context) or ("", "")
-            else:
-                names, text = param.make_metavar(context), "by place"
-            rows.append((f"`{names}`", text))
-    return rows
-
-
 def commands_text() -> str:
-    """All options of all commands."""
-    sections = [
-        f"## {name}\n\n{with_options(command.help)}\n\n{table('option | meaning', options(main.commands[name]))}"
-        for name, command in COMMANDS.items()
-    ]
+    """The help of every command."""
+    sections = []
+    for name in COMMANDS:
+        text = CliRunner().invoke(main, [name, "--help"], prog_name="softlabels", terminal_width=100).output
+        sections.append(f"## {name}\n\n```text\n{text}```\n")
     return "\n".join(sections)
 
 

@@ -182,10 +182,16 @@ def conf() -> ModuleType:
 
 
 def test_the_reference_has_every_command_setting_and_part(conf: ModuleType) -> None:
-    commands, settings = conf.commands_text(), conf.settings_text()
+    commands, settings = "\n" + conf.commands_text(), "\n" + conf.settings_text()
     for name, command in COMMANDS.items():
+        of_command, of_file = (
+            each.partition(f"\n## {name}\n")[2].partition("\n## ")[0] for each in (commands, settings)
+        )
+        assert f"Usage: softlabels {name} " in of_command
         for key, field in command.settings().model_fields.items():
-            assert f"`{field.alias or key}`" in settings.partition(f"## {name}\n")[2].partition("\n## ")[0]
-        assert "--json" in commands.partition(f"## {name}\n")[2].partition("\n## ")[0]
+            assert f"`{field.alias or key}`" in of_file
+            assert (field.json_schema_extra or {}).get(
+                "argument"
+            ) or f"--{(field.alias or key).replace('_', '-')}" in of_command
     for table in conf.PARTS.values():
         assert all(f"| `{kind}` |" in settings for kind in table.kinds)
