@@ -6,7 +6,7 @@ LOWEST ?= .venv-lowest
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup all test test-all test-lowest lint bench clean
+.PHONY: help setup all test test-all test-lowest lint docs bench clean
 
 help: ## these targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -45,8 +45,11 @@ lint: setup ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: setup ## the documentation as HTML, into docs/_build; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build
+
 bench: setup ## every benchmark; results are recorded in benchmarks/RESULTS.md
 	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean: ## remove runs, caches and the environment
-	rm -rf $(VENV) $(LOWEST) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs build dist docs/_build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

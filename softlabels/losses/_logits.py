@@ -145,7 +145,7 @@ def spherical_kd(
     """`kl_divergence` between logits that are projected onto one sphere, so that only their direction is learnt.
 
     ``T^2 * sum_k p_k (ln p_k - ln q_k)``, p = softmax(S(teacher) / T), q = softmax(S(student) / T),
-    ``S(z) = R * z' / (|z'| + 1e-7)``, z' a centred row, | | the Euclidean norm, and R the mean of the teacher's |z'|
+    ``S(z) = R * z' / (|z'| + 1e-7)``, z' a centred row, ``|z'|`` its Euclidean norm, and R the mean of the teacher's
     over the valid rows. A constant row becomes zeros. T is 4 in the authors' README.
 
     Source: Guo et al. 2020, "Reducing the teacher-student gap via spherical knowledge distillation", arXiv:2010.07485.
