@@ -57,7 +57,7 @@ def commands_text() -> str:
     """The help of every command."""
     sections = []
     for name in COMMANDS:
-        text = CliRunner().invoke(main, [name, "--help"], prog_name="softlabels", terminal_width=100).output
+        text = CliRunner().invoke(main, [name, "--help-all"], prog_name="softlabels", terminal_width=100).output
         sections.append(f"## {name}\n\n```text\n{text}```\n")
     return "\n".join(sections)
 
