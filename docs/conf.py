@@ -139,13 +139,14 @@ def linked(text: str, page: str) -> str:
     up = "../" * page.count("/")
     for name, path in COPIED.items():
         text = re.sub(rf"\]\((?:\.\./)+{re.escape(path)}", f"]({up}{name}.md", text)
-    return re.sub(r"\]\((?:\.\./docs/)([\w-]+\.md)", rf"]({up}\1", text).replace("](examples)", f"]({up}scripts.md)")
+    text = re.sub(r"\]\(examples[\w/-]*\)", f"]({up}scripts.md)", text)  # folders
+    return re.sub(r"\]\(\.\./docs/([\w-]+\.md)", rf"]({up}\1", text)
 
 
 def scripts() -> Iterator[str]:
     """Every example script in full."""
     for path in sorted((DOCS / "examples").rglob("*.*")):
-        if language := {".py": "python", ".sh": "bash"}.get(path.suffix):
+        if language := {".py": "python", ".sh": "bash", ".toml": "toml", ".yaml": "yaml"}.get(path.suffix):
             code = path.read_text(encoding="utf-8")
             yield f"\n## {path.relative_to(DOCS / 'examples')}\n\n```{language}\n{code}```\n"
 
