@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from click.testing import CliRunner  # noqa: E402
 
 import softlabels  # noqa: E402
-from softlabels import choices, losses  # noqa: E402
+from softlabels import choices, integrations, losses  # noqa: E402
 from softlabels.cli import main  # noqa: E402
 from softlabels.commands import COMMANDS  # noqa: E402
 
@@ -57,7 +58,7 @@ def commands_text() -> str:
     """The help of every command."""
     sections = []
     for name in COMMANDS:
-        text = CliRunner().invoke(main, [name, "--help"], prog_name="softlabels", terminal_width=100).output
+        text = CliRunner().invoke(main, [name, "--help-all"], prog_name="softlabels", terminal_width=100).output
         sections.append(f"## {name}\n\n```text\n{text}```\n")
     return "\n".join(sections)
 
@@ -103,6 +104,7 @@ def python_text() -> str:
     errors = [name for name in others if name.endswith("Error")]
     classes = [name for name in others if isinstance(getattr(softlabels, name), type) and name not in errors]
     functions = [name for name in others if name not in errors and name not in classes]
+    modules = pkgutil.iter_modules(integrations.__path__)
     return "\n".join(
         [
             "## Read labels and images\n",
@@ -110,6 +112,8 @@ def python_text() -> str:
             rst([f".. autoclass:: softlabels.{name}\n   :members:" for name in classes]),
             "## Commands\n",
             rst([f".. autofunction:: softlabels.{name}" for name in of_commands]),
+            "## Integrations\n",
+            rst([f".. automodule:: softlabels.integrations.{each.name}\n   :members:" for each in modules]),
             "## Errors\n",
             rst([f".. autoexception:: softlabels.{name}" for name in errors]),
         ]
