@@ -38,7 +38,14 @@ RUN_ELSEWHERE = {
     "own-data",
     "own-teacher",
 }
-TOGETHER = [["reference/commands"], ["data", "concepts"], ["models"], ["speed"], ["tutorial"], ["codecs", "reference/losses"]]
+TOGETHER = [
+    ["reference/commands"],
+    ["data", "concepts"],
+    ["models"],
+    ["speed"],
+    ["tutorial"],
+    ["codecs", "reference/losses"],
+]
 """Pages whose blocks run here, in a folder for each list."""
 
 SMALLER = [

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torchvision.io import write_jpeg
 from worlds import picture
 
 import softlabels
+from softlabels.reporting.run_demo import ARMS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,12 +29,6 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs")
 
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
-
-
-def commands() -> list[list[str]]:
-    """Every `softlabels` command of the README, without comments."""
-    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("softlabels ")]
-    return [shlex.split(line, comments=True) for line in lines]
 
 
 def run(arguments: list[str], folder: Path, **environment: str) -> str:
@@ -46,35 +44,51 @@ def run(arguments: list[str], folder: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+SMALL = {"resnet50": "cnn_small", "mobilenetv3": "cnn_tiny", "default": "random"}
+"""What stands for the published networks where their commands are run on tiny images."""
+
+
+def own_images() -> list[list[str]]:
+    """The README's commands for a folder of one's own images."""
+    (block,) = [block for block in blocks("sh") if "photos/" in block]
+    return [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+
+
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's small story has been told."""
+    """A folder in which these commands were run, with small networks on tiny images."""
     folder = tmp_path_factory.mktemp("story")
-    told = [command for command in commands() if "imagenet" not in command and "mobilenetv3" not in command]
-    assert len(told) == 7
-    for command in told:
-        run(command[1:], folder)
+    for part, count in (("train", 6), ("test", 2)):
+        for kind in ("bee", "ant"):
+            for number in range(count):
+                path = folder / "photos" / part / kind / f"{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_jpeg(picture(number, 32, 40), str(path))
+    for command in own_images():
+        words = [SMALL.get(word, word) for word in command]
+        run([*words, *(["--size", "16"] if words[0] == "train" else [])], folder)
     return folder
 
 
-def test_the_small_story_distils(story: Path) -> None:
+def test_the_commands_for_own_images_end_in_a_student(story: Path) -> None:
     labels = softlabels.open_labels(story / "shards")
-    assert labels.views == 8
-    assert len(labels) == 1347
+    assert (labels.views, len(labels), labels.class_names) == (8, 12, ("ant", "bee"))
+    assert softlabels.load_student(story / "runs/cnn_tiny").classes == ("ant", "bee")
 
 
-def test_the_python_runs_as_one_script(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_of_the_readme_runs(story: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(story)
     names: dict[str, object] = {}
-    for block in [*blocks("python"), *blocks("python", PAGES["python"])]:
-        exec(compile(block, "README.md", "exec"), names)
-    loss = names["loss"]
-    assert isinstance(loss, torch.Tensor)
-    assert loss.item() < math.log(10)
-    assert softlabels.open_labels(story / "my-shards").views == 2
+    (block,) = blocks("python")
+    exec(compile(block, "README.md", "exec"), names)
+    images, probabilities = names["images"], names["teacher_probabilities"]
+    assert isinstance(images, torch.Tensor)
+    assert isinstance(probabilities, torch.Tensor)
+    assert images.shape == (12, 3, 224, 224)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(12))
 
 
-def test_the_disk_looks_as_the_readme_says(story: Path) -> None:
+def test_the_disk_looks_as_the_format_says(story: Path) -> None:
     assert {path.name for path in (story / "shards").iterdir() if not path.name.startswith(".")} == {
         "manifest.json",
         "images.parquet",
@@ -87,11 +101,31 @@ def test_the_disk_looks_as_the_readme_says(story: Path) -> None:
     }
 
 
-def test_every_command_of_the_table_exists(story: Path) -> None:
-    listed = re.findall(r"^\| `softlabels (\w+)` \|", README, flags=re.MULTILINE)
-    help_text = run(["--help"], story)
-    offered = re.findall(r"^  (\w+)  ", help_text.partition("Start here:")[2], flags=re.MULTILINE)
-    assert sorted(listed) == sorted(offered)
+def test_the_python_page_runs_as_one_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits = {"size": 8, "data": "digits", "recipe": "pad", "quiet": True}
+    softlabels.train(student="cnn_tiny", epochs=2, batch_size=64, lr=0.01, out="teacher", **digits)
+    del digits["size"]
+    softlabels.dump(teacher="file:teacher", views=2, **digits)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    names: dict[str, object] = {"network": network}
+    for block in blocks("python", PAGES["python"]):
+        exec(compile(block, "python.md", "exec"), names)
+    loss = names["loss"]
+    assert isinstance(loss, torch.Tensor)
+    assert loss.item() < math.log(10)
+    assert softlabels.open_labels("my-shards").views == 2
+
+
+def test_stored_labels_beat_hard_ones_in_the_tutorial(tmp_path: Path, softlabels_command: Callable) -> None:
+    """As it is typed; `softlabels demo` does so with several seeds, in the slow tests."""
+    for block in blocks("sh", PAGES["tutorial"]):
+        for line in block.splitlines():
+            if line.startswith("softlabels"):
+                done = softlabels_command(*shlex.split(line)[1:])
+                assert done.exit_code == 0, done.output
+    top1 = {name: json.loads((tmp_path / "runs" / name / "result.json").read_text())["last"]["top1"] for name in ARMS}
+    assert top1["stored-labels"] > top1["hard-labels"] + 0.04, top1
 
 
 def test_the_makefile_has_the_promised_targets() -> None:
@@ -105,8 +139,6 @@ def test_the_missions_two_commands(tmp_path: Path) -> None:
 
     Only the amount of work is cut: four images, one view, one epoch.
     """
-    from torchvision.io import write_jpeg
-
     from softlabels.models import build, published_weights
 
     for split in ("train", "val"):
@@ -120,7 +152,8 @@ def test_the_missions_two_commands(tmp_path: Path) -> None:
     hub.mkdir(parents=True)
     torch.save(build("resnext101", 1000).state_dict(), hub / Path(weights.url).name)
     place = {"IMAGENET_DIR": str(tmp_path / "imagenet"), "TORCH_HOME": str(tmp_path / "hub")}
-    dump, train = commands()[:2]
+    (block,) = [block for block in blocks("sh") if "imagenet" in block]
+    dump, train = (shlex.split(line, comments=True) for line in block.splitlines())
     assert dump == ["softlabels", "dump", "--teacher", "resnext101", "--data", "imagenet"]
     assert train == ["softlabels", "train", "--student", "mobilenetv3", "--labels", "shards/"]
     said = run([*dump[1:], "--limit", "4", "--views", "1"], tmp_path, **place)
