@@ -1,4 +1,4 @@
-"""docs/reference/commands.md: its commands run, its table of spellings is that of the code, its errors are printed so."""
+"""The page of commands: they run, its table of spellings is that of the code, its errors are printed so."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ RUN_ELSEWHERE = {
     "python",
     "stores",
     "training",
+    "tutorial",
     "format",
     "importing",
     "cluster",
@@ -43,7 +44,6 @@ TOGETHER = [
     ["data", "concepts"],
     ["models"],
     ["speed"],
-    ["tutorial"],
     ["codecs", "reference/losses"],
 ]
 """Pages whose blocks run here, in a folder for each list."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.data import ImageNetInfo
 from torchvision.io import write_jpeg
 from worlds import picture
 
@@ -142,8 +143,8 @@ def test_the_missions_two_commands(tmp_path: Path) -> None:
     from softlabels.models import build, published_weights
 
     for split in ("train", "val"):
-        for number in range(1000):
-            folder = tmp_path / "imagenet" / split / f"n{number:08d}"
+        for number, wnid in enumerate(ImageNetInfo().label_names()):
+            folder = tmp_path / "imagenet" / split / wnid
             folder.mkdir(parents=True)
             write_jpeg(picture(number, 32, 40), str(folder / "a.JPEG"))
     weights = published_weights("resnext101")
