@@ -202,7 +202,8 @@ def test_a_module_is_trained_as_a_copy_and_loaded_again(store: Path, photos: Pat
         softlabels.load_student(result.folder)
     loaded = softlabels.load_student(result.folder, student=Net())
     score = softlabels.evaluate(student=loaded.network, size=8, data=photos, device="cpu", workers=0, quiet=True)
-    assert score == result.best
+    assert result.best is not None
+    assert (score.top1, score.cross_entropy) == (result.best.top1, result.best.cross_entropy)
 
 
 def test_modules_are_planned_swept_and_taught_by(photos: Path, net: Net, tmp_path: Path) -> None:
@@ -210,7 +211,8 @@ def test_modules_are_planned_swept_and_taught_by(photos: Path, net: Net, tmp_pat
     teacher = Net()
     noted = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.25,) * 3, "interpolation": "bicubic"}
     teacher.pretrained_cfg = noted  # as timm has it
-    assert softlabels.dump(teacher=teacher, dry_run=True, out=tmp_path / "s", **usual) == []
+    softlabels.dump(teacher=teacher, dry_run=True, out=tmp_path / "s", **usual)
+    assert not (tmp_path / "s").exists()
     softlabels.dump(teacher=teacher, views=1, out=tmp_path / "s", **usual)
     seen = softlabels.open_labels(tmp_path / "s").of("Net").card.preprocessing
     assert (seen["size"], seen["std"], seen["interpolation"]) == (8, [0.25] * 3, "bicubic")

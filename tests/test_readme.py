@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from timm.data import ImageNetInfo
 from torchvision.io import write_jpeg
 from worlds import picture
 
 import softlabels
+from softlabels.cli import main
 from softlabels.reporting.run_demo import ARMS
 
 ROOT = Path(__file__).parents[1]
@@ -65,9 +67,12 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 path = folder / "photos" / part / kind / f"{number}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_jpeg(picture(number, 32, 40), str(path))
-    for command in own_images():
-        words = [SMALL.get(word, word) for word in command]
-        run([*words, *(["--size", "16"] if words[0] == "train" else [])], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in own_images():
+            words = [SMALL.get(word, word) for word in command]
+            done = CliRunner().invoke(main, [*words, *(["--size", "16"] if words[0] == "train" else [])])
+            assert done.exit_code == 0, (words, done.output)
     return folder
 
 

@@ -384,11 +384,16 @@ def validated(model: type[_Model], value: Mapping[str, Any], where: str, *, name
         raise ConfigError(f"{f'{where}: ' if named else ''}{_fault(field, first)}") from problem
 
 
+def _limit(value: Any) -> Any:
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return f"{int(value):,}" if whole else value
+
+
 def _fault(field: str, error: Any) -> str:
     """What is wrong with the value of a field, of one of pydantic's errors."""
     value = error["input"]
     if error["type"] in _WANTED:
-        limits = {name: f"{each:,}" if isinstance(each, int) else each for name, each in error.get("ctx", {}).items()}
+        limits = {name: _limit(each) for name, each in error.get("ctx", {}).items()}
         return f"{field} must be {_WANTED[error['type']].format(**limits, input=value)}, not {_shown(value)}"
     message = error["msg"].removeprefix("Value error, ")
     if message.startswith("must be"):

@@ -384,6 +384,7 @@ def test_every_kind_is_a_frozen_mapping_and_back(tmp_path: Path) -> None:
         "cifar10",
         "cifar100",
         "csv",
+        "digit-pairs",
         "digits",
         "folder",
         "function",

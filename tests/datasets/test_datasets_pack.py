@@ -440,7 +440,7 @@ def test_a_plan_of_files_says_what_packs_would_hold(
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(("--quality", "101"), "quality"), (("--max-side", "-1"), "max_side"), (("--part", "2/2"), "part")],
+    [(("--quality", "101"), "quality"), (("--max-side", "-1"), "max-side"), (("--part", "2/2"), "part")],
 )
 def test_settings_out_of_range_are_refused(
     photos: Path, softlabels_command: Callable, arguments: tuple[str, ...], named: str

@@ -179,7 +179,7 @@ def test_wrong_weights_are_refused_in_words():
         losses.BLENDS.make("weighted")
     with pytest.raises(ConfigError, match="sum greater than 0"):
         losses.BLENDS.make("weighted:0,0")
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with pytest.raises(ConfigError, match="must be 0 or more, not -1"):
         losses.BLENDS.make("weighted:1,-1")
     with pytest.raises(ConfigError, match="class 1 has no teacher"):
         losses.BLENDS.make({"kind": "per-class", "weights": [[1, 0], [1, 0]]})

@@ -333,7 +333,7 @@ def test_wrong_shapes_masks_and_temperatures_are_refused_in_words():
     for valid in (torch.ones(3), torch.ones(4, dtype=torch.bool)):
         with pytest.raises(ConfigError, match=r"valid must be bool of shape \(3,\)"):
             losses.kl_divergence(student, teacher, valid=valid)
-    with pytest.raises(ConfigError, match="greater than or equal to 0"):
+    with pytest.raises(ConfigError, match="must be 0 or more, not -1"):
         losses.LOSSES.make({"kind": "dkd", "beta": -1})
 
 

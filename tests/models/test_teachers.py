@@ -230,7 +230,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("kind", sorted(TEACHERS.kinds))
+@pytest.mark.parametrize("kind", sorted(TEACHERS.kinds.keys() - {"object"}))  # which no file describes
 def test_every_kind_keeps_the_promises_of_a_teacher(kind: str, here: Path) -> None:
     told = Description(architecture="small:cnn_tiny", classes=10, preprocessing=Preprocessing(size=8))
     models.write_weights(here / "best.safetensors", models.build("cnn_tiny", 10).state_dict(), told.to_metadata())

@@ -90,7 +90,7 @@ def test_a_dump_leaves_whole_shards_alone_and_the_command_ends_with_143(
         patch.setattr(ShardBuilder, "write", ask)
         done = softlabels_command(*dump)
     assert done.exit_code == signals.EXIT_CODE == 143
-    said = f"softlabels: asked to end ({number.name}); the same command goes on where this one stopped"
+    said = f"asked to end ({number.name}); the same command goes on where this one stopped"
     assert done.output.splitlines()[-1] == said
     left = sorted(path.name for path in (tmp_path / "shards/cnn_tiny").iterdir())
     assert left == ["00000-v0-1.h5", "00001-v0-1.h5", "teacher.json"]
@@ -140,7 +140,7 @@ def test_a_job_that_is_asked_as_a_whole_ends_with_a_checkpoint_although_its_work
         said = process.stderr.read()
     assert process.returncode == 143, said
     last = said.splitlines()[-1]
-    found = re.fullmatch(r"softlabels: asked to end \(SIGTERM\); .* from the checkpoint of step ([\d,]+)", last)
+    found = re.fullmatch(r"asked to end \(SIGTERM\); .* from the checkpoint of step ([\d,]+)", last)
     assert found is not None, said
     assert (tmp_path / f"r/checkpoints/step-{int(found[1].replace(',', '')):09d}").exists()
 
