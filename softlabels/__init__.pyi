@@ -169,7 +169,7 @@ def dump(
         size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
-        data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
+        data: imagenet, cifar10, cifar100, digits, digit-pairs, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
             module:function
         data_dir: where the data set lies
         split: which part of the data set
@@ -460,7 +460,7 @@ def plan(
         size: side of the images that the teacher sees, one per `teacher`  [default: its own]
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
-        data: imagenet, cifar10, cifar100, digits, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
+        data: imagenet, cifar10, cifar100, digits, digit-pairs, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
             module:function
         data_dir: where the data set lies
         split: which part of the data set

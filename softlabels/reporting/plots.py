@@ -32,13 +32,13 @@ _ENDS = {
 
 _COSTS = {"parameters": "parameters of the student", "seconds": "seconds of training"}
 
-_TOLD_FIRST = ("student", "labels", "teacher", "loss", "temperature", "alpha")
+_TOLD_FIRST = ("student", "labels", "teacher", "alpha", "temperature", "loss")
 """Settings that say most about an arm; the others follow in the order of the config."""
 
 _WITH_TEACHERS = frozenset(["loss", "temperature", "blend"])
 """Settings that say nothing about an arm without a teacher."""
 
-_MOST_TOLD = 3
+_MOST_TOLD = 4
 """Settings in the legend for one arm."""
 
 _WIDE_RANGE = 20.0
@@ -150,7 +150,8 @@ def legend(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def _called(arm: str, settings: Mapping[str, Any], differing: Sequence[str]) -> str:
-    idle = frozenset() if settings.get("labels") or settings.get("teacher") else _WITH_TEACHERS
+    taught = (settings.get("labels") or settings.get("teacher")) and settings.get("alpha") != 1
+    idle = frozenset() if taught else _WITH_TEACHERS
     names = [name for name in differing if name not in idle and settings.get(name) not in (None, [], {})]
     told = [f"{name}={_short(settings[name])}" for name in names]
     told = [each for each in told if each not in arm]
