@@ -14,6 +14,10 @@ _OTHER = frozenset({"codec_report", "codec_samples", "dry_run"})
 """Settings of a plan that a dump has not, or has otherwise."""
 
 
+_SMALL = 96
+"""Images of a smaller side are for networks that are made for them."""
+
+
 def next_commands(name: str, settings: Any, outcome: Any) -> list[str]:
     """What a person will most likely run after the command `name`, most likely first; none where that is not known."""
     following = _FOLLOWING.get("plan" if name == "dump" and settings.dry_run else name)
@@ -40,7 +44,9 @@ def _after_dump(settings: Any, outcome: Any) -> Iterator[list[Any]]:
     words = ["--data", data] if own else []
     words += ["--data-dir", settings.data_dir] if settings.data_dir is not None else []
     words += ["--unlabelled", "leave-out"] if any(each.skipped for each in outcome) else []
-    yield ["softlabels", "train", "--student", "mobilenetv3", "--labels", settings.out, *words]
+    side = min((each.size for each in outcome), default=_SMALL)
+    student = ["mobilenetv3"] if side >= _SMALL else ["cnn_tiny", "--size", side]
+    yield ["softlabels", "train", "--student", *student, "--labels", settings.out, *words]
 
 
 def _after_train(settings: Any, outcome: Mapping[str, Any]) -> Iterator[list[Any]]:

@@ -12,7 +12,7 @@ import json
 import textwrap
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import softlabels
 from softlabels.choices import DataChoice, StudentChoice, TeacherChoice
@@ -129,6 +129,8 @@ def spelled(kind: Any) -> str:
         return " | ".join(dict.fromkeys(spelled(each) for each in inner))
     if origin is Literal:
         return f"Literal[{', '.join(map(quoted, inner))}]"
+    if origin is Annotated:
+        return spelled(inner[0])
     if origin is tuple:
         return f"{spelled(inner[0])} | Sequence[{spelled(inner[0])}]"
     if origin is dict:

@@ -8,16 +8,19 @@ import inspect
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.ImageOps
 import pytest
 import torch
 import torchvision
 import yaml
 from torch import nn
+from torchvision.datasets import ImageFolder
 
 import softlabels
 from softlabels import losses
@@ -432,3 +435,50 @@ def test_what_a_notebook_shows_is_short(shards: Path, photos: Path, result: soft
     html = labels._repr_html_()
     assert html.count("<tr>") == 3
     assert "cnn_small" in html
+
+
+def test_a_dataset_refuses_other_images_under_the_same_keys(photos: Path, shards: Path, tmp_path: Path) -> None:
+    """As a training does: by digests of a few views, and by the names of classes."""
+    other = tmp_path / "photos"
+    shutil.copytree(photos, other)
+    files = sorted(other.rglob("*.jpg"))
+    contents = [file.read_bytes() for file in files]
+    for file, content in zip(files, contents[1:] + contents[:1], strict=True):
+        file.write_bytes(content)
+    with pytest.raises(softlabels.StoreError, match="same decoder and versions: another image under its key"):
+        softlabels.make_loader(shards, other, size=16)
+    turned = softlabels.open_images(Turned(photos), keys=softlabels.open_images(photos).keys.to_pylist())
+    with pytest.raises(softlabels.ConfigError, match="same classes in the same order"):
+        softlabels.SoftLabelDataset(shards, turned, size=16)
+
+
+class Turned(ImageFolder):
+    """A folder whose classes are counted from the last."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(str(root))
+        self.classes = self.classes[::-1]
+        self.targets = [len(self.classes) - 1 - label for label in self.targets]
+
+
+def test_a_folder_that_is_read_in_another_way_needs_keys(photos: Path) -> None:
+    class Inverted(ImageFolder):
+        def __getitem__(self, index: int) -> tuple[object, int]:
+            image, label = super().__getitem__(index)
+            return PIL.ImageOps.invert(image), label
+
+    with pytest.raises(softlabels.ConfigError, match="have no keys"):
+        softlabels.open_images(Inverted(str(photos)))
+    keys = softlabels.open_images(photos).keys.to_pylist()
+    opened = softlabels.open_images(Inverted(str(photos)), keys=keys)
+    assert torch.equal(opened.decode(0), 255 - softlabels.open_images(ImageFolder(str(photos)), keys=keys).decode(0))
+
+
+def test_a_loaded_student_is_scored_and_teaches_as_its_run(photos: Path, tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"data": photos, "device": "cpu", "workers": 0, "quiet": True}
+    run = softlabels.train(student="cnn_tiny", size=16, epochs=1, eval_data=str(photos), out=tmp_path / "run", **usual)
+    student = softlabels.load_student(run.folder)
+    score, own = softlabels.evaluate(student, **usual), softlabels.evaluate(run.folder, **usual)
+    assert (score.size, score.cross_entropy) == (16, own.cross_entropy)
+    softlabels.dump(teacher=student, views=1, out=tmp_path / "shards", **usual)
+    assert softlabels.open_labels(tmp_path / "shards").of("PlainNet").card.preprocessing["size"] == 16

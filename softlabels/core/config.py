@@ -166,7 +166,7 @@ class CommandConfig(BaseModel):
             for each in value if isinstance(value, list) else [value]:
                 if name in cls.LOCAL and is_url(each):
                     raise ConfigError(f"`{name}`: {each} is a URL; give a file or folder of this machine")
-            one = isinstance(value, str | Mapping | Part) or is_object(value)
+            one = isinstance(value, str | int | float | Mapping | Part) or is_object(value)
             if one and _takes_many(cls.model_fields.get(name)):
                 settled[name] = [value]
         return settled

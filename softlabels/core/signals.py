@@ -66,10 +66,27 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[Callable[[], str]]:
-    """Within the block such a signal is noted: the function that is given returns its name, "" before one came."""
+    """Within the block such a signal is noted: the function that is given returns its name, "" before one came.
+
+    So is the first Ctrl-C; a second one raises KeyboardInterrupt at once, as it does everywhere else.
+    """
     names: list[str] = []
-    with _handled(names.append):
-        yield lambda: names[0] if names else ""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if names:
+            raise KeyboardInterrupt
+        names.append(signal.Signals(number).name)
+
+    ours = threading.current_thread() is threading.main_thread()
+    ours = ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ours:
+        signal.signal(signal.SIGINT, interrupted)
+    try:
+        with _handled(names.append):
+            yield lambda: names[0] if names else ""
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def images_of(dataset: Any, keys: Keys | None = None) -> Images:
     if keys is None and isinstance(dataset, torch.utils.data.Subset):
         return subset(images_of(dataset.dataset), list(dataset.indices))
     root, samples = getattr(dataset, "root", None), getattr(dataset, "samples", None)
-    if keys is None and root is not None and samples is not None:
+    if keys is None and root is not None and samples is not None and _reads_files(dataset):
         return _of_folder(dataset, absolute(os.fspath(root)), samples)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ConfigError(
@@ -86,6 +86,14 @@ def images_of(dataset: Any, keys: Keys | None = None) -> Images:
             f"softlabels.open_images(dataset, keys=[...]), with a name for each item that never changes"
         )
     return MapStyleImages.of(dataset, keys)
+
+
+def _reads_files(dataset: Any) -> bool:
+    """Whether its items are its files as they are: torchvision's own reading, neither replaced nor overridden."""
+    from torchvision.datasets import DatasetFolder
+    from torchvision.datasets.folder import default_loader
+
+    return type(dataset).__getitem__ is DatasetFolder.__getitem__ and dataset.loader is default_loader
 
 
 def _of_folder(dataset: Any, root: str, samples: Sequence[tuple[str, int]]) -> FileImages:

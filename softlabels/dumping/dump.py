@@ -65,7 +65,7 @@ class DumpReport:
 
     `agreement` is the share of labelled views of which the teacher names the hard label, None where there are none;
     `notes` are lines about what it said. `views` are complete now in the store `out`, for all images, and `part` (I, N)
-    of its shards was asked for.
+    of its shards was asked for; `size` is the side of the images that the teacher saw.
     """
 
     teacher: str
@@ -79,6 +79,7 @@ class DumpReport:
     views: int = 0
     out: str = ""
     part: tuple[int, int] = (0, 1)
+    size: int = 224
 
     def lines(self) -> list[str]:
         """What was done, in words."""

@@ -184,9 +184,19 @@ def _dump(config: DumpConfig, text: str, terminal: Terminal, ranks: Ranks) -> li
             store.keep(saved_config(teacher.name), text)
         if part[1] > 1:
             labels.refresh()  # others write the other parts meanwhile
-        report = replace(report, views=labels.complete, out=config.out, part=config.share)
+        seen = teacher.preprocessing.size
+        report = replace(report, views=labels.complete, out=config.out, part=config.share, size=seen)
         _say(report, terminal)
         reports.append(report)
+        twins = (name for name in store.teachers if name != teacher.name)
+        for name in twins:
+            if store.teacher(name).card.weights_sha256 == teacher.weights_sha256:
+                terminal.say(f"warning: {teacher.name} has the weights of {name} in {config.out}; a blend counts both")
+        if not any(spec.short_name not in store.teachers for spec in specs) and len(store.teachers) > len(specs):
+            terminal.say(
+                f"{config.out} has labels of {', '.join(store.teachers)}; a training blends them all unless `teachers` "
+                f"names some"
+            )
     return reports
 
 

@@ -172,6 +172,8 @@ def create_labels(
         >>> softlabels.open_labels("mine/").views
         2
     """
+    if views < 1:
+        raise ConfigError(f"views is a number from 1 upward, not {views}")
     images = open_images(images)
     made: Recipe = RECIPES.make(recipe)
     store, arranged = make_store(

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +33,8 @@ from softlabels.core.arrays import Rows
 from softlabels.core.progress import waiting
 from softlabels.datasets import open_images, report_decoding, subset
 from softlabels.errors import ConfigError, RunError, SoftlabelsError, StoreError
-from softlabels.loading.labels import Labels
+from softlabels.loading.checks import check_classes, check_seen_views
+from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.views import ThreadPool, ViewDataset, check_number
 from softlabels.models.devices import CPU, SideStream
 from softlabels.views import ImageSpec
@@ -417,7 +419,7 @@ class SoftLabelDataset(Dataset[Sample]):
     are; give the loader a `OneViewEach` sampler to see one view of each image per epoch. `make_loader` does both.
 
     Args:
-        labels: what `open_labels` gives.
+        labels: what `open_labels` gives, or takes.
         images: what `open_images` gives, or takes (a folder, a torchvision ``ImageFolder``): the data set that was
             labelled, some of it, or another one with the same keys. Images are joined to labels by key.
         size: side of the images in pixels, usually 32 to 384; any size shows the views that the teacher saw.
@@ -436,9 +438,11 @@ class SoftLabelDataset(Dataset[Sample]):
 
     Raises:
         KeyError: images that are not in the store; the first are named.
-        ConfigError: fewer than one thread, a temperature, blend or target that these labels do not support, or teachers
-            that saw images of different interpolations and none is chosen.
-        StoreError: a teacher of `teachers` is not there or has no complete view, or could not read some images.
+        ConfigError: classes of other names or in another order than the store's, fewer than one thread, a temperature,
+            blend or target that these labels do not support, or teachers that saw images of different interpolations
+            and none is chosen.
+        StoreError: a teacher of `teachers` is not there or has no complete view, could not read some images, or saw
+            other images under these keys, as far as a few views tell.
 
     Example:
         >>> labels, images = softlabels.open_labels("shards/"), softlabels.open_images("digits")
@@ -450,7 +454,7 @@ class SoftLabelDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        labels: Labels,
+        labels: Labels | str | PathLike[str],
         images: Any,
         size: int = 224,
         teachers: Sequence[str] | None = None,
@@ -467,7 +471,7 @@ class SoftLabelDataset(Dataset[Sample]):
             raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
         if target not in ("probabilities", "logits"):
             raise ConfigError(f"target is 'probabilities' or 'logits', not {target!r}")
-        images = open_images(images)
+        labels, images = labels if isinstance(labels, Labels) else open_labels(labels), open_images(images)
         self._crew = ThreadPool(threads) if threads > 1 else None
         self.labels, self.teachers, self.temperature, self.blend = labels, teachers, temperature, blend
         self.target, self.return_index = target, return_index
@@ -489,6 +493,9 @@ class SoftLabelDataset(Dataset[Sample]):
             lost = self._rows[~labels.labelled(self._rows, [name])]
             if len(lost):
                 raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
+        if (images.labels >= 0).any():
+            check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
+        check_seen_views(labels, images, names)
         labels.before_fork()
         image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
         self.pictures = ViewDataset.of_store(labels.store, images, views, image_spec)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.core.philox import hash_keys
+from softlabels.core.philox import hash_keys, permutation
 from softlabels.datasets import Images, content_checksums
+from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, keys_at
 from softlabels.loading.provenance import changed_versions, digest_in
 from softlabels.loading.records import ViewRecords
 from softlabels.loading.views import DIGEST_SPEC, ViewDataset
+from softlabels.models import first_difference
 from softlabels.store import TeacherLabels
 from softlabels.views import param_source, record_spec
+
+PIXEL_CHECKS = 4
+"""Rendered views that are compared with the digests in a store before the first step."""
+
+PARTNER_CHECKS = 1024
+"""Images whose recorded partners are compared with the drawn ones before the first step, in every view."""
 
 MOST_NAMED = 10
 """Images that one check names at most; the rest is counted."""
@@ -98,6 +106,41 @@ def compare_images(labels: Labels, images: Images) -> list[str]:
     read = labels.labelled_by_any(rows)
     differing = np.flatnonzero((labels.store.checksums[rows] != content_checksums(images)) & read)
     return problems + _named("other content than when the labels were made", images, differing)
+
+
+def check_classes(images: Images, names: Sequence[str], whose: str) -> None:
+    """Raises ConfigError where `names`, of `whose` classes in their order, are others than those of the data set.
+
+    Names that are not known, on either side, or that only count (0, 1, 2, ...) are not compared.
+    """
+    differing = first_difference(images.classes, names)
+    if differing is None:
+        return
+    place, name, other = differing
+    if other is not None:
+        raise ConfigError(
+            f"class {name!r} is number {place} of {images.name} and number {other} of {whose}; give data "
+            f"with the same classes in the same order"
+        )
+    shown = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+    raise ConfigError(
+        f"class {name!r} of {images.name} is none of the {len(names):,} classes of {whose} ({shown}); give data with "
+        f"the same classes under the same names"
+    )
+
+
+def check_seen_views(labels: Labels, images: Images, teachers: Sequence[str]) -> None:
+    """Compare a few views with what the teachers saw, as far as the store has digests of them.
+
+    Raises:
+        StoreError: a view is another one; the first is named.
+    """
+    _, problems = compare_digests(labels, images, most=PIXEL_CHECKS)
+    if labels.recipe.mixes:
+        rows = permutation(len(labels))[:PARTNER_CHECKS]
+        problems += [each for name in teachers for each in compare_partners(labels, name, rows)]
+    if problems:
+        raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
 
 
 def compare_digests(labels: Labels, images: Images, most: int | None = None) -> tuple[int, list[str]]:

@@ -20,11 +20,13 @@ from softlabels.core.philox import permutation
 from softlabels.core.progress import Terminal
 from softlabels.datasets import Images, notes, open_images, subset
 from softlabels.errors import ConfigError, DataError, ImageError, ModelError, StoreError, did_you_mean
+from softlabels.loading.checks import check_classes
 from softlabels.loading.labels import Labels
 from softlabels.loading.naming import distinct
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import Machine, Reopening
 from softlabels.models import (
+    FileNetwork,
     Teacher,
     TeacherSpec,
     are_numbers,
@@ -32,7 +34,6 @@ from softlabels.models import (
     chosen,
     columns_by_name,
     columns_from_file,
-    first_difference,
     innermost,
     preprocessing_of,
     random_seed,
@@ -104,12 +105,17 @@ def check_place(out: str | PathLike[str], what: str, images: Images | None = Non
 def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) -> Images:
     """The data set of a store: where its manifest says it lies, or where the user says.
 
+    Of a store that was made with a `limit`, the images that it holds.
+
     Raises:
         ConfigError: the manifest names code; a store may come from a stranger, so only a user may have it imported.
         DataError: the images are not there (any more).
     """
     if data is not None:
-        return open_data(data, data_dir)
+        images = open_data(data, data_dir)
+        known = labels.store.find(images.keys) >= 0
+        whole = "limit" not in labels.store.manifest.data or known.all() or not known.any()
+        return images if whole else subset(images, np.flatnonzero(known))
     spec = dict(labels.store.manifest.data)
     limit = spec.pop("limit", None)
     if spec.get("kind") == "function":
@@ -189,6 +195,8 @@ def open_teacher(
         ConfigError: it knows a class of theirs by another number, or not at all.
     """
     count, device = len(images.classes) or None, machine.torch_device()
+    if isinstance(spec, FileNetwork) and (unfinished := spec.unfinished_run):
+        say(f"warning: the run in {unfinished} is not finished; its weights are those of its best epoch so far")
     wider = classes if classes not in (None, count) else None
     if class_map and (wider or count is None):
         width = f"the labels there are of {wider:,} classes" if wider else "they have no names"
@@ -218,8 +226,8 @@ def open_teacher(
         return _for_classes(teacher, images, class_map, say)
     if count is not None and teacher.classes < count:
         raise ModelError(
-            f"{role} {teacher.name} has {teacher.classes:,} classes, {images.name} {count:,}; choose weights made for "
-            f"these classes, or other data"
+            f"{role} {teacher.name} has {teacher.classes:,} classes and the images of {images.name} have {count:,}; "
+            f"choose weights made for these classes, or other data"
         )
     check_classes(images, teacher.class_names, teacher.name)
     return teacher
@@ -244,27 +252,6 @@ def _for_classes(teacher: Teacher, images: Images, class_map: str | None, say: C
         f"{found.how} ({first}{', ...' if len(wanted) > 3 else ''}); a softmax is one over these alone"
     )
     return chosen(teacher, found.columns, wanted)
-
-
-def check_classes(images: Images, names: Sequence[str], whose: str) -> None:
-    """Raises ConfigError where `names`, of `whose` classes in their order, are others than those of the data set.
-
-    Names that are not known, on either side, or that only count (0, 1, 2, ...) are not compared.
-    """
-    differing = first_difference(images.classes, names)
-    if differing is None:
-        return
-    place, name, other = differing
-    if other is not None:
-        raise ConfigError(
-            f"class {name!r} is number {place} of {images.name} and number {other} of {whose}; give data "
-            f"with the same classes in the same order"
-        )
-    shown = f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-    raise ConfigError(
-        f"class {name!r} of {images.name} is none of the {len(names):,} classes of {whose} ({shown}); give data with "
-        f"the same classes under the same names"
-    )
 
 
 @contextmanager

@@ -35,4 +35,6 @@ def changed_versions(then: Mapping[str, str], images: Images) -> str:
     now = versions(images)
     said = [f"decoder now {now['decoder']}, then {then.get('decoder', 'unknown')}"]
     names = [name for name in now if name != "decoder" and then.get(name, now[name]) != now[name]]
+    if then.get("decoder") == now["decoder"] and not names:
+        return "same decoder and versions: another image under its key, or an augmentation that is not repeatable"
     return "; ".join(said + [f"{name} now {now[name]}, then {then[name]}" for name in names])

@@ -51,6 +51,8 @@ class OneViewEach(Sampler[int]):
     def __init__(
         self, dataset: SoftLabelDataset | ViewDataset, epoch: int = 0, seed: int = 0, views_per_image: int = 1
     ):
+        if not hasattr(dataset, "__getitems__"):
+            raise ConfigError(f"OneViewEach samples a SoftLabelDataset, not {type(dataset).__name__}")
         check_views(dataset.views, views_per_image)
         self._images, self._views = len(dataset) // dataset.views, dataset.views
         self._seed, self._views_per_image = seed, views_per_image

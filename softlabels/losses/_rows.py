@@ -105,6 +105,10 @@ def true_class(labels: Tensor | None, valid: Tensor | None, loss: str) -> tuple[
     """
     if labels is None:
         raise ConfigError(f"{loss} needs the true classes: give labels, or choose a loss without them such as kl")
+    if labels.is_floating_point() or labels.ndim != 1:
+        raise ConfigError(
+            f"labels of {loss} are class numbers, int64 (batch,), not {labels.dtype} of shape {tuple(labels.shape)}"
+        )
     known = labels >= 0
     return labels.long().clamp(min=0), known if valid is None else known & valid
 

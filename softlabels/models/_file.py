@@ -51,6 +51,13 @@ class FileNetwork(NetworkSpec):
         own, file = self.named_after, Path(self.path).expanduser()
         return self.name or safe_name(own.stem if own.name == file.name and not file.is_dir() else own.name)
 
+    @property
+    def unfinished_run(self) -> Path | None:
+        """The folder of the run whose weights these are, where it has not come to its end."""
+        folder = self.named_after
+        begun = folder.is_dir() and (folder / "config.yaml").is_file() and not (folder / "result.json").is_file()
+        return folder if begun else None
+
     def check_weights(self, *, training: bool = False) -> None:  # noqa: ARG002
         """See `NetworkSpec.check_weights`."""
         weights_file(self.path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import torch
-from pydantic import field_serializer, field_validator
+from pydantic import field_serializer, field_validator, model_validator
 from torch import nn
 
 from softlabels.core.config import class_of
@@ -35,6 +35,17 @@ class ObjectNetwork(StudentSpec):
         if not isinstance(module, nn.Module):
             raise ValueError("give the torch.nn.Module itself, in Python")
         return module
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_preprocessing(cls, given: Any) -> Any:
+        """A module that has a `network` and its `preprocessing`, as `load_student` gives one, stands for these."""
+        module = given.get("module") if isinstance(given, Mapping) else None
+        own, network = getattr(module, "preprocessing", None), getattr(module, "network", None)
+        if not isinstance(own, Preprocessing) or not isinstance(network, nn.Module):
+            return given
+        known = {name: value for name, value in own.model_dump().items() if name in cls.model_fields}
+        return {**known, **given, "module": network}
 
     @field_validator("weights")
     @classmethod

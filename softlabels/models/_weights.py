@@ -466,8 +466,16 @@ def _file_and_key(path: str | Path) -> tuple[Path, str | None]:
         file, key = Path(text).expanduser(), after or "."
     if file.is_dir():
         if not (file / BEST).is_file():
-            raise ModelError(f"the folder {file} holds no {BEST}; give the file of weights itself")
+            raise ModelError(f"the folder {file} holds no {BEST}; {_instead(file)}")
         return file / BEST, key
     if not file.is_file():
         raise ModelError(f"no file of weights at {file}; check the path, or train one with `softlabels train`")
     return file, key
+
+
+def _instead(folder: Path) -> str:
+    """What to do about a folder without weights."""
+    if (folder / "config.yaml").is_file():
+        return "its run has not come to a first evaluation; finish it with the command that began it"
+    runs = sorted(path.parent for path in folder.glob(f"*/{BEST}"))
+    return f"give one of the runs in it, such as {runs[0]}" if runs else "give a run's folder, or a file of weights"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from softlabels.core.config import MOST, CommandConfig
+from softlabels.errors import did_you_mean
 
 
 class ListConfig(CommandConfig):
@@ -21,6 +22,14 @@ class ListConfig(CommandConfig):
         "networks",
         json_schema_extra={"argument": True},
     )
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _is_a_kind(cls, kind: object) -> object:
+        known = get_args(cls.model_fields["kind"].annotation)
+        if isinstance(kind, str) and kind not in known:
+            raise ValueError(f"there is no list of {kind!r}; {did_you_mean(kind, known)}")
+        return kind
 
 
 class InfoConfig(CommandConfig):

@@ -64,6 +64,8 @@ def find_runs(root: Path) -> tuple[list[Run], list[str]]:
             continue
         found.append(run)
         groups.setdefault((experiment, run.seed), []).append(run)
+    begun = (path.parent for path in sorted(root.rglob("inputs.json")) if not (path.parent / "result.json").exists())
+    problems += [f"left out: the run in {folder} is not finished" for folder in begun]
     if not found:
         reason = f"; {problems[0]}" if problems else "; `softlabels train` leaves one, with a result.json"
         raise RunError(f"no finished run under {root}{reason}")
@@ -190,9 +192,15 @@ def chosen_baseline(runs: Sequence[Run], given: str | None = None) -> str | None
         if given not in names:
             raise ConfigError(f"no arm of the report is called {given!r}; {did_you_mean(given, names)}")
         return given
+    alone = _on_hard_labels(runs)
+    return alone[0] if len(alone) == 1 else None
+
+
+def _on_hard_labels(runs: Sequence[Run]) -> list[str]:
+    """Arms on hard labels alone whose network others train with a teacher."""
     taught = {run.result["parameters"] for run in runs if _has_teacher(run)}
-    alone = {run.arm for run in runs if not _has_teacher(run) and run.result["parameters"] in taught}
-    return alone.pop() if len(alone) == 1 else None
+    found = (run.arm for run in runs if not _has_teacher(run) and run.result["parameters"] in taught)
+    return list(dict.fromkeys(found))
 
 
 def _has_teacher(run: Run) -> bool:
@@ -280,6 +288,11 @@ def report(root: Path, out: Path, terminal: Terminal | None = None, baseline: st
     runs, problems = find_runs(root)
     for problem in problems:
         (terminal or Terminal()).say(problem)
+    several = _on_hard_labels(runs) if baseline is None else []
+    if len(several) > 1:
+        (terminal or Terminal()).say(
+            f"no differences are shown: {', '.join(several)} learn from hard labels alone; choose one with `baseline`"
+        )
     check_plots()
     table = summary(runs, chosen_baseline(runs, baseline))
     write_text(out / "table.md", markdown(table))

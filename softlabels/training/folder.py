@@ -100,7 +100,7 @@ class Record:
             if name == "warmup_epochs":  # what is left to its default counts as what that comes to
                 before, value = (warmup_of(each, now["epochs"]) for each in (before, value))
             if name not in passed and not _same(name, _plain(before), value):
-                clauses.append(f"{name}: {before!r} there, {value!r} now")
+                clauses.append(f"{name}: {_in_words(before)} there, {_in_words(value)} now")
         for name, value in self.config.items():
             chosen = value not in (None, False, [], {}) if self.chosen is None else name in self.chosen
             if name not in fields and chosen:
@@ -259,6 +259,10 @@ def _same(name: str, before: Any, now: Any) -> bool:
 
 def _place(text: str) -> str:
     return text.rstrip("/") if is_url(text) else str(Path(text).expanduser().resolve())
+
+
+def _in_words(value: Any) -> str:
+    return "not set" if value is None else repr(value)
 
 
 def _plain(value: Any) -> Any:

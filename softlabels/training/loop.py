@@ -137,6 +137,7 @@ def train(
         note: is given each epoch's record as well.
 
     Raises:
+        KeyboardInterrupt: Ctrl-C; its last step has a checkpoint.
         Terminated: a signal asked this or another process of the run to end; its last step has a checkpoint.
         RunError: the loss is no longer finite, or a pass does not fit into memory; the last checkpoint stays.
         ConfigError: `patience` without anything to evaluate on, or a layer that the student has not.
@@ -228,6 +229,8 @@ def train(
 
 def _end(stopping: bool, signal: str) -> None:
     if stopping:
+        if signal == "SIGINT":
+            raise KeyboardInterrupt
         raise Terminated(f"asked to end ({signal or 'another process was'})")
 
 

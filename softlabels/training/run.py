@@ -24,11 +24,11 @@ from softlabels.datasets import notes as image_notes
 from softlabels.errors import ConfigError, DataError, RunError, SoftlabelsError, StoreError
 from softlabels.loading import opening
 from softlabels.loading.batches import LabelledViews
-from softlabels.loading.checks import compare_digests, compare_partners
+from softlabels.loading.checks import check_classes, check_seen_views
 from softlabels.loading.distributed import Ranks, process_group
 from softlabels.loading.labels import Labels
-from softlabels.loading.opening import alias, check_classes, check_place, open_data, teacher_specs
-from softlabels.loading.samplers import spread, window_notes
+from softlabels.loading.opening import alias, check_place, open_data, teacher_specs
+from softlabels.loading.samplers import window_notes
 from softlabels.loading.views import ViewDataset, image_spec
 from softlabels.losses import Objective
 from softlabels.models import (
@@ -64,12 +64,6 @@ from softlabels.training.targets import (
 )
 from softlabels.training.tracking import check_trackers, tracked
 from softlabels.views import RECIPES
-
-PIXEL_CHECKS = 4
-"""Rendered views that are compared with the dump's digests before the first step."""
-
-PARTNER_CHECKS = 1024
-"""Images whose recorded partners are compared with the drawn ones before the first step, in every view."""
 
 DEFAULT_STUDENT = "mobilenetv3"
 
@@ -517,6 +511,10 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         f"labels {labels.store.location}: {plural(views, 'view')} of {plural(len(labels), 'image')} by "
         f"{', '.join(teachers)}, recipe {RECIPES.spelled(labels.recipe)}, seed {labels.seed}"
     ]
+    more_views = {name: labels.of(name).views for name in teachers if labels.of(name).views > views}
+    if more_views:
+        counts = ", ".join(f"{name} has {count}" for name, count in more_views.items())
+        notes.append(f"{plural(views, 'view')} are used, which all these teachers have ({counts})")
     notes += image_notes(images)
     gone = np.setdiff1d(np.arange(len(labels)), matched.label_rows)
     if len(gone) and config.limit is None:
@@ -525,7 +523,7 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     if matched.without:
         notes.append(f"{matched.without:,} images have no labels and are left out")
         images = subset(images, matched.rows)
-    _check_pixels(labels, images, teachers)
+    check_seen_views(labels, images, teachers)
     pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
     samples = LabelledViews(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
@@ -580,15 +578,6 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
                     f"{objective.temperature:g}, but {codec.kind} labels are read at one; leave the term's out, or "
                     f"dump with `codec=dense`"
                 )
-
-
-def _check_pixels(labels: Labels, images: Images, teachers: Sequence[str]) -> None:
-    _, problems = compare_digests(labels, images, most=PIXEL_CHECKS)
-    if labels.recipe.mixes:
-        rows, _ = spread(len(labels), 1, PARTNER_CHECKS)
-        problems += [each for name in teachers for each in compare_partners(labels, name, rows)]
-    if problems:
-        raise StoreError(f"{problems[0]}; `softlabels verify` lists every difference")
 
 
 def _objective(config: TrainConfig, alpha: float) -> Objective:

@@ -22,12 +22,13 @@ from softlabels.views import RECIPES
 
 @dataclass(frozen=True)
 class NetworkScore(Score):
-    """The score of a network: which one, with which weights, on which data set, of how many classes."""
+    """The score of a network: which one, with which weights, on which data set, of how many classes, at which size."""
 
     network: str
     weights: str
     data: str
     classes: int
+    size: int
 
 
 def run_eval(config: EvalConfig, terminal: Terminal) -> NetworkScore:
@@ -46,7 +47,12 @@ def _score_network(config: EvalConfig, terminal: Terminal, ranks: Ranks) -> Netw
     spec = config.student.make(config.weights, config.size)
     check_teacher_files([spec], config.class_map)
     config.torch_device()
-    images = describe(open_data(data, data_dir, config.split), terminal)
+    try:
+        images = describe(open_data(data, data_dir, config.split), terminal)
+    except DataError as problem:
+        if config.data is not None:
+            raise
+        raise DataError(f"{problem}; say with `data` where the images lie now") from problem
     images = limited(images, config.limit, 0)
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to score against; give `data` with labels")
@@ -57,25 +63,29 @@ def _score_network(config: EvalConfig, terminal: Terminal, ranks: Ranks) -> Netw
     workers = config.helpers(images)
     score = evaluate(network.logits, pictures, batch_size=config.batch_size, workers=workers, ranks=ranks)
     return NetworkScore(
-        **asdict(score), network=network.name, weights=_scored_weights(spec), data=images.name, classes=network.classes
+        **asdict(score),
+        network=network.name,
+        weights=_scored_weights(spec),
+        data=images.name,
+        classes=network.classes,
+        size=network.preprocessing.size,
     )
 
 
 def eval_text(score: NetworkScore) -> str:
     """What `run_eval` returns, in one line for a person."""
     top5 = f", top-5 {percent(score.top5)}" if score.classes > 5 else ""  # of fewer classes it is always all
-    return (
-        f"{score.network}, weights {score.weights}, on {plural(score.images, 'image')} of {score.data}: top-1 "
-        f"{percent(score.top1)}{top5}, cross-entropy {score.cross_entropy:.4f}"
-    )
+    best = " (of the best epoch on the evaluation images)" if Path(score.weights).name == "best.safetensors" else ""
+    on = f"{plural(score.images, 'image')} of {score.data}, {score.size} px"
+    scores = f"top-1 {percent(score.top1)}{top5}, cross-entropy {score.cross_entropy:.4f}"
+    return f"{score.network}, weights {score.weights}{best}, on {on}: {scores}"
 
 
 def _scored_weights(spec: TeacherSpec) -> str:
     """Which weights of a network are scored; a run's folder means those of its best epoch."""
     if isinstance(spec, FileNetwork):
         file = weights_file(spec.path)
-        last = file.with_name("last.safetensors")
-        return f"{file}" + (f" (a report has {last.name})" if file != last and last.exists() else "")
+        return str(file)
     return getattr(spec, "weights", None) or ("its own" if spec.kind in ("function", OBJECT) else "default")
 
 

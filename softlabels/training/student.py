@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal
@@ -68,15 +70,15 @@ def load_student(
     run: str | PathLike[str],
     weights: Literal["best", "last"] = "best",
     *,
-    student: str | nn.Module | None = None,
+    student: str | nn.Module | Mapping[str, Any] | None = None,
 ) -> Student:
     """Load a trained student with its preprocessing, on the CPU and in evaluation mode.
 
     Args:
         run: a run's folder, or a file of weights that softlabels wrote.
         weights: of a run's folder, those of its best epoch or those at its end.
-        student: of a network of your own, the ``module:function`` that makes it, or a `torch.nn.Module`, into which the
-            weights are loaded: a file of weights never chooses code that is then run.
+        student: of a network of your own, the ``module:function`` that makes it, or a `torch.nn.Module`, into a copy of
+            which the weights are loaded: a file of weights never chooses code that is then run.
 
     Returns:
         A module that takes uint8 images (n, 3, size, size) and gives logits (n, classes).
@@ -98,16 +100,20 @@ def load_student(
         found = load_file(source)
         network = found.build(size=found.preprocessing.size)
         return Student(network, found.preprocessing, found.class_names, str(found.architecture))
+    given = student.get("module") if isinstance(student, Mapping) else student
     described, name = read_description(source), "a network of yours"
-    if isinstance(student, str):
-        name = f"function:{student}"
+    if isinstance(given, str):
+        name = f"function:{given}"
         if described is None or described.architecture != name:
             whose = f"of {described.architecture}" if described else "of a network that they do not name"
             raise ModelError(f"the weights at {source} are {whose}, not of {name}; name that one, or leave it out")
-        student, _ = from_function(student, described.classes, over=lambda _: described.preprocessing)
+        given, _ = from_function(given, described.classes, over=lambda _: described.preprocessing)
     if described is None:
         raise ModelError(
             f"{weights_file(source)} does not say how its network takes images; softlabels did not write it"
         )
-    load_weights(student, str(source), name)
-    return Student(student, described.preprocessing, described.class_names, described.architecture)
+    if not isinstance(given, nn.Module):
+        raise ConfigError(f"student is 'module:function' or a torch.nn.Module, not {type(given).__name__}")
+    network = copy.deepcopy(given)
+    load_weights(network, str(source), name)
+    return Student(network, described.preprocessing, described.class_names, described.architecture)

@@ -247,7 +247,11 @@ class Recipe(BaseModel):
 
     def _transformed(self, images: Tensor, params: ViewParams) -> Tensor:
         for step, each in zip(self.steps[self._transforms], params.by_step[self._transforms], strict=True):
-            images = step.apply(images, each)  # type: ignore[attr-defined]
+            made = step.apply(images, each)  # type: ignore[attr-defined]
+            if not isinstance(made, Tensor) or made.dtype != images.dtype or made.shape != images.shape:
+                found = f"{made.dtype} {tuple(made.shape)}" if isinstance(made, Tensor) else type(made).__name__
+                raise DataError(f"step {step.kind!r} made {found} of images uint8 {tuple(images.shape)}")
+            images = made
         return images
 
     # ---- mixing

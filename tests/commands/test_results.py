@@ -48,7 +48,7 @@ def test_the_last_lines_name_the_commands_that_follow(ran: Ran, photos: Path) ->
     assert dump[:7] == ["dump", "--device", "cpu", "--workers", "0", "--teacher", "cnn_tiny"]
     out, err = ran(*dump)
     assert re.fullmatch(r"cnn_tiny: wrote 1 shard, 36 labels in .* images/s\); 2 views complete in shards/\n", out)
-    assert following(err) == [["train", "--student", "mobilenetv3", "--labels", "shards/"]]
+    assert following(err) == [["train", "--student", "cnn_tiny", "--size", "32", "--labels", "shards/"]]
     student = ("train", "--student", "cnn_tiny", "--size", 16, "--epochs", 2, "--eval-data", photos, *CPU)
     out, err = ran(*student, "--labels", "shards/", "--out", "runs/a")
     numbers = r"top-1 [\d.]+ % after 2 epochs \(best [\d.]+ %, epoch [12]\), [\d.]+ s, [\d,.]+ images/s"

@@ -214,7 +214,7 @@ def test_runs_of_other_versions_are_compared_by_what_both_know(tmp_path: Path, p
     config.write_text(text.replace("\nclip_grad: null\n", "\nhas_gone: 3\n"))
     inputs.write_text(json.dumps({**known, "inputs": {**older, "more": 1}}))
     assert train(tmp_path / "run", data=data) == result
-    with pytest.raises(RunError, match=r"clip_grad: None there, 1.0 now"):
+    with pytest.raises(RunError, match=r"clip_grad: not set there, 1.0 now"):
         train(tmp_path / "run", data=data, clip_grad=1.0)
     inputs.write_text(json.dumps({**known, "chosen": {"has_gone": 3}}))
     with pytest.raises(RunError, match="has_gone: 3 there, and this version has no such setting"):
