@@ -68,6 +68,8 @@ def _trained(runs: list[tuple[str, TrainConfig]], root: Path, terminal: Terminal
             continue
         if result["last"]:
             terminal.say(f"  top-1 {percent(result['last']['top1'])}, {duration(result['seconds'])}")
+        elif not done and run.eval_data is None:
+            terminal.say("  not evaluated, since the data set has no held-out side; name images with `eval_data`")
     if len(problems) == len(runs):
         raise RunError(f"no run of the sweep came to its end; the first: {problems[0]}")
     table = ranks.broadcast(report(root, root / "report", terminal) if ranks.first else pd.DataFrame())

@@ -130,3 +130,23 @@ def test_sweep_and_report_are_commands(softlabels_command: Callable, shards: Pat
     missing = softlabels_command("report", "nowhere")
     assert missing.exit_code == 1
     assert "no finished run under nowhere" in missing.output
+
+
+def test_a_sweep_without_held_out_images_says_so(softlabels_command: Callable, shards: Path) -> None:
+    words = (
+        "--labels",
+        shards,
+        "--student",
+        "cnn_tiny",
+        "--size",
+        16,
+        "--epochs",
+        1,
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    )
+    swept = softlabels_command("sweep", *words, "--teachers", "cnn_small")
+    assert swept.exit_code == 0, swept.output
+    assert "not evaluated, since the data set has no held-out side; name images with --eval-data" in swept.output
