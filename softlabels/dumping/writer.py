@@ -32,7 +32,8 @@ class LabelWriter:
 
     def __init__(self, store: Store, images: Images, recipe: Recipe, views: int) -> None:
         self.store, self._images, self._recipe, self._views = store, images, recipe, views
-        self._said: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._waits = False
 
     def __repr__(self) -> str:
         return f"LabelWriter({self.store.location!r}, {len(self.store):,} images, {self._views} views)"
@@ -103,18 +104,19 @@ class LabelWriter:
                 builder = ShardBuilder(shard, pictures, outputs)
                 todo = list(shard_batches(shard, self._views, batch_size))
                 for batch in batches(LabelledViews(pictures), todo, workers=workers):
-                    self._said = None
+                    self._logits, self._waits = None, True
                     yield batch
-                    if self._said is None:
+                    self._waits = False
+                    if self._logits is None:
                         raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
-                    if len(self._said) != len(batch):
+                    if len(self._logits) != len(batch):
                         raise ConfigError(
-                            f"a batch of {len(batch)} images got {len(self._said)} rows of logits; put one for each"
+                            f"a batch of {len(batch)} images got {len(self._logits)} rows of logits; put one for each"
                         )
                     if not look.done:
-                        look.begin(batch, self._said)
-                    builder.enter(batch, {LOGITS: self._said})
-                    look.count(batch, self._said)
+                        look.begin(batch, self._logits)
+                    builder.enter(batch, {LOGITS: self._logits})
+                    look.count(batch, self._logits)
                 builder.write()
         for line in look.lines():
             if line.startswith("warning: "):
@@ -124,8 +126,10 @@ class LabelWriter:
         """Give the logits (n, classes) of the batch that `missing` gave last: a tensor, an array or a list of rows.
 
         Raises:
-            ConfigError: they are no numbers, or of another width than the store's.
+            ConfigError: they are no numbers, or of another width than the store's, or no batch waits for them.
         """
+        if not self._waits:
+            raise ConfigError("no batch waits for logits; put them once for each batch of missing(...)")
         wanted = f"put takes logits (images, {self.store.manifest.classes}), one row for each image"
         if not isinstance(logits, Tensor):
             try:
@@ -134,7 +138,7 @@ class LabelWriter:
                 raise ConfigError(f"{wanted}; got {type(logits).__name__} ({problem})") from problem
         if logits.ndim != 2 or logits.shape[1] != self.store.manifest.classes:
             raise ConfigError(f"{wanted}; got {tuple(logits.shape)}")
-        self._said = logits.detach().to(torch.float32)
+        self._logits, self._waits = logits.detach().to(torch.float32), False
 
 
 @contextmanager

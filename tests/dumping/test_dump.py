@@ -220,3 +220,14 @@ def test_a_batch_takes_one_row_of_logits_for_each_picture(photos: Path, tmp_path
         store.put(torch.zeros(len(next(asked)) + 1, 3))
         with pytest.raises(softlabels.ConfigError, match="4 images got 5 rows"):
             next(asked)
+
+
+def test_a_batch_takes_its_logits_once(photos: Path, tmp_path: Path) -> None:
+    with softlabels.create_labels(tmp_path / "own", images=photos, views=1, classes=3) as store:
+        with pytest.raises(softlabels.ConfigError, match="no batch waits"):
+            store.put(torch.zeros(4, 3))
+        for batch in store.missing("mine", size=8, batch_size=4):
+            store.put(torch.randn(len(batch), 3))
+            with pytest.raises(softlabels.ConfigError, match="no batch waits"):
+                store.put(torch.randn(len(batch), 3))
+    assert softlabels.open_labels(tmp_path / "own").views == 1
