@@ -138,6 +138,7 @@ def test_a_run_whose_other_processes_never_come_ends_in_a_line(tmp_path: Path) -
     assert "the 1 other processes of this run did not come together at localhost:29517" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_advice_to_skip_is_given_where_one_can(softlabels_command: Callable, tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "photos")
     (root / "class-1" / "003.jpg").write_bytes(b"")

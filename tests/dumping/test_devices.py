@@ -34,6 +34,7 @@ def summaries(text: str) -> list[str]:
     return [line for line in text.splitlines() if "wrote" in line]
 
 
+@pytest.mark.slow
 def test_devices_write_what_one_process_writes_and_say_it_once(
     softlabels_command: Callable, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

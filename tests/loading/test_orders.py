@@ -124,7 +124,7 @@ def test_a_window_of_bytes_is_one_of_shards(pictures: SoftLabelDataset) -> None:
         order(f"{unit - 1}B")
 
 
-@pytest.mark.parametrize("window", [3, "1kB"])
+@pytest.mark.parametrize("window", [3, pytest.param("1kB", marks=pytest.mark.slow)])
 def test_a_training_that_stops_in_mid_epoch_goes_on_as_if_it_had_not(
     store: Path, softlabels_command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, window: int | str
 ) -> None:

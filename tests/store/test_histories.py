@@ -51,5 +51,5 @@ def test_long_histories_of_a_store(machine: type[Histories], capsys: pytest.Capt
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # what is killed are forks, and torch's threads do not outlive one
-    few = settings(USUAL, max_examples=8, stateful_step_count=20, derandomize=True, phases=[Phase.generate])
+    few = settings(USUAL, max_examples=4, stateful_step_count=20, derandomize=True, phases=[Phase.generate])
     run_state_machine_as_test(MACHINES[sys.argv[1]], settings=few)

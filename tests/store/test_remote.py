@@ -171,6 +171,7 @@ def test_convert_writes_to_a_url_what_it_writes_to_a_folder_and_reads_it_back(
 
 
 @pytest.mark.parametrize("form", QUICK)
+@pytest.mark.slow
 def test_merge_reads_and_writes_urls_and_folders_alike(
     server: Server, bucket: str, photos: Path, softlabels_command: Callable[..., Any], form: str
 ) -> None:
@@ -231,6 +232,7 @@ def test_a_conversion_outlives_its_server(
     assert server.objects(f"{bucket}-again") == all_bytes(tmp_path / "near")
 
 
+@pytest.mark.slow
 def test_a_store_that_was_taken_away_from_a_url_is_converted_to_it_anew(
     server: Server, bucket: str, photos: Path, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def server() -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(params=["s3", "file"])
+@pytest.fixture(params=["s3", pytest.param("file", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where no store is yet, of each kind that two processes reach."""
     monkeypatch.setenv("SOFTLABELS_CACHE", str(tmp_path / "cache"))

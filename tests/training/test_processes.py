@@ -115,6 +115,7 @@ def wanted(photos: Path) -> dict[int, list[list[int]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes_where_it_stopped(
     shards: Path, photos: Path, tmp_path: Path
 ) -> None:
