@@ -75,6 +75,7 @@ def test_shared_memory_that_fills_up_ends_the_wait(photos: Path, monkeypatch: py
         made_by(1, photos)
 
 
+@pytest.mark.slow
 def test_a_batch_that_never_comes_is_not_waited_for_for_ever(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "_LOOK_SECONDS", 0.2)
     monkeypatch.setattr(samples, "_LONGEST_WAIT", 0.1)
@@ -111,6 +112,7 @@ def test_a_worker_that_dies_is_told_with_its_image(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_whose_other_processes_never_come_ends_in_a_line(tmp_path: Path) -> None:
     code = (
         "import datetime, torch.distributed as dist\n"

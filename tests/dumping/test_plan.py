@@ -59,7 +59,14 @@ def test_a_plan_refuses_what_a_dump_refuses_in_the_same_words(
     assert len(dumped.output.splitlines()) == 1
 
 
-@pytest.mark.parametrize("there", ["nothing", "another teacher", "some views", "fewer images"])
+@pytest.mark.parametrize(
+    "there",
+    [
+        "some views",
+        "fewer images",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("nothing", "another teacher")),
+    ],
+)
 def test_a_plan_counts_what_a_dump_of_the_same_part_writes(
     softlabels_command: Callable, photos: Path, there: str
 ) -> None:

@@ -65,7 +65,9 @@ def test_numbers_beyond_the_last_sample_are_refused(pictures: softlabels.SoftLab
         pictures[number]
 
 
-@pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (2, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(
+    ("workers", "start"), [(1, "fork"), (2, "fork"), pytest.param(1, "spawn", marks=pytest.mark.slow)]
+)
 def test_samples_are_the_same_in_any_worker(pictures: softlabels.SoftLabelDataset, workers: int, start: str) -> None:
     sampler = OneViewEach(pictures, epoch=1, seed=3)
     alone = list(DataLoader(pictures, batch_size=5, sampler=sampler))

@@ -152,6 +152,7 @@ def student_bytes(run: Path) -> bytes:
     return (run / "last.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_on_after_a_flip_is_right_or_says_what_is_wrong(
     server: Commands, made: Path, run: Path, tmp_path: Path
 ) -> None:

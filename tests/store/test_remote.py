@@ -67,6 +67,7 @@ def test_a_story_in_a_bucket(bucket: str, tmp_path: Path, softlabels_command: Ca
     assert list((tmp_path / "mine").glob("*/cnn_tiny/*.h5"))
 
 
+@pytest.mark.slow
 def test_a_command_lists_the_bucket_once(server: Server, bucket: str, tmp_path: Path) -> None:
     """And again what others may have changed: nothing is written on the word of an old listing.
 
@@ -127,6 +128,7 @@ def test_a_cache_that_is_too_small_says_which_option(bucket: str, softlabels_com
         assert softlabels_command(*TRAIN, "--labels", bucket, "--cache-size", wrong).exit_code == 2
 
 
+@pytest.mark.slow
 def test_workers_and_a_thread_ahead_of_them_share_one_small_cache(
     bucket: str, tmp_path: Path, softlabels_command: Callable[..., Any]
 ) -> None:
@@ -147,7 +149,7 @@ def without(objects: dict[str, bytes], *names: str) -> dict[str, bytes]:
     return {name: data for name, data in objects.items() if name not in names}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", QUICK)
 def test_convert_writes_to_a_url_what_it_writes_to_a_folder_and_reads_it_back(
     server: Server, bucket: str, photos: Path, softlabels_command: Callable[..., Any], form: str
 ) -> None:

@@ -55,6 +55,7 @@ def test_an_onnx_file_answers_as_the_student_at_any_batch(student: Path, tmp_pat
     np.testing.assert_allclose(found, answers(student, pictures).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_int8_file_is_smaller_and_says_how_often_it_agrees(student: Path, softlabels_command: Callable) -> None:
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)

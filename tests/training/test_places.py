@@ -67,7 +67,10 @@ def moved(tmp_path: Path, softlabels_command: Callable) -> Callable[..., Any]:
     return softlabels_command
 
 
-@pytest.mark.parametrize("spelled", ["moved-g", "moved-g/", "./moved-g", "absolute"])
+@pytest.mark.parametrize(
+    "spelled",
+    ["moved-g/", "absolute", *(pytest.param(each, marks=pytest.mark.slow) for each in ("moved-g", "./moved-g"))],
+)
 def test_every_command_takes_what_has_moved(moved: Callable[..., Any], spelled: str) -> None:
     absolute = spelled == "absolute"
     store = Path("moved-g").absolute() if absolute else spelled

@@ -145,5 +145,6 @@ def test_a_job_that_is_asked_as_a_whole_ends_with_a_checkpoint_although_its_work
     assert (tmp_path / f"r/checkpoints/step-{int(found[1].replace(',', '')):09d}").exists()
 
 
+@pytest.mark.slow
 def test_all_processes_stop_at_one_step_when_one_of_them_is_asked() -> None:
     assert run_on(["cpu", "cpu"], process_worker.voted) == [4, 4]
