@@ -1,4 +1,4 @@
-"""Which of the processes of one job this one is, as torchrun, or whoever else started them, says in the environment."""
+"""The rank of this process, as torchrun or another launcher sets it in the environment."""
 
 from __future__ import annotations
 

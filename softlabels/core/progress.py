@@ -81,8 +81,8 @@ class Terminal:
             def advance(count: int, note: str = "") -> None:
                 pace.advance(count)
                 more = f", {note}" if note else ""
-                said = f"{rate(pace.rate)} {unit}/s, {duration(pace.left)} left{more}"
-                bar.update(task, completed=pace.done, note=said)
+                note = f"{rate(pace.rate)} {unit}/s, {duration(pace.left)} left{more}"
+                bar.update(task, completed=pace.done, note=note)
 
             yield advance
 

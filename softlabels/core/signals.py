@@ -26,7 +26,7 @@ class _Handler:
         self._act, self._owner, self._done = act, os.getpid(), False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if os.getpid() != self._owner:  # a forked process that has not said what it does
+        if os.getpid() != self._owner:  # a forked process without a handler of its own
             if number == signal.SIGTERM:
                 os._exit(EXIT_CODE)
         elif not self._done:

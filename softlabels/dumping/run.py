@@ -188,15 +188,15 @@ def _dump(config: DumpConfig, text: str, terminal: Terminal, ranks: Ranks) -> li
         report = replace(report, views=labels.complete, out=config.out, part=config.share, size=seen)
         _say(report, terminal)
         reports.append(report)
-        twins = (name for name in store.teachers if name != teacher.name)
-        for name in twins:
-            if store.teacher(name).card.weights_sha256 == teacher.weights_sha256:
+        for name in store.teachers:
+            weights = store.teacher(name).card.weights_sha256
+            if name != teacher.name and weights and weights == teacher.weights_sha256:
                 terminal.say(f"warning: {teacher.name} has the weights of {name} in {config.out}; a blend counts both")
-        if not any(spec.short_name not in store.teachers for spec in specs) and len(store.teachers) > len(specs):
-            terminal.say(
-                f"{config.out} has labels of {', '.join(store.teachers)}; a training blends them all unless `teachers` "
-                f"names some"
-            )
+    if len(store.teachers) > len(specs):
+        terminal.say(
+            f"{config.out} has labels of {', '.join(store.teachers)}; "
+            f"a training blends them all unless `teachers` names some"
+        )
     return reports
 
 

@@ -14,8 +14,8 @@ from softlabels.store import Store
 def distinct(specs: Sequence[TeacherSpec], there: Store | None = None) -> list[TeacherSpec]:
     """The teachers, each under a name of its own: of ``x/seed-0`` and ``y/seed-0``, x-seed-0 and y-seed-0.
 
-    Who has a name to itself keeps it, and so does one that the store `there` knows by it. Others are told apart by the
-    folders they lie in, by weights, size or library. The same teachers get the same names again.
+    A teacher that shares its name with no other keeps it, and so does one that the store `there` has under it. Others
+    are told apart by the folders they lie in, by weights, size or library. The same teachers get the same names again.
 
     Raises:
         ConfigError: two have the same given name, or nothing tells them apart.

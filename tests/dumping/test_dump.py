@@ -231,3 +231,18 @@ def test_a_batch_takes_its_logits_once(photos: Path, tmp_path: Path) -> None:
             with pytest.raises(softlabels.ConfigError, match="no batch waits"):
                 store.put(torch.randn(len(batch), 3))
     assert softlabels.open_labels(tmp_path / "own").views == 1
+
+
+def test_what_a_blend_would_count_and_what_is_not_finished_is_named(
+    softlabels_command: Callable, photos: Path, tmp_path: Path
+) -> None:
+    cpu = ("--data", photos, "--device", "cpu", "--workers", 0)
+    train = ("train", "--student", "cnn_tiny", "--size", 16, "--epochs", 1, "--eval-data", photos, "--out", "run")
+    assert softlabels_command(*train, *cpu).exit_code == 0
+    (tmp_path / "run/result.json").unlink()
+    dump = ("dump", "--teacher", "file:run", *cpu, "--views", 1, "--out", "s")
+    first, second = softlabels_command(*dump), softlabels_command(*dump, "--name", "again")
+    assert "warning: the run in" in first.output and "is not finished" in first.output
+    assert "blends them all" not in first.output
+    assert "warning: again has the weights of run in s; a blend counts both" in second.output
+    assert second.output.count("a training blends them all unless --teachers names some") == 1
