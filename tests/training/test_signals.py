@@ -98,6 +98,15 @@ def test_a_dump_leaves_whole_shards_alone_and_the_command_ends_with_143(
     assert softlabels.open_labels("shards").views == 1
 
 
+def test_ctrl_c_leaves_a_checkpoint_of_the_step_that_it_came_in(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_at(3, signal.SIGINT, monkeypatch)
+    with pytest.raises(KeyboardInterrupt, match="goes on from the checkpoint of step 4"):
+        softlabels.train(data=str(photos), out=str(tmp_path / "run"), **TINY)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_handler_of_the_callers_program_stays(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
