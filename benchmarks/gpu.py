@@ -506,7 +506,6 @@ def part_train(setting: Setting) -> None:
         kept: lambda: stored(images, root, shown(setting, images)),
         loop: lambda: in_the_loop(setting, images, teacher),
     }
-    trained(setting, arms["hard labels"](), workers, views=1)  # warms up
     rates: dict[str, float] = {}
     for arm, task in arms.items():
         with recorded_errors(setting, "train", arm):
@@ -550,15 +549,22 @@ def runtime(setting: Setting, workers: Workers = 0) -> Runtime:
 
 
 def trained(
-    setting: Setting, task: Task, workers: Workers, *, student: str = "", batch: int = 0, views: int = VIEWS
+    setting: Setting,
+    task: Task,
+    workers: Workers,
+    *,
+    student: str = "",
+    batch: int = 0,
+    views: int = VIEWS,
+    epochs: int = 5,
 ) -> float:
-    """Images per second of an epoch of a new student, as `softlabels train` makes it."""
+    """Median images per second of a new student's epochs but the first, in which the worker processes start."""
     spec = student_spec(student or setting.scale.student, size=task.samples.pictures.image_spec.size)
     folder = setting.out / "work" / f"run-{os.getpid()}-{time.monotonic_ns()}"
     classes = len(task.samples.pictures.images.classes)
     size = batch or setting.scale.training_batch
-    settings = TrainSettings(epochs=1, batch_size=size, views_per_image=views, warmup_epochs=0)
-    report = train(
+    settings = TrainSettings(epochs=epochs, batch_size=size, views_per_image=views, warmup_epochs=0)
+    train(
         spec.build(classes, seed=0),
         spec.preprocessing,
         task,
@@ -567,8 +573,10 @@ def trained(
         runtime=runtime(setting, workers),
         terminal=Terminal(quiet=True),
     )
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rates = [json.loads(line)["pictures_per_second"] for line in lines]
     shutil.rmtree(folder, ignore_errors=True)
-    return report.pictures_per_second
+    return statistics.median(rates[1:] or rates)
 
 
 def step_memory(setting: Setting, task: Task, size: int) -> float:
@@ -671,11 +679,8 @@ def part_small(setting: Setting) -> None:
     found = rate(len(pictures), time.perf_counter() - began)
     setting.note("small", f"dump, {scale.small_student}, dense", f"{found:,.0f} images/s", rate=found)
     hard, kept = Task(LabelledViews(pictures), NoTargets(), HARD), stored(images, root, pictures)
-    trained(setting, hard, 0, student=scale.small_student, batch=128, views=1)
-    rates = {"hard labels": 0.0, "stored labels": 0.0}
-    for _ in range(1 if setting.tiny else 2):
-        for arm, task in (("hard labels", hard), ("stored labels", kept)):
-            rates[arm] = max(rates[arm], trained(setting, task, 0, student=scale.small_student, batch=128, views=1))
+    epochs = functools.partial(trained, setting, workers=0, student=scale.small_student, batch=128, views=1, epochs=2)
+    rates = {arm: epochs(task) for arm, task in (("hard labels", hard), ("stored labels", kept))}
     for arm, each in rates.items():
         setting.note("small", f"{scale.small_student}, {arm}", f"{each:,.0f} images/s", each / rates["hard labels"],
                      f"ratio to hard labels; an epoch of {count:,} takes {count / each:.1f} s", rate=each)  # fmt: skip

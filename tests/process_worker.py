@@ -31,6 +31,11 @@ def spare(classes: int) -> nn.Module:
     return Spare(classes)
 
 
+def normed(classes: int) -> nn.Module:
+    """With batch statistics of every pixel."""
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 49, classes))
+
+
 def pooled(classes: int) -> nn.Module:
     """With batch statistics over the images alone: of one image there are none."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3), nn.Linear(3, classes))

@@ -132,5 +132,5 @@ def test_labels_that_do_not_fit_where_they_are_encoded_are_encoded_by_the_cpu(
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("softlabels.codecs._topk.encoded", full)
+    monkeypatch.setattr("softlabels.codecs._topk.encode_on_gpu", full)
     assert shard_bytes(dump(photos, tmp_path / "full", codec="topk:2")) == shard_bytes(whole)

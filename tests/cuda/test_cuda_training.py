@@ -121,7 +121,7 @@ def test_sparse_losses_and_their_gradients_are_the_cpus(kind: str, rows: int, cl
     target = codec.sparse(codec.encode(torch.randn(rows, classes, generator=chance)), classes, temperature=2.0)
     values, slopes = [], []
     for device in ("cpu", DEVICE):
-        said = student.to(device).requires_grad_()
+        said = student.clone().to(device).requires_grad_()
         there = target.map(lambda tensor, device=device: sent(tensor, torch.device(device)))
         value = loss.sparse(said, there, temperature=2.0)
         value.backward()
