@@ -595,6 +595,7 @@ def sweep(
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
+    unpaired: Part | None = None,
     loss: Part = "kl",
     alpha: float | None = None,
     alpha_end: float | None = None,
@@ -669,6 +670,8 @@ def sweep(
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: augmentation recipe without labels  [default: crop-flip]
+        unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
+            of its image
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]
@@ -736,6 +739,7 @@ def train(
     eval_size: int | None = None,
     limit: int | None = None,
     recipe: Part | None = None,
+    unpaired: Part | None = None,
     loss: Part = "kl",
     alpha: float | None = None,
     alpha_end: float | None = None,
@@ -807,6 +811,8 @@ def train(
         eval_size: side of the images evaluated on  [default: `size`]
         limit: only so many images, picked by the seed
         recipe: augmentation recipe without labels  [default: crop-flip]
+        unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
+            of its image
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]

@@ -79,6 +79,11 @@ class TrainConfig(TrainSettings, Machine, Caching):
     eval_size: int | None = Field(None, ge=1, le=8192, description="side of the images evaluated on  [default: `size`]")
     limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
     recipe: RecipeChoice | None = Field(None, description="augmentation recipe without labels  [default: crop-flip]")
+    unpaired: RecipeChoice | None = Field(
+        None,
+        description="a control: show views of this recipe that no teacher saw, each with the stored label of another "
+        "view of its image",
+    )
     loss: LossChoice = Field("kl", validate_default=True, description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
         None,

@@ -241,7 +241,9 @@ def _end(stopping: bool, signal: str) -> None:
 _StepBatches = Iterator[tuple[OptimizerStep, list[Batch]]]
 
 
-def _epochs(sampler: StepSampler, done: int, evaluated_every: int, runtime: Runtime) -> Iterator[tuple[int, _StepBatches]]:
+def _epochs(
+    sampler: StepSampler, done: int, evaluated_every: int, runtime: Runtime
+) -> Iterator[tuple[int, _StepBatches]]:
     """Each epoch's number, and this process's batches of each step of it, from step `done` on.
 
     Workers start once and go on into the next epoch, except where the student is evaluated in between: that starts
