@@ -594,6 +594,7 @@ def sweep(
     eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
+    limit_seed: int | None = None,
     recipe: Part | None = None,
     unpaired: Part | None = None,
     loss: Part = "kl",
@@ -668,7 +669,8 @@ def sweep(
         data_dir: where the data set lies
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
-        limit: only so many images, picked by the seed
+        limit: only so many images, picked by `limit_seed`
+        limit_seed: seed that picks the images of `limit`  [default: `seed`]
         recipe: augmentation recipe without labels  [default: crop-flip]
         unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
             of its image
@@ -738,6 +740,7 @@ def train(
     eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
+    limit_seed: int | None = None,
     recipe: Part | None = None,
     unpaired: Part | None = None,
     loss: Part = "kl",
@@ -809,7 +812,8 @@ def train(
         data_dir: where the data set lies
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
-        limit: only so many images, picked by the seed
+        limit: only so many images, picked by `limit_seed`
+        limit_seed: seed that picks the images of `limit`  [default: `seed`]
         recipe: augmentation recipe without labels  [default: crop-flip]
         unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
             of its image

@@ -123,6 +123,14 @@ def test_unpaired_views_are_new_ones_with_stored_labels_of_their_image(
             assert not (known == picture).flatten(1).all(1).any()
 
 
+def test_students_of_several_seeds_learn_from_the_images_that_one_seed_picks(photos: Path, tmp_path: Path) -> None:
+    given = {**TINY, "epochs": 1, "data": str(photos), "limit": 7, "size": 16, "eval_data": "none"}
+    for name, seeds in {"a": {"seed": 1, "limit_seed": 0}, "b": {"seed": 2, "limit_seed": 0}, "c": {"seed": 2}}.items():
+        softlabels.train(out=tmp_path / name, **given, **seeds)
+    images = {name: json.loads((tmp_path / name / "inputs.json").read_text())["inputs"]["images"] for name in "abc"}
+    assert images["a"] == images["b"] != images["c"]
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
