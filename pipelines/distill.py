@@ -1,62 +1,111 @@
-"""A whole story from one folder of configs: make a teacher, run it once, train students from its labels, report.
+"""Run a study: make teachers, store their labels, train students in several ways and seeds each, and compare them.
 
-    python pipelines/distill.py configs/digits
+    python pipelines/distill.py configs/digits [--jobs 2] [--only ARM,ARM] [--seeds 0,1] [--quick]
 
-The folder holds `story.yaml` (title, seeds, out), `teacher.yaml` (left out when the teacher is a pretrained one),
-`dump.yaml`, and one file per way of training a student under `students/`, in order of their names: one may go on from
-an earlier one's students (`init: .../seed-{seed}`). Stages that are done are passed over, and one that was cut off goes
-on where it stopped.
+The folder holds a `study.yaml`; `study.py` says what is in it. What is done is passed over, and what was cut off goes
+on. With `--jobs` several students train side by side; `--quick` only tries everything, on a few images.
 """
 
 from __future__ import annotations
 
+import argparse
+import multiprocessing
+import os
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import yaml
+import torch
+from study import Step, Study, read
 
 import softlabels
 
-
-def main(folder: Path) -> None:
-    began = time.monotonic()
-    story = yaml.safe_load((folder / "story.yaml").read_text(encoding="utf-8"))
-    out = Path(story["out"])
-
-    if (folder / "teacher.yaml").exists():
-        print("== a teacher, from hard labels", flush=True)
-        softlabels.train(config=folder / "teacher.yaml")
-
-    print("== its labels, once", flush=True)
-    softlabels.dump(config=folder / "dump.yaml")
-
-    for arm in sorted((folder / "students").glob("*.yaml")):
-        name = arm.stem
-        print(f"== students: {name}", flush=True)
-        earlier = yaml.safe_load(arm.read_text(encoding="utf-8")).get("init")
-        for seed in story["seeds"]:
-            init = {"init": earlier.format(seed=seed)} if earlier else {}
-            done = softlabels.train(config=arm, seed=seed, out=str(out / name / f"seed-{seed}"), quiet=True, **init)
-            top1 = f"top-1 {100 * done['last']['top1']:.1f} %, " if done["last"] else ""
-            print(f"  seed {seed}: {top1}{done['seconds']:.0f} s", flush=True)
-
-    table = softlabels.report(out, out / "report")
-    print(f"\n{story['title']}\n")
-    print((out / "report" / "table.md").read_text(encoding="utf-8"))
-    print(f"table and curves in {out / 'report'}; {len(table)} arms, {time.monotonic() - began:.0f} s")
+Commands = Mapping[str, Callable[..., Any]]
+"""What a pipeline adds to the commands of softlabels."""
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python pipelines/distill.py FOLDER_OF_CONFIGS")
+def done(step: Step, more: Commands) -> Any:
+    """What a step came to; it is done now unless it was before."""
+    name, settings = step
+    command = more.get(name) or getattr(softlabels, name, None)
+    if command is None:
+        raise softlabels.ConfigError(f"study.yaml: {name!r} is no command of softlabels, such as train and dump")
+    return command(**settings, quiet=True)
+
+
+def student(study: Study, arm: str, seed: int, more: Commands) -> str:
+    """Train a student, unless it was trained before; a line about it."""
+    result = [done(step, more) for step in study.arm_steps(arm, seed)][-1]
+    top1 = "" if result.top1 is None else f"top-1 {100 * result.top1:.1f} %, "
+    return f"{arm}, seed {seed}: {top1}{result.seconds:.0f} s"
+
+
+def students(study: Study, jobs: int, more: Commands) -> Iterator[str]:
+    """Train every student, `jobs` side by side; a line about each."""
+    spawn, threads = multiprocessing.get_context("spawn"), max(1, (os.cpu_count() or 1) // jobs)
+    waiting: list[Future[str]] = []
+    with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        try:
+            for arm in study.arms:
+                if "$arms" in str(study.arms[arm]):  # it goes on from students of arms before it
+                    yield from (each.result() for each in waiting)
+                    waiting = []
+                waiting += [pool.submit(student, study, arm, seed, more) for seed in study.seeds]
+            yield from (each.result() for each in waiting)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def run(study: Study, jobs: int = 1, more: Commands | None = None) -> list[dict[str, str]]:
+    """Do what is not done yet, and print the table; its rows. `more` has commands that a pipeline adds."""
+    began, more, out = time.monotonic(), more or {}, Path(study.out)
+    print(study.title, flush=True)
+    for place, step in study.first_steps().items():
+        score = getattr(done(step, more), "top1", None)
+        print(f"  {place}" + ("" if score is None else f": top-1 {100 * score:.1f} %"), flush=True)
+    alone = (student(study, arm, seed, more) for arm in study.arms for seed in study.seeds)
+    for line in alone if jobs == 1 else students(study, jobs, more):
+        print(f"  {line}", flush=True)
+    baseline = study.baseline if study.baseline in study.arms else None
+    softlabels.report(out / "arms", out / "report", baseline=baseline, quiet=True)
+    rows = table(study, (out / "report" / "table.md").read_text(encoding="utf-8"))
+    for cells in [list(rows[0]), ["---"] * len(rows[0]), *map(dict.values, rows)]:
+        print("| " + " | ".join(cells) + " |")
+    print(f"\ntable and plots in {out / 'report'}; {time.monotonic() - began:.0f} s")
+    return rows
+
+
+def table(study: Study, markdown: str) -> list[dict[str, str]]:
+    """The rows of a report in the order of the study, with what was published beside them."""
+    names, _, *lines = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in markdown.splitlines())
+    rows = [dict(zip(names, cells, strict=True)) for cells in lines]
+    rows.sort(key=lambda row: list(study.arms).index(row["run"]) if row["run"] in study.arms else len(study.arms))
+    return [{**row, "published": str(study.published.get(row["run"], "-"))} if study.published else row for row in rows]
+
+
+def main(pipeline: str = "distill", more: Commands | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder with a study.yaml")
+    parser.add_argument("--jobs", type=int, default=1, help="students trained side by side")
+    parser.add_argument("--only", help="these arms alone, as ARM,ARM")
+    parser.add_argument("--seeds", help="these seeds instead of the study's, as 0,1")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch and few images, into OUT-quick")
+    options = parser.parse_args()
     try:
-        main(Path(sys.argv[1]))
+        study = read(options.folder, only=options.only, seeds=options.seeds, quick=options.quick)
+        if study.pipeline != pipeline:
+            sys.exit(f"error: {options.folder} is run by pipelines/{study.pipeline}.py")
+        run(study, options.jobs, more)
     except softlabels.SoftlabelsError as problem:
         sys.exit(f"error: {problem}")
     except KeyboardInterrupt as stop:
-        print(
-            f"{str(stop) or 'interrupted'}; what is done is passed over when this runs again",
-            file=sys.stderr,
-        )
+        print(f"{str(stop) or 'interrupted'}; what is done is passed over when this runs again", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

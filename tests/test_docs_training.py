@@ -1,23 +1,16 @@
-"""Every command of docs/training.md is run, in order, on fewer images for fewer epochs; the story's configs too."""
+"""Every command of docs/training.md is run, in order, on fewer images for fewer epochs."""
 
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-import pytest
-import yaml
-
-import softlabels
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-STORY = ROOT / "configs/digits-recipes"
 
 
 def commands() -> list[list[str]]:
@@ -43,19 +36,3 @@ def test_the_page_does_what_it_says(softlabels_command: Callable) -> None:
     assert "kept" in pd.read_csv("runs/sure/metrics.csv")
     assert len(pd.read_csv("runs/four-views/metrics.csv")) == 2
     assert len(pd.read_csv("runs/sweep/report/table.csv")) == 4
-
-
-def test_the_story_of_recipes_is_told_from_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut to one seed, one epoch and few images."""
-    folder = shutil.copytree(STORY, tmp_path / "story")
-    for path in folder.rglob("*.yaml"):
-        settings = yaml.safe_load(path.read_text())
-        settings |= {"seeds": [0]} if path.name == "story.yaml" else {"limit": 100, "device": "cpu"}
-        if "epochs" in settings:
-            settings["epochs"] = 1
-        path.write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "pipelines/distill.py"))["main"](folder)
-    table = pd.read_csv("runs/digits-recipes/report/table.csv")
-    assert [arm[0] for arm in table["arm"] if arm != "teacher"] == ["1", "2", "3", "4", "5", "6"]
-    assert softlabels.open_labels("runs/digits-recipes/shards").views == 16

@@ -203,6 +203,8 @@ def _experiment(chosen: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
         known["student"]["first weights"] = [named["init"], named["weights"]]
     if "seed-*" in named["teacher"] + named["teacher_weights"]:
         known["teachers"] = [named["teacher"], named["teacher_weights"]]
+    if "seed-*" in named["labels"]:
+        known["labels"] = [named["labels"], known["labels"]["teachers"]]
     if "limit" in chosen:
         known["images"] = {"count": known["images"]["count"], "of": named["data"]}
     return hashlib.sha256(json.dumps([settings, known], sort_keys=True).encode()).hexdigest()

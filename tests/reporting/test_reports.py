@@ -244,15 +244,13 @@ def test_an_interrupted_pipeline_ends_in_one_line(tmp_path: Path) -> None:
     photos = write_pictures(tmp_path / "photos")
     story = tmp_path / "story"
     story.mkdir()
-    (story / "story.yaml").write_text("title: t\nseeds: [0]\nout: out\n")
-    (story / "dump.yaml").write_text("teacher: [cnn_tiny]\n")
-    (story / "teacher.yaml").write_text(
-        f"student: cnn_tiny\ndata: {photos}\nepochs: 1000000\nworkers: 0\nout: out/teacher\nbatch_size: 4\n"
-    )
+    teacher = {"student": "cnn_tiny", "data": str(photos), "epochs": 1000000, "workers": 0, "batch_size": 4}
+    study = {"title": "t", "seeds": [0], "out": "out", "teachers": {"teacher": teacher}, "arms": {"a": {}}}
+    (story / "study.yaml").write_text(json.dumps(study))
     command = [sys.executable, str(ROOT / "pipelines/distill.py"), str(story)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
     deadline = time.monotonic() + 100
-    while not (tmp_path / "out/teacher/config.yaml").exists():
+    while not (tmp_path / "out/teachers/teacher/config.yaml").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.3)

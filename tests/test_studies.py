@@ -1,0 +1,169 @@
+"""Every study under configs/ has right settings; those on digits run, with one seed, one epoch and few images."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from worlds import write_pictures
+
+from softlabels.commands import COMMANDS
+from softlabels.training.run import check_settings
+
+ROOT = Path(__file__).parents[1]
+STUDIES = sorted(path.parent for path in (ROOT / "configs").rglob("study.yaml"))
+TOGETHER = {"digits", "digits-recipes"}
+"""Studies that are run in the quick tests; the others take longer."""
+
+
+@pytest.fixture(autouse=True)
+def pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "pipelines"))
+    monkeypatch.chdir(tmp_path)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def name_of(folder: Path) -> str:
+    return folder.relative_to(ROOT / "configs").as_posix()
+
+
+def on_digits(folder: Path) -> bool:
+    return name_of(folder).startswith("digits")
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=name_of)
+def test_every_setting_of_a_study_is_one_of_its_command(folder: Path) -> None:
+    study = module("study").read(folder)
+    assert study.out == f"runs/{name_of(folder)}"
+    assert study.baseline is None or study.baseline in study.arms
+    assert set(study.published) <= set(study.arms)
+    steps = [*study.first_steps().values()]
+    steps += [step for arm in study.arms for step in study.arm_steps(arm, study.seeds[-1])]
+    pipeline = module(study.pipeline)
+    for name, settings in steps:
+        plain = pipeline.plain_steps(name, settings) if name not in COMMANDS else [(name, settings)]
+        for command, given in plain:
+            config = COMMANDS[command].checked(given, None, str(folder))
+            config.check_parts()
+            if command == "train":
+                check_settings(config)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        pytest.param(each, id=name_of(each), marks=[] if name_of(each) in TOGETHER else pytest.mark.slow)
+        for each in STUDIES
+        if on_digits(each)
+    ],
+)
+def test_a_study_on_digits_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = module("study").read(folder, quick=True)
+    pipeline = module(study.pipeline)
+    rows = module("distill").run(study, more=getattr(pipeline, "LOOPS", {}))
+    assert [row["run"] for row in rows] == list(study.arms)
+    table = pd.read_csv(f"{study.out}/report/table.csv")
+    assert set(table["arm"]) == set(study.arms)
+    assert (table["accuracy_mean"] > 0).all()
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{study.title}\n")
+    assert all(f"  {arm}, seed 0: top-1 " in printed for arm in study.arms)
+
+
+def small_study(tmp_path: Path, **changes: Any) -> Path:
+    """A folder with a study of three arms on a few images, one of them in steps and one that goes on from another."""
+    photos = str(write_pictures(tmp_path / "photos"))
+    train = {"student": "cnn_tiny", "size": 8, "epochs": 1, "batch_size": 8, "workers": 0, "device": "cpu"}
+    dump = {"data": photos, "views": 2, "workers": 0, "device": "cpu"}
+    study = {
+        "title": "Small",
+        "out": "out",
+        "seeds": [0, 1],
+        "baseline": "plain",
+        "teachers": {"first": {**train, "data": photos}},
+        "stores": {"labels": {**dump, "teacher": "file:$teachers/first"}},
+        "common": {**train, "labels": "$stores/labels", "eval_data": photos},
+        "arms": {
+            "plain": {},
+            "in-steps": [
+                {"train": {"labels": None, "data": photos}},
+                {"dump": {**dump, "teacher": "file:$step1"}},
+                {"train": {"labels": "$step2", "temperature": 2}},
+            ],
+            "goes-on": {"student": None, "init": "$arms/plain/seed-$seed", "lr": 1e-4},
+        },
+        "published": {"plain": 12.5},
+        **changes,
+    }
+    folder = tmp_path / "study"
+    folder.mkdir(exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    return folder
+
+
+def distill(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "pipelines/distill.py"), str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_arms_of_steps_and_arms_that_go_on_from_others_are_rows_of_the_table(tmp_path: Path) -> None:
+    rows = module("distill").run(module("study").read(small_study(tmp_path)))
+    assert [row["run"] for row in rows] == ["plain", "in-steps", "goes-on"]
+    assert [row["runs"] for row in rows] == ["2", "2", "2"]  # seeds of an arm are one arm, also with stores of its own
+    assert [row["published"] for row in rows] == ["12.5", "-", "-"]
+    header = Path("out/arms/in-steps/seed-1/header.txt").read_text()
+    assert "out/steps/in-steps/seed-1/2" in header
+
+
+@pytest.mark.slow
+def test_students_trained_side_by_side_are_those_trained_one_after_the_other(tmp_path: Path) -> None:
+    module("distill").run(module("study").read(small_study(tmp_path)))
+    done = distill(small_study(tmp_path, out="other"), "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    results = sorted(Path("out/arms").rglob("result.json"))
+    assert len(results) == 6
+    for result in results:
+        same = json.loads((Path("other/arms") / result.relative_to("out/arms")).read_text())
+        assert json.loads(result.read_text())["last"] == same["last"], result
+
+
+def test_what_is_done_is_passed_over(tmp_path: Path) -> None:
+    folder, read, run = small_study(tmp_path), module("study").read, module("distill").run
+    run(read(folder, seeds="0", only="plain"))
+    (result,) = Path("out/arms").rglob("result.json")
+    before = result.stat().st_mtime_ns
+    run(read(folder, only="plain"))
+    assert result.stat().st_mtime_ns == before
+    assert len([*Path("out/arms").rglob("result.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": {}}, "study.yaml: unknown 'arm'; there are arms, "),
+        ({"arms": {"a": {"labels": "$store/labels"}}}, "'$store/labels' names none of the places $out, "),
+        ({"arms": {"a": {"labls": "x"}}}, "has no setting 'labls'"),
+        ({"arms": {"a": [{"trian": {}}]}}, "'trian' is no command"),
+        ({"pipeline": "generations"}, "is run by pipelines/generations.py"),
+        (None, "study.yaml holds no study"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any] | None, message: str
+) -> None:
+    folder = tmp_path if changes is None else small_study(tmp_path, **{"teachers": {}, "stores": {}, **changes})
+    monkeypatch.setattr(sys, "argv", ["distill.py", str(folder)])
+    with pytest.raises(SystemExit, match="error: ") as ended:
+        module("distill").main()
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)
