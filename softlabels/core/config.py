@@ -399,7 +399,8 @@ def _fault(field: str, error: Any) -> str:
     if message.startswith("must be"):
         return f"{field} {message}, not {_shown(value)}"
     found, tip = split_advice(message)
-    got = "" if repr(value) in message or str(value) in message else f" (got {value!r})"
+    # Of a rule between several fields the value is all of them.
+    got = "" if not field or repr(value) in message or str(value) in message else f" (got {value!r})"
     return f"{field}{': ' if field else ''}{found}{got}{'; ' if tip else ''}{tip}"
 
 

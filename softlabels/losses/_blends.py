@@ -6,6 +6,7 @@ equal ones. One teacher's logits are returned as they are.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -40,6 +41,8 @@ class BlendPart(Part):
 
     samples: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
+    keeps_offset: ClassVar[bool] = False
+    """Whether the target of several teachers has a constant of its own per row, where theirs have one."""
 
 
 class MeanProbabilities(BlendPart):
@@ -59,6 +62,8 @@ class MeanProbabilities(BlendPart):
         return logits[0] if len(logits) == 1 else _log_mean(teachers, temperature, log_weights)
 
     def formula(self, temperature: float) -> str:
+        if math.isinf(temperature):
+            return f"mean over teachers of teacher_i less its mean over the classes, {_shown(self.weights)}"
         return f"mean over teachers of softmax(teacher_i{over(temperature)}), {_shown(self.weights)}"
 
 
@@ -86,6 +91,7 @@ class MeanLogits(BlendPart):
     kind: Literal["mean-logits"] = "mean-logits"
     shorthand: ClassVar[str | None] = "weights"
     needs_logits: ClassVar[bool] = True
+    keeps_offset: ClassVar[bool] = True
     weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
@@ -107,6 +113,7 @@ class RandomTeacher(BlendPart):
     kind: Literal["random-teacher"] = "random-teacher"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = True
+    keeps_offset: ClassVar[bool] = True
     weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
@@ -186,8 +193,11 @@ def _normalised(weights: tuple[float, ...] | None, logits: Tensor) -> Tensor:
 def _log_mean(logits: Tensor, temperature: float, log_weights: Tensor) -> Tensor:
     """T * ln of the weighted sum over teachers of softmax(logits / T): (batch, classes).
 
-    `log_weights` broadcast over (teachers, batch, classes). What the sums lack to 1 is a constant per row.
+    `log_weights` broadcast over (teachers, batch, classes). What the sums lack to 1 is a constant per row. At an
+    infinite temperature the limit: the weighted sum of the centred logits.
     """
+    if math.isinf(temperature):
+        return ((logits - logits.mean(-1, keepdim=True)) * log_weights.exp()).sum(0)
     return temperature * torch.logsumexp((logits / temperature).log_softmax(-1) + log_weights, 0)
 
 

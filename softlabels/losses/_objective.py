@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from softlabels.choices import LOSSES
 from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
-from softlabels.losses._base import Loss, SparseLoss, number
+from softlabels.losses._base import Loss, SparseLoss, at_infinity, number
 from softlabels.losses._rows import MOST_IN_FP32
 from softlabels.losses._true_class import NO_LABEL, hard_cross_entropy
 
@@ -25,7 +35,20 @@ AnyLoss = Annotated[Loss, PlainValidator(LOSSES.make), PlainSerializer(_dumped)]
 """A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
 
 HIGHEST_TEMPERATURE = 10_000.0
-"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
+"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; infinity is its limit."""
+
+
+def _has_figures(temperature: float) -> float:
+    if HIGHEST_TEMPERATURE < temperature < math.inf:
+        raise ValueError(
+            f"a temperature must be less than or equal to {HIGHEST_TEMPERATURE:.0f}, or inf, with which kl matches "
+            f"logits"
+        )
+    return temperature
+
+
+Temperature = Annotated[float, Field(gt=0), AfterValidator(_has_figures)]
+"""T of a loss; of some it may be infinite."""
 
 
 Target = Tensor | SparseLogits
@@ -39,11 +62,11 @@ class Term(BaseModel):
     called otherwise: ``logits``, an entry of the mapping that a network returns, or the path of a layer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     weight: float = Field(allow_inf_nan=False)
     loss: AnyLoss
-    temperature: float | None = Field(None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
+    temperature: Temperature | None = None
     output: str = LOGITS
     student_output: str | None = None
 
@@ -67,7 +90,8 @@ class Objective(BaseModel):
     Attributes:
         alpha: weight of the hard part, 0 to 1.
         loss: the soft part: a loss, its name or its mapping.
-        temperature: T > 0 of the soft part.
+        temperature: T > 0 of the soft part, at most 10,000; infinite with kl (its limit, which matches logits) and with
+            losses that have no temperature.
         label_smoothing: of the hard part.
         terms: further weighted terms, of distinct kinds or outputs.
         ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
@@ -77,11 +101,11 @@ class Objective(BaseModel):
             too (with one label per image the same number), ``none`` 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     alpha: float = Field(0.0, ge=0, le=1)
     loss: AnyLoss = Field("kl", validate_default=True)
-    temperature: float = Field(1.0, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
+    temperature: Temperature = 1.0
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     terms: tuple[Term, ...] = ()
     ignore_label: int | None = None
@@ -94,6 +118,17 @@ class Objective(BaseModel):
         if len({term.name for term in terms}) < len(terms):
             raise ValueError("further terms must be of distinct kinds, or of distinct outputs")
         return terms
+
+    @model_validator(mode="after")
+    def _have_limits(self) -> Self:
+        temperatures = [(self.loss, self.temperature)]
+        temperatures += [(term.loss, term.temperature or self.temperature) for term in self.terms]
+        for loss, temperature in temperatures:
+            if math.isinf(temperature) and not at_infinity(loss):
+                raise ValueError(
+                    f"loss {loss.kind!r} has no limit at an infinite temperature; choose kl, or a finite temperature"
+                )
+        return self
 
     def __call__(
         self,
@@ -233,8 +268,9 @@ class Objective(BaseModel):
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
         forward = any("KL(teacher" in formula for formula in formulas)
-        softened = any(part.temperature != 1 for part in soft)
-        high = any(part.temperature > MOST_IN_FP32 for part in soft)
+        finite = [part.temperature for part in soft if not math.isinf(part.temperature)]
+        softened = any(temperature != 1 for temperature in finite)
+        high = any(temperature > MOST_IN_FP32 for temperature in finite)
         precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
         conventions = {
             "natural logarithm": True,

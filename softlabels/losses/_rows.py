@@ -89,6 +89,8 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """ln softmax(logits / temperature) of rows that are fp32 already; in fp64 above `MOST_IN_FP32`."""
     if not temperature > 0:
         raise ConfigError(f"a temperature must be greater than 0, got {temperature}")
+    if math.isinf(temperature):
+        raise ConfigError("this loss has no limit at an infinite temperature; choose kl, or a finite temperature")
     return _divided(logits, temperature).log_softmax(-1)
 
 

@@ -102,7 +102,8 @@ class TrainConfig(TrainSettings, Machine, Caching):
     temperature: float = Field(
         1.0,
         gt=0,
-        description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels",
+        description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: "
+        "match logits (with kl)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
     blend: BlendChoice = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ class Agreement:
     """Student against teachers, over one view of each image that the student learnt from.
 
     `logit_difference` is the mean absolute difference of the logits, over images and classes, each row less its mean;
-    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training.
+    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training,
+    at 1 where that is infinite.
     `agreement` is how often both name the same class; `teacher_top1` is the teacher's accuracy on the labelled images,
     None when there are none.
     """
@@ -167,7 +169,7 @@ def _agreement(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperatu
     difference = _centred(logits).sub(_centred(teacher_logits)).abs().mean(-1).sum()
     named = teacher_logits.argmax(-1)
     counts = (logits.argmax(-1) == named).sum(), (named == labels).sum(), (labels >= 0).sum(), torch.tensor(len(labels))
-    kl = divergence(teacher_logits, logits, temperature).sum()
+    kl = divergence(teacher_logits, logits, temperature if math.isfinite(temperature) else 1.0).sum()
     return torch.stack([difference.double(), *(each.double() for each in counts), kl])
 
 

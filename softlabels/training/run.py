@@ -58,6 +58,7 @@ from softlabels.training.targets import (
     NoTargets,
     Targets,
     Task,
+    check_offset,
     match_labels,
     stored_features,
     stored_targets,
@@ -485,6 +486,8 @@ def _live_targets(config: TrainConfig, pictures: ViewDataset, inputs: Inputs) ->
     teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
+    for loss in _objective(config, 0.0).losses if len(teachers) > 1 else ():
+        check_offset(loss, config.blend.make())
     seen = [pictures.at(image_spec(teacher.preprocessing)) for teacher in teachers]
     return LiveTargets(teachers, seen, pictures.image_spec, config.blend.make(), config.temperature, outputs)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import Codec, SparseCodec
+from softlabels.codecs import Codec, SparseCodec, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
@@ -21,7 +21,7 @@ from softlabels.loading.batches import Batch, LabelledViews, as_mapping
 from softlabels.loading.distributed import Ranks
 from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import ViewDataset
-from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
+from softlabels.losses import Blend, Loss, Objective, SparseLoss, Target, hard_cross_entropy
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
@@ -116,6 +116,7 @@ def stored_targets(
             instead = "choose kl, ce, js or dist, or dump with another codec such as topk"
             labels.check_logits(teachers, f"loss {loss.kind!r}", instead)
     labels.check_blend(blend, teachers)
+    _check_offsets(labels, teachers, features, objective, blend)
     codec = labels.codec(teachers[0])
     # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
     blend(
@@ -131,6 +132,39 @@ def stored_targets(
         codec if sparse and isinstance(codec, SparseCodec) else None,
         features,
     )
+
+
+def _check_offsets(
+    labels: Labels, teachers: Sequence[str], features: Mapping[str, str], objective: Objective, blend: Blend
+) -> None:
+    """Raise ConfigError where a loss on rows as they are meets labels that are known up to a constant per row."""
+    for output, loss in [(LOGITS, objective.loss), *((term.output, term.loss) for term in objective.terms)]:
+        if not _needs_offset(loss):
+            continue
+        for name in teachers if output == LOGITS else [features[output]]:
+            codec = labels.codec(name)
+            if not getattr(codec, "keeps_offset", False):
+                raise ConfigError(
+                    f"loss {loss.kind!r} with `centred=false` compares rows as they are, and the {spelled(codec)} "
+                    f"labels of {name} are known up to a constant per row; dump with `codec=dense:fp16-raw`, or leave "
+                    f"`centred` out"
+                )
+        if output == LOGITS and len(teachers) > 1:
+            check_offset(loss, blend)
+
+
+def _needs_offset(loss: Loss) -> bool:
+    # Parts of other packages need not say so; none of theirs is known to see more than differences.
+    return bool(getattr(loss, "needs_offset", False))
+
+
+def check_offset(loss: Loss, blend: Blend) -> None:
+    """Raise ConfigError where `blend` of several teachers does not keep the constant of a row that `loss` sees."""
+    if _needs_offset(loss) and not getattr(blend, "keeps_offset", False):
+        raise ConfigError(
+            f"loss {loss.kind!r} with `centred=false` compares rows as they are, and blend {blend.kind!r} knows its "
+            f"target up to a constant per row; choose `blend=mean-logits`"
+        )
 
 
 def stored_features(labels: Labels, teachers: Sequence[str], objective: Objective) -> dict[str, str]:

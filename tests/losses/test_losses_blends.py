@@ -189,3 +189,13 @@ def test_wrong_weights_are_refused_in_words():
         losses.BLENDS.make({"kind": "per-class", "weights": [[1, 1], [1, 1]]})(said(), temperature=1.0)
     with pytest.raises(ConfigError, match=r"shape \(teachers, batch, classes\), got \(4, 5\)"):
         losses.BLENDS.make("mean-probabilities")(said()[0], temperature=1.0)
+
+
+@pytest.mark.parametrize("blend", [*BLENDS, "mean-probabilities:3,1,0"])
+def test_a_blend_at_an_infinite_temperature_is_the_limit_of_high_ones(blend):
+    logits = said(2)
+    at, near = (
+        losses.BLENDS.make(blend)(logits, temperature=temperature, words=words()) for temperature in (math.inf, 1e7)
+    )
+    at, near = (each - each.mean(-1, keepdim=True) for each in (at, near))
+    torch.testing.assert_close(at, near, rtol=1e-4, atol=1e-4)

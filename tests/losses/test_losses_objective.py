@@ -137,13 +137,31 @@ def test_an_objective_is_a_mapping_and_back():
     assert objective.model_dump()["loss"] == {"kind": "dkd", "alpha": 1.0, "beta": 2.0}
 
 
+def test_an_infinite_temperature_is_that_of_kl_and_is_written_and_read():
+    student, labels, teacher = example()
+    objective = Objective(temperature=float("inf"), terms=({"weight": 1, "loss": "js", "temperature": 2.0},))
+    assert Objective.model_validate_json(objective.model_dump_json()) == objective
+    assert Objective.model_validate(objective.model_dump()) == objective
+    total, parts = objective(student, labels, teacher)
+    torch.testing.assert_close(parts["soft"], losses.logit_mse(student, teacher) / 10)
+    torch.testing.assert_close(total, parts["soft"] + losses.js_divergence(student, teacher, temperature=2.0))
+    lines = Objective(temperature=float("inf")).describe()
+    assert lines[1] == (
+        "soft = sum (s - t)^2 / (2 * classes), s and t: logits of student and teacher less their mean over the classes "
+        "[the limit of T^2 * KL(teacher || student) for an infinite T] (kl)"
+    )
+    assert "T^2 multiplies" not in lines[-1] and "fp64" not in lines[-1]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"alpha": 1.1},
         {"alpha": -0.1},
         {"temperature": 0},
-        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": float("inf"), "loss": "js"},
+        {"temperature": float("inf"), "terms": ({"weight": 1, "loss": "js"},)},
         {"label_smoothing": 1.0},
         {"normalization": "mean"},
         {"temprature": 2},
