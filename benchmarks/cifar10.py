@@ -100,13 +100,12 @@ def main(options: argparse.Namespace) -> None:
             )  # fmt: skip
 
         list(pool.map(lambda seed: train("trial", seed, 2, "--recipe", "pad-flip"), range(options.at_once)))
-        first = epochs_of(out / "trial" / "seed-0")
-        per_epoch = max(epochs_of(out / "trial" / f"seed-{seed}")[-1]["seconds"] for seed in range(options.at_once))
+        trials = [epochs_of(out / "trial" / f"seed-{seed}") for seed in range(options.at_once)]
+        per_epoch = max(each[1]["seconds"] - each[0]["seconds"] for each in trials)
         waves = -(-4 * options.seeds // options.at_once) + -(-(options.seeds + 1) // options.at_once)
         left = options.seconds - (time.monotonic() - began)
         epochs = options.epochs or max(3, int((left - 12 * waves - 12) / waves / per_epoch * 0.9))
         print(f"trial: {time.monotonic() - began:.0f} s; an epoch takes {per_epoch:.2f} s: {epochs} epochs", flush=True)
-        print(f"  records of the trial: {first}", flush=True)
 
         seeds = range(options.seeds)
         list(pool.map(lambda seed: train("hard labels", seed, epochs, "--recipe", "pad-flip"), [*seeds, 100]))
@@ -134,7 +133,7 @@ def main(options: argparse.Namespace) -> None:
         scores[name] = [100 * json.loads((run / "result.json").read_text())["last"]["top1"] for run in runs]
         table.append(row(name, scores[name], scores["hard labels"]))
     taught = 100 * json.loads((teacher / "result.json").read_text())["last"]["top1"]
-    seconds = {name: epochs_of(out / name.replace(" ", "-") / "seed-0")[-1]["seconds"] for name in scores}
+    seconds = {name: epochs_of(out / name.replace(" ", "-") / "seed-0")[-1]["seconds"] / epochs for name in scores}
     table += ["", f"teacher {taught:.2f} %; {epochs} epochs; {options.seeds} seeds; seconds per epoch beside others: "
               + ", ".join(f"{name} {each:.2f}" for name, each in seconds.items())]  # fmt: skip
     text = "\n".join(table)

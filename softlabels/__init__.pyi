@@ -594,7 +594,9 @@ def sweep(
     eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
+    limit_seed: int | None = None,
     recipe: Part | None = None,
+    unpaired: Part | None = None,
     loss: Part = "kl",
     alpha: float | None = None,
     alpha_end: float | None = None,
@@ -667,8 +669,11 @@ def sweep(
         data_dir: where the data set lies
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
-        limit: only so many images, picked by the seed
+        limit: only so many images, picked by `limit_seed`
+        limit_seed: seed that picks the images of `limit`  [default: `seed`]
         recipe: augmentation recipe without labels  [default: crop-flip]
+        unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
+            of its image
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]
@@ -735,7 +740,9 @@ def train(
     eval_data: Part | None = None,
     eval_size: int | None = None,
     limit: int | None = None,
+    limit_seed: int | None = None,
     recipe: Part | None = None,
+    unpaired: Part | None = None,
     loss: Part = "kl",
     alpha: float | None = None,
     alpha_end: float | None = None,
@@ -805,8 +812,11 @@ def train(
         data_dir: where the data set lies
         eval_data: data set to evaluate on, or none  [default: the test split of the data set]
         eval_size: side of the images evaluated on  [default: `size`]
-        limit: only so many images, picked by the seed
+        limit: only so many images, picked by `limit_seed`
+        limit_seed: seed that picks the images of `limit`  [default: `seed`]
         recipe: augmentation recipe without labels  [default: crop-flip]
+        unpaired: a control: show views of this recipe that no teacher saw, each with the stored label of another view
+            of its image
         loss: soft loss: kl, ce, js, jeffreys, mse, l1, ...
         alpha: weight of the hard loss: loss = alpha * hard + (1 - alpha) * soft; DeiT's and timm's alpha is 1 - this
             one  [default: 0 with teachers, else 1]

@@ -50,8 +50,8 @@ _DUMP = {
 }
 _TRAINING = {
     "Student": "student weights init size | compile channels_last train_only",
-    "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe unlabelled "
-    "incomplete",
+    "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
+    "unlabelled incomplete",
     "Loss": "alpha temperature loss label_smoothing | alpha_end blend term min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
@@ -296,6 +296,7 @@ METAVARS: Mapping[str, str] = {
     "name": "NAME",
     "pattern": "PATTERN",
     "recipe": "RECIPE",
+    "unpaired": "RECIPE",
     "root": "ROOT",
     "source": "SOURCE",
     "student": "NAME",

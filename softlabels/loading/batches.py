@@ -82,7 +82,8 @@ class LabelledViews(Dataset[Batch]):
     """Images with their hard labels and stored labels; one item is a whole `Batch`.
 
     `label_rows` (images,) maps a row of the data set to its row in the store. Stored arrays come as the codec wrote
-    them; who computes the target decodes them.
+    them; who computes the target decodes them. Where the images are shown in views of their own, `label_views` is how
+    many the labels have: view v then goes with the label of view v modulo `label_views`.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class LabelledViews(Dataset[Batch]):
         teachers: Sequence[str] = (),
         *,
         tolerant: bool = False,
+        label_views: int | None = None,
     ) -> None:
         self.pictures, self.labels, self.label_rows, self.teachers = pictures, labels, label_rows, tuple(teachers)
+        self.label_views = label_views or pictures.views
         self._tolerant = tolerant
         if labels is not None:
             labels.before_fork()
@@ -118,7 +121,7 @@ class LabelledViews(Dataset[Batch]):
         rows, views = np.divmod(np.concatenate(numbers), self.pictures.views)
         # Worker processes are forked between the first and the second: no thread may hold a lock then.
         yield numbers[0]
-        with self.labels.ahead(self.label_rows[rows], views, self.teachers) as reached:
+        with self.labels.ahead(self.label_rows[rows], views % self.label_views, self.teachers) as reached:
             place = len(numbers[0])
             for each in numbers[1:]:
                 reached(place)
@@ -146,7 +149,7 @@ class LabelledViews(Dataset[Batch]):
     def labelled(self, batch: Batch) -> Batch:
         """The batch with stored labels; for one thread at a time, since shards are opened at first use."""
         if self.labels is not None and self.label_rows is not None:
-            rows, views = self.label_rows[batch.rows.numpy()], batch.views.numpy()
+            rows, views = self.label_rows[batch.rows.numpy()], batch.views.numpy() % self.label_views
             taken = self.labels.take(rows, views, self.teachers)
             batch.arrays = {name: {k: torch.from_numpy(a) for k, a in each.items()} for name, each in taken.items()}
         return batch

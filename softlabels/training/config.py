@@ -77,8 +77,16 @@ class TrainConfig(TrainSettings, Machine, Caching):
         None, description="data set to evaluate on, or none  [default: the test split of the data set]"
     )
     eval_size: int | None = Field(None, ge=1, le=8192, description="side of the images evaluated on  [default: `size`]")
-    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by the seed")
+    limit: int | None = Field(None, ge=1, le=MOST, description="only so many images, picked by `limit_seed`")
+    limit_seed: int | None = Field(
+        None, ge=0, lt=1 << 64, description="seed that picks the images of `limit`  [default: `seed`]"
+    )
     recipe: RecipeChoice | None = Field(None, description="augmentation recipe without labels  [default: crop-flip]")
+    unpaired: RecipeChoice | None = Field(
+        None,
+        description="a control: show views of this recipe that no teacher saw, each with the stored label of another "
+        "view of its image",
+    )
     loss: LossChoice = Field("kl", validate_default=True, description="soft loss: kl, ce, js, jeffreys, mse, l1, ...")
     alpha: float | None = Field(
         None,

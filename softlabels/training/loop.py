@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -160,10 +162,12 @@ def train(
     lines, note_loss = EpochLines(terminal, settings.epochs, task.loss_parts), ""
     began, seen, before = time.monotonic(), 0, progress.step
     vote, stopping = StopVote(ranks), False
+    evaluated_every = settings.epochs if evaluator is None else settings.eval_every
     with terminal.progress("train", steps, "steps", done=progress.step) as advance, noted() as asked:
-        while progress.step < steps and not progress.stale(settings.patience):
-            epoch, within = divmod(progress.step, per_epoch)
-            for step, passes in _batches(task.samples, sampler.epoch(epoch, within), runtime):
+        for epoch, batches_of_epoch in _epochs(sampler, progress.step, evaluated_every, runtime):
+            if progress.stale(settings.patience):
+                break
+            for step, passes in batches_of_epoch:
                 with _memory_errors(settings, ranks):
                     done = progress.step / max(steps - 1, 1)
                     supervised = [
@@ -234,14 +238,42 @@ def _end(stopping: bool, signal: str) -> None:
         raise Terminated(f"asked to end ({signal or 'another process was'})")
 
 
-def _batches(
-    samples: LabelledViews, steps: list[OptimizerStep], runtime: Runtime
-) -> Iterator[tuple[OptimizerStep, list[Batch]]]:
-    """This process's batches of each step."""
-    numbers = samples.ahead([each for step in steps for each in step.passes])
-    source = batches(samples, numbers, workers=runtime.workers, device=runtime.device)
-    for step in steps:
-        yield step, [next(source) for _ in step.passes]
+_StepBatches = Iterator[tuple[OptimizerStep, list[Batch]]]
+
+
+def _epochs(
+    sampler: StepSampler, done: int, evaluated_every: int, runtime: Runtime
+) -> Iterator[tuple[int, _StepBatches]]:
+    """Each epoch's number, and this process's batches of each step of it, from step `done` on.
+
+    Workers start once and go on into the next epoch, except where the student is evaluated in between: that starts
+    workers of its own, which no thread may disturb.
+    """
+    per_epoch, epochs = sampler.steps_per_epoch, sampler.settings.epochs
+    while done < per_epoch * epochs:
+        first, within = divmod(done, per_epoch)
+        ends = min(epochs, (first // evaluated_every + 1) * evaluated_every)
+        source = _batches(sampler, first, within, ends, runtime)
+        for epoch in range(first, ends):
+            left = per_epoch * (epoch + 1) - done
+            done += left
+            yield epoch, (source if epoch + 1 == ends else itertools.islice(source, left))
+
+
+def _batches(sampler: StepSampler, first: int, within: int, ends: int, runtime: Runtime) -> _StepBatches:
+    """From step `within` of epoch `first` to the end of the last epoch before `ends`."""
+    steps: deque[OptimizerStep] = deque()
+
+    def numbers() -> Iterator[NDArray[np.int64]]:
+        for epoch in range(first, ends):
+            made = sampler.epoch(epoch, within if epoch == first else 0)
+            steps.extend(made)
+            yield from sampler.samples.ahead([each for step in made for each in step.passes])
+
+    source = batches(sampler.samples, numbers(), workers=runtime.workers, device=runtime.device)
+    for batch in source:
+        step = steps.popleft()
+        yield step, [batch, *itertools.islice(source, len(step.passes) - 1)]
 
 
 @contextmanager

@@ -94,9 +94,17 @@ def check_settings(config: TrainConfig) -> None:
     if config.shuffle_window is not None and not config.labels:
         raise ConfigError("`shuffle_window` needs the shards of a label store; give `labels=STORE`")
     if config.recipe is not None and config.labels:
-        raise ConfigError("`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw")
-    if config.recipe is not None:
-        config.recipe.make()
+        raise ConfigError(
+            "`recipe` cannot be chosen with `labels`: the views are the ones that the teacher saw; `unpaired=RECIPE` "
+            "shows others on purpose"
+        )
+    if config.unpaired is not None and not config.labels:
+        raise ConfigError(
+            "`unpaired` shows other views than the stored labels are of; give `labels=STORE`, or `recipe`"
+        )
+    for recipe in (config.recipe, config.unpaired):
+        if recipe is not None:
+            recipe.make()
     if config.patience is not None and config.eval_data is not None and config.eval_data.none:
         raise ConfigError("`patience` counts evaluations, and with `eval_data=none` there are none; leave one out")
     config.check_parts()
@@ -256,7 +264,7 @@ def _train(
                 return found.result
         prolonged = _prolonged(found, config, settings, task, folder)
         header.extend(map(_prolonging, prolonged))
-        begin(folder, config, {**known, "views": task.samples.pictures.views}, header, prolonged)
+        begin(folder, config, {**known, "views": task.samples.label_views}, header, prolonged)
         return None
 
     done = ranks.on_first(begin_run)
@@ -527,8 +535,17 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         notes.append(f"{matched.without:,} images have no labels and are left out")
         images = subset(images, matched.rows)
     check_seen_views(labels, images, teachers)
-    pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
-    samples = LabelledViews(pictures, labels, matched.label_rows, folders)
+    if config.unpaired is None:
+        pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
+    else:
+        # Another seed than the labels', so that no view is one that a teacher saw.
+        recipe, seed = config.unpaired.make(), (labels.seed + 1 + config.seed) % (1 << 64)
+        drawn = config.epochs * config.views_per_image
+        pictures = ViewDataset(images, recipe, seed, drawn, image_spec(preprocessing))
+        notes.append(
+            f"unpaired: the student sees new views, of recipe {RECIPES.spelled(recipe)}; no label is of its view"
+        )
+    samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
     task, more = _with_teachers(config, samples, targets, teachers)

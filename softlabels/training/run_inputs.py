@@ -43,7 +43,7 @@ class Inputs:
             opened = open_data(config.data, config.data_dir)
         else:
             opened = label_images(self.labels, config.data, config.data_dir)
-        return limited(opened, config.limit, config.seed)
+        return limited(opened, config.limit, config.seed if config.limit_seed is None else config.limit_seed)
 
     @cached_property
     def teachers(self) -> list[Teacher]:

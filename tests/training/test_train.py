@@ -17,11 +17,13 @@ from worlds import TINY, write_pictures
 
 import softlabels
 from softlabels import models
-from softlabels.loading.batches import Batch
+from softlabels.loading.batches import Batch, LabelledViews
+from softlabels.loading.views import ViewDataset
 from softlabels.training import state as learning
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.evaluate import Score
 from softlabels.training.settings import TrainSettings
+from softlabels.views import ImageSpec
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -51,7 +53,7 @@ def test_no_teacher_is_loaded(shards: Path, tmp_path: Path, monkeypatch: pytest.
     softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
 
 
-@pytest.mark.parametrize("source", ["labels", "hard", "live"])
+@pytest.mark.parametrize("source", ["labels", "hard", "live", "unpaired"])
 def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
@@ -59,6 +61,7 @@ def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
         "labels": {"labels": str(shards)},
         "hard": {"data": str(photos)},
         "live": {"data": str(photos), "teacher": ["cnn_small"], "teacher_weights": ["random"]},
+        "unpaired": {"labels": str(shards), "unpaired": "crop"},
     }[source]
     settings = {**TINY, **learnt, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "clip_grad": 1.0}
     softlabels.train(out=str(tmp_path / "whole"), **settings)
@@ -90,6 +93,56 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(shards: Path, tm
     assert (tmp_path / "run" / "last.safetensors").stat().st_mtime_ns == before
     with pytest.raises(softlabels.RunError, match=r"temperature: 1.0 there, 2.0 now"):
         softlabels.train(labels=str(shards), out=str(tmp_path / "run"), temperature=2.0, **TINY)
+
+
+def test_unpaired_views_are_new_ones_with_stored_labels_of_their_image(
+    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Batch] = []
+    labelled = LabelledViews.labelled
+
+    def noted(self: LabelledViews, batch: Batch) -> Batch:
+        if self.labels is not None:
+            seen.append(labelled(self, batch))
+            return seen[-1]
+        return labelled(self, batch)
+
+    monkeypatch.setattr(LabelledViews, "labelled", noted)
+    given = {**TINY, "epochs": 6, "size": 16, "eval_data": "none"}
+    softlabels.train(labels=str(shards), unpaired="crop-flip", out=str(tmp_path / "run"), **given)
+    labels, images = softlabels.open_labels(shards), softlabels.open_images(photos)
+    stored = ViewDataset.of_store(labels.store, images, labels.views, ImageSpec(16))
+    rows = labels.rows(images.keys)
+    assert sorted({int(view) for batch in seen for view in batch.views}) == [0, 1, 2, 3, 4, 5]
+    for batch in seen:
+        expected = labels.take(rows[batch.rows.numpy()], batch.views.numpy() % labels.views, labels.teachers)
+        for name, arrays in expected.items():
+            assert all(torch.equal(batch.arrays[name][each], torch.from_numpy(array)) for each, array in arrays.items())
+        for picture, row in zip(batch.pictures, batch.rows.tolist(), strict=True):
+            known = stored.render(np.full(labels.views, row), np.arange(labels.views))
+            assert not (known == picture).flatten(1).all(1).any()
+
+
+def test_students_of_several_seeds_learn_from_the_images_that_one_seed_picks(photos: Path, tmp_path: Path) -> None:
+    given = {**TINY, "epochs": 1, "data": str(photos), "limit": 7, "size": 16, "eval_data": "none"}
+    for name, seeds in {"a": {"seed": 1, "limit_seed": 0}, "b": {"seed": 2, "limit_seed": 0}, "c": {"seed": 2}}.items():
+        softlabels.train(out=tmp_path / name, **given, **seeds)
+    images = {name: json.loads((tmp_path / name / "inputs.json").read_text())["inputs"]["images"] for name in "abc"}
+    assert images["a"] == images["b"] != images["c"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"data": "digits", "unpaired": "crop"}, "give `labels=STORE`, or `recipe`"),
+        ({"labels": "shards", "unpaired": "cropp"}, "crop"),
+        ({"labels": "shards", "recipe": "crop"}, "`unpaired=RECIPE` shows others on purpose"),
+    ],
+)
+def test_unpaired_that_means_nothing_is_refused(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(softlabels.ConfigError) as refused:
+        softlabels.train(**given)
+    assert reason in str(refused.value)
 
 
 def test_the_saved_config_runs_again(shards: Path, tmp_path: Path) -> None:
