@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from softlabels.choices import StudentChoice
@@ -30,7 +31,7 @@ from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import window_notes
 from softlabels.loading.views import ViewDataset, image_spec
-from softlabels.losses import Objective
+from softlabels.losses import Blend, ClassAccuracy, Objective
 from softlabels.models import (
     Preprocessing,
     StudentSpec,
@@ -493,6 +494,11 @@ def _check_without_teacher(config: TrainConfig) -> None:
 
 def _live_targets(config: TrainConfig, pictures: ViewDataset, inputs: Inputs) -> LiveTargets:
     teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
+    if len(teachers) > 1 and isinstance(config.blend.make(), ClassAccuracy):
+        raise ConfigError(
+            "blend 'class-accuracy' is measured on stored labels; dump them and give `labels=STORE`, or give "
+            "`per-class` weights"
+        )
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
     for loss in _objective(config, 0.0).losses if len(teachers) > 1 else ():
@@ -539,12 +545,31 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
     samples = LabelledViews(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
-    targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
+    blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)
+    notes += more_notes
+    targets = stored_targets(labels, matched.label_rows, teachers, features, blend, objective)
     task, more = _with_teachers(config, samples, targets, teachers)
     by_class = config.wrong_teacher == "hard" or config.ignore_label is not None
     if config.alpha or config.alpha_end or by_class or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return task, labels.classes, notes + more
+
+
+def _blend(
+    config: TrainConfig, labels: Labels, teachers: Sequence[str], rows: NDArray[np.int64], images: Images, views: int
+) -> tuple[Blend, list[str]]:
+    """The blend, with its weights where they are measured, and a line about these."""
+    blend = config.blend.make()
+    if not isinstance(blend, ClassAccuracy) or len(teachers) == 1:
+        return blend, []
+    check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
+    right, counted = labels.class_counts(teachers, rows, images.labels, views)
+    made, share = blend.measured(right, counted), right.sum(1) / counted.sum(1)
+    each = [
+        f"{name} {np.mean(weights):.3f} (top-1 {percent(accuracy)})"
+        for name, weights, accuracy in zip(teachers, made.weights, share, strict=True)
+    ]
+    return made, [f"mean weights, from accuracy per class on {counted[0].sum():,} labels: {', '.join(each)}"]
 
 
 def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:

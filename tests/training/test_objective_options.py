@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from worlds import TINY
 
 import softlabels
@@ -146,3 +149,58 @@ def test_the_loss_of_a_warm_up_grows_with_its_steps(shards: Path, tmp_path: Path
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     shares = [each["loss"] / each["soft"] for each in records]
     assert shares == pytest.approx([2 / 9, 5 / 9, 8 / 9], abs=0.05)
+
+
+# ---- weights from accuracy
+
+
+def test_weights_from_each_teachers_accuracy_per_class(raw: Path, tmp_path: Path) -> None:
+    text = trained(tmp_path / "run", raw, blend="class-accuracy")
+    labels = softlabels.open_labels(raw)
+    hard, names = labels.store.labels, labels.teachers
+    views = np.arange(len(labels)) % labels.views
+    weights = np.zeros((len(names), labels.classes))
+    for i, name in enumerate(names):
+        named = torch.stack([labels.logits([row], int(views[row]), name)[0] for row in range(len(labels))]).argmax(-1)
+        for k in range(labels.classes):
+            right = sum(int(named[row]) == k for row in range(len(labels)) if hard[row] == k)
+            weights[i, k] = (right + 1) / ((hard == k).sum() + 2)
+    weights /= weights.sum(0)
+    assert len(set(weights[0])) > 1
+    found = re.search(r"mean weights, from accuracy per class on 18 labels: (.*)", text)
+    assert found is not None
+    for name, mean in zip(names, weights.mean(1), strict=True):
+        assert f"{name} {mean:.3f} (top-1" in found[1]
+    per_class = {"kind": "per-class", "weights": weights.tolist()}
+    expected = labels.probabilities(range(18), 1, temperature=2.0, blend=per_class)
+    torch.testing.assert_close(labels.probabilities(range(18), 1, temperature=2.0, blend="class-accuracy"), expected)
+    trained(tmp_path / "same", raw, blend=per_class)
+    last = [load_file(tmp_path / name / "last.safetensors") for name in ("run", "same")]
+    for name, tensor in last[0].items():
+        torch.testing.assert_close(tensor, last[1][name])
+
+
+def test_weights_that_cannot_be_measured_are_refused(photos: Path, tmp_path: Path) -> None:
+    two = {"teacher": ["cnn_tiny", "cnn_small"], "weights": ["random", "random:1"], "device": "cpu", "quiet": True}
+    mixed, bare = tmp_path / "mixed", tmp_path / "bare"
+    softlabels.dump(**two, data=str(photos), recipe="crop-flip-cutmix", views=1, out=str(mixed))
+    with pytest.raises(ConfigError, match="needs the one true class of a view, and a mixed view has two"):
+        trained(tmp_path / "run", mixed, blend="class-accuracy")
+    live = {"teacher": ["cnn_tiny", "cnn_small"], "teacher_weights": ["random", "random:1"], "data": str(photos)}
+    with pytest.raises(ConfigError, match="measured on stored labels; dump them"):
+        trained(tmp_path / "run", None, blend="class-accuracy", **live)
+    runs = {}
+    for name in ("cnn_tiny", "cnn_small"):
+        given = {**TINY, "student": name, "epochs": 1, "data": str(photos), "out": str(tmp_path / name)}
+        runs[name] = softlabels.train(**given)["folder"]
+    softlabels.dump(
+        teacher=[f"file:{each}" for each in runs.values()],
+        data=f"images:{photos}",
+        views=1,
+        out=str(bare),
+        device="cpu",
+        quiet=True,
+    )
+    with pytest.raises(ConfigError, match="measures teachers on hard labels, and no image has one"):
+        trained(tmp_path / "run", bare, blend="class-accuracy")
+    assert not (tmp_path / "run").exists()
