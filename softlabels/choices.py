@@ -78,6 +78,7 @@ BLENDS: Table[Blend] = Table(
         "weighted": "softlabels.losses._blends:Weighted",
         "random-teacher": "softlabels.losses._blends:RandomTeacher",
         "per-class": "softlabels.losses._blends:PerClass",
+        "class-accuracy": "softlabels.losses._blends:ClassAccuracy",
     },
 )
 

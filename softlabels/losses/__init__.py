@@ -18,7 +18,7 @@ The family's file has the formula and the source of each:
 
     _divergences   kl ce js jeffreys confidence-penalty          _true_class   hard dkd wsl teacher-free
     _logits        mse l1 standardized-kl spherical-kd           _relational   relational-distance relational-angle dist
-    _blends        mean-probabilities mean-logits weighted random-teacher per-class
+    _blends        mean-probabilities mean-logits weighted random-teacher per-class class-accuracy
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from __future__ import annotations
 from softlabels.choices import BLENDS, LOSSES
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import Blend, Loss, SparseLoss
+from softlabels.losses._blends import ClassAccuracy
 from softlabels.losses._divergences import (
     confidence_penalty,
     jeffreys,
@@ -42,6 +43,7 @@ __all__ = [
     "BLENDS",
     "LOSSES",
     "Blend",
+    "ClassAccuracy",
     "Loss",
     "Objective",
     "SparseLogits",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from torch import Tensor
 
@@ -30,6 +31,8 @@ def _some_weight(value: tuple[float, ...]) -> tuple[float, ...]:
         raise ValueError("weights must have a sum greater than 0")
     return value
 
+
+Counts = NDArray[np.integer[Any]]
 
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Weights = Annotated[tuple[Weight, ...], BeforeValidator(_numbers), AfterValidator(_some_weight)]
@@ -172,6 +175,37 @@ class PerClass(BlendPart):
     def formula(self, temperature: float) -> str:
         t = over(temperature)
         return f"sum over teachers of w_ik softmax(teacher_i{t})_k, scaled to sum 1, weights per class"
+
+
+class ClassAccuracy(BlendPart):
+    """`PerClass` whose weights are each teacher's accuracy on the images of each class, measured on stored labels.
+
+    ``w_ik = (r_ik + s) / (n_ik + 2 s)``, scaled to sum 1 over the teachers: teacher i names class k first for r_ik of
+    the n_ik images whose hard label is k, and s is `smoothing`, by which no weight is 0 / 0 or 0, and a class without
+    images has equal weights. With s = 1 it is Laplace's rule of succession.
+    """
+
+    kind: Literal["class-accuracy"] = "class-accuracy"
+    shorthand: ClassVar[str | None] = "smoothing"
+    smoothing: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    def measured(self, right: Counts, images: Counts) -> PerClass:
+        """The blend with the weights of these counts r_ik and n_ik, whole numbers (teachers, classes) each."""
+        accuracy = (np.asarray(right) + self.smoothing) / (np.asarray(images) + 2 * self.smoothing)
+        return PerClass(weights=tuple(map(tuple, (accuracy / accuracy.sum(0)).tolist())))
+
+    def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
+        if len(_checked(logits)) == 1:
+            return logits[0]
+        raise ConfigError(
+            "blend 'class-accuracy' takes its weights from stored labels and their hard labels; give `labels=STORE`, "
+            "or in code the blend that `measured` makes of counts"
+        )
+
+    def formula(self, temperature: float) -> str:
+        t = over(temperature)
+        weights = "w_ik: accuracy of teacher i on class k"
+        return f"sum over teachers of w_ik softmax(teacher_i{t})_k, scaled to sum 1, {weights}"
 
 
 def _checked(logits: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from softlabels.errors import ConfigError
 from softlabels.losses._base import LossPart
 from softlabels.losses._divergences import kl_divergence
 from softlabels.losses._rows import centred as less_mean
-from softlabels.losses._rows import mean_over, pair_of
+from softlabels.losses._rows import mean_over, pair_of, standardised
 
 _LEAST = 1e-7
-"""Added to a norm or deviation that is divided by: a constant row becomes zeros."""
+"""Added to a norm that is divided by: a constant row becomes zeros."""
 
 
 Reduction = Literal["sum", "mean"]
@@ -156,14 +156,7 @@ def standardized_kl(
         0.148
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
-    return kl_divergence(_standardised(student), _standardised(teacher), temperature=temperature, valid=valid)
-
-
-def _standardised(logits: Tensor) -> Tensor:
-    logits = less_mean(logits)
-    # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
-    deviation: Tensor = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
-    return logits / (deviation + _LEAST)
+    return kl_divergence(standardised(student), standardised(teacher), temperature=temperature, valid=valid)
 
 
 class StandardizedKL(LossPart):

@@ -114,6 +114,22 @@ class TrainConfig(TrainSettings, Machine, Caching):
         "match logits (with kl)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
+    hard_logits: Literal["plain", "standardized"] = Field(
+        "plain", description="the student's logits in the hard loss: as they are, or standardised row by row"
+    )
+    hard_temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="divides the student's logits in the hard loss"
+    )
+    soft_warmup_epochs: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="epochs in which the soft loss rises to its weight, linearly"
+    )
+    ignore_label: int | None = Field(
+        None, ge=-1, description="images of this class number count in no part of the loss; -1: those without a label"
+    )
+    normalization: Literal["valid", "full", "batch-size", "none"] = Field(
+        "valid",
+        description="what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1",
+    )
     blend: BlendChoice = Field(
         "mean-probabilities",
         validate_default=True,

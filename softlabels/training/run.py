@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from softlabels.choices import StudentChoice
@@ -30,7 +31,7 @@ from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import window_notes
 from softlabels.loading.views import ViewDataset, image_spec
-from softlabels.losses import Objective
+from softlabels.losses import Blend, ClassAccuracy, Objective
 from softlabels.models import (
     Preprocessing,
     StudentSpec,
@@ -107,6 +108,11 @@ def check_settings(config: TrainConfig) -> None:
             recipe.make()
     if config.patience is not None and config.eval_data is not None and config.eval_data.none:
         raise ConfigError("`patience` counts evaluations, and with `eval_data=none` there are none; leave one out")
+    if config.normalization != "valid" and (config.min_confidence > 0 or config.wrong_teacher != "keep"):
+        raise ConfigError(
+            f"`normalization={config.normalization}` does not go with `min_confidence` and `wrong_teacher`, whose mean "
+            f"is over the rows that count; leave it out"
+        )
     config.check_parts()
     _objective(config, 0.0)
 
@@ -220,6 +226,8 @@ def _train(
     """Make the steps that are left. The folder is held for this process within `stack`."""
     preprocessing = spec.preprocessing
     task, classes, notes = _task(config, preprocessing, inputs)
+    if config.ignore_label is not None and config.ignore_label >= classes:
+        raise ConfigError(f"`ignore_label={config.ignore_label}` is no class: there are {classes:,}, from 0 upward")
     images = task.samples.pictures.images
     check_place(folder, "run", images)
     device = config.torch_device()
@@ -464,6 +472,7 @@ def _with_teachers(
         f"`alpha={shares[0]:g}`": shares[0] > 0,
         f"`alpha_end={shares[1]:g}`": shares[1] > 0,
         "`wrong_teacher=hard`": config.wrong_teacher == "hard",
+        f"`ignore_label={config.ignore_label}`": config.ignore_label is not None and config.ignore_label >= 0,
         **{f"loss {loss.kind!r}": loss.needs_labels for loss in objective.losses},
     }
     notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
@@ -474,13 +483,14 @@ def _with_teachers(
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
     row_filter = Filter(config.min_confidence, config.wrong_teacher)
-    return Task(samples, targets, objective, config.alpha_end, row_filter), notes
+    return Task(samples, targets, objective, config.alpha_end, row_filter, config.soft_warmup_epochs), notes
 
 
 def _check_without_teacher(config: TrainConfig) -> None:
     """Refuse what only has a meaning beside a teacher."""
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
+        ("`soft_warmup_epochs`", config.soft_warmup_epochs > 0),
         ("`min_confidence`", config.min_confidence > 0),
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
         ("`loss`", config.loss.given not in ("kl", {"kind": "kl"})),
@@ -492,6 +502,11 @@ def _check_without_teacher(config: TrainConfig) -> None:
 
 def _live_targets(config: TrainConfig, pictures: ViewDataset, inputs: Inputs) -> LiveTargets:
     teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
+    if len(teachers) > 1 and isinstance(config.blend.make(), ClassAccuracy):
+        raise ConfigError(
+            "blend 'class-accuracy' is measured on stored labels; dump them and give `labels=STORE`, or give "
+            "`per-class` weights"
+        )
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
     for loss in _objective(config, 0.0).losses if len(teachers) > 1 else ():
@@ -547,11 +562,31 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         )
     samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
-    targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
+    blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)
+    notes += more_notes
+    targets = stored_targets(labels, matched.label_rows, teachers, features, blend, objective)
     task, more = _with_teachers(config, samples, targets, teachers)
-    if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
+    by_class = config.wrong_teacher == "hard" or config.ignore_label is not None
+    if config.alpha or config.alpha_end or by_class or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return task, labels.classes, notes + more
+
+
+def _blend(
+    config: TrainConfig, labels: Labels, teachers: Sequence[str], rows: NDArray[np.int64], images: Images, views: int
+) -> tuple[Blend, list[str]]:
+    """The blend, with its weights where they are measured, and a line about these."""
+    blend = config.blend.make()
+    if not isinstance(blend, ClassAccuracy) or len(teachers) == 1:
+        return blend, []
+    check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
+    right, counted = labels.class_counts(teachers, rows, images.labels, views)
+    made, share = blend.measured(right, counted), right.sum(1) / counted.sum(1)
+    each = [
+        f"{name} {np.mean(weights):.3f} (top-1 {percent(accuracy)})"
+        for name, weights, accuracy in zip(teachers, made.weights, share, strict=True)
+    ]
+    return made, [f"mean weights, from accuracy per class on {counted[0].sum():,} labels: {', '.join(each)}"]
 
 
 def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
@@ -606,6 +641,10 @@ def _objective(config: TrainConfig, alpha: float) -> Objective:
         "loss": config.loss.make(),
         "temperature": config.temperature,
         "label_smoothing": config.label_smoothing,
+        "hard_logits": config.hard_logits,
+        "hard_temperature": config.hard_temperature,
+        "ignore_label": config.ignore_label,
+        "normalization": config.normalization,
         "terms": tuple(each.make() for each in config.term),
     }
     return validated(Objective, given, "training objective")

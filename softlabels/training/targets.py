@@ -21,7 +21,7 @@ from softlabels.loading.batches import Batch, LabelledViews, as_mapping
 from softlabels.loading.distributed import Ranks
 from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import ViewDataset
-from softlabels.losses import Blend, Loss, Objective, SparseLoss, Target, hard_cross_entropy
+from softlabels.losses import Blend, Loss, Objective, SparseLoss, Target
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
@@ -365,8 +365,7 @@ class Supervision:
         # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
         for mask, weight in rest:
             if weight > 0:
-                smoothing = objective.label_smoothing
-                left = hard_cross_entropy(logits, self._labels, label_smoothing=smoothing, valid=mask, **self._mixture)
+                left = objective.hard(logits, self._labels, mask, **self._mixture)
                 total = total + weight * mask.sum() * left
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["images"].clamp(min=1)}
 
@@ -399,6 +398,9 @@ class Supervision:
         assert target is not None
         kept, wrong = self._filter.select(target, labels)
         labelled = labels >= 0 if partners is None else (labels >= 0) & (partners >= 0)
+        ignored = self._objective.ignored(labels, partners)
+        if ignored is not None:
+            kept, wrong, labelled = kept & ~ignored, wrong & ~ignored, labelled & ~ignored
         return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
 
 
@@ -407,7 +409,7 @@ class Task:
     """What a student is trained on: samples, their targets, and the objective that is minimised.
 
     With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
-    the last.
+    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs.
     """
 
     samples: LabelledViews
@@ -415,6 +417,7 @@ class Task:
     objective: Objective
     alpha_end: float | None = None
     filter: Filter = field(default_factory=Filter)
+    soft_warmup: float = 0.0
 
     @property
     def has_logits(self) -> bool:
@@ -466,16 +469,22 @@ class Task:
         """Those of the first and of the last step."""
         return self.objective_at(0.0), self.objective_at(1.0)
 
-    def objective_at(self, done: float) -> Objective:
-        """What is minimised when `done` of all steps, 0 to 1, are made."""
-        if self.alpha_end is None:
-            return self.objective
-        alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
-        return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
+    def objective_at(self, done: float, epochs: float = math.inf) -> Objective:
+        """What is minimised when `done` of all steps, 0 to 1, are made; after the step `epochs` epochs will be."""
+        changes = {}
+        if self.alpha_end is not None:
+            alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
+            changes["alpha"] = min(max(alpha, 0.0), 1.0)
+        if epochs < self.soft_warmup:
+            changes["soft_scale"] = epochs / self.soft_warmup
+        return self.objective.model_copy(update=changes) if changes else self.objective
 
-    def supervision(self, batch: Batch, device: torch.device, done: float, *, padding: bool = False) -> Supervision:
-        """The targets of a batch when `done` of all steps, 0 to 1, are made; a batch that is `padding` adds nothing."""
-        return Supervision(batch, device, self.objective_at(done), self.targets, self.filter, padding=padding)
+    def supervision(
+        self, batch: Batch, device: torch.device, done: float, epochs: float = math.inf, *, padding: bool = False
+    ) -> Supervision:
+        """The targets of a batch at this place in the training, see `objective_at`; a `padding` one adds nothing."""
+        objective = self.objective_at(done, epochs)
+        return Supervision(batch, device, objective, self.targets, self.filter, padding=padding)
 
     def counts(self, step: Sequence[Supervision], device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
         """The valid rows of all passes of a step in all processes; None when it is one pass of one process.
@@ -502,6 +511,10 @@ class Task:
             lines.append(
                 f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "
                 f"{self.alpha_end:g} at the last"
+            )
+        if self.soft_warmup:
+            lines.append(
+                f"the soft part rises in a line to its full weight within the first {self.soft_warmup:g} epochs"
             )
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
             lines.append("of a mixed view hard is the sum over both images' labels, weighted by their shares of it")

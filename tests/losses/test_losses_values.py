@@ -82,7 +82,10 @@ def regression(power):
     return reference
 
 
-def decoupled(student, teacher, temperature, labels, valid, alpha=1.0, beta=8.0):
+def decoupled(student, teacher, temperature, labels, valid, alpha=1.0, beta=8.0, standardized=False):
+    if standardized:
+        student, teacher = [z(row) for row in student], [z(row) for row in teacher]
+
     def one(i):
         log_q, log_p, true = log_softmax(student[i], temperature), log_softmax(teacher[i], temperature), labels[i]
         others = [k for k in range(CLASSES) if k != true]
@@ -122,11 +125,12 @@ def weighted(student, teacher, temperature, labels, valid, frozen=None):
     return temperature**2 * mean(one(i) for i in range(len(student)) if valid[i] and labels[i] >= 0)
 
 
-def standardized(student, teacher, temperature, labels, valid):
-    def z(row):
-        row = centred(row)
-        return [v / (math.sqrt(sum(u * u for u in row) / (len(row) - 1)) + 1e-7) for v in row]
+def z(row):
+    row = centred(row)
+    return [v / (math.sqrt(sum(u * u for u in row) / (len(row) - 1)) + 1e-7) for v in row]
 
+
+def standardized(student, teacher, temperature, labels, valid):
     return per_row(kl)([z(row) for row in student], [z(row) for row in teacher], temperature, labels, valid)
 
 
@@ -273,6 +277,7 @@ def test_value_is_the_written_out_formula(kind, case):
     [
         ("dkd", {"alpha": 0.5, "beta": 2.0}),
         ("dkd", {"alpha": 1.0, "beta": 0.0}),
+        ("dkd", {"standardized": True}),
         ("dist", {"beta": 2.0, "gamma": 0.5}),
         ("mse", {"reduction": "mean"}),
         ("mse", {"centred": False}),
@@ -457,8 +462,8 @@ def test_labels_all_minus_one_make_zero_with_a_gradient():
 def test_standardized_kl_is_that_of_torchs_own_deviation():
     """The authors divide by ``torch.std``, whose variance is divided by K - 1; K makes another loss for few classes."""
     student, teacher = (torch.tensor(rows) for rows in ordinary())
-    z = [(rows - rows.mean(-1, keepdim=True)) / (rows.std(-1, keepdim=True) + 1e-7) for rows in (student, teacher)]
-    p, q = (z[1] / 2).softmax(-1), (z[0] / 2).log_softmax(-1)
+    rows = [(each - each.mean(-1, keepdim=True)) / (each.std(-1, keepdim=True) + 1e-7) for each in (student, teacher)]
+    p, q = (rows[1] / 2).softmax(-1), (rows[0] / 2).log_softmax(-1)
     expected = 4 * torch.nn.functional.kl_div(q, p, reduction="batchmean")
     torch.testing.assert_close(losses.standardized_kl(student, teacher, temperature=2.0), expected)
 
