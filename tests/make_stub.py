@@ -142,7 +142,7 @@ def spelled(kind: Any) -> str:
     if inspect.isclass(kind) and issubclass(kind, TeacherChoice | StudentChoice):
         return "Network"
     if kind is DataChoice:
-        return "Data"
+        return "Data | Sequence[Data]"
     return kind.__name__ if inspect.isclass(kind) and kind in (int, float, bool) else "Part"
 
 

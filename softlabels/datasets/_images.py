@@ -82,6 +82,8 @@ def notes(images: Images) -> list[str]:
     """
     while (whole := getattr(images, "images", None)) is not None:  # of some of them, what is known of all
         images = whole
+    if isinstance(parts := getattr(images, "parts", None), tuple):
+        return [line for part in parts for line in notes(part)]
     said = [*getattr(images, "notes", ())]
     labelled = images.labels[images.labels >= 0]
     unlabelled = len(images) - len(labelled)
