@@ -65,10 +65,17 @@ def _after_train(settings: Any, outcome: Mapping[str, Any]) -> Iterator[list[Any
         yield ["softlabels", "dump", "--teacher", f"file:{run}", *words]
 
 
+def _after_select(settings: Any, outcome: Any) -> Iterator[list[Any]]:
+    if outcome.data is not None:
+        side = ["mobilenetv3"] if outcome.files else ["cnn_tiny"]
+        yield ["softlabels", "train", "--student", *side, "--labels", settings.labels, "--data", outcome.data]
+
+
 _FOLLOWING: Mapping[str, Callable[[Any, Any], Iterator[list[Any]]]] = {
     "plan": _after_plan,
     "pack": _after_pack,
     "dump": _after_dump,
+    "select": _after_select,
     "train": _after_train,
 }
 

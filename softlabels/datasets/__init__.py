@@ -15,7 +15,7 @@ from softlabels.choices import DATASETS, importable, unknown_data
 from softlabels.core.config import Part, is_object, validated, without_settings
 from softlabels.datasets._checks import content_checksums, fingerprint, known_by, some_rows
 from softlabels.datasets._cifar import Cifar10, Cifar100
-from softlabels.datasets._csv import Csv
+from softlabels.datasets._csv import Csv, check_list, write_list
 from softlabels.datasets._decode import decode_file, report_decoding
 from softlabels.datasets._digits import DigitPairs, Digits
 from softlabels.datasets._folder import Folder, Unlabelled
@@ -57,6 +57,7 @@ __all__ = [
     "SomeImages",
     "Unlabelled",
     "by_part",
+    "check_list",
     "check_there",
     "content_checksums",
     "create_pack",
@@ -70,6 +71,7 @@ __all__ = [
     "report_decoding",
     "some_rows",
     "subset",
+    "write_list",
 ]
 
 
@@ -151,6 +153,8 @@ def _changed(part: DataSet, data_dir: str | None, split: str | None) -> DataSet:
             _changed(each, data_dir if not downloads or each in downloads else None, split) for each in part.parts
         )
         return part.model_copy(update={"parts": own})
+    if isinstance(part, Csv) and part.of is not None:
+        return part.model_copy(update={"of": _changed(part.of, data_dir, None)})
     settings = {"data_dir": data_dir, "split": split}
     fields = _settings_of(part)
     changed = {name: given for name, given in settings.items() if given is not None and name in fields}
@@ -180,6 +184,9 @@ def check_there(part: DataSet, data_dir: str | None) -> None:
         for each in part.parts:
             check_there(each, data_dir)
         return
+    if isinstance(part, Csv) and part.of is not None:
+        check_there(part.of, data_dir)
+        data_dir = None
     named = {name: getattr(part, name, None) for name in ("root", "file", "data_dir")}
     if "data_dir" in getattr(type(part), "model_fields", {}):
         named["data_dir"] = data_dir or named["data_dir"]
@@ -202,6 +209,11 @@ def data_set(value: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Any] |
         value, prefix = prefix_of(value)
         if prefix:
             return _parts([(data_set(value), prefix)])
+        listed, of, whole = value.partition(" of=")
+        if of and listed.startswith("csv:"):
+            listing = DATASETS.make(listed)
+            assert isinstance(listing, Csv)
+            return listing.model_copy(update={"of": data_set(whole)})
     if isinstance(value, os.PathLike):
         return Folder(root=os.fspath(value))
     if not isinstance(value, str):

@@ -69,7 +69,7 @@ def known_by(images: Images) -> dict[str, Any]:
         sha.update(np.ascontiguousarray(whole.checksums()[rows], "<u8").tobytes())
         by = "checksums"
     else:
-        sizes = _sizes(whole.keys.take(pa.array(rows)), whole.root) if isinstance(whole, FileImages) else None
+        sizes = _sizes(whole.places.take(pa.array(rows)), whole.root) if isinstance(whole, FileImages) else None
         contents, count = _some_contents(images, sizes)
         sha.update(contents if sizes is None else sizes.astype("<i8").tobytes() + contents)
         by = f"contents of {count:,}" + ("" if sizes is None else " and the size of each")
@@ -78,13 +78,14 @@ def known_by(images: Images) -> dict[str, Any]:
 
 def some_rows(images: Images) -> NDArray[np.int64]:
     """Images picked over the data set that are quickly read: `SOME` at most, of `CONTENT_BYTES`: int64 (m,)."""
-    whole, picked = images, permutation(len(images))[:SOME]
+    picked = permutation(len(images))[:SOME]
+    whole, rows = images, picked
     while isinstance(whole, SomeImages):
-        whole = whole.images
+        rows, whole = whole.rows[rows], whole.images
     if images.pixels is not None:
         sizes = np.full(len(picked), images.pixels[0].numel() * images.pixels.element_size())
     elif isinstance(whole, FileImages):
-        sizes = _sizes(images.keys.take(pa.array(picked)), whole.root)
+        sizes = _sizes(whole.places.take(pa.array(rows)), whole.root)
     else:
         return picked[:FEW]
     return picked[: max(FEW, int(np.searchsorted(np.cumsum(sizes), CONTENT_BYTES, side="right")))]

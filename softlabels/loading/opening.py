@@ -116,7 +116,7 @@ def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) 
         return images if whole else subset(images, np.flatnonzero(known))
     spec = dict(labels.store.manifest.data)
     limit = spec.pop("limit", None)
-    for each in spec["parts"] if spec.get("kind") == "parts" else [spec]:
+    for each in _specs_in(spec):
         if each.get("kind") == "function":
             raise ConfigError(f"{labels.store.root} was made of {each.get('target')!r}; name it yourself with `data`")
     if spec.get("kind") == "folder":
@@ -126,6 +126,14 @@ def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) 
     except DataError as problem:
         options = "`data` or `data_dir`" if "data_dir" in spec else "`data`"
         raise DataError(f"{problem}; say with {options} where the images lie now") from problem
+
+
+def _specs_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A data set as a store keeps it, and those that it is made of."""
+    if isinstance(value, Mapping):
+        yield value
+    for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _specs_in(each)
 
 
 def teacher_specs(

@@ -159,7 +159,7 @@ def _sources(images: Images, known: dict[tuple[str, Path], int]) -> NDArray[np.i
     numbers = np.full(len(images), -1, np.int64)
     for part, rows, _ in by_part(images):
         root = getattr(part, "root", None)
-        if root is not None:
+        if root is not None and getattr(part, "paths", None) is None:
             numbers[rows] = known.setdefault((type(part).__name__, Path(root).resolve()), len(known))
     return numbers
 

@@ -111,7 +111,11 @@ def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | Non
 
 def _without_code(data: Any) -> bool:
     """Whether this names a data set that is opened without code of its own."""
-    if isinstance(data, dict) and data.get("kind") == "parts":
-        return all(map(_without_code, data.get("parts", ())))
+    if isinstance(data, dict):
+        inner = [*data.get("parts", ()), *([data["of"]] if data.get("of") is not None else [])]
+        if not all(map(_without_code, inner)):
+            return False
+    elif " of=" in str(data):
+        return all(map(_without_code, str(data).split(" of=", 1)))
     kind = data.get("kind") if isinstance(data, dict) else str(data).partition(":")[0]
     return kind != "function" and (kind in DATASETS.names or Path(without_settings(str(data))).is_dir())
