@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from softlabels.core.config import OBJECT, Choice, Given, Table, is_url, validated, without_settings
 from softlabels.core.installed import (
@@ -95,6 +95,7 @@ DATASETS: Table[DataSet] = Table(
         "cifar100": "softlabels.datasets._cifar:Cifar100",
         "imagenet": "softlabels.datasets._imagenet:ImageNet",
         "pack": "softlabels.datasets.packs._pack:Pack",
+        "parts": "softlabels.datasets._parts:Parts",
         "function": "softlabels.datasets._function:Function",
         "object": "softlabels.datasets._object:ObjectImages",
     },
@@ -492,14 +493,24 @@ class RecipeChoice(Choice["Recipe"]):
 
 
 class DataChoice(Choice["DataSet"]):
-    """A data set."""
+    """A data set, or a list of data sets that are one together."""
 
     what = "data set"
+    many: ClassVar[bool] = True
+    """Whether the command line takes several, which are one together."""
 
     @staticmethod
     def check(given: Given) -> Given:
         """See `Choice`."""
-        return check_data(given)
+        if not isinstance(given, list | tuple):
+            return check_data(given)
+        each = [DataChoice.of(one).given for one in given]
+        return each[0] if len(each) == 1 else each
+
+    @property
+    def parts(self) -> list[Given]:
+        """What was given, each data set for itself."""
+        return list(self.given) if isinstance(self.given, list | tuple) else [self.given]
 
     @classmethod
     def of_object(cls, value: object) -> Given:
@@ -508,6 +519,8 @@ class DataChoice(Choice["DataSet"]):
 
     def in_file(self) -> Given:
         """See `Choice.in_file`; opened images of ours by how they are opened again."""
+        if isinstance(self.given, list | tuple):
+            return [DataChoice(each).in_file() for each in self.given]
         if isinstance(self.given, Mapping) and self.given.get("kind") == OBJECT:
             return self.make().model_dump(mode="json")
         return super().in_file()
@@ -526,10 +539,12 @@ class DataChoice(Choice["DataSet"]):
 class HeldOutChoice(DataChoice):
     """A data set to evaluate on, or ``none``."""
 
+    many = False
+
     @staticmethod
     def check(given: Given) -> Given:
         """See `Choice`."""
-        return given if given == "none" else check_data(given)
+        return given if given == "none" else DataChoice.check(given)
 
     @property
     def none(self) -> bool:

@@ -161,6 +161,20 @@ PAGES: Mapping[str, Page] = {
         {"Student": "student function", "File": "format out", "Comparison": "data data_dir split limit"},
         needs="a run's folder, or the weights of a student",
     ),
+    "select": Page(
+        STORES,
+        "Pick the images of each class that the labels are surest of",
+        (
+            "softlabels select --labels shards/ --top-k-per-class 4000",
+            "softlabels select --labels shards/ --top-k-per-class 500 --min-confidence 0.5 --pseudo-labels",
+        ),
+        {
+            "Images": "labels top_k_per_class min_confidence | teachers temperature data data_dir",
+            "List": "out pseudo_labels",
+            "Run": f"| {_CACHE}",
+        },
+        needs="a number of images of each class: `top_k_per_class`",
+    ),
     "info": Page(
         STORES,
         "Content, size and completeness of a label store",
