@@ -641,6 +641,11 @@ def sweep(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -717,8 +722,14 @@ def sweep(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
@@ -787,6 +798,11 @@ def train(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -860,8 +876,14 @@ def train(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
