@@ -634,6 +634,14 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
             codec.check_temperature(1.0)
         except ConfigError as problem:
             raise ConfigError(f"`min_confidence` is of probabilities at temperature 1: {problem}") from problem
+    for loss in objective.losses:
+        for factor in getattr(loss, "factors", ()):
+            codec.check_temperature(factor * objective.temperature)
+            if factor != 1 and isinstance(codec, SparseCodec):
+                raise ConfigError(
+                    f"loss {loss.kind!r} compares at several temperatures, and {codec.kind} labels are read at one; "
+                    f"dump with `codec=dense`, or choose another loss"
+                )
     for term in objective.terms:
         if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
             codec.check_temperature(term.temperature)

@@ -105,7 +105,7 @@ def test_a_smaller_student_begins_with_its_teachers_layers(
     )  # the blocks of 16 channels, and all others differ
     assert "nothing to do" in softlabels_command(*command).output
     named = [*command[:-1], tmp_path / "named", "--layers", "haed"]
-    assert "has no layer 'haed'; did you mean 'head'" in softlabels_command(*named).output
+    assert "has no layer 'haed'  tip: did you mean 'head'" in softlabels_command(*named).output
     assert not (tmp_path / "named").exists()
 
 
