@@ -49,7 +49,7 @@ _DUMP = {
     "Run": f"dry_run | {_CACHE}",
 }
 _TRAINING = {
-    "Student": "student weights init size | compile channels_last train_only",
+    "Student": "student weights init size | init_from init_from_weights layers compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
     "unlabelled incomplete",
     "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term hard_logits "
@@ -301,6 +301,9 @@ METAVARS: Mapping[str, str] = {
     "function": "MODULE:FUNCTION",
     "grid": "SETTING=VALUES",
     "init": "RUN",
+    "init_from": "NETWORK",
+    "init_from_weights": "WEIGHTS",
+    "layers": "LAYER",
     "kind": "KIND",
     "labels": "STORE",
     "loss": "LOSS",

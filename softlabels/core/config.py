@@ -152,7 +152,7 @@ class CommandConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     LOCAL: ClassVar[frozenset[str]] = frozenset(
-        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights"}
+        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights", "init_from_weights"}
     )
     """Settings that name a file or folder of this machine, and never a URL."""
 

@@ -55,6 +55,19 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
         "IMAGENET1K_V1, or random  [default: random]",
     )
+    init_from: NetworkChoice | None = Field(
+        None,
+        description="network of which the student begins with copies of some layers, of whatever architecture: a run, "
+        "file:PATH, or a network's name",
+    )
+    init_from_weights: str | None = Field(
+        None, description="weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]"
+    )
+    layers: tuple[str, ...] = Field(
+        (),
+        description="layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: "
+        "all whose names and shapes match]",
+    )
     size: int | None = Field(None, ge=1, le=8192, description="side of the student's images  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
     teachers: tuple[str, ...] | None = Field(
@@ -150,6 +163,12 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned; -2, -3, ... where that "
         "holds another run]",
     )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _named_layers(cls, value: Any) -> Any:
+        words = (value,) if isinstance(value, str) else value
+        return tuple(each.strip() for word in words for each in str(word).split(",") if each.strip()) if words else ()
 
     @property
     def settings(self) -> TrainSettings:

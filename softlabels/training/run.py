@@ -47,6 +47,7 @@ from softlabels.models import (
 from softlabels.training.checkpoints import newest_step
 from softlabels.training.config import TrainConfig
 from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
+from softlabels.training.first_layers import copy_layers
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
@@ -113,6 +114,14 @@ def check_settings(config: TrainConfig) -> None:
             f"`normalization={config.normalization}` does not go with `min_confidence` and `wrong_teacher`, whose mean "
             f"is over the rows that count; leave it out"
         )
+    if config.init_from is None and (config.layers or config.init_from_weights):
+        given = "layers" if config.layers else "init_from_weights"
+        raise ConfigError(f"`{given}` says what is copied from another network; name that with `init_from`")
+    if config.init_from is not None and config.init is not None:
+        raise ConfigError(
+            "`init` and `init_from` exclude each other: `init` goes on with a whole network, `init_from` copies layers "
+            "of another into `student`"
+        )
     config.check_parts()
     _objective(config, 0.0)
 
@@ -120,6 +129,8 @@ def check_settings(config: TrainConfig) -> None:
 def check_train_files(config: TrainConfig) -> None:
     """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
     _student(config).check_weights(training=True)
+    if config.init_from is not None:
+        config.init_from.make(config.init_from_weights).check_weights()
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
     opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
@@ -231,8 +242,10 @@ def _train(
     images = task.samples.pictures.images
     check_place(folder, "run", images)
     device = config.torch_device()
-    network = spec.build(classes, seed=config.seed).to(device)
     names = task.samples.labels.class_names if task.samples.labels is not None else images.classes
+    network = spec.build(classes, seed=config.seed)
+    notes += _copied_layers(config, spec, network, inputs, names or images.classes)
+    network = network.to(device)
     metadata = spec.metadata(classes, names or images.classes)
     notes += _kept_head(config, classes, names or images.classes)
     settings = _settings(config, spec)
@@ -387,6 +400,20 @@ def _student(config: TrainConfig) -> StudentSpec:
         raise ConfigError(f"{config.init} does not name a network that is known here; name it with `student={own}`")
     student = config.student or StudentChoice(saved.architecture if saved else "")
     return student.make(config.init, config.size)
+
+
+def _copied_layers(
+    config: TrainConfig, spec: StudentSpec, network: nn.Module, inputs: Inputs, names: Sequence[str]
+) -> list[str]:
+    """Copy the layers that `init_from` brings into the student; lines about them."""
+    source = inputs.layers_from
+    if source is None:
+        return []
+    # The same tensors in the head of other classes match by chance.
+    alike = bool(source.class_names) and first_difference(names, source.class_names) is None
+    leave = () if alike else spec.head
+    copied = copy_layers(network, source.network, config.layers, called=source.where, leave=leave)
+    return [copied.describe(source.where)]
 
 
 def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[str]:
@@ -624,6 +651,14 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
             codec.check_temperature(1.0)
         except ConfigError as problem:
             raise ConfigError(f"`min_confidence` is of probabilities at temperature 1: {problem}") from problem
+    for loss in objective.losses:
+        for factor in getattr(loss, "factors", ()):
+            codec.check_temperature(factor * objective.temperature)
+            if factor != 1 and isinstance(codec, SparseCodec):
+                raise ConfigError(
+                    f"loss {loss.kind!r} compares at several temperatures, and {codec.kind} labels are read at one; "
+                    f"dump with `codec=dense`, or choose another loss"
+                )
     for term in objective.terms:
         if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
             codec.check_temperature(term.temperature)

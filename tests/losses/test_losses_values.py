@@ -171,6 +171,48 @@ def relational_angle(student, teacher, temperature, labels, valid):  # noqa: ARG
     return mean(huber(cosine(student, *each) - cosine(teacher, *each)) for each in triples)
 
 
+def products(rows):
+    return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+
+
+def correlation_level(columns):
+    """Squared differences of products of rows, over their number, or of columns, over theirs."""
+
+    def reference(student, teacher, temperature, labels, valid):  # noqa: ARG001
+        tables = []
+        for side in (student, teacher):
+            rows = [[math.exp(v) for v in log_softmax(side[i], temperature)] for i in range(len(side)) if valid[i]]
+            tables.append(products([list(column) for column in zip(*rows, strict=True)] if columns else rows))
+        return sum((a - b) ** 2 for x, y in zip(*tables, strict=True) for a, b in zip(x, y, strict=True)) / len(
+            tables[0]
+        )
+
+    return reference
+
+
+def multi_level(
+    student,
+    teacher,
+    temperature,
+    labels,
+    valid,
+    factors=(0.5, 0.75, 1.0, 1.25, 1.5),
+    instance_weight=1.0,
+    batch_weight=1.0,
+    class_weight=1.0,
+):
+    levels = (
+        (instance_weight, per_row(kl)),
+        (batch_weight, correlation_level(False)),
+        (class_weight, correlation_level(True)),
+    )
+    return sum(
+        weight * level(student, teacher, factor * temperature, labels, valid)
+        for factor in factors
+        for weight, level in levels
+    )
+
+
 def virtual(student, teacher, temperature, labels, valid, correct=0.99):
     teacher = [
         [math.log(correct if k == label else (1 - correct) / (CLASSES - 1)) for k in range(CLASSES)] for label in labels
@@ -199,6 +241,9 @@ REFERENCES = {
     "spherical-kd": spherical,
     "relational-distance": relational_distance,
     "relational-angle": relational_angle,
+    "mlkd": multi_level,
+    "batch-correlation": correlation_level(False),
+    "class-correlation": correlation_level(True),
     "teacher-free": virtual,
     "confidence-penalty": penalty,
 }
@@ -279,6 +324,8 @@ def test_value_is_the_written_out_formula(kind, case):
         ("dkd", {"alpha": 1.0, "beta": 0.0}),
         ("dkd", {"standardized": True}),
         ("dist", {"beta": 2.0, "gamma": 0.5}),
+        ("mlkd", {"factors": (1.0, 2.0)}),
+        ("mlkd", {"instance_weight": 0.5, "batch_weight": 2.0, "class_weight": 3.0}),
         ("mse", {"reduction": "mean"}),
         ("mse", {"centred": False}),
         ("mse", {"centred": False, "reduction": "mean"}),
