@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml
 setup: $(VENV)/installed ## create .venv and install softlabels with its tools
 
 all: setup ## run a whole study: make all CONFIG=configs/digits
-	$(BIN)/python pipelines/$$(sed -n "s/^pipeline: *//p" $(CONFIG)/study.yaml | grep . || echo distill).py $(CONFIG)
+	$(BIN)/python pipelines/$$(sed -n "s/^pipeline: *//p" $(CONFIG)/study.yaml | grep . || echo distill).py $(CONFIG) --jobs $(JOBS)
 
 test: setup ## the tests that fit in a few minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'

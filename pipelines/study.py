@@ -30,6 +30,9 @@ Settings = dict[str, Any]
 Step = tuple[str, Settings]
 """A command of softlabels, or one that a pipeline adds, and its settings."""
 
+FEW_IMAGES: dict[str, Settings] = {"dump": {"limit": 300}, "convert": {}, "select": {}}
+"""Commands that train nothing, and what they are given for a quick trial."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -58,15 +61,15 @@ class Study:
         known = {"seed": str(seed), **{f"step{n}": f"{self.out}/{place}" for n, place in enumerate(places[:-1], 1)}}
         steps = []
         for (name, own), place in zip((named(each, "train") for each in given), places, strict=True):
-            common = {} if name in ("dump", "select") else {**self.common, "seed": seed}
+            common = {} if name in FEW_IMAGES else {**self.common, "seed": seed}
             steps.append(self._step(name, {**common, **own}, place, known))
         return steps
 
     def _step(self, name: str, settings: Settings, place: str, known: Mapping[str, str]) -> Step:
         folders = {each: f"{self.out}/{each}" for each in ("teachers", "stores", "arms", "steps")}
         settings = filled(settings, {"out": self.out, **folders, **known})
-        if self.quick and name != "select":
-            settings |= {"limit": 300} if name == "dump" else {"limit": 200, "epochs": 1, "warmup_epochs": 0}
+        if self.quick:
+            settings |= FEW_IMAGES.get(name, {"limit": 200, "epochs": 1, "warmup_epochs": 0})
         return name, {
             **{key: value for key, value in settings.items() if value is not None},
             "out": f"{self.out}/{place}",

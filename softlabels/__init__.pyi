@@ -32,6 +32,7 @@ from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
 from softlabels.reporting.run_demo import DemoResult
 from softlabels.reporting.run_sweep import SweepReport
+from softlabels.selecting.select import Selection
 from softlabels.training.export import Exported
 from softlabels.training.result import TrainResult as TrainResult
 from softlabels.training.run_eval import NetworkScore
@@ -127,7 +128,7 @@ def dump(
     name: Text | Sequence[Text] = (),
     size: int | Sequence[int] = (),
     class_map: Text | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -207,7 +208,7 @@ def evaluate(
     workers: int | Text = "auto",
     weights: Text | None = None,
     size: int | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -241,7 +242,7 @@ def export(
     format: Literal["torch", "onnx", "int8"] = "torch",
     out: Text | None = None,
     function: Text | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "test",
     limit: int | None = None,
@@ -269,7 +270,7 @@ def import_labels(
     quiet: bool = False,
     cache_dir: Text | None = None,
     cache_size: int | None = None,
-    data: Data = ...,
+    data: Data | Sequence[Data] = ...,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -366,7 +367,7 @@ def pack(
     *,
     config: Text | None = None,
     quiet: bool = False,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -416,7 +417,7 @@ def plan(
     name: Text | Sequence[Text] = (),
     size: int | Sequence[int] = (),
     class_map: Text | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     split: Literal["train", "test", "val"] = "train",
     limit: int | None = None,
@@ -500,7 +501,7 @@ def repair(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),
@@ -549,6 +550,41 @@ def report(
             from hard labels alone]
     """
 
+def select(
+    labels: Text = "shards/",
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+    cache_dir: Text | None = None,
+    cache_size: int | None = None,
+    top_k_per_class: int = ...,
+    min_confidence: float = 0.0,
+    pseudo_labels: bool = False,
+    teachers: Text | Sequence[Text] | None = None,
+    temperature: float = 1.0,
+    data: Data | Sequence[Data] | None = None,
+    data_dir: Text | None = None,
+    out: Text = "pool.csv",
+) -> Selection:
+    """Of each class, pick the images that the stored labels are surest of, and list them in a CSV file.
+
+    The list is a data set, `data=csv:FILE`, under the keys of the store: train on it with the same labels.
+
+    Args:
+        cache_dir: where shards from a URL are copied to and compressed ones are unpacked  [default: $SOFTLABELS_CACHE,
+            or the user's cache]
+        cache_size: bytes of copies in that folder, such as 50GB; the longest unused go  [default: no limit]
+        labels: label store of the pool, a folder or a URL
+        top_k_per_class: images of each predicted class, at most
+        min_confidence: leave out images whose highest probability is lower
+        pseudo_labels: list the predicted class as the hard label of each image
+        teachers: teachers of the store whose mean counts; repeatable  [default: all]
+        temperature: temperature of the probabilities
+        data: data set  [default: the one the labels were made of]
+        data_dir: where the data set lies
+        out: file of the list, a data set: csv:FILE
+    """
+
 def sweep(
     *,
     config: Text | None = None,
@@ -589,7 +625,7 @@ def sweep(
     teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     eval_data: Part | None = None,
     eval_size: int | None = None,
@@ -605,6 +641,11 @@ def sweep(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -681,8 +722,14 @@ def sweep(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
@@ -735,7 +782,7 @@ def train(
     teacher: Network | Sequence[Network] = (),
     teacher_weights: Text | Sequence[Text] = (),
     class_map: Text | None = None,
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     eval_data: Part | None = None,
     eval_size: int | None = None,
@@ -751,6 +798,11 @@ def train(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -824,8 +876,14 @@ def train(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
@@ -847,7 +905,7 @@ def verify(
     device: Text = "auto",
     amp: Literal["fp16", "bf16"] | None = None,
     workers: int | Text = "auto",
-    data: Data | None = None,
+    data: Data | Sequence[Data] | None = None,
     data_dir: Text | None = None,
     teacher: Network | Sequence[Network] = (),
     weights: Text | Sequence[Text] = (),

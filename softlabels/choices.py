@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from softlabels.core.config import OBJECT, Choice, Given, Table, is_url, validated, without_settings
 from softlabels.core.installed import (
@@ -64,6 +64,9 @@ LOSSES: Table[Loss] = Table(
         "spherical-kd": "softlabels.losses._logits:SphericalKD",
         "relational-distance": "softlabels.losses._relational:RelationalDistance",
         "relational-angle": "softlabels.losses._relational:RelationalAngle",
+        "mlkd": "softlabels.losses._multi_level:MultiLevel",
+        "batch-correlation": "softlabels.losses._multi_level:BatchCorrelation",
+        "class-correlation": "softlabels.losses._multi_level:ClassCorrelation",
         "teacher-free": "softlabels.losses._true_class:TeacherFree",
         "confidence-penalty": "softlabels.losses._divergences:ConfidencePenalty",
     },
@@ -78,6 +81,7 @@ BLENDS: Table[Blend] = Table(
         "weighted": "softlabels.losses._blends:Weighted",
         "random-teacher": "softlabels.losses._blends:RandomTeacher",
         "per-class": "softlabels.losses._blends:PerClass",
+        "class-accuracy": "softlabels.losses._blends:ClassAccuracy",
     },
 )
 
@@ -94,6 +98,7 @@ DATASETS: Table[DataSet] = Table(
         "cifar100": "softlabels.datasets._cifar:Cifar100",
         "imagenet": "softlabels.datasets._imagenet:ImageNet",
         "pack": "softlabels.datasets.packs._pack:Pack",
+        "parts": "softlabels.datasets._parts:Parts",
         "function": "softlabels.datasets._function:Function",
         "object": "softlabels.datasets._object:ObjectImages",
     },
@@ -491,14 +496,24 @@ class RecipeChoice(Choice["Recipe"]):
 
 
 class DataChoice(Choice["DataSet"]):
-    """A data set."""
+    """A data set, or a list of data sets that are one together."""
 
     what = "data set"
+    many: ClassVar[bool] = True
+    """Whether the command line takes several, which are one together."""
 
     @staticmethod
     def check(given: Given) -> Given:
         """See `Choice`."""
-        return check_data(given)
+        if not isinstance(given, list | tuple):
+            return check_data(given)
+        each = [DataChoice.of(one).given for one in given]
+        return each[0] if len(each) == 1 else each
+
+    @property
+    def parts(self) -> list[Given]:
+        """What was given, each data set for itself."""
+        return list(self.given) if isinstance(self.given, list | tuple) else [self.given]
 
     @classmethod
     def of_object(cls, value: object) -> Given:
@@ -507,6 +522,8 @@ class DataChoice(Choice["DataSet"]):
 
     def in_file(self) -> Given:
         """See `Choice.in_file`; opened images of ours by how they are opened again."""
+        if isinstance(self.given, list | tuple):
+            return [DataChoice(each).in_file() for each in self.given]
         if isinstance(self.given, Mapping) and self.given.get("kind") == OBJECT:
             return self.make().model_dump(mode="json")
         return super().in_file()
@@ -525,10 +542,12 @@ class DataChoice(Choice["DataSet"]):
 class HeldOutChoice(DataChoice):
     """A data set to evaluate on, or ``none``."""
 
+    many = False
+
     @staticmethod
     def check(given: Given) -> Given:
         """See `Choice`."""
-        return given if given == "none" else check_data(given)
+        return given if given == "none" else DataChoice.check(given)
 
     @property
     def none(self) -> bool:

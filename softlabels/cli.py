@@ -443,7 +443,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
         return annotation, False
     if origin is tuple:
         return _click_type(args[0])[0], True
-    return (annotation if annotation in (int, float, bool, str) else str), False
+    return (annotation if annotation in (int, float, bool, str) else str), bool(getattr(annotation, "many", False))
 
 
 @click.group(

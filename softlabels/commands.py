@@ -131,6 +131,14 @@ COMMANDS: Mapping[str, Command] = {
             function="evaluate",
         ),
         Command(
+            "select",
+            "selecting.config:SelectConfig",
+            "selecting.run_select:run_select",
+            "Of each class, pick the images that the stored labels are surest of, and list them in a CSV file.\n\nThe "
+            "list is a data set, `data=csv:FILE`, under the keys of the store: train on it with the same labels.",
+            show="selecting.run_select:select_text",
+        ),
+        Command(
             "verify",
             "upkeep.config:VerifyConfig",
             "upkeep.run_verify:run_verify",

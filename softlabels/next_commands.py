@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from softlabels.choices import DATASETS
+from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import Choice, CommandConfig
 
 _OTHER = frozenset({"codec_report", "codec_samples", "dry_run"})
@@ -38,10 +38,13 @@ def _after_pack(settings: Any, outcome: Any) -> Iterator[list[Any]]:
 def _after_dump(settings: Any, outcome: Any) -> Iterator[list[Any]]:
     if any(each.views < settings.views for each in outcome):
         return  # other parts are to be dumped first
-    data = settings.data.given if settings.data is not None else None
+    parts = settings.data.parts if settings.data is not None else []
     # Code is never chosen by a file: a data set that a function makes is named again.
-    own = isinstance(data, str) and not Path(data).exists() and data.partition(":")[0] not in DATASETS.names
-    words = ["--data", data] if own else []
+    own = any(
+        isinstance(data, str) and not Path(data).exists() and data.partition(":")[0] not in DATASETS.names
+        for data in parts
+    )
+    words = [word for data in parts for word in ("--data", data)] if own else []
     words += ["--data-dir", settings.data_dir] if settings.data_dir is not None else []
     words += ["--unlabelled", "leave-out"] if any(each.skipped for each in outcome) else []
     side = min((each.size for each in outcome), default=_SMALL)
@@ -62,10 +65,17 @@ def _after_train(settings: Any, outcome: Mapping[str, Any]) -> Iterator[list[Any
         yield ["softlabels", "dump", "--teacher", f"file:{run}", *words]
 
 
+def _after_select(settings: Any, outcome: Any) -> Iterator[list[Any]]:
+    if outcome.data is not None:
+        side = ["mobilenetv3"] if outcome.files else ["cnn_tiny"]
+        yield ["softlabels", "train", "--student", *side, "--labels", settings.labels, "--data", outcome.data]
+
+
 _FOLLOWING: Mapping[str, Callable[[Any, Any], Iterator[list[Any]]]] = {
     "plan": _after_plan,
     "pack": _after_pack,
     "dump": _after_dump,
+    "select": _after_select,
     "train": _after_train,
 }
 
@@ -78,7 +88,8 @@ def _options(settings: CommandConfig, left_out: frozenset[str]) -> list[str] | N
         if name in left_out or value == field.get_default(call_default_factory=True):
             continue
         flag = f"--{name.replace('_', '-')}"
-        for each in value if isinstance(value, tuple) else [value]:
+        several = map(DataChoice, value.parts) if isinstance(value, DataChoice) else [value]
+        for each in value if isinstance(value, tuple) else several:
             given = each.given if isinstance(each, Choice) else each
             if isinstance(given, bool):
                 words.append(flag if given else flag.replace("--", "--no-", 1))

@@ -49,10 +49,11 @@ _DUMP = {
     "Run": f"dry_run | {_CACHE}",
 }
 _TRAINING = {
-    "Student": "student weights init size | compile channels_last train_only",
+    "Student": "student weights init size | init_from init_from_weights layers compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
     "unlabelled incomplete",
-    "Loss": "alpha temperature loss label_smoothing | alpha_end blend term min_confidence wrong_teacher",
+    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term hard_logits "
+    "hard_temperature ignore_label normalization min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
     "Evaluation": "eval_data eval_size | eval_every patience compare",
@@ -159,6 +160,20 @@ PAGES: Mapping[str, Page] = {
         ("softlabels export runs/mobilenetv3 --format onnx --data photos/",),
         {"Student": "student function", "File": "format out", "Comparison": "data data_dir split limit"},
         needs="a run's folder, or the weights of a student",
+    ),
+    "select": Page(
+        STORES,
+        "Pick the images of each class that the labels are surest of",
+        (
+            "softlabels select --labels shards/ --top-k-per-class 4000",
+            "softlabels select --labels shards/ --top-k-per-class 500 --min-confidence 0.5 --pseudo-labels",
+        ),
+        {
+            "Images": "labels top_k_per_class min_confidence | teachers temperature data data_dir",
+            "List": "out pseudo_labels",
+            "Run": f"| {_CACHE}",
+        },
+        needs="a number of images of each class: `top_k_per_class`",
     ),
     "info": Page(
         STORES,
@@ -286,6 +301,9 @@ METAVARS: Mapping[str, str] = {
     "function": "MODULE:FUNCTION",
     "grid": "SETTING=VALUES",
     "init": "RUN",
+    "init_from": "NETWORK",
+    "init_from_weights": "WEIGHTS",
+    "layers": "LAYER",
     "kind": "KIND",
     "labels": "STORE",
     "loss": "LOSS",

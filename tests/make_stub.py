@@ -51,6 +51,7 @@ RETURNS = {
     "train": "TrainResult",
     "sweep": "SweepReport",
     "eval": "NetworkScore",
+    "select": "Selection",
     "verify": "Findings",
     "repair": "list[RepairReport]",
     "convert": "list[CopyReport]",
@@ -69,6 +70,7 @@ HOMES = {
     "DumpReport": "dumping.dump",
     "SweepReport": "reporting.run_sweep",
     "NetworkScore": "training.run_eval",
+    "Selection": "selecting.select",
     "Findings": "upkeep.verify",
     "RepairReport": "upkeep.repair",
     "CopyReport": "upkeep.convert",
@@ -142,7 +144,7 @@ def spelled(kind: Any) -> str:
     if inspect.isclass(kind) and issubclass(kind, TeacherChoice | StudentChoice):
         return "Network"
     if kind is DataChoice:
-        return "Data"
+        return "Data | Sequence[Data]"
     return kind.__name__ if inspect.isclass(kind) and kind in (int, float, bool) else "Part"
 
 

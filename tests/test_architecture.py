@@ -21,7 +21,7 @@ LAYERS = (
     {"datasets", "views", "models", "codecs", "losses", "store"},
     {"loading"},
     {"dumping", "training"},
-    {"importing", "upkeep", "reporting", "integrations"},
+    {"importing", "upkeep", "reporting", "selecting", "integrations"},
     {"commands", "next_commands", "networks", "teachers"},  # the last two are former names of models
     {"options"},
     {"cli"},
@@ -137,7 +137,7 @@ def test_arrayfile_alone_knows_hdf5_and_zarr_and_knows_no_domain() -> None:
         assert not re.search(r"\b(teacher|label|view|pack|image|picture)s?\b", text, re.IGNORECASE), path
 
 
-@pytest.mark.parametrize("stage", ["dumping", "training", "importing", "upkeep", "reporting"])
+@pytest.mark.parametrize("stage", ["dumping", "training", "importing", "upkeep", "reporting", "selecting"])
 def test_only_the_run_files_of_a_stage_see_a_config(stage: str) -> None:
     for path in (ROOT / stage).glob("*.py"):
         if path.stem in ("config", "settings") or path.stem.startswith("run"):

@@ -47,6 +47,11 @@ class Dense(Part):
         return (0.0 if self.dtype == "fp32" else 0.1), math.inf
 
     @property
+    def keeps_offset(self) -> bool:
+        """Whether a row comes back with its own mean, not only up to a constant."""
+        return self.dtype != "fp16"
+
+    @property
     def deepest(self) -> float:
         """The largest half float; none for full ones."""
         return math.inf if self.dtype == "fp32" else _DEEPEST

@@ -91,7 +91,7 @@ def check_lowest(temperature: float, lowest: float, codec: str, instead: str) ->
     Raises:
         ConfigError: with the codec, its range and the flags that help.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
+    if not temperature > 0:
         raise ConfigError(f"a temperature is a number above 0, not {temperature}; set `temperature`")
     if temperature < lowest:
         raise ConfigError(

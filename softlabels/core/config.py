@@ -152,7 +152,7 @@ class CommandConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     LOCAL: ClassVar[frozenset[str]] = frozenset(
-        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights"}
+        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights", "init_from_weights"}
     )
     """Settings that name a file or folder of this machine, and never a URL."""
 
@@ -399,7 +399,8 @@ def _fault(field: str, error: Any) -> str:
     if message.startswith("must be"):
         return f"{field} {message}, not {_shown(value)}"
     found, tip = split_advice(message)
-    got = "" if repr(value) in message or str(value) in message else f" (got {value!r})"
+    # Of a rule between several fields the value is all of them.
+    got = "" if not field or repr(value) in message or str(value) in message else f" (got {value!r})"
     return f"{field}{': ' if field else ''}{found}{got}{'; ' if tip else ''}{tip}"
 
 

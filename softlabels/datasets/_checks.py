@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from softlabels.core.philox import permutation
 from softlabels.datasets._images import FileImages, Images, stretches, thread_count
-from softlabels.datasets._subset import SomeImages
+from softlabels.datasets._parts import by_part
+from softlabels.datasets._subset import SomeImages, subset
 from softlabels.datasets.packs._pack import PackedImages
 from softlabels.errors import DataError
 
@@ -52,9 +53,13 @@ def known_by(images: Images) -> dict[str, Any]:
     the images, which `by` names: pixels in memory, checksums of a pack, else the contents of as many images, picked
     over the data set, as `CONTENT_BYTES` hold, and of files the size of each. Images that cannot be read count as such.
     """
-    whole, rows = images, np.arange(len(images))
-    while isinstance(whole, SomeImages):
-        rows, whole = whole.rows[rows], whole.images
+    held = list(by_part(images))
+    if len(held) > 1:
+        known = [known_by(subset(part, own)) for part, _, own in held]
+        joint = hashlib.sha256("".join(each["contents"] for each in known).encode()).hexdigest()
+        ways = ", ".join(dict.fromkeys(each["by"] for each in known))
+        return {"count": len(images), "table": fingerprint(images), "contents": joint, "by": ways}
+    whole, _, rows = held[0] if held else (images, np.arange(0), np.arange(0))
     sha = hashlib.sha256()
     if images.pixels is not None:
         sha.update(str(tuple(images.pixels.shape)).encode())
@@ -64,7 +69,7 @@ def known_by(images: Images) -> dict[str, Any]:
         sha.update(np.ascontiguousarray(whole.checksums()[rows], "<u8").tobytes())
         by = "checksums"
     else:
-        sizes = _sizes(images.keys, whole.root) if isinstance(whole, FileImages) else None
+        sizes = _sizes(whole.places.take(pa.array(rows)), whole.root) if isinstance(whole, FileImages) else None
         contents, count = _some_contents(images, sizes)
         sha.update(contents if sizes is None else sizes.astype("<i8").tobytes() + contents)
         by = f"contents of {count:,}" + ("" if sizes is None else " and the size of each")
@@ -73,13 +78,14 @@ def known_by(images: Images) -> dict[str, Any]:
 
 def some_rows(images: Images) -> NDArray[np.int64]:
     """Images picked over the data set that are quickly read: `SOME` at most, of `CONTENT_BYTES`: int64 (m,)."""
-    whole, picked = images, permutation(len(images))[:SOME]
+    picked = permutation(len(images))[:SOME]
+    whole, rows = images, picked
     while isinstance(whole, SomeImages):
-        whole = whole.images
+        rows, whole = whole.rows[rows], whole.images
     if images.pixels is not None:
         sizes = np.full(len(picked), images.pixels[0].numel() * images.pixels.element_size())
     elif isinstance(whole, FileImages):
-        sizes = _sizes(images.keys.take(pa.array(picked)), whole.root)
+        sizes = _sizes(whole.places.take(pa.array(rows)), whole.root)
     else:
         return picked[:FEW]
     return picked[: max(FEW, int(np.searchsorted(np.cumsum(sizes), CONTENT_BYTES, side="right")))]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from csv import writer as csv_writer
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import csv
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
+from softlabels.choices import DATASETS
 from softlabels.core.config import Part
+from softlabels.core.files import write_text
 from softlabels.core.reading import FIRST_BYTES, kind_of_file
-from softlabels.datasets._images import FileImages, absolute, key_column
+from softlabels.datasets._images import FileImages, Images, absolute, key_column
+from softlabels.datasets._parts import by_part
+from softlabels.datasets._subset import SomeImages, subset
 from softlabels.errors import ConfigError, DataError, did_you_mean
 
 _NUMBER = re.compile(r"-?\d{1,18}(\.0+)?")  # "3.0" is what pandas writes once a column of integers has a gap
@@ -39,6 +47,13 @@ _USUAL_PATHS = (
 NONE = "none"
 """As `label_column`: the images have no labels."""
 
+KEY_COLUMN = "softlabels_key"
+"""The column of a list that `write_list` made: the key that each image has in the data set that it was taken from."""
+
+
+def _made(value: Any) -> Any:
+    return None if value is None else DATASETS.make(value)
+
 
 class Csv(Part):
     """``csv:FILE``: one image per line, with a path and, if there is one, a label (an empty cell: none).
@@ -48,6 +63,9 @@ class Csv(Part):
     below `data_dir`, or below the CSV's folder. `label_column` None: the column ``label`` if there is one, and a column
     that only looks like it is asked about; ``none``: the images have no labels. Blanks around names and cells do not
     count.
+
+    Keys are the paths, or what the column ``softlabels_key`` has, which the lists of ``softlabels select`` and
+    ``dedup`` have. With `of`, a data set (``'csv:FILE of=cifar10'``), they are keys of its images and no files.
     """
 
     shorthand: ClassVar[str] = "file"
@@ -57,8 +75,9 @@ class Csv(Part):
     path_column: str = "path"
     label_column: str | None = None
     classes: Annotated[int, Field(ge=1, le=_MOST_CLASSES)] | tuple[str, ...] | None = None
+    of: Annotated[Any, BeforeValidator(_made)] = None
 
-    def open(self) -> FileImages:
+    def open(self) -> Images:
         """The data set in the file's order; keys are the paths as they are listed.
 
         Raises:
@@ -69,14 +88,101 @@ class Csv(Part):
         table = _read(file)
         name = _label_column(table, self.label_column, self.path_column, file)
         cells = [""] * len(table) if name is None else [cell.strip() for cell in _column(table, name, file)]
+        own = KEY_COLUMN in table.column_names
+        spec = {**self.model_dump(exclude={"of"}), "file": str(file), "data_dir": root}
+        if self.of is not None:
+            named = _unique(_column(table, KEY_COLUMN if own else self.path_column, file), file)
+            return self._picked(self.of.open(), named, cells, file, spec)
         labels, classes = _labels(cells, self.classes, file)
-        keys = _keys(_column(table, self.path_column, file, _USUAL_PATHS, "path_column"), root, file)
-        spec = {**self.model_dump(), "file": str(file), "data_dir": root}
+        paths = _column(table, self.path_column, file, _USUAL_PATHS, "path_column")
+        if own and not any(cell.strip() for cell in paths):
+            raise DataError(
+                f"{file} lists images that are no files; name the data set that they are of: 'csv:{file} of=DATA'"
+            )
+        keys = _keys(paths, root, file)
+        if own:
+            named = _unique(_column(table, KEY_COLUMN, file), file)
+            return FileImages(f"csv:{file}", spec, root, key_column(named), labels, classes, (), key_column(keys))
         others = [one for one in table.column_names if one.strip() != self.path_column.strip()]
         lines: tuple[str, ...] = ()
         if name is None and others and self.label_column != NONE:
             lines = (f"csv:{file} has no column 'label'; its other columns, {_named(others)}, are passed over",)
         return FileImages(f"csv:{file}", spec, root, key_column(keys), labels, classes, lines)
+
+    def _picked(
+        self, whole: Images, keys: list[str], cells: Sequence[str], file: Path, spec: Mapping[str, Any]
+    ) -> Images:
+        """The images of these keys, with the labels of the list."""
+        found = pc.index_in(pa.array(keys, pa.string()), value_set=whole.keys)
+        if found.null_count:
+            first = keys[int(np.flatnonzero(np.asarray(pc.is_null(found)))[0])]
+            raise DataError(
+                f"{found.null_count:,} of the {len(keys):,} keys that {file} lists are none of {whole.name} (the first "
+                f"is {first!r}); name the data set that the list was made of: 'csv:{file} of=DATA'"
+            )
+        known = self.classes
+        if known is None and {cell for cell in cells if cell} <= set(whole.classes):
+            known = whole.classes if any(cells) else None
+        labels, classes = _labels(cells, known, file)
+        picked = subset(whole, found.to_numpy())
+        assert isinstance(picked, SomeImages)
+        return replace(
+            picked, name=f"csv:{file}", spec={**spec, "of": dict(whole.spec)}, labels=labels, classes=classes
+        )
+
+
+def write_list(file: Path, images: Images, rows: NDArray[np.int64], columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Write a CSV of these images that ``csv:FILE`` opens, under their keys; gives whether all of them are files.
+
+    `columns` are further ones, a value for each row; labels are in one called ``label``. Images that are no files have
+    an empty path: the list is opened with the data set that they are of. Paths are relative to `file` where they lie
+    below its folder.
+
+    Raises:
+        DataError: another file is there, which no `write_list` wrote.
+        StoreError: it cannot be written.
+    """
+    check_list(file)
+    paths = np.full(len(images), "", object)
+    below = absolute(str(file.parent)).rstrip("/") + "/"
+    for part, places, own in by_part(images):
+        if isinstance(part, FileImages):
+            wanted = np.isin(places, rows)
+            for place, row in zip(places[wanted].tolist(), own[wanted].tolist(), strict=True):
+                paths[place] = part.path(row).removeprefix(below)
+    chosen = paths[rows]
+    files = all(chosen)
+    text = io.StringIO()
+    writer = csv_writer(text, lineterminator="\n")
+    writer.writerow(["path", KEY_COLUMN, *columns])
+    keys = images.keys.take(pa.array(rows)).to_pylist()
+    writer.writerows(zip(chosen if files else [""] * len(rows), keys, *columns.values(), strict=True))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text.getvalue())
+    return files
+
+
+def check_list(file: Path) -> None:
+    """Raises DataError where a list cannot be written, since another file or a folder is at its place."""
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; give a file such as {file / 'pool.csv'} as `out`")
+    if file.exists():
+        with file.open("rb") as opened:
+            first = opened.readline(4096).decode("utf-8", "replace")
+        if KEY_COLUMN not in first.strip().split(","):
+            raise DataError(f"{file} is there, and softlabels did not write it; choose another `out`")
+
+
+def _unique(cells: Sequence[str], file: Path) -> list[str]:
+    """Keys, each once and none empty."""
+    lines: dict[str, int] = {}
+    for line, cell in enumerate(cells, start=2):
+        if not cell:
+            raise DataError(f"{file}, line {line}: the key is empty")
+        if cell in lines:
+            raise DataError(f"{file} lists {cell!r} twice, in lines {lines[cell]} and {line}; keep one of them")
+        lines[cell] = line
+    return list(lines)
 
 
 def _label_column(table: pa.Table, asked: str | None, path_column: str, file: Path) -> str | None:

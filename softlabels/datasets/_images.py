@@ -82,6 +82,8 @@ def notes(images: Images) -> list[str]:
     """
     while (whole := getattr(images, "images", None)) is not None:  # of some of them, what is known of all
         images = whole
+    if isinstance(parts := getattr(images, "parts", None), tuple):
+        return [line for part in parts for line in notes(part)]
     said = [*getattr(images, "notes", ())]
     labelled = images.labels[images.labels >= 0]
     unlabelled = len(images) - len(labelled)
@@ -103,7 +105,8 @@ def notes(images: Images) -> list[str]:
 class FileImages:
     """Images that are files: `keys` are their paths below `root` (an absolute key stands for itself).
 
-    `notes` are lines for people that whoever made it wants said.
+    `notes` are lines for people that whoever made it wants said. `paths`, where there are some, are the paths of images
+    whose keys are others.
     """
 
     name: str
@@ -113,12 +116,18 @@ class FileImages:
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    paths: pa.ChunkedArray | None = None
 
     pixels: None = None
 
+    @property
+    def places(self) -> pa.ChunkedArray:
+        """The path of each image below `root`: string (n,)."""
+        return self.keys if self.paths is None else self.paths
+
     @cached_property
     def decoder(self) -> str:
-        return decoder_of(self.keys)
+        return decoder_of(self.places)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -128,7 +137,7 @@ class FileImages:
 
     def path(self, row: int) -> str:
         """Where the image of `row` lies."""
-        return os.path.join(self.root, self.keys[int(row)].as_py())  # noqa: PTH118 (Path costs more than the read)
+        return os.path.join(self.root, self.places[int(row)].as_py())  # noqa: PTH118 (Path costs more than the read)
 
     def content(self, row: int) -> bytes:
         return read_bytes(self.path(row)).tobytes()

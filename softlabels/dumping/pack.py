@@ -16,7 +16,7 @@ import torch
 
 from softlabels.core.philox import permutation
 from softlabels.core.progress import Terminal, duration, plural, rate, size
-from softlabels.datasets import Images, Packed, PackedImages, Packing, PackWriter, SomeImages
+from softlabels.datasets import Images, Packed, PackedImages, Packing, PackWriter, by_part
 from softlabels.errors import DataError, StoreError
 
 SAMPLE = 64
@@ -109,10 +109,7 @@ def usual_packs(images: Images, *, threads: int) -> list[str]:
     Raises:
         DataError: none of a few images can be read.
     """
-    source = images
-    while isinstance(source, SomeImages):
-        source = source.images
-    if source.pixels is not None or isinstance(source, PackedImages):
+    if all(part.pixels is not None or isinstance(part, PackedImages) for part, _, _ in by_part(images)):
         return []
     jpeg, raw = Packing(), Packing(quality="raw")
     sizes, _ = _sampled(images, [jpeg, raw], threads)

@@ -22,7 +22,7 @@ from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.core.progress import size
 from softlabels.errors import ConfigError, StoreError
-from softlabels.losses import BLENDS, Blend
+from softlabels.losses import BLENDS, Blend, ClassAccuracy
 from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
 from softlabels.views import RECIPES, Recipe, record_spec
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 MIX_LAYOUT = {"mix_partner": Field("uint32", ()), "mix_share": Field("float32", ())}
 """What is recorded with each label where the recipe mixes: the partner's row in the store (the image's own in a view
 that is not mixed), and how much of the image that the teacher saw was the image's own (1 in such a view)."""
+
+_MOST_MEASURED = 100_000
+"""Labels of each teacher that are read to measure its accuracy."""
 
 _BLENDING = 4
 """Stream of chance for blends that pick a teacher per label."""
@@ -63,6 +66,7 @@ class Labels:
         self._by_teacher = {name: store.teacher(name) for name in store.folders}
         self._codecs = {name: _codec(labels) for name, labels in self._by_teacher.items()}
         self._views: dict[str, int] = {}
+        self._measured: dict[tuple[Blend, tuple[str, ...]], Blend] = {}
 
     def __len__(self) -> int:
         return len(self.store)
@@ -372,6 +376,7 @@ class Labels:
         for name in names:
             self._codecs[name].check_temperature(temperature)
         self.check_blend(blend, names)
+        blend = self._measured_here(blend, tuple(names))
         where, numbers = self._addresses(rows, view)
         taken = self.take(where, numbers, names)
         self._refuse_unlabelled(where, numbers, names)
@@ -444,9 +449,58 @@ class Labels:
             instead = "choose the blend mean-probabilities, or dump with another codec such as topk"
             self.check_logits(teachers, f"blend {blend.kind!r}", instead)
 
+    def class_counts(
+        self, teachers: Sequence[str], rows: NDArray[np.int64], hard: NDArray[np.int64], views: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """How often each teacher's highest class is the hard label, by class, and of how many labels.
+
+        Args:
+            teachers: their names.
+            rows: images that all of them labelled, int64 (n,); at most 100,000 are read, evenly spaced.
+            hard: class numbers of these, -1 where there is none, int64 (n,).
+            views: how many views there are; of each image one is read, the views in turn.
+
+        Returns:
+            int64 (teachers, classes) each.
+
+        Raises:
+            ConfigError: no image has a hard label, or the views are mixed of two images.
+        """
+        if self.recipe.mixes:
+            raise ConfigError(
+                "blend 'class-accuracy' needs the one true class of a view, and a mixed view has two; choose another "
+                "blend, or give `per-class` weights"
+            )
+        rows, hard = rows[hard >= 0], hard[hard >= 0]
+        if not len(rows):
+            raise ConfigError(
+                "blend 'class-accuracy' measures teachers on hard labels, and no image has one; choose another blend"
+            )
+        some = np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MEASURED)).round().astype(np.int64)
+        rows, hard, numbers = rows[some], hard[some], some % views
+        right, step = np.zeros((len(teachers), self.classes), np.int64), max(1, (1 << 23) // self.classes)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            named = self.decode(self.take(rows[part], numbers[part], teachers)).argmax(-1).numpy()
+            for number, each in enumerate(named):
+                right[number] += np.bincount(hard[part][each == hard[part]], minlength=self.classes)
+        images = np.bincount(hard, minlength=self.classes)
+        return right, np.broadcast_to(images, right.shape)
+
     def blend_words(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.uint64]:
         """A random word per label, for blends that pick one teacher: a function of (seed, key, view), uint64 (n,)."""
         return blending_words(hash_keys(keys_at(self.keys, rows)), self.seed, views)
+
+    def _measured_here(self, blend: Blend, names: tuple[str, ...]) -> Blend:
+        """`blend`, with the weights of all images of the store where they are measured: once."""
+        if not isinstance(blend, ClassAccuracy) or len(names) == 1:
+            return blend
+        if (blend, names) not in self._measured:
+            rows = np.arange(len(self))
+            rows = rows[self.labelled(rows, names)]
+            counts = self.class_counts(names, rows, self.store.labels[rows], self.complete_views(names))
+            self._measured[blend, names] = blend.measured(*counts)
+        return self._measured[blend, names]
 
     def _addresses(self, rows: Any, view: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Row and view of each label that is asked for, int64 (n,) each; nothing is cast that would change it."""

@@ -18,7 +18,7 @@ from softlabels.choices import DataChoice, TeacherChoice
 from softlabels.core.config import OBJECT
 from softlabels.core.philox import permutation
 from softlabels.core.progress import Terminal
-from softlabels.datasets import Images, notes, open_images, subset
+from softlabels.datasets import Images, by_part, notes, open_images, subset
 from softlabels.errors import ConfigError, DataError, ImageError, ModelError, StoreError, did_you_mean
 from softlabels.loading.checks import check_classes
 from softlabels.loading.labels import Labels
@@ -89,17 +89,15 @@ def check_place(out: str | PathLike[str], what: str, images: Images | None = Non
             if not own and all((folder / name).exists() for name in names):
                 where = "is" if folder == place else f"lies in {folder},"
                 raise ConfigError(f"{place} {where} a {other}; choose a folder beside it for the {what}: another `out`")
-    while (whole := getattr(images, "images", None)) is not None:
-        images = whole
-    spec = {} if images is None else images.spec
-    if spec.get("kind") not in ("folder", "images", "imagenet"):
-        return
-    scanned = Path(getattr(images, "root", spec.get("root", os.sep)))
-    if place in (scanned, Path(spec.get("root", scanned))) or scanned in place.parents:
-        raise ConfigError(
-            f"{place} is in the folder of the images, {scanned}, and would count as one of them; choose a folder "
-            f"beside it for the {what}: another `out`"
-        )
+    for part, _, _ in () if images is None else by_part(images):
+        if part.spec.get("kind") not in ("folder", "images", "imagenet"):
+            continue
+        scanned = Path(getattr(part, "root", part.spec.get("root", os.sep)))
+        if place in (scanned, Path(part.spec.get("root", scanned))) or scanned in place.parents:
+            raise ConfigError(
+                f"{place} is in the folder of the images, {scanned}, and would count as one of them; choose a folder "
+                f"beside it for the {what}: another `out`"
+            )
 
 
 def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) -> Images:
@@ -118,8 +116,9 @@ def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) 
         return images if whole else subset(images, np.flatnonzero(known))
     spec = dict(labels.store.manifest.data)
     limit = spec.pop("limit", None)
-    if spec.get("kind") == "function":
-        raise ConfigError(f"{labels.store.root} was made of {spec.get('target')!r}; name it yourself with `data`")
+    for each in _specs_in(spec):
+        if each.get("kind") == "function":
+            raise ConfigError(f"{labels.store.root} was made of {each.get('target')!r}; name it yourself with `data`")
     if spec.get("kind") == "folder":
         spec.setdefault("class_order", "text")  # a store from before there was a choice
     try:
@@ -127,6 +126,14 @@ def label_images(labels: Labels, data: DataChoice | None, data_dir: str | None) 
     except DataError as problem:
         options = "`data` or `data_dir`" if "data_dir" in spec else "`data`"
         raise DataError(f"{problem}; say with {options} where the images lie now") from problem
+
+
+def _specs_in(value: Any) -> Iterator[Mapping[str, Any]]:
+    """A data set as a store keeps it, and those that it is made of."""
+    if isinstance(value, Mapping):
+        yield value
+    for each in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _specs_in(each)
 
 
 def teacher_specs(

@@ -18,7 +18,8 @@ The family's file has the formula and the source of each:
 
     _divergences   kl ce js jeffreys confidence-penalty          _true_class   hard dkd wsl teacher-free
     _logits        mse l1 standardized-kl spherical-kd           _relational   relational-distance relational-angle dist
-    _blends        mean-probabilities mean-logits weighted random-teacher per-class
+    _multi_level   mlkd batch-correlation class-correlation
+    _blends        mean-probabilities mean-logits weighted random-teacher per-class class-accuracy
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 from softlabels.choices import BLENDS, LOSSES
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import Blend, Loss, SparseLoss
+from softlabels.losses._blends import ClassAccuracy
 from softlabels.losses._divergences import (
     confidence_penalty,
     jeffreys,
@@ -34,6 +36,7 @@ from softlabels.losses._divergences import (
     soft_cross_entropy,
 )
 from softlabels.losses._logits import logit_l1, logit_mse, spherical_kd, standardized_kl
+from softlabels.losses._multi_level import batch_correlation, class_correlation, multi_level
 from softlabels.losses._objective import Objective, Target, Term
 from softlabels.losses._relational import dist, relational_angle, relational_distance
 from softlabels.losses._true_class import decoupled_kd, hard_cross_entropy, teacher_free, weighted_soft_labels
@@ -42,12 +45,15 @@ __all__ = [
     "BLENDS",
     "LOSSES",
     "Blend",
+    "ClassAccuracy",
     "Loss",
     "Objective",
     "SparseLogits",
     "SparseLoss",
     "Target",
     "Term",
+    "batch_correlation",
+    "class_correlation",
     "confidence_penalty",
     "decoupled_kd",
     "dist",
@@ -57,6 +63,7 @@ __all__ = [
     "kl_divergence",
     "logit_l1",
     "logit_mse",
+    "multi_level",
     "relational_angle",
     "relational_distance",
     "soft_cross_entropy",

@@ -85,14 +85,22 @@ class LossPart(Part):
     needs_teacher: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = True
+    at_infinity: ClassVar[bool] = False
+    """Whether the temperature may be infinite: the loss has its limit there, or has no temperature at all."""
+
+    @property
+    def needs_offset(self) -> bool:
+        """Whether it sees the constant that a row's logits share, which most codecs and blends do not keep."""
+        return False
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, **given: Unpack[LossInputs]) -> Tensor:
         return self.function(student_logits, teacher_logits, **given, **self._fields())
 
     def formula(self, temperature: float) -> str:
-        t, squared = over(temperature), "" if temperature == 1 else f"{number(temperature**2)} * "
+        t = over(temperature)
+        squared = "" if temperature == 1 else f"{number(temperature**2)} * "
         pq = f"p = softmax(teacher{t}), q = softmax(student{t})"
-        fields = {name: number(value) for name, value in self._fields().items()}
+        fields = {name: _shown(value) for name, value in self._fields().items()}
         return self.text.format(T=t, T2=squared, pq=pq, **fields)
 
     def _fields(self) -> dict[str, Any]:
@@ -107,9 +115,18 @@ class SparseLossPart(LossPart):
         return self.function(student_logits, teacher_logits, **given)
 
 
+def at_infinity(loss: Loss) -> bool:
+    """See `LossPart.at_infinity`; losses of other packages need not have it."""
+    return bool(getattr(loss, "at_infinity", False))
+
+
 @functools.cache
 def _taken(function: Callable[..., Tensor]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)
+
+
+def _shown(value: Any) -> str:
+    return number(value) if isinstance(value, int | float) else str(value)
 
 
 def number(value: float) -> str:

@@ -6,11 +6,13 @@ equal ones. One teacher's logits are returned as they are.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from torch import Tensor
 
@@ -30,6 +32,8 @@ def _some_weight(value: tuple[float, ...]) -> tuple[float, ...]:
     return value
 
 
+Counts = NDArray[np.integer[Any]]
+
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Weights = Annotated[tuple[Weight, ...], BeforeValidator(_numbers), AfterValidator(_some_weight)]
 """One weight per teacher. As text: ``0.7,0.3``."""
@@ -40,6 +44,8 @@ class BlendPart(Part):
 
     samples: ClassVar[bool] = False
     needs_logits: ClassVar[bool] = False
+    keeps_offset: ClassVar[bool] = False
+    """Whether the target of several teachers has a constant of its own per row, where theirs have one."""
 
 
 class MeanProbabilities(BlendPart):
@@ -59,6 +65,8 @@ class MeanProbabilities(BlendPart):
         return logits[0] if len(logits) == 1 else _log_mean(teachers, temperature, log_weights)
 
     def formula(self, temperature: float) -> str:
+        if math.isinf(temperature):
+            return f"mean over teachers of teacher_i less its mean over the classes, {_shown(self.weights)}"
         return f"mean over teachers of softmax(teacher_i{over(temperature)}), {_shown(self.weights)}"
 
 
@@ -86,6 +94,7 @@ class MeanLogits(BlendPart):
     kind: Literal["mean-logits"] = "mean-logits"
     shorthand: ClassVar[str | None] = "weights"
     needs_logits: ClassVar[bool] = True
+    keeps_offset: ClassVar[bool] = True
     weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
@@ -107,6 +116,7 @@ class RandomTeacher(BlendPart):
     kind: Literal["random-teacher"] = "random-teacher"
     shorthand: ClassVar[str | None] = "weights"
     samples: ClassVar[bool] = True
+    keeps_offset: ClassVar[bool] = True
     weights: _Weights | None = None
 
     def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
@@ -167,6 +177,37 @@ class PerClass(BlendPart):
         return f"sum over teachers of w_ik softmax(teacher_i{t})_k, scaled to sum 1, weights per class"
 
 
+class ClassAccuracy(BlendPart):
+    """`PerClass` whose weights are each teacher's accuracy on the images of each class, measured on stored labels.
+
+    ``w_ik = (r_ik + s) / (n_ik + 2 s)``, scaled to sum 1 over the teachers: teacher i names class k first for r_ik of
+    the n_ik images whose hard label is k, and s is `smoothing`, by which no weight is 0 / 0 or 0, and a class without
+    images has equal weights. With s = 1 it is Laplace's rule of succession.
+    """
+
+    kind: Literal["class-accuracy"] = "class-accuracy"
+    shorthand: ClassVar[str | None] = "smoothing"
+    smoothing: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+    def measured(self, right: Counts, images: Counts) -> PerClass:
+        """The blend with the weights of these counts r_ik and n_ik, whole numbers (teachers, classes) each."""
+        accuracy = (np.asarray(right) + self.smoothing) / (np.asarray(images) + 2 * self.smoothing)
+        return PerClass(weights=tuple(map(tuple, (accuracy / accuracy.sum(0)).tolist())))
+
+    def __call__(self, logits: Tensor, *, temperature: float, words: Words | None = None) -> Tensor:  # noqa: ARG002
+        if len(_checked(logits)) == 1:
+            return logits[0]
+        raise ConfigError(
+            "blend 'class-accuracy' takes its weights from stored labels and their hard labels; give `labels=STORE`, "
+            "or in code the blend that `measured` makes of counts"
+        )
+
+    def formula(self, temperature: float) -> str:
+        t = over(temperature)
+        weights = "w_ik: accuracy of teacher i on class k"
+        return f"sum over teachers of w_ik softmax(teacher_i{t})_k, scaled to sum 1, {weights}"
+
+
 def _checked(logits: Tensor) -> Tensor:
     """Logits (teachers, batch, classes) in fp32, or in fp64 if they came so. Raises ConfigError."""
     if logits.ndim != 3 or not len(logits):
@@ -186,8 +227,11 @@ def _normalised(weights: tuple[float, ...] | None, logits: Tensor) -> Tensor:
 def _log_mean(logits: Tensor, temperature: float, log_weights: Tensor) -> Tensor:
     """T * ln of the weighted sum over teachers of softmax(logits / T): (batch, classes).
 
-    `log_weights` broadcast over (teachers, batch, classes). What the sums lack to 1 is a constant per row.
+    `log_weights` broadcast over (teachers, batch, classes). What the sums lack to 1 is a constant per row. At an
+    infinite temperature the limit: the weighted sum of the centred logits.
     """
+    if math.isinf(temperature):
+        return ((logits - logits.mean(-1, keepdim=True)) * log_weights.exp()).sum(0)
     return temperature * torch.logsumexp((logits / temperature).log_softmax(-1) + log_weights, 0)
 
 

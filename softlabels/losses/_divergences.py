@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import LossPart, SparseLossPart
-from softlabels.losses._rows import log_softmax, mean_divergence, mean_over, student_rows
+from softlabels.losses._rows import centred, log_softmax, mean_divergence, mean_over, pair_of, student_rows
 
 
 def kl_divergence(
@@ -28,9 +28,11 @@ def kl_divergence(
 ) -> Tensor:
     """T^2 * KL(teacher || student) at temperature T, the mean over the valid rows.
 
-    ``T^2 * sum_k p_k (ln p_k - ln q_k)``. T^2 keeps the size of the gradient when T changes.
+    ``T^2 * sum_k p_k (ln p_k - ln q_k)``. T^2 keeps the size of the gradient when T changes. At an infinite temperature
+    its limit, which matches logits: ``sum_k (s_k - t_k)^2 / (2 * classes)``, s and t the rows less their means.
 
-    Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531, section 2.
+    Source: Hinton, Vinyals and Dean 2015, "Distilling the knowledge in a neural network", arXiv:1503.02531, section 2;
+    the limit is its section 2.1, where the gradient is (s_k - t_k) / (classes * T^2) before T^2 multiplies it.
 
     Example:
         >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
@@ -38,6 +40,10 @@ def kl_divergence(
         >>> round(losses.kl_divergence(student, teacher, temperature=4.0).item(), 3)
         0.405
     """
+    if math.isinf(temperature):
+        dense = teacher_logits.dense() if isinstance(teacher_logits, SparseLogits) else teacher_logits
+        student, teacher = pair_of(student_logits, dense, valid)
+        return mean_over(centred(student - teacher).square().mean(-1), valid) / 2
     return mean_divergence(_kl, student_logits, teacher_logits, temperature, valid, _sparse_kl)
 
 
@@ -57,7 +63,15 @@ class KL(SparseLossPart):
     kind: Literal["kl"] = "kl"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(kl_divergence)
     needs_logits: ClassVar[bool] = False
+    at_infinity: ClassVar[bool] = True
     text: ClassVar[str] = "{T2}sum p (ln p - ln q), {pq} [T^2 * KL(teacher || student)]"
+
+    def formula(self, temperature: float) -> str:
+        """See `Loss.formula`."""
+        if math.isinf(temperature):
+            limit = "sum (s - t)^2 / (2 * classes), s and t: logits of student and teacher less their mean over the"
+            return f"{limit} classes [the limit of T^2 * KL(teacher || student) for an infinite T]"
+        return super().formula(temperature)
 
 
 def soft_cross_entropy(

@@ -1,7 +1,8 @@
 """Losses on the logits themselves: their differences, and the KL divergence of rescaled ones.
 
 Both sides are centred (less their mean over the classes) because a teacher's logits are known up to a constant per row,
-which a softmax does not see either. Teacher logits must be finite.
+which a softmax does not see either; `logit_mse` and `logit_l1` also take rows as they are, of labels that keep that
+constant. Teacher logits must be finite.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from softlabels.errors import ConfigError
 from softlabels.losses._base import LossPart
 from softlabels.losses._divergences import kl_divergence
-from softlabels.losses._rows import centred, mean_over, pair_of
+from softlabels.losses._rows import centred as less_mean
+from softlabels.losses._rows import mean_over, pair_of, standardised
 
 _LEAST = 1e-7
-"""Added to a norm or deviation that is divided by: a constant row becomes zeros."""
+"""Added to a norm that is divided by: a constant row becomes zeros."""
+
+
+Reduction = Literal["sum", "mean"]
+"""Over the classes of a row."""
 
 
 def logit_mse(
@@ -27,12 +34,15 @@ def logit_mse(
     temperature: float = 1.0,  # noqa: ARG001
     labels: Tensor | None = None,  # noqa: ARG001
     valid: Tensor | None = None,
+    centred: bool = True,
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """Squared difference of centred logits: the sum over the classes, the mean over the valid rows.
+    """Squared difference of logits: the sum over the classes (or their mean), the mean over the valid rows.
 
-    ``sum_k (s'_k - t'_k)^2``, s' and t' the centred rows; divide by the number of classes for the mean over them. The
+    ``sum_k (s_k - t_k)^2``, s and t the rows less their means or, with ``centred=False``, as they are; with
+    ``reduction="mean"`` divided by the number of classes. Not centred and with the mean it is ``torch.nn.MSELoss``. The
     temperature changes nothing: logits / T, times T^2, is the same for every T. For large T, `kl_divergence` tends to
-    this divided by 2 * classes.
+    the centred sum divided by 2 * classes.
 
     Source: Ba and Caruana 2014, "Do deep nets really need to be deep?", arXiv:1312.6184; Kim et al. 2021,
     arXiv:2105.08919. The centring is ours.
@@ -43,16 +53,8 @@ def logit_mse(
         >>> round(losses.logit_mse(student, teacher, temperature=4.0).item(), 3)
         2.417
     """
-    student, teacher = pair_of(student_logits, teacher_logits, valid)
-    return mean_over(centred(student - teacher).square().sum(-1), valid)
-
-
-class LogitMSE(LossPart):
-    """Squared difference of centred logits; see `logit_mse`."""
-
-    kind: Literal["mse"] = "mse"
-    function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_mse)
-    text: ClassVar[str] = "sum (s - t)^2, s and t: logits of student and teacher less their mean over the classes"
+    difference = _difference(student_logits, teacher_logits, valid, centred)
+    return mean_over(_over_classes(difference.square(), reduction), valid)
 
 
 def logit_l1(
@@ -62,11 +64,13 @@ def logit_l1(
     temperature: float = 1.0,  # noqa: ARG001
     labels: Tensor | None = None,  # noqa: ARG001
     valid: Tensor | None = None,
+    centred: bool = True,
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """Absolute difference of centred logits: the sum over the classes, the mean over the valid rows.
+    """Absolute difference of logits: the sum over the classes (or their mean), the mean over the valid rows.
 
-    ``sum_k |s'_k - t'_k|``, s' and t' the centred rows; divide by the number of classes for the mean over them. The
-    temperature is not used. Where a difference is 0, so is its gradient.
+    ``sum_k |s_k - t_k|``, with `centred` and `reduction` as in `logit_mse`. The temperature is not used. Where a
+    difference is 0, so is its gradient.
 
     Source: as `logit_mse`, with the absolute value in place of the square.
 
@@ -76,16 +80,55 @@ def logit_l1(
         >>> round(losses.logit_l1(student, teacher, temperature=4.0).item(), 3)
         2.5
     """
+    difference = _difference(student_logits, teacher_logits, valid, centred)
+    return mean_over(_over_classes(difference.abs(), reduction), valid)
+
+
+def _difference(student_logits: Tensor, teacher_logits: Tensor, valid: Tensor | None, centred: bool) -> Tensor:
     student, teacher = pair_of(student_logits, teacher_logits, valid)
-    return mean_over(centred(student - teacher).abs().sum(-1), valid)
+    return less_mean(student - teacher) if centred else student - teacher
 
 
-class LogitL1(LossPart):
-    """Absolute difference of centred logits; see `logit_l1`."""
+def _over_classes(values: Tensor, reduction: Reduction) -> Tensor:
+    if reduction not in ("sum", "mean"):
+        raise ConfigError(f"reduction is 'sum' or 'mean' over the classes, not {reduction!r}")
+    return values.sum(-1) if reduction == "sum" else values.mean(-1)
+
+
+class _LogitDifference(LossPart):
+    """A loss on differences of logits, centred or as they are, summed or averaged over the classes."""
+
+    at_infinity: ClassVar[bool] = True
+
+    centred: bool = True
+    reduction: Reduction = "sum"
+
+    @property
+    def needs_offset(self) -> bool:
+        """Whether the rows are compared as they are."""
+        return not self.centred
+
+    def formula(self, temperature: float) -> str:
+        """See `Loss.formula`."""
+        of = "logits of student and teacher" + (" less their mean over the classes" if self.centred else "")
+        over = {"sum": "sum", "mean": "mean over classes of"}[self.reduction]
+        return f"{over} {super().formula(temperature)}, s and t: {of}"
+
+
+class LogitMSE(_LogitDifference):
+    """Squared difference of logits, centred unless ``centred=false``; see `logit_mse`."""
+
+    kind: Literal["mse"] = "mse"
+    function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_mse)
+    text: ClassVar[str] = "(s - t)^2"
+
+
+class LogitL1(_LogitDifference):
+    """Absolute difference of logits, centred unless ``centred=false``; see `logit_l1`."""
 
     kind: Literal["l1"] = "l1"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(logit_l1)
-    text: ClassVar[str] = "sum |s - t|, s and t: logits of student and teacher less their mean over the classes"
+    text: ClassVar[str] = "|s - t|"
 
 
 def standardized_kl(
@@ -113,14 +156,7 @@ def standardized_kl(
         0.148
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
-    return kl_divergence(_standardised(student), _standardised(teacher), temperature=temperature, valid=valid)
-
-
-def _standardised(logits: Tensor) -> Tensor:
-    logits = centred(logits)
-    # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
-    deviation: Tensor = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
-    return logits / (deviation + _LEAST)
+    return kl_divergence(standardised(student), standardised(teacher), temperature=temperature, valid=valid)
 
 
 class StandardizedKL(LossPart):
@@ -158,7 +194,7 @@ def spherical_kd(
         >>> round(losses.spherical_kd(student, teacher, temperature=4.0).item(), 3)
         0.164
     """
-    student, teacher = (centred(each) for each in pair_of(student_logits, teacher_logits, valid))
+    student, teacher = (less_mean(each) for each in pair_of(student_logits, teacher_logits, valid))
     radius = mean_over(vector_norm(teacher, dim=-1), valid)
     student, teacher = (radius * _direction(each) for each in (student, teacher))
     return kl_divergence(student, teacher, temperature=temperature, valid=valid)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor
 
 from softlabels.choices import LOSSES
 from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
-from softlabels.losses._base import Loss, SparseLoss, number
+from softlabels.losses._base import Loss, SparseLoss, at_infinity, number
+from softlabels.losses._base import over as divided_by
 from softlabels.losses._rows import MOST_IN_FP32
 from softlabels.losses._true_class import NO_LABEL, hard_cross_entropy
 
@@ -25,7 +36,20 @@ AnyLoss = Annotated[Loss, PlainValidator(LOSSES.make), PlainSerializer(_dumped)]
 """A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
 
 HIGHEST_TEMPERATURE = 10_000.0
-"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; `mse` is its limit."""
+"""Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; infinity is its limit."""
+
+
+def _has_figures(temperature: float) -> float:
+    if HIGHEST_TEMPERATURE < temperature < math.inf:
+        raise ValueError(
+            f"a temperature must be less than or equal to {HIGHEST_TEMPERATURE:.0f}, or inf, with which kl matches "
+            f"logits"
+        )
+    return temperature
+
+
+Temperature = Annotated[float, Field(gt=0), AfterValidator(_has_figures)]
+"""T of a loss; of some it may be infinite."""
 
 
 Target = Tensor | SparseLogits
@@ -39,11 +63,11 @@ class Term(BaseModel):
     called otherwise: ``logits``, an entry of the mapping that a network returns, or the path of a layer.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     weight: float = Field(allow_inf_nan=False)
     loss: AnyLoss
-    temperature: float | None = Field(None, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
+    temperature: Temperature | None = None
     output: str = LOGITS
     student_output: str | None = None
 
@@ -67,8 +91,12 @@ class Objective(BaseModel):
     Attributes:
         alpha: weight of the hard part, 0 to 1.
         loss: the soft part: a loss, its name or its mapping.
-        temperature: T > 0 of the soft part.
+        temperature: T > 0 of the soft part, at most 10,000; infinite with kl (its limit, which matches logits) and with
+            losses that have no temperature.
         label_smoothing: of the hard part.
+        hard_logits: the student's logits in the hard part, ``plain`` or ``standardized`` row by row.
+        hard_temperature: divides them; there is no T^2.
+        soft_scale: multiplies the soft part beside 1 - alpha; less than 1 while it is warmed up.
         terms: further weighted terms, of distinct kinds or outputs.
         ignore_label: rows with this label count in no part, though they may have a teacher; None: no such label.
             (Rows with label -1 have no hard part in any case.)
@@ -77,12 +105,15 @@ class Objective(BaseModel):
             too (with one label per image the same number), ``none`` 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     alpha: float = Field(0.0, ge=0, le=1)
     loss: AnyLoss = Field("kl", validate_default=True)
-    temperature: float = Field(1.0, gt=0, le=HIGHEST_TEMPERATURE, allow_inf_nan=False)
+    temperature: Temperature = 1.0
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    hard_logits: Literal["plain", "standardized"] = "plain"
+    hard_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    soft_scale: float = Field(1.0, ge=0, le=1)
     terms: tuple[Term, ...] = ()
     ignore_label: int | None = None
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid"
@@ -94,6 +125,17 @@ class Objective(BaseModel):
         if len({term.name for term in terms}) < len(terms):
             raise ValueError("further terms must be of distinct kinds, or of distinct outputs")
         return terms
+
+    @model_validator(mode="after")
+    def _have_limits(self) -> Self:
+        temperatures = [(self.loss, self.temperature)]
+        temperatures += [(term.loss, term.temperature or self.temperature) for term in self.terms]
+        for loss, temperature in temperatures:
+            if math.isinf(temperature) and not at_infinity(loss):
+                raise ValueError(
+                    f"loss {loss.kind!r} has no limit at an infinite temperature; choose kl, or a finite temperature"
+                )
+        return self
 
     def __call__(
         self,
@@ -130,28 +172,25 @@ class Objective(BaseModel):
         student = student_logits if isinstance(student_logits, Mapping) else {LOGITS: student_logits}
         teacher = teacher_logits if isinstance(teacher_logits, Mapping) else {LOGITS: teacher_logits}
         logits = student[LOGITS]
-        valid = self._counted(labels, valid)
+        valid = self._counted(labels, valid, partners)
         masks = self._masks(labels, valid, partners)
 
         def normalised(name: str, mean: Tensor) -> Tensor:
             if self.normalization == "valid" and over is None:
                 return mean
             mask, batch = masks[name], len(logits)
-            rows = batch if mask is None else mask.sum()
+            # In the dtype of the mean: integers would be divided in fp32.
+            rows = batch if mask is None else mask.sum().to(mean.dtype)
             if self.normalization == "none":
                 return mean * rows
-            return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1)))
+            return mean * (rows / (max(batch, 1) if over is None else over[name].clamp(min=1).to(mean.dtype)))
 
         zero = torch.zeros((), device=logits.device)
         total, parts = zero, {"hard": zero, "soft": zero}
         if self.alpha > 0:
             if labels is None:
                 raise ConfigError(f"alpha = {number(self.alpha)} needs labels and there are none; set alpha = 0")
-            smoothing = self.label_smoothing
-            hard = hard_cross_entropy(
-                logits, labels, label_smoothing=smoothing, valid=valid, partners=partners, shares=shares
-            )
-            hard = normalised("hard", hard)
+            hard = normalised("hard", self.hard(logits, labels, valid, partners=partners, shares=shares))
             total, parts["hard"] = total + self.alpha * hard, hard.detach()
         for part in self._soft_parts():
             loss = part.loss
@@ -168,6 +207,37 @@ class Objective(BaseModel):
             total, parts[part.name] = total + part.weight * soft, soft.detach()
         return total, parts
 
+    def hard(
+        self,
+        student_logits: Tensor,
+        labels: Tensor,
+        valid: Tensor | None = None,
+        *,
+        partners: Tensor | None = None,
+        shares: Tensor | None = None,
+    ) -> Tensor:
+        """The hard part, without its weight: `hard_cross_entropy` as the objective has it."""
+        return hard_cross_entropy(
+            student_logits,
+            labels,
+            label_smoothing=self.label_smoothing,
+            valid=valid,
+            partners=partners,
+            shares=shares,
+            standardized=self.hard_logits == "standardized",
+            temperature=self.hard_temperature,
+        )
+
+    def ignored(self, labels: Tensor, partners: Tensor | None = None) -> Tensor | None:
+        """Rows that count in no part because of `ignore_label`, bool (batch,); None where there is no such label.
+
+        A mixed view is one where either of its images has that label.
+        """
+        if self.ignore_label is None:
+            return None
+        own = labels == self.ignore_label
+        return own if partners is None else own | (partners == self.ignore_label)
+
     def counts(
         self,
         rows: int,
@@ -180,7 +250,7 @@ class Objective(BaseModel):
 
         Summed over the slices of a batch they are what `over` takes.
         """
-        masks = self._masks(labels, self._counted(labels, valid), partners)
+        masks = self._masks(labels, self._counted(labels, valid, partners), partners)
         whole = self.normalization != "valid"
         return {name: torch.tensor(rows) if whole or mask is None else mask.sum() for name, mask in masks.items()}
 
@@ -221,20 +291,24 @@ class Objective(BaseModel):
         if self.alpha > 0:
             smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
             left_out = "; rows with label -1 are left out" if unlabelled else ""
-            lines.append(f"hard = - ln softmax(student)[label]{smoothing}{left_out}")
+            z = "Z(student)" if self.hard_logits == "standardized" else "student"
+            where = ", Z(z) = (z - mean) / std over the K classes, std with K - 1" if z != "student" else ""
+            soft_max = f"softmax({z}{divided_by(self.hard_temperature)})"
+            lines.append(f"hard = - ln {soft_max}[label]{smoothing}{where}{left_out}")
         lines += [f"{part.name} = {formula} ({part.loss.kind})" for part, formula in zip(soft, formulas, strict=True)]
-        over = {
+        divisors = {
             "valid": "the mean over the valid rows",
             "full": "divided by all rows",
             "batch-size": "divided by the batch size",
             "none": "summed over rows",
         }
-        lines.append(f"per row the sum over classes, then {over[self.normalization]}")
+        lines.append(f"per row the sum over classes, then {divisors[self.normalization]}")
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
         forward = any("KL(teacher" in formula for formula in formulas)
-        softened = any(part.temperature != 1 for part in soft)
-        high = any(part.temperature > MOST_IN_FP32 for part in soft)
+        finite = [part.temperature for part in soft if not math.isinf(part.temperature)]
+        softened = any(temperature != 1 for temperature in finite)
+        high = any(temperature > MOST_IN_FP32 for temperature in finite)
         precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
         conventions = {
             "natural logarithm": True,
@@ -249,16 +323,15 @@ class Objective(BaseModel):
     def _soft_parts(self) -> Iterator[_Part]:
         """Each part besides the hard one that is computed."""
         if self.alpha < 1:
-            yield _Part("soft", 1 - self.alpha, self.loss, self.temperature, LOGITS, LOGITS)
+            yield _Part("soft", (1 - self.alpha) * self.soft_scale, self.loss, self.temperature, LOGITS, LOGITS)
         for term in self.terms:
             if term.weight:
                 temperature = term.temperature or self.temperature
                 yield _Part(term.name, term.weight, term.loss, temperature, term.output, term.of_student)
 
-    def _counted(self, labels: Tensor | None, valid: Tensor | None) -> Tensor | None:
-        if self.ignore_label is None or labels is None:
-            return valid
-        return _both(labels != self.ignore_label, valid)
+    def _counted(self, labels: Tensor | None, valid: Tensor | None, partners: Tensor | None) -> Tensor | None:
+        ignored = None if labels is None else self.ignored(labels, partners)
+        return valid if ignored is None else _both(~ignored, valid)
 
     def _masks(self, labels: Tensor | None, valid: Tensor | None, partners: Tensor | None) -> dict[str, Tensor | None]:
         """The rows that count in each part that is computed, bool (batch,); None: all."""

@@ -71,6 +71,7 @@ class RelationalDistance(LossPart):
 
     kind: Literal["relational-distance"] = "relational-distance"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_distance)
+    at_infinity: ClassVar[bool] = True
     text: ClassVar[str] = (
         "mean over pairs of rows of huber(student's distance / its mean - teacher's distance / its mean), "
         "centred logits"
@@ -146,6 +147,7 @@ class RelationalAngle(LossPart):
 
     kind: Literal["relational-angle"] = "relational-angle"
     function: ClassVar[Callable[..., Tensor]] = staticmethod(relational_angle)
+    at_infinity: ClassVar[bool] = True
     text: ClassVar[str] = "mean over triples of rows of huber(student's cosine - teacher's cosine), centred logits"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.linalg import vector_norm
 
 from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
@@ -29,6 +30,9 @@ MOST_IN_FP32 = 20.0
 _AT_ONCE = {"cpu": 1 << 18}
 _AT_ONCE_ELSEWHERE = 1 << 23
 """Student logits of a piece: what a core's cache holds; on a GPU more, since each piece costs its launches."""
+
+_LEAST = 1e-7
+"""Added to a deviation that is divided by: a constant row becomes zeros."""
 
 Terms = Callable[[Tensor, Tensor], Tensor]
 """What each class adds to a row's loss, of ln q (student) and ln p (teacher)."""
@@ -89,12 +93,22 @@ def log_softmax(logits: Tensor, temperature: float) -> Tensor:
     """ln softmax(logits / temperature) of rows that are fp32 already; in fp64 above `MOST_IN_FP32`."""
     if not temperature > 0:
         raise ConfigError(f"a temperature must be greater than 0, got {temperature}")
+    if math.isinf(temperature):
+        raise ConfigError("this loss has no limit at an infinite temperature; choose kl, or a finite temperature")
     return _divided(logits, temperature).log_softmax(-1)
 
 
 def centred(logits: Tensor) -> Tensor:
     """Rows less their mean over the classes: logits are known up to a constant per row."""
     return logits - logits.mean(-1, keepdim=True)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Rows less their mean over the K classes, divided by their deviation (with K - 1, as ``torch.std``) plus 1e-7."""
+    logits = centred(logits)
+    # A norm has gradient 0 at a row of zeros, where that of a square root would be NaN.
+    deviation: Tensor = vector_norm(logits, dim=-1, keepdim=True) / max(logits.shape[-1] - 1, 1) ** 0.5
+    return logits / (deviation + _LEAST)
 
 
 def true_class(labels: Tensor | None, valid: Tensor | None, loss: str) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,15 @@ from softlabels.core.types import SparseLogits
 from softlabels.errors import ConfigError
 from softlabels.losses._base import LossPart
 from softlabels.losses._divergences import kl_divergence
-from softlabels.losses._rows import log_softmax, log_softmaxes, mean_over, pair_of, student_rows, true_class
+from softlabels.losses._rows import (
+    log_softmax,
+    log_softmaxes,
+    mean_over,
+    pair_of,
+    standardised,
+    student_rows,
+    true_class,
+)
 
 NO_LABEL = -1
 """The label of an image without one."""
@@ -34,10 +42,12 @@ def hard_cross_entropy(
     valid: Tensor | None = None,
     partners: Tensor | None = None,
     shares: Tensor | None = None,
+    standardized: bool = False,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Cross-entropy with the true classes, the mean over the valid rows that have a label.
 
-    ``-sum_k y_k ln softmax(student)_k``, y = (1 - e) * one-hot + e / classes, e = label_smoothing.
+    ``-sum_k y_k ln softmax(student / T)_k``, y = (1 - e) * one-hot + e / classes, e = label_smoothing; no T^2.
 
     Args:
         student_logits: (batch, classes).
@@ -47,8 +57,13 @@ def hard_cross_entropy(
         partners: for views mixed of two images the class ids of the other one, (batch,); a row in which either label is
             -1 is left out. Its y is share * one-hot + (1 - share) * one-hot of the partner, before smoothing.
         shares: floats (batch,), given with `partners`.
+        standardized: take Z(student) of `standardized_kl` in the student's place: its logits then have no scale of
+            their own, and T alone says how sure it may become.
+        temperature: T > 0.
 
-    Source of the smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7.
+    Source of the smoothing: Szegedy et al. 2015, arXiv:1512.00567, section 7. Source of the standardised logits: Guo et
+    al. 2020, arXiv:2010.07485, whose authors' README has them times a multiplier, 1 / T here (and divides by K where Z
+    has K - 1).
 
     Example:
         >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
@@ -56,6 +71,9 @@ def hard_cross_entropy(
         0.317
     """
     student = student_rows(student_logits, valid)
+    student = standardised(student) if standardized else student
+    if temperature != 1:
+        student = student / temperature
     labels = labels.long() if valid is None else labels.long().where(valid, NO_LABEL)
     if partners is None or shares is None:
         total = _cross_entropy(student, labels, label_smoothing, "sum")
@@ -80,6 +98,7 @@ def decoupled_kd(
     valid: Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 8.0,
+    standardized: bool = False,
 ) -> Tensor:
     """Decoupled distillation: the true class against the rest, and the rest among itself, each with its own weight.
 
@@ -89,12 +108,14 @@ def decoupled_kd(
     - ``NCKD = sum over k != y of P_k ln(P_k / Q_k)``, P_k = p_k / (1 - p_y), Q_k = q_k / (1 - q_y)
 
     KL(p || q) = TCKD + (1 - p_y) NCKD; a beta above 1 - p_y is what sets the "dark knowledge" of sure rows free. The
-    authors' settings: T = 4, beta = 8 on CIFAR-100; T = 1, beta = 0.5 on ImageNet.
+    authors' settings: T = 4, beta = 8 on CIFAR-100; T = 1, beta = 0.5 on ImageNet. With `standardized` teacher and
+    student are Z(teacher) and Z(student) of `standardized_kl`.
 
     Raises:
         ConfigError: there are no labels.
 
-    Source: Zhao et al. 2022, "Decoupled knowledge distillation", arXiv:2203.08679.
+    Source: Zhao et al. 2022, "Decoupled knowledge distillation", arXiv:2203.08679; of standardised logits: Sun et al.
+    2024, arXiv:2403.01427.
 
     Example:
         >>> student = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
@@ -103,6 +124,9 @@ def decoupled_kd(
         1.451
     """
     labels, counted = true_class(labels, valid, "decoupled_kd")
+    if standardized:
+        pair = pair_of(student_logits, teacher_logits, counted)
+        student_logits, teacher_logits = (standardised(each) for each in pair)
     log_q, log_p = log_softmaxes(student_logits, teacher_logits, temperature, counted)
     q_true, q_rest, q_others = _split(log_q, labels)
     p_true, p_rest, p_others = _split(log_p, labels)
@@ -130,6 +154,12 @@ class DecoupledKD(LossPart):
 
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False)
     beta: float = Field(8.0, ge=0, allow_inf_nan=False)
+    standardized: bool = False
+
+    def formula(self, temperature: float) -> str:
+        """See `Loss.formula`."""
+        text = super().formula(temperature)
+        return f"{text}, teacher and student standardised row by row" if self.standardized else text
 
 
 def weighted_soft_labels(

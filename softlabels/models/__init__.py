@@ -48,6 +48,7 @@ from softlabels.models._spec import NetworkSpec, StudentSpec, random_seed, safe_
 from softlabels.models._teacher import (
     ROUNDING,
     BatchSize,
+    LoadedNetwork,
     NetworkTeacher,
     Teacher,
     TeacherSpec,
@@ -64,6 +65,7 @@ from softlabels.models._weights import (
     load_weights,
     read_description,
     read_weights,
+    unwrapped,
     weights_file,
     write_weights,
 )
@@ -78,6 +80,7 @@ __all__ = [
     "BatchSize",
     "Description",
     "FileNetwork",
+    "LoadedNetwork",
     "Logits",
     "NetworkSpec",
     "NetworkTeacher",
@@ -125,6 +128,7 @@ __all__ = [
     "teacher_spec",
     "try_learning",
     "try_outputs",
+    "unwrapped",
     "weights_file",
     "write_weights",
 ]

@@ -178,6 +178,10 @@ def _codec(codec: Mapping[str, Any]) -> str:
 
 def _in_words(spec: Mapping[str, Any]) -> str:
     """A part as a store keeps it: its kind, then its settings but for those that say nothing."""
+    if spec.get("kind") == "parts":
+        prefixes = spec.get("prefixes") or [""] * len(spec["parts"])
+        named = zip(spec["parts"], prefixes, strict=True)
+        return " + ".join(_in_words({**part, "prefix": prefix}) for part, prefix in named)
     settings = [f"{name} {_short(value)}" for name, value in spec.items() if name != "kind" and _says(value)]
     return str(spec.get("kind", "unknown")) + (f" ({', '.join(settings)})" if settings else "")
 

@@ -55,6 +55,19 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as "
         "IMAGENET1K_V1, or random  [default: random]",
     )
+    init_from: NetworkChoice | None = Field(
+        None,
+        description="network of which the student begins with copies of some layers, of whatever architecture: a run, "
+        "file:PATH, or a network's name",
+    )
+    init_from_weights: str | None = Field(
+        None, description="weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]"
+    )
+    layers: tuple[str, ...] = Field(
+        (),
+        description="layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: "
+        "all whose names and shapes match]",
+    )
     size: int | None = Field(None, ge=1, le=8192, description="side of the student's images  [default: its own]")
     labels: str | None = Field(None, description="label store, a folder or a URL; without it: hard labels")
     teachers: tuple[str, ...] | None = Field(
@@ -110,9 +123,26 @@ class TrainConfig(TrainSettings, Machine, Caching):
     temperature: float = Field(
         1.0,
         gt=0,
-        description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels",
+        description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: "
+        "match logits (with kl)",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
+    hard_logits: Literal["plain", "standardized"] = Field(
+        "plain", description="the student's logits in the hard loss: as they are, or standardised row by row"
+    )
+    hard_temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="divides the student's logits in the hard loss"
+    )
+    soft_warmup_epochs: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="epochs in which the soft loss rises to its weight, linearly"
+    )
+    ignore_label: int | None = Field(
+        None, ge=-1, description="images of this class number count in no part of the loss; -1: those without a label"
+    )
+    normalization: Literal["valid", "full", "batch-size", "none"] = Field(
+        "valid",
+        description="what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1",
+    )
     blend: BlendChoice = Field(
         "mean-probabilities",
         validate_default=True,
@@ -133,6 +163,12 @@ class TrainConfig(TrainSettings, Machine, Caching):
         description="folder of the run  [default: runs/STUDENT, with `init` runs/STUDENT-tuned; -2, -3, ... where that "
         "holds another run]",
     )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _named_layers(cls, value: Any) -> Any:
+        words = (value,) if isinstance(value, str) else value
+        return tuple(each.strip() for word in words for each in str(word).split(",") if each.strip()) if words else ()
 
     @property
     def settings(self) -> TrainSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from softlabels.core.types import LOGITS
-from softlabels.datasets import Images, SomeImages, content_checksums
+from softlabels.datasets import Images, by_part, content_checksums
 from softlabels.loading.batches import LabelledViews, Workers, batches
 from softlabels.loading.checks import divergence
 from softlabels.loading.distributed import SINGLE, Ranks
@@ -52,7 +53,8 @@ class Agreement:
     """Student against teachers, over one view of each image that the student learnt from.
 
     `logit_difference` is the mean absolute difference of the logits, over images and classes, each row less its mean;
-    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training.
+    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training,
+    at 1 where that is infinite.
     `agreement` is how often both name the same class; `teacher_top1` is the teacher's accuracy on the labelled images,
     None when there are none.
     """
@@ -141,18 +143,27 @@ def trained_on(tested: Images, trained: Images) -> NDArray[np.int64]:
     number = pc.index_in(tested.keys, value_set=trained.keys)
     theirs: NDArray[np.int64] = number.fill_null(-1).to_numpy().astype(np.int64)
     rows = np.flatnonzero(theirs >= 0)
-    if not len(rows) or _source(tested) == _source(trained) is not None:
+    if not len(rows):
         return rows
-    same: NDArray[np.bool_] = content_checksums(tested, rows) == content_checksums(trained, theirs[rows])
+    sources: dict[tuple[str, Path], int] = {}
+    here, there = _sources(tested, sources)[rows], _sources(trained, sources)[theirs[rows]]
+    unclear = np.flatnonzero((here != there) | (here < 0))
+    same = np.ones(len(rows), bool)
+    same[unclear] = content_checksums(tested, rows[unclear]) == content_checksums(trained, theirs[rows[unclear]])
     return rows[same]
 
 
-def _source(images: Images) -> tuple[str, Path] | None:
-    """Within which a key names one image: the kind of a data set and its folder; None where there is no folder."""
-    while isinstance(images, SomeImages):
-        images = images.images
-    root = getattr(images, "root", None)
-    return None if root is None else (type(images).__name__, Path(root).resolve())
+def _sources(images: Images, known: dict[tuple[str, Path], int]) -> NDArray[np.int64]:
+    """A number for each image, int64 (n,), of what a key names one image within: the kind of a data set and its folder.
+
+    -1 where there is no folder. Numbers are entered in `known`.
+    """
+    numbers = np.full(len(images), -1, np.int64)
+    for part, rows, _ in by_part(images):
+        root = getattr(part, "root", None)
+        if root is not None and getattr(part, "paths", None) is None:
+            numbers[rows] = known.setdefault((type(part).__name__, Path(root).resolve()), len(known))
+    return numbers
 
 
 def _score(logits: Tensor, labels: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ def _agreement(logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperatu
     difference = _centred(logits).sub(_centred(teacher_logits)).abs().mean(-1).sum()
     named = teacher_logits.argmax(-1)
     counts = (logits.argmax(-1) == named).sum(), (named == labels).sum(), (labels >= 0).sum(), torch.tensor(len(labels))
-    kl = divergence(teacher_logits, logits, temperature).sum()
+    kl = divergence(teacher_logits, logits, temperature if math.isfinite(temperature) else 1.0).sum()
     return torch.stack([difference.double(), *(each.double() for each in counts), kl])
 
 

@@ -52,7 +52,19 @@ ANYWHERE = frozenset(
 
 
 NAMED = frozenset(
-    ["student", "init", "weights", "labels", "teachers", "teacher", "teacher_weights", "data", "eval_data"]
+    [
+        "student",
+        "init",
+        "init_from",
+        "init_from_weights",
+        "weights",
+        "labels",
+        "teachers",
+        "teacher",
+        "teacher_weights",
+        "data",
+        "eval_data",
+    ]
 )
 """Settings that name what is compared by what it is."""
 

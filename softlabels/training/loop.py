@@ -169,9 +169,9 @@ def train(
                 break
             for step, passes in batches_of_epoch:
                 with _memory_errors(settings, ranks):
-                    done = progress.step / max(steps - 1, 1)
+                    done, epochs = progress.step / max(steps - 1, 1), (progress.step + 1) / per_epoch
                     supervised = [
-                        task.supervision(batch, device, done, padding=step.padded and batch is passes[-1])
+                        task.supervision(batch, device, done, epochs, padding=step.padded and batch is passes[-1])
                         for batch in passes
                     ]
                     counts = task.counts(supervised, device, ranks)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from softlabels.choices import StudentChoice
@@ -30,7 +31,7 @@ from softlabels.loading.labels import Labels
 from softlabels.loading.opening import alias, check_place, open_data, teacher_specs
 from softlabels.loading.samplers import window_notes
 from softlabels.loading.views import ViewDataset, image_spec
-from softlabels.losses import Objective
+from softlabels.losses import Blend, ClassAccuracy, Objective
 from softlabels.models import (
     Preprocessing,
     StudentSpec,
@@ -46,6 +47,7 @@ from softlabels.models import (
 from softlabels.training.checkpoints import newest_step
 from softlabels.training.config import TrainConfig
 from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
+from softlabels.training.first_layers import copy_layers
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
@@ -58,6 +60,7 @@ from softlabels.training.targets import (
     NoTargets,
     Targets,
     Task,
+    check_offset,
     match_labels,
     stored_features,
     stored_targets,
@@ -106,6 +109,19 @@ def check_settings(config: TrainConfig) -> None:
             recipe.make()
     if config.patience is not None and config.eval_data is not None and config.eval_data.none:
         raise ConfigError("`patience` counts evaluations, and with `eval_data=none` there are none; leave one out")
+    if config.normalization != "valid" and (config.min_confidence > 0 or config.wrong_teacher != "keep"):
+        raise ConfigError(
+            f"`normalization={config.normalization}` does not go with `min_confidence` and `wrong_teacher`, whose mean "
+            f"is over the rows that count; leave it out"
+        )
+    if config.init_from is None and (config.layers or config.init_from_weights):
+        given = "layers" if config.layers else "init_from_weights"
+        raise ConfigError(f"`{given}` says what is copied from another network; name that with `init_from`")
+    if config.init_from is not None and config.init is not None:
+        raise ConfigError(
+            "`init` and `init_from` exclude each other: `init` goes on with a whole network, `init_from` copies layers "
+            "of another into `student`"
+        )
     config.check_parts()
     _objective(config, 0.0)
 
@@ -113,6 +129,8 @@ def check_settings(config: TrainConfig) -> None:
 def check_train_files(config: TrainConfig) -> None:
     """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
     _student(config).check_weights(training=True)
+    if config.init_from is not None:
+        config.init_from.make(config.init_from_weights).check_weights()
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
     opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
@@ -219,11 +237,15 @@ def _train(
     """Make the steps that are left. The folder is held for this process within `stack`."""
     preprocessing = spec.preprocessing
     task, classes, notes = _task(config, preprocessing, inputs)
+    if config.ignore_label is not None and config.ignore_label >= classes:
+        raise ConfigError(f"`ignore_label={config.ignore_label}` is no class: there are {classes:,}, from 0 upward")
     images = task.samples.pictures.images
     check_place(folder, "run", images)
     device = config.torch_device()
-    network = spec.build(classes, seed=config.seed).to(device)
     names = task.samples.labels.class_names if task.samples.labels is not None else images.classes
+    network = spec.build(classes, seed=config.seed)
+    notes += _copied_layers(config, spec, network, inputs, names or images.classes)
+    network = network.to(device)
     metadata = spec.metadata(classes, names or images.classes)
     notes += _kept_head(config, classes, names or images.classes)
     settings = _settings(config, spec)
@@ -380,6 +402,20 @@ def _student(config: TrainConfig) -> StudentSpec:
     return student.make(config.init, config.size)
 
 
+def _copied_layers(
+    config: TrainConfig, spec: StudentSpec, network: nn.Module, inputs: Inputs, names: Sequence[str]
+) -> list[str]:
+    """Copy the layers that `init_from` brings into the student; lines about them."""
+    source = inputs.layers_from
+    if source is None:
+        return []
+    # The same tensors in the head of other classes match by chance.
+    alike = bool(source.class_names) and first_difference(names, source.class_names) is None
+    leave = () if alike else spec.head
+    copied = copy_layers(network, source.network, config.layers, called=source.where, leave=leave)
+    return [copied.describe(source.where)]
+
+
 def _kept_head(config: TrainConfig, classes: int, names: Sequence[str]) -> list[str]:
     """In one line, that the head of an earlier run is gone on with, although its classes have other names.
 
@@ -463,6 +499,7 @@ def _with_teachers(
         f"`alpha={shares[0]:g}`": shares[0] > 0,
         f"`alpha_end={shares[1]:g}`": shares[1] > 0,
         "`wrong_teacher=hard`": config.wrong_teacher == "hard",
+        f"`ignore_label={config.ignore_label}`": config.ignore_label is not None and config.ignore_label >= 0,
         **{f"loss {loss.kind!r}": loss.needs_labels for loss in objective.losses},
     }
     notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
@@ -473,13 +510,14 @@ def _with_teachers(
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
     row_filter = Filter(config.min_confidence, config.wrong_teacher)
-    return Task(samples, targets, objective, config.alpha_end, row_filter), notes
+    return Task(samples, targets, objective, config.alpha_end, row_filter, config.soft_warmup_epochs), notes
 
 
 def _check_without_teacher(config: TrainConfig) -> None:
     """Refuse what only has a meaning beside a teacher."""
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
+        ("`soft_warmup_epochs`", config.soft_warmup_epochs > 0),
         ("`min_confidence`", config.min_confidence > 0),
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
         ("`loss`", config.loss.given not in ("kl", {"kind": "kl"})),
@@ -491,8 +529,15 @@ def _check_without_teacher(config: TrainConfig) -> None:
 
 def _live_targets(config: TrainConfig, pictures: ViewDataset, inputs: Inputs) -> LiveTargets:
     teachers, outputs = inputs.teachers, _objective(config, 0.0).outputs
+    if len(teachers) > 1 and isinstance(config.blend.make(), ClassAccuracy):
+        raise ConfigError(
+            "blend 'class-accuracy' is measured on stored labels; dump them and give `labels=STORE`, or give "
+            "`per-class` weights"
+        )
     if len(outputs) > 1 and len(teachers) > 1:
         raise ConfigError(f"output {outputs[1]!r} is compared with that of one teacher; name one with `teacher`")
+    for loss in _objective(config, 0.0).losses if len(teachers) > 1 else ():
+        check_offset(loss, config.blend.make())
     seen = [pictures.at(image_spec(teacher.preprocessing)) for teacher in teachers]
     return LiveTargets(teachers, seen, pictures.image_spec, config.blend.make(), config.temperature, outputs)
 
@@ -544,11 +589,31 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         )
     samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
-    targets = stored_targets(labels, matched.label_rows, teachers, features, config.blend.make(), objective)
+    blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)
+    notes += more_notes
+    targets = stored_targets(labels, matched.label_rows, teachers, features, blend, objective)
     task, more = _with_teachers(config, samples, targets, teachers)
-    if config.alpha or config.alpha_end or config.wrong_teacher == "hard" or objective.needs_labels:
+    by_class = config.wrong_teacher == "hard" or config.ignore_label is not None
+    if config.alpha or config.alpha_end or by_class or objective.needs_labels:
         check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
     return task, labels.classes, notes + more
+
+
+def _blend(
+    config: TrainConfig, labels: Labels, teachers: Sequence[str], rows: NDArray[np.int64], images: Images, views: int
+) -> tuple[Blend, list[str]]:
+    """The blend, with its weights where they are measured, and a line about these."""
+    blend = config.blend.make()
+    if not isinstance(blend, ClassAccuracy) or len(teachers) == 1:
+        return blend, []
+    check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
+    right, counted = labels.class_counts(teachers, rows, images.labels, views)
+    made, share = blend.measured(right, counted), right.sum(1) / counted.sum(1)
+    each = [
+        f"{name} {np.mean(weights):.3f} (top-1 {percent(accuracy)})"
+        for name, weights, accuracy in zip(teachers, made.weights, share, strict=True)
+    ]
+    return made, [f"mean weights, from accuracy per class on {counted[0].sum():,} labels: {', '.join(each)}"]
 
 
 def _views(labels: Labels, inputs: Inputs, teachers: Sequence[str]) -> int:
@@ -586,6 +651,14 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
             codec.check_temperature(1.0)
         except ConfigError as problem:
             raise ConfigError(f"`min_confidence` is of probabilities at temperature 1: {problem}") from problem
+    for loss in objective.losses:
+        for factor in getattr(loss, "factors", ()):
+            codec.check_temperature(factor * objective.temperature)
+            if factor != 1 and isinstance(codec, SparseCodec):
+                raise ConfigError(
+                    f"loss {loss.kind!r} compares at several temperatures, and {codec.kind} labels are read at one; "
+                    f"dump with `codec=dense`, or choose another loss"
+                )
     for term in objective.terms:
         if term.loss.needs_teacher and term.temperature not in (None, objective.temperature):
             codec.check_temperature(term.temperature)
@@ -603,6 +676,10 @@ def _objective(config: TrainConfig, alpha: float) -> Objective:
         "loss": config.loss.make(),
         "temperature": config.temperature,
         "label_smoothing": config.label_smoothing,
+        "hard_logits": config.hard_logits,
+        "hard_temperature": config.hard_temperature,
+        "ignore_label": config.ignore_label,
+        "normalization": config.normalization,
         "terms": tuple(each.make() for each in config.term),
     }
     return validated(Objective, given, "training objective")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import OBJECT, Given, read_yaml, without_settings
@@ -102,7 +103,19 @@ def _data_of_run(student: Given, data_dir: str | None) -> tuple[DataChoice | Non
     if data is None and isinstance(labels, str):
         with contextlib.suppress(StoreError):
             data = {name: value for name, value in open_labels(labels).store.manifest.data.items() if name != "limit"}
-    kind = data.get("kind") if isinstance(data, dict) else str(data).partition(":")[0]
-    if kind == "function" or not (kind in DATASETS.names or Path(without_settings(str(data))).is_dir()):
+    parts = data if isinstance(data, list) else [data]
+    if not all(map(_without_code, parts)):
         return None, data_dir  # files never choose code that is then run
     return DataChoice.of(data), data_dir or told.get("data_dir")
+
+
+def _without_code(data: Any) -> bool:
+    """Whether this names a data set that is opened without code of its own."""
+    if isinstance(data, dict):
+        inner = [*data.get("parts", ()), *([data["of"]] if data.get("of") is not None else [])]
+        if not all(map(_without_code, inner)):
+            return False
+    elif " of=" in str(data):
+        return all(map(_without_code, str(data).split(" of=", 1)))
+    kind = data.get("kind") if isinstance(data, dict) else str(data).partition(":")[0]
+    return kind != "function" and (kind in DATASETS.names or Path(without_settings(str(data))).is_dir())

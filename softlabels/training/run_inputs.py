@@ -6,9 +6,18 @@ from functools import cached_property
 from typing import Any
 
 from softlabels.datasets import Images, known_by
+from softlabels.errors import ConfigError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, limited, open_data, open_teacher, teacher_specs
-from softlabels.models import StudentSpec, Teacher, random_seed, read_weights
+from softlabels.models import (
+    LoadedNetwork,
+    NetworkSpec,
+    StudentSpec,
+    Teacher,
+    digest,
+    random_seed,
+    read_weights,
+)
 from softlabels.store import TeacherCard
 from softlabels.training.config import TrainConfig
 from softlabels.views import RECIPES, Recipe
@@ -58,6 +67,16 @@ class Inputs:
         ]
 
     @cached_property
+    def layers_from(self) -> LoadedNetwork | None:
+        """The network of which the student begins with some layers."""
+        if self._config.init_from is None:
+            return None
+        spec = self._config.init_from.make(self._config.init_from_weights)
+        if not isinstance(spec, NetworkSpec):
+            raise ConfigError(f"`init_from`: {spec.resolved} is no network with layers of its own; name the network")
+        return spec.load(len(self.images.classes) or None, True, None)
+
+    @cached_property
     def recipe(self) -> Recipe:
         """The views that are trained on without stored labels."""
         return self._config.recipe.make() if self._config.recipe else RECIPES.make(DEFAULT_RECIPE)
@@ -84,7 +103,12 @@ class Inputs:
             "network": self._student.resolved,
             "preprocessing": self._student.preprocessing.model_dump(mode="json"),
             "first weights": own or (weights if drawn else read_weights(weights or "").sha256),
+            **self._known_layers(),
         }
+
+    def _known_layers(self) -> dict[str, str]:
+        found = self.layers_from
+        return {} if found is None else {"layers from": digest(found.network.state_dict())}
 
     def _known_labels(self) -> dict[str, Any] | None:
         labels = self.labels

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import Codec, SparseCodec
+from softlabels.codecs import Codec, SparseCodec, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError, did_you_mean
@@ -21,7 +21,7 @@ from softlabels.loading.batches import Batch, LabelledViews, as_mapping
 from softlabels.loading.distributed import Ranks
 from softlabels.loading.labels import Labels, blending_words
 from softlabels.loading.views import ViewDataset
-from softlabels.losses import Blend, Objective, SparseLoss, Target, hard_cross_entropy
+from softlabels.losses import Blend, Loss, Objective, SparseLoss, Target
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
@@ -116,6 +116,7 @@ def stored_targets(
             instead = "choose kl, ce, js or dist, or dump with another codec such as topk"
             labels.check_logits(teachers, f"loss {loss.kind!r}", instead)
     labels.check_blend(blend, teachers)
+    _check_offsets(labels, teachers, features, objective, blend)
     codec = labels.codec(teachers[0])
     # Asked once, so that a blend that does not fit these teachers is refused before a run has a folder.
     blend(
@@ -131,6 +132,39 @@ def stored_targets(
         codec if sparse and isinstance(codec, SparseCodec) else None,
         features,
     )
+
+
+def _check_offsets(
+    labels: Labels, teachers: Sequence[str], features: Mapping[str, str], objective: Objective, blend: Blend
+) -> None:
+    """Raise ConfigError where a loss on rows as they are meets labels that are known up to a constant per row."""
+    for output, loss in [(LOGITS, objective.loss), *((term.output, term.loss) for term in objective.terms)]:
+        if not _needs_offset(loss):
+            continue
+        for name in teachers if output == LOGITS else [features[output]]:
+            codec = labels.codec(name)
+            if not getattr(codec, "keeps_offset", False):
+                raise ConfigError(
+                    f"loss {loss.kind!r} with `centred=false` compares rows as they are, and the {spelled(codec)} "
+                    f"labels of {name} are known up to a constant per row; dump with `codec=dense:fp16-raw`, or leave "
+                    f"`centred` out"
+                )
+        if output == LOGITS and len(teachers) > 1:
+            check_offset(loss, blend)
+
+
+def _needs_offset(loss: Loss) -> bool:
+    # Parts of other packages need not say so; none of theirs is known to see more than differences.
+    return bool(getattr(loss, "needs_offset", False))
+
+
+def check_offset(loss: Loss, blend: Blend) -> None:
+    """Raise ConfigError where `blend` of several teachers does not keep the constant of a row that `loss` sees."""
+    if _needs_offset(loss) and not getattr(blend, "keeps_offset", False):
+        raise ConfigError(
+            f"loss {loss.kind!r} with `centred=false` compares rows as they are, and blend {blend.kind!r} knows its "
+            f"target up to a constant per row; choose `blend=mean-logits`"
+        )
 
 
 def stored_features(labels: Labels, teachers: Sequence[str], objective: Objective) -> dict[str, str]:
@@ -331,8 +365,7 @@ class Supervision:
         # What is left of a row without its teacher: its hard label, in full where that stands in for the teacher.
         for mask, weight in rest:
             if weight > 0:
-                smoothing = objective.label_smoothing
-                left = hard_cross_entropy(logits, self._labels, label_smoothing=smoothing, valid=mask, **self._mixture)
+                left = objective.hard(logits, self._labels, mask, **self._mixture)
                 total = total + weight * mask.sum() * left
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["images"].clamp(min=1)}
 
@@ -365,6 +398,9 @@ class Supervision:
         assert target is not None
         kept, wrong = self._filter.select(target, labels)
         labelled = labels >= 0 if partners is None else (labels >= 0) & (partners >= 0)
+        ignored = self._objective.ignored(labels, partners)
+        if ignored is not None:
+            kept, wrong, labelled = kept & ~ignored, wrong & ~ignored, labelled & ~ignored
         return kept, [(wrong, 1.0), (~kept & ~wrong & labelled, self._objective.alpha)]
 
 
@@ -373,7 +409,7 @@ class Task:
     """What a student is trained on: samples, their targets, and the objective that is minimised.
 
     With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
-    the last.
+    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs.
     """
 
     samples: LabelledViews
@@ -381,6 +417,7 @@ class Task:
     objective: Objective
     alpha_end: float | None = None
     filter: Filter = field(default_factory=Filter)
+    soft_warmup: float = 0.0
 
     @property
     def has_logits(self) -> bool:
@@ -432,16 +469,22 @@ class Task:
         """Those of the first and of the last step."""
         return self.objective_at(0.0), self.objective_at(1.0)
 
-    def objective_at(self, done: float) -> Objective:
-        """What is minimised when `done` of all steps, 0 to 1, are made."""
-        if self.alpha_end is None:
-            return self.objective
-        alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
-        return self.objective.model_copy(update={"alpha": min(max(alpha, 0.0), 1.0)})
+    def objective_at(self, done: float, epochs: float = math.inf) -> Objective:
+        """What is minimised when `done` of all steps, 0 to 1, are made; after the step `epochs` epochs will be."""
+        changes = {}
+        if self.alpha_end is not None:
+            alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
+            changes["alpha"] = min(max(alpha, 0.0), 1.0)
+        if epochs < self.soft_warmup:
+            changes["soft_scale"] = epochs / self.soft_warmup
+        return self.objective.model_copy(update=changes) if changes else self.objective
 
-    def supervision(self, batch: Batch, device: torch.device, done: float, *, padding: bool = False) -> Supervision:
-        """The targets of a batch when `done` of all steps, 0 to 1, are made; a batch that is `padding` adds nothing."""
-        return Supervision(batch, device, self.objective_at(done), self.targets, self.filter, padding=padding)
+    def supervision(
+        self, batch: Batch, device: torch.device, done: float, epochs: float = math.inf, *, padding: bool = False
+    ) -> Supervision:
+        """The targets of a batch at this place in the training, see `objective_at`; a `padding` one adds nothing."""
+        objective = self.objective_at(done, epochs)
+        return Supervision(batch, device, objective, self.targets, self.filter, padding=padding)
 
     def counts(self, step: Sequence[Supervision], device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
         """The valid rows of all passes of a step in all processes; None when it is one pass of one process.
@@ -468,6 +511,10 @@ class Task:
             lines.append(
                 f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "
                 f"{self.alpha_end:g} at the last"
+            )
+        if self.soft_warmup:
+            lines.append(
+                f"the soft part rises in a line to its full weight within the first {self.soft_warmup:g} epochs"
             )
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
             lines.append("of a mixed view hard is the sum over both images' labels, weighted by their shares of it")

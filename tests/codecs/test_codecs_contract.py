@@ -145,7 +145,7 @@ def test_logits_that_are_no_matrix_of_floats_are_refused(codec: Codec) -> None:
 
 
 @every
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), -float("inf")])
 def test_what_is_no_temperature_is_refused(codec: Codec, temperature: float) -> None:
     with pytest.raises(ConfigError, match="`temperature`"):
         codec.check_temperature(temperature)

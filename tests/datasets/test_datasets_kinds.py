@@ -391,8 +391,9 @@ def test_every_kind_is_a_frozen_mapping_and_back(tmp_path: Path) -> None:
         "imagenet",
         "images",
         "pack",
+        "parts",
     )
-    for kind in DATASETS.names:
+    for kind in (name for name in DATASETS.names if name != "parts"):  # see test_datasets_parts.py
         mapping = {"kind": kind, **({needed[kind]: str(tmp_path)} if kind in needed else {})}
         part = DATASETS.make(mapping)
         assert DATASETS.make(part.model_dump()) == part

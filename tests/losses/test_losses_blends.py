@@ -42,7 +42,14 @@ def softmaxes(logits, temperature):
 
 
 def test_the_table_holds_the_promised_kinds():
-    assert set(losses.BLENDS.names) == {"mean-probabilities", "mean-logits", "weighted", "random-teacher", "per-class"}
+    assert set(losses.BLENDS.names) == {
+        "mean-probabilities",
+        "mean-logits",
+        "weighted",
+        "random-teacher",
+        "per-class",
+        "class-accuracy",
+    }
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -189,3 +196,27 @@ def test_wrong_weights_are_refused_in_words():
         losses.BLENDS.make({"kind": "per-class", "weights": [[1, 1], [1, 1]]})(said(), temperature=1.0)
     with pytest.raises(ConfigError, match=r"shape \(teachers, batch, classes\), got \(4, 5\)"):
         losses.BLENDS.make("mean-probabilities")(said()[0], temperature=1.0)
+
+
+@pytest.mark.parametrize("blend", [*BLENDS, "mean-probabilities:3,1,0"])
+def test_a_blend_at_an_infinite_temperature_is_the_limit_of_high_ones(blend):
+    logits = said(2)
+    at, near = (
+        losses.BLENDS.make(blend)(logits, temperature=temperature, words=words()) for temperature in (math.inf, 1e7)
+    )
+    at, near = (each - each.mean(-1, keepdim=True) for each in (at, near))
+    torch.testing.assert_close(at, near, rtol=1e-4, atol=1e-4)
+
+
+def test_class_accuracy_weighs_teachers_by_their_smoothed_accuracy_on_each_class():
+    right, images = np.array([[9, 0, 0], [3, 0, 0]]), np.array([[10, 4, 0], [10, 4, 0]])
+    made = losses.BLENDS.make("class-accuracy").measured(right, images)
+    expected = [[(9 + 1) / 12, (0 + 1) / 6, 1 / 2], [(3 + 1) / 12, (0 + 1) / 6, 1 / 2]]
+    sums = [sum(column) for column in zip(*expected, strict=True)]
+    np.testing.assert_allclose(made.weights, [[w / s for w, s in zip(row, sums, strict=True)] for row in expected])
+    strong = losses.BLENDS.make("class-accuracy:0.01").measured(right, images)
+    assert strong.weights[0][0] == pytest.approx(9.01 / 12.02)
+    with pytest.raises(ConfigError, match="takes its weights from stored labels"):
+        losses.BLENDS.make("class-accuracy")(said(), temperature=1.0)
+    one = said(teachers=1)
+    assert losses.BLENDS.make("class-accuracy")(one, temperature=1.0) is not None

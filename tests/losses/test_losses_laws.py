@@ -352,6 +352,9 @@ def test_the_exported_names_are_the_promised_ones():
         "spherical_kd",
         "relational_distance",
         "relational_angle",
+        "batch_correlation",
+        "class_correlation",
+        "multi_level",
         "teacher_free",
     }
     of_students = {"hard_cross_entropy", "confidence_penalty"}

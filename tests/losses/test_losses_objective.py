@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -134,7 +136,23 @@ def test_an_objective_is_a_mapping_and_back():
     )
     assert Objective.model_validate(objective.model_dump()) == objective
     assert Objective.model_validate_json(objective.model_dump_json()) == objective
-    assert objective.model_dump()["loss"] == {"kind": "dkd", "alpha": 1.0, "beta": 2.0}
+    assert objective.model_dump()["loss"] == {"kind": "dkd", "alpha": 1.0, "beta": 2.0, "standardized": False}
+
+
+def test_an_infinite_temperature_is_that_of_kl_and_is_written_and_read():
+    student, labels, teacher = example()
+    objective = Objective(temperature=float("inf"), terms=({"weight": 1, "loss": "js", "temperature": 2.0},))
+    assert Objective.model_validate_json(objective.model_dump_json()) == objective
+    assert Objective.model_validate(objective.model_dump()) == objective
+    total, parts = objective(student, labels, teacher)
+    torch.testing.assert_close(parts["soft"], losses.logit_mse(student, teacher) / 10)
+    torch.testing.assert_close(total, parts["soft"] + losses.js_divergence(student, teacher, temperature=2.0))
+    lines = Objective(temperature=float("inf")).describe()
+    assert lines[1] == (
+        "soft = sum (s - t)^2 / (2 * classes), s and t: logits of student and teacher less their mean over the classes "
+        "[the limit of T^2 * KL(teacher || student) for an infinite T] (kl)"
+    )
+    assert "T^2 multiplies" not in lines[-1] and "fp64" not in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +161,9 @@ def test_an_objective_is_a_mapping_and_back():
         {"alpha": 1.1},
         {"alpha": -0.1},
         {"temperature": 0},
-        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": float("inf"), "loss": "js"},
+        {"temperature": float("inf"), "terms": ({"weight": 1, "loss": "js"},)},
         {"label_smoothing": 1.0},
         {"normalization": "mean"},
         {"temprature": 2},
@@ -180,3 +200,111 @@ def test_describe_states_the_exact_objective():
 def test_every_loss_describes_itself_within_an_objective(kind):
     lines = Objective(alpha=0.5, loss=kind, temperature=2.0).describe()
     assert any(line.startswith("soft = ") and line.endswith(f"({kind})") for line in lines)
+
+
+def caffe(student, teacher, labels, ignored, temperature, mode):
+    """Caffe's softmax losses with hard and with soft labels, in plain numbers: (hard, soft), soft without T^2."""
+
+    def log_softmax(row, temperature):
+        total = math.log(sum(math.exp(value / temperature) for value in row))
+        return [value / temperature - total for value in row]
+
+    hard = soft = 0.0
+    count = 0
+    for s, t, label in zip(student, teacher, labels, strict=True):
+        if label == ignored:
+            continue
+        count += 1
+        hard -= log_softmax(s, 1.0)[label]
+        p, log_q = [math.exp(value) for value in log_softmax(t, temperature)], log_softmax(s, temperature)
+        soft += sum(pk * (math.log(pk) - lq) for pk, lq in zip(p, log_q, strict=True))
+    divisor = {"valid": max(count, 1), "full": len(labels), "batch-size": len(labels), "none": 1}[mode]
+    return hard / divisor, soft / divisor
+
+
+@pytest.mark.parametrize("ignored", [None, 2, 7])
+@pytest.mark.parametrize("mode", ["valid", "full", "batch-size", "none"])
+def test_normalisation_and_ignored_label_are_caffes(mode, ignored):
+    generator = torch.Generator().manual_seed(1)
+    student, teacher = torch.randn(2, 7, 8, generator=generator, dtype=torch.float64) * 2
+    labels = torch.tensor([2, 0, 2, 5, 7, 2, 1])
+    objective = Objective(alpha=0.4, temperature=3.0, ignore_label=ignored, normalization=mode)
+    total, parts = objective(student.requires_grad_(), labels, teacher)
+    hard, soft = caffe(student.tolist(), teacher.tolist(), labels.tolist(), ignored, 3.0, mode)
+    assert parts["hard"].item() == pytest.approx(hard, rel=1e-10)
+    assert parts["soft"].item() == pytest.approx(9 * soft, rel=1e-10)
+    assert total.item() == pytest.approx(0.4 * hard + 0.6 * 9 * soft, rel=1e-10)
+    total.backward()
+    assert not student.grad[labels == (-2 if ignored is None else ignored)].any()
+
+
+@pytest.mark.parametrize("mode", ["valid", "full", "none"])
+def test_a_batch_of_the_ignored_label_alone_has_no_loss(mode):
+    student, _, teacher = example()
+    total, _ = Objective(alpha=0.5, ignore_label=3, normalization=mode)(student, torch.full((6,), 3), teacher)
+    total.backward()
+    assert total == 0 and not student.grad.any()
+
+
+@pytest.mark.parametrize("mode", ["valid", "full", "batch-size", "none"])
+def test_slices_of_a_batch_sum_to_the_whole(mode):
+    student, labels, teacher = example()
+    objective = Objective(alpha=0.5, ignore_label=3, normalization=mode, terms=({"weight": 2, "loss": "mse"},))
+    whole, _ = objective(student, labels, teacher)
+    cuts = [slice(0, 1), slice(1, 4), slice(4, 6)]
+    counts = [objective.counts(len(labels[cut]), labels[cut]) for cut in cuts]
+    over = {name: sum(each[name] for each in counts) for name in counts[0]}
+    slices = [objective(student[cut], labels[cut], teacher[cut], over=over)[0] for cut in cuts]
+    torch.testing.assert_close(sum(slices), whole)
+
+
+def test_a_mixed_view_with_an_ignored_image_counts_in_no_part():
+    student, _, teacher = example()
+    own, partners, shares = torch.tensor([0, 3, 1, 2, 1, 4]), torch.tensor([1, 0, 3, 2, 0, 4]), torch.full((6,), 0.75)
+    objective = Objective(alpha=0.5, ignore_label=3)
+    given = {"partners": partners, "shares": shares}
+    kept = torch.tensor([True, False, False, True, True, True])
+    expected, _ = Objective(alpha=0.5)(
+        student[kept], own[kept], teacher[kept], partners=partners[kept], shares=shares[kept]
+    )
+    torch.testing.assert_close(objective(student, own, teacher, **given)[0], expected)
+    assert objective.counts(6, own, partners=partners)["soft"] == 4
+
+
+@pytest.mark.parametrize(("form", "temperature"), [("standardized", 0.5), ("standardized", 1.0), ("plain", 2.0)])
+def test_the_hard_part_takes_standardised_logits(form, temperature):
+    student, labels, _ = example()
+    objective = Objective(alpha=1.0, hard_logits=form, hard_temperature=temperature, label_smoothing=0.1)
+    expected = []
+    for row, label in zip(student.tolist(), labels.tolist(), strict=True):
+        if label < 0:
+            continue
+        mean = sum(row) / len(row)
+        deviation = math.sqrt(sum((value - mean) ** 2 for value in row) / (len(row) - 1))
+        z = [(value - mean) / deviation for value in row] if form == "standardized" else row
+        z = [value / temperature for value in z]
+        total = math.log(sum(math.exp(value) for value in z))
+        expected.append(-0.9 * (z[label] - total) - 0.1 * sum(value - total for value in z) / len(z))
+    total, parts = objective(student, labels)
+    assert total.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    dirty = student.detach().clone()
+    dirty[1] = float("nan")
+    dirty.requires_grad_()
+    valid = torch.arange(6) != 1
+    value, _ = objective(dirty, labels, valid=valid)
+    value.backward()
+    torch.testing.assert_close(value, total)  # row 1 has no label
+    assert torch.isfinite(dirty.grad).all() and parts["hard"] == total
+    line = objective.describe()[1]
+    assert ("std with K - 1" in line) is (form == "standardized")
+    assert line.startswith(
+        {0.5: "hard = - ln softmax(Z(student) / 0.5)", 1.0: "hard = - ln softmax(Z(student))"}.get(
+            temperature, "hard = - ln softmax(student / 2)"
+        )
+    )
+
+
+def test_the_soft_part_is_scaled_besides_its_weight():
+    student, labels, teacher = example()
+    total, parts = Objective(alpha=0.5, soft_scale=0.25)(student, labels, teacher)
+    torch.testing.assert_close(total, 0.5 * parts["hard"] + 0.125 * parts["soft"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from softlabels import losses
+from softlabels.errors import ConfigError
 
 BATCH, CLASSES = 5, 4
 
@@ -27,6 +28,9 @@ def mean(values):
 
 def centred(row):
     return [value - mean(row) for value in row]
+
+
+less_mean = centred
 
 
 def norm(row):
@@ -67,17 +71,21 @@ def jeffreys(log_q, log_p):
 
 
 def regression(power):
-    def reference(student, teacher, temperature, labels, valid):  # noqa: ARG001
-        return mean(
-            sum(abs(a - b) ** power for a, b in zip(centred(student[i]), centred(teacher[i]), strict=True))
-            for i in range(len(student))
-            if valid[i]
-        )
+    def reference(student, teacher, temperature, labels, valid, centred=True, reduction="sum"):  # noqa: ARG001
+        def one(s, t):
+            s, t = (less_mean(s), less_mean(t)) if centred else (s, t)
+            total = sum(abs(a - b) ** power for a, b in zip(s, t, strict=True))
+            return total / len(s) if reduction == "mean" else total
+
+        return mean(one(student[i], teacher[i]) for i in range(len(student)) if valid[i])
 
     return reference
 
 
-def decoupled(student, teacher, temperature, labels, valid, alpha=1.0, beta=8.0):
+def decoupled(student, teacher, temperature, labels, valid, alpha=1.0, beta=8.0, standardized=False):
+    if standardized:
+        student, teacher = [z(row) for row in student], [z(row) for row in teacher]
+
     def one(i):
         log_q, log_p, true = log_softmax(student[i], temperature), log_softmax(teacher[i], temperature), labels[i]
         others = [k for k in range(CLASSES) if k != true]
@@ -117,11 +125,12 @@ def weighted(student, teacher, temperature, labels, valid, frozen=None):
     return temperature**2 * mean(one(i) for i in range(len(student)) if valid[i] and labels[i] >= 0)
 
 
-def standardized(student, teacher, temperature, labels, valid):
-    def z(row):
-        row = centred(row)
-        return [v / (math.sqrt(sum(u * u for u in row) / (len(row) - 1)) + 1e-7) for v in row]
+def z(row):
+    row = centred(row)
+    return [v / (math.sqrt(sum(u * u for u in row) / (len(row) - 1)) + 1e-7) for v in row]
 
+
+def standardized(student, teacher, temperature, labels, valid):
     return per_row(kl)([z(row) for row in student], [z(row) for row in teacher], temperature, labels, valid)
 
 
@@ -162,6 +171,48 @@ def relational_angle(student, teacher, temperature, labels, valid):  # noqa: ARG
     return mean(huber(cosine(student, *each) - cosine(teacher, *each)) for each in triples)
 
 
+def products(rows):
+    return [[sum(a * b for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+
+
+def correlation_level(columns):
+    """Squared differences of products of rows, over their number, or of columns, over theirs."""
+
+    def reference(student, teacher, temperature, labels, valid):  # noqa: ARG001
+        tables = []
+        for side in (student, teacher):
+            rows = [[math.exp(v) for v in log_softmax(side[i], temperature)] for i in range(len(side)) if valid[i]]
+            tables.append(products([list(column) for column in zip(*rows, strict=True)] if columns else rows))
+        return sum((a - b) ** 2 for x, y in zip(*tables, strict=True) for a, b in zip(x, y, strict=True)) / len(
+            tables[0]
+        )
+
+    return reference
+
+
+def multi_level(
+    student,
+    teacher,
+    temperature,
+    labels,
+    valid,
+    factors=(0.5, 0.75, 1.0, 1.25, 1.5),
+    instance_weight=1.0,
+    batch_weight=1.0,
+    class_weight=1.0,
+):
+    levels = (
+        (instance_weight, per_row(kl)),
+        (batch_weight, correlation_level(False)),
+        (class_weight, correlation_level(True)),
+    )
+    return sum(
+        weight * level(student, teacher, factor * temperature, labels, valid)
+        for factor in factors
+        for weight, level in levels
+    )
+
+
 def virtual(student, teacher, temperature, labels, valid, correct=0.99):
     teacher = [
         [math.log(correct if k == label else (1 - correct) / (CLASSES - 1)) for k in range(CLASSES)] for label in labels
@@ -190,6 +241,9 @@ REFERENCES = {
     "spherical-kd": spherical,
     "relational-distance": relational_distance,
     "relational-angle": relational_angle,
+    "mlkd": multi_level,
+    "batch-correlation": correlation_level(False),
+    "class-correlation": correlation_level(True),
     "teacher-free": virtual,
     "confidence-penalty": penalty,
 }
@@ -268,7 +322,14 @@ def test_value_is_the_written_out_formula(kind, case):
     [
         ("dkd", {"alpha": 0.5, "beta": 2.0}),
         ("dkd", {"alpha": 1.0, "beta": 0.0}),
+        ("dkd", {"standardized": True}),
         ("dist", {"beta": 2.0, "gamma": 0.5}),
+        ("mlkd", {"factors": (1.0, 2.0)}),
+        ("mlkd", {"instance_weight": 0.5, "batch_weight": 2.0, "class_weight": 3.0}),
+        ("mse", {"reduction": "mean"}),
+        ("mse", {"centred": False}),
+        ("mse", {"centred": False, "reduction": "mean"}),
+        ("l1", {"centred": False, "reduction": "mean"}),
         ("teacher-free", {"correct": 0.9}),
     ],
 )
@@ -448,7 +509,52 @@ def test_labels_all_minus_one_make_zero_with_a_gradient():
 def test_standardized_kl_is_that_of_torchs_own_deviation():
     """The authors divide by ``torch.std``, whose variance is divided by K - 1; K makes another loss for few classes."""
     student, teacher = (torch.tensor(rows) for rows in ordinary())
-    z = [(rows - rows.mean(-1, keepdim=True)) / (rows.std(-1, keepdim=True) + 1e-7) for rows in (student, teacher)]
-    p, q = (z[1] / 2).softmax(-1), (z[0] / 2).log_softmax(-1)
+    rows = [(each - each.mean(-1, keepdim=True)) / (each.std(-1, keepdim=True) + 1e-7) for each in (student, teacher)]
+    p, q = (rows[1] / 2).softmax(-1), (rows[0] / 2).log_softmax(-1)
     expected = 4 * torch.nn.functional.kl_div(q, p, reduction="batchmean")
     torch.testing.assert_close(losses.standardized_kl(student, teacher, temperature=2.0), expected)
+
+
+@pytest.mark.parametrize(("name", "torchs"), [("mse", torch.nn.MSELoss()), ("l1", torch.nn.L1Loss())])
+def test_raw_logits_with_the_mean_over_classes_are_torchs_own_loss(name, torchs):
+    student, teacher = (torch.tensor(rows) for rows in ordinary())
+    loss = losses.LOSSES.make(f"{name} centred=false reduction=mean")
+    torch.testing.assert_close(loss(student, teacher), torchs(student, teacher))
+    assert loss(student + 3, teacher) != loss(student, teacher)
+    assert loss.formula(4.0) == (
+        f"mean over classes of {'(s - t)^2' if name == 'mse' else '|s - t|'}, s and t: logits of student and teacher"
+    )
+
+
+def limit_of_kl(student, teacher, valid):
+    rows = [i for i in range(len(student)) if valid[i]]
+    return mean(norm(difference(centred(student[i]), centred(teacher[i]))) ** 2 / (2 * CLASSES) for i in rows)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("valid", [None, VALID])
+def test_kl_at_an_infinite_temperature_is_the_written_out_limit(case, valid):
+    student, teacher = CASES[case]()
+    expected = limit_of_kl(student.tolist(), teacher.tolist(), valid or [True] * BATCH)
+    exact, gradient = value_and_gradient("kl", student, teacher, math.inf, torch.float64, valid=valid)
+    assert exact.item() == pytest.approx(expected, rel=1e-12)
+    single, _ = value_and_gradient("kl", student, teacher, math.inf, torch.float32, valid=valid)
+    assert single.dtype == torch.float32 and single.item() == pytest.approx(expected, rel=1e-5)
+    # T of 1e6 in fp64: what differs is of the order 1 / T, and the rounding of T^2 * KL of the order 1e-16 * T^2.
+    near, slopes = value_and_gradient("kl", student, teacher, 1e5, torch.float64, valid=valid)
+    assert near.item() == pytest.approx(expected, rel=1e-2)
+    np.testing.assert_allclose(slopes, gradient, rtol=1e-2, atol=1e-3)
+    ids = torch.arange(CLASSES).expand(BATCH, -1)
+    sparse = losses.SparseLogits(ids, torch.tensor(teacher), torch.zeros(BATCH), CLASSES)
+    mask = None if valid is None else torch.tensor(valid)
+    value = losses.kl_divergence(torch.tensor(student), sparse, temperature=math.inf, valid=mask)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ce", "js", "jeffreys", "dkd", "dist", "wsl", "confidence-penalty"])
+def test_losses_without_a_limit_refuse_an_infinite_temperature(kind):
+    with pytest.raises(ValueError, match="no limit at an infinite temperature; choose kl"):
+        losses.Objective(loss=kind, temperature=math.inf)
+    student, teacher = (torch.tensor(rows) for rows in ordinary())
+    with pytest.raises(ConfigError, match="no limit at an infinite temperature"):
+        losses.LOSSES.make(kind)(student, teacher, temperature=math.inf, labels=torch.tensor(LABELS))

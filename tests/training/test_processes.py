@@ -168,6 +168,10 @@ def test_frozen_and_unused_layers_train_in_two_processes_as_in_one(shards: Path,
 UNEVEN = [
     {"alpha": 0.5, "min_confidence": "middle", "wrong_teacher": "hard", "term": ["0.5*wsl"], "accumulate": 2},
     pytest.param({"loss": "dkd", "alpha": 0.2, "alpha_end": 1.0}, marks=pytest.mark.slow),
+    pytest.param(
+        {"alpha": 0.5, "ignore_label": 1, "normalization": "batch-size", "soft_warmup_epochs": 1.5, "accumulate": 2},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

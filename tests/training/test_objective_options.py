@@ -1,0 +1,206 @@
+"""Settings of the loss, through `softlabels train` and Python."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from worlds import TINY
+
+import softlabels
+from softlabels.core.types import LOGITS
+from softlabels.errors import ConfigError
+from softlabels.loading.batches import Batch
+from softlabels.losses import Objective, hard_cross_entropy
+from softlabels.training.targets import Filter, NoTargets, Task
+
+
+@pytest.fixture(scope="module")
+def raw(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of two teachers that keep the constant of each row."""
+    out = tmp_path_factory.mktemp("raw") / "labels"
+    softlabels.dump(
+        teacher=["cnn_small", "cnn_mini"],
+        weights=["random", "random:1"],
+        data=str(photos),
+        views=3,
+        recipe="crop-flip",
+        codec="dense:fp16-raw",
+        out=str(out),
+        device="cpu",
+        quiet=True,
+    )
+    return out
+
+
+def header(folder: Path) -> str:
+    return (folder / "header.txt").read_text()
+
+
+def trained(out: Path, labels: Path | None, **given: Any) -> str:
+    """The header of a run."""
+    where = {} if labels is None else {"labels": str(labels)}
+    softlabels.train(**where, **given, out=str(out), **TINY)
+    return header(out)
+
+
+# ---- raw logits
+
+
+def test_raw_logits_are_compared_where_the_labels_keep_them(raw: Path, shards: Path, tmp_path: Path) -> None:
+    loss = "mse centred=false reduction=mean"
+    text = trained(tmp_path / "raw", raw, teachers=["cnn_small"], loss=loss)
+    assert "soft = mean over classes of (s - t)^2, s and t: logits of student and teacher (mse)" in text
+    assert trained(tmp_path / "both", raw, blend="mean-logits", loss=loss)
+    with pytest.raises(
+        ConfigError, match=r"dense:fp16 labels of .* up to a constant per row; dump with `codec=dense:fp16-raw`"
+    ):
+        trained(tmp_path / "lost", shards, loss=loss)
+    with pytest.raises(ConfigError, match=r"blend 'mean-probabilities' knows its target up to a constant.*mean-logits"):
+        trained(tmp_path / "blend", raw, loss=loss)
+    assert not (tmp_path / "lost").exists() and not (tmp_path / "blend").exists()
+
+
+def test_raw_logits_of_teachers_in_the_loop_are_those_that_are_stored(photos: Path, raw: Path, tmp_path: Path) -> None:
+    given = {"loss": "mse centred=false", "seed": 0}
+    trained(tmp_path / "stored", raw, teachers=["cnn_small"], **given)
+    given |= {"teacher": ["cnn_small"], "teacher_weights": ["random"], "data": str(photos), "recipe": "crop-flip"}
+    trained(tmp_path / "live", None, **given)
+    first = [pd_first(tmp_path / name) for name in ("stored", "live")]
+    assert first[0] == pytest.approx(first[1], rel=1e-2)
+    two = {"teacher": ["cnn_small", "cnn_mini"], "teacher_weights": ["random", "random:1"]}
+    with pytest.raises(ConfigError, match="choose `blend=mean-logits`"):
+        trained(tmp_path / "two", None, **{**given, **two})
+
+
+def pd_first(folder: Path) -> float:
+    """The loss of the first epoch."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    return float(dict(zip(lines[0].split(","), lines[1].split(","), strict=True))["loss"])
+
+
+# ---- infinite temperature
+
+
+def test_an_infinite_temperature_matches_logits(shards: Path, tmp_path: Path, softlabels_command: Callable) -> None:
+    out = tmp_path / "run"
+    options = [
+        *("train", "--student", "cnn_tiny", "--epochs", 1, "--batch-size", 8, "--device", "cpu", "--workers", 0),
+        "--labels",
+        shards,
+    ]
+    softlabels_command(*options, "--temperature", "inf", "--compare", "--out", out)
+    assert "(2 * classes)" in header(out) and "limit of T^2 * KL" in header(out)
+    assert yaml.safe_load((out / "config.yaml").read_text())["temperature"] == float("inf")
+    assert "nothing to do" in softlabels_command("train", "--config", out / "config.yaml", "--out", out).output
+    refused = softlabels_command(*options, "--temperature", "inf", "--loss", "js", "--out", tmp_path / "js")
+    assert "loss 'js' has no limit at an infinite temperature" in refused.output and refused.exit_code == 2
+
+
+# ---- rows that do not count, and warm-up
+
+
+def test_images_of_an_ignored_class_change_nothing(shards: Path, tmp_path: Path) -> None:
+    given = {"alpha": 0.5, "ignore_label": 1, "normalization": "batch-size", "label_smoothing": 0.0}
+    text = trained(tmp_path / "run", shards, **given)
+    assert "rows with label 1 count in no part" in text and "divided by the batch size" in text
+    with pytest.raises(ConfigError, match="`ignore_label=3` is no class: there are 3, from 0 upward"):
+        trained(tmp_path / "no", shards, ignore_label=3)
+    with pytest.raises(ConfigError, match="`normalization=none` does not go with `min_confidence`"):
+        trained(tmp_path / "no", shards, normalization="none", min_confidence=0.2)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_filter_leaves_out_the_ignored_class_too() -> None:
+    target, labels = torch.tensor([[5.0, 0, 0], [0, 3.0, 0], [0, 0, 4.0], [0.1, 0, 0]]), torch.tensor([0, 1, 1, 0])
+    student = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    objective, chosen = Objective(alpha=0.25, ignore_label=1), Filter(min_confidence=0.5, wrong_teacher="hard")
+    rows = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 2, 2), rows, rows, labels)
+    task = Task(None, lambda *_: {LOGITS: target}, objective, filter=chosen)  # type: ignore[arg-type]
+    value, _ = task.supervision(batch, torch.device("cpu"), 0.0).loss({LOGITS: student})
+    right, _ = Objective(alpha=0.25)(student[:1], labels[:1], target[:1])
+    unsure = hard_cross_entropy(student[3:], labels[3:])
+    torch.testing.assert_close(value, (right + 0.25 * unsure) / 2)
+
+
+def test_the_soft_part_is_warmed_up_in_a_line(shards: Path, tmp_path: Path) -> None:
+    task = Task(None, NoTargets(), Objective(alpha=0.5), soft_warmup=4)  # type: ignore[arg-type]
+    scales = [task.objective_at(0.0, epochs).soft_scale for epochs in (0.5, 1, 3, 4, 5)]
+    assert scales == [0.125, 0.25, 0.75, 1.0, 1.0]
+    text = trained(tmp_path / "run", shards, loss="dkd", alpha=0.5, soft_warmup_epochs=2, hard_logits="standardized")
+    assert "the soft part rises in a line to its full weight within the first 2 epochs" in text
+    with pytest.raises(ConfigError, match="`soft_warmup_epochs` needs a teacher"):
+        trained(tmp_path / "no", None, data="digits", soft_warmup_epochs=2)
+
+
+def test_the_loss_of_a_warm_up_grows_with_its_steps(shards: Path, tmp_path: Path) -> None:
+    """With a rate of next to 0 the parts stay, and the total tells the scale: steps of 1/9 to 3/9 in epoch one."""
+    still = {"lr": 1e-12, "optimizer": "sgd", "loss": "mse", "student": "cnn_tiny", "views_per_image": 1}
+    trained(tmp_path / "run", shards, soft_warmup_epochs=3, **{k: v for k, v in still.items() if k != "student"})
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    shares = [each["loss"] / each["soft"] for each in records]
+    assert shares == pytest.approx([2 / 9, 5 / 9, 8 / 9], abs=0.05)
+
+
+# ---- weights from accuracy
+
+
+def test_weights_from_each_teachers_accuracy_per_class(raw: Path, tmp_path: Path) -> None:
+    text = trained(tmp_path / "run", raw, blend="class-accuracy")
+    labels = softlabels.open_labels(raw)
+    hard, names = labels.store.labels, labels.teachers
+    views = np.arange(len(labels)) % labels.views
+    weights = np.zeros((len(names), labels.classes))
+    for i, name in enumerate(names):
+        named = torch.stack([labels.logits([row], int(views[row]), name)[0] for row in range(len(labels))]).argmax(-1)
+        for k in range(labels.classes):
+            right = sum(int(named[row]) == k for row in range(len(labels)) if hard[row] == k)
+            weights[i, k] = (right + 1) / ((hard == k).sum() + 2)
+    weights /= weights.sum(0)
+    assert len(set(weights[0])) > 1
+    found = re.search(r"mean weights, from accuracy per class on 18 labels: (.*)", text)
+    assert found is not None
+    for name, mean in zip(names, weights.mean(1), strict=True):
+        assert f"{name} {mean:.3f} (top-1" in found[1]
+    per_class = {"kind": "per-class", "weights": weights.tolist()}
+    expected = labels.probabilities(range(18), 1, temperature=2.0, blend=per_class)
+    torch.testing.assert_close(labels.probabilities(range(18), 1, temperature=2.0, blend="class-accuracy"), expected)
+    trained(tmp_path / "same", raw, blend=per_class)
+    last = [load_file(tmp_path / name / "last.safetensors") for name in ("run", "same")]
+    for name, tensor in last[0].items():
+        torch.testing.assert_close(tensor, last[1][name])
+
+
+def test_weights_that_cannot_be_measured_are_refused(photos: Path, tmp_path: Path) -> None:
+    two = {"teacher": ["cnn_tiny", "cnn_small"], "weights": ["random", "random:1"], "device": "cpu", "quiet": True}
+    mixed, bare = tmp_path / "mixed", tmp_path / "bare"
+    softlabels.dump(**two, data=str(photos), recipe="crop-flip-cutmix", views=1, out=str(mixed))
+    with pytest.raises(ConfigError, match="needs the one true class of a view, and a mixed view has two"):
+        trained(tmp_path / "run", mixed, blend="class-accuracy")
+    live = {"teacher": ["cnn_tiny", "cnn_small"], "teacher_weights": ["random", "random:1"], "data": str(photos)}
+    with pytest.raises(ConfigError, match="measured on stored labels; dump them"):
+        trained(tmp_path / "run", None, blend="class-accuracy", **live)
+    runs = {}
+    for name in ("cnn_tiny", "cnn_small"):
+        given = {**TINY, "student": name, "epochs": 1, "data": str(photos), "out": str(tmp_path / name)}
+        runs[name] = softlabels.train(**given)["folder"]
+    softlabels.dump(
+        teacher=[f"file:{each}" for each in runs.values()],
+        data=f"images:{photos}",
+        views=1,
+        out=str(bare),
+        device="cpu",
+        quiet=True,
+    )
+    with pytest.raises(ConfigError, match="measures teachers on hard labels, and no image has one"):
+        trained(tmp_path / "run", bare, blend="class-accuracy")
+    assert not (tmp_path / "run").exists()
