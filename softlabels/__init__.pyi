@@ -583,6 +583,9 @@ def sweep(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -603,6 +606,11 @@ def sweep(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -656,6 +664,11 @@ def sweep(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
@@ -676,8 +689,14 @@ def sweep(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
@@ -724,6 +743,9 @@ def train(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -744,6 +766,11 @@ def train(
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
     label_smoothing: float = 0.0,
+    hard_logits: Literal["plain", "standardized"] = "plain",
+    hard_temperature: float = 1.0,
+    soft_warmup_epochs: float = 0.0,
+    ignore_label: int | None = None,
+    normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
     incomplete: bool = False,
@@ -794,6 +821,11 @@ def train(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
@@ -814,8 +846,14 @@ def train(
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
-        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels
+        temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
+            logits (with kl)
         label_smoothing: smoothing of the hard labels
+        hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
+        hard_temperature: divides the student's logits in the hard loss
+        soft_warmup_epochs: epochs in which the soft loss rises to its weight, linearly
+        ignore_label: images of this class number count in no part of the loss; -1: those without a label
+        normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
         incomplete: train on the finished views of a store that is not complete
