@@ -619,6 +619,9 @@ def sweep(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -699,6 +702,11 @@ def sweep(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
@@ -776,6 +784,9 @@ def train(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -853,6 +864,11 @@ def train(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]

@@ -469,7 +469,8 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
     _check_without_teacher(config)
-    return Task(LabelledViews(pictures), NoTargets(), objective), len(images.classes), [note, *more]
+    task = Task(LabelledViews(pictures), NoTargets(), objective, labelled=_labelled(pictures))
+    return task, len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -510,7 +511,14 @@ def _with_teachers(
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
     row_filter = Filter(config.min_confidence, config.wrong_teacher)
-    return Task(samples, targets, objective, config.alpha_end, row_filter, config.soft_warmup_epochs), notes
+    labelled = _labelled(samples.pictures)
+    task = Task(samples, targets, objective, config.alpha_end, row_filter, config.soft_warmup_epochs, labelled)
+    return task, notes
+
+
+def _labelled(pictures: ViewDataset) -> float:
+    """The share of images that have a hard label; 0 where views are mixed, which have two."""
+    return 0.0 if pictures.recipe.mixes else float((pictures.images.labels >= 0).mean())
 
 
 def _check_without_teacher(config: TrainConfig) -> None:

@@ -319,8 +319,11 @@ class Supervision:
         row_filter: Filter,
         *,
         padding: bool = False,
+        labelled: float = 0.0,
+        differences: bool = False,
     ) -> None:
         self.batch, self._padding = batch, padding
+        self._labelled, self._differences = labelled, differences
         self._device, self._objective, self._targets, self._filter = device, objective, targets, row_filter
         self._labels = sent(batch.targets, device)
         self._mixture = _mixture(batch, device)
@@ -354,9 +357,7 @@ class Supervision:
             return 0 * sum(each.sum() for each in outputs.values()), {}  # type: ignore[return-value]
         objective, (kept, rest), logits = self._objective, self._selected, outputs[LOGITS]
         value, parts = objective(outputs, self._labels, self._target, kept, over=counts, **self._mixture)
-        if LOGITS in self._target:
-            agreed = (logits.argmax(-1) == _named(self._target[LOGITS])).sum()
-            parts = parts | {"agreement": agreed / (len(self.batch) if counts is None else counts["images"])}
+        parts = parts | self._measured(logits.detach(), len(self.batch) if counts is None else counts["images"])
         if kept is None:
             part = logits.new_ones(()) if counts is None else len(self.batch) / counts["images"]
             return value, parts | {"kept": part}
@@ -368,6 +369,22 @@ class Supervision:
                 left = objective.hard(logits, self._labels, mask, **self._mixture)
                 total = total + weight * mask.sum() * left
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["images"].clamp(min=1)}
+
+    def _measured(self, logits: Tensor, images: Tensor | int) -> dict[str, Tensor]:
+        """What these rows add to the means over `images` images that records hold beside the loss."""
+        named, found, target = logits.argmax(-1), {}, self._target.get(LOGITS)
+        if self._labelled:
+            found["train_top1"] = (named == self._labels).sum() / images / self._labelled
+        if target is None:
+            return found
+        by_teacher = _named(target)
+        found["agreement"] = (named == by_teacher).sum() / images
+        if self._labelled:
+            found["teacher_top1"] = (by_teacher == self._labels).sum() / images / self._labelled
+        if self._differences and isinstance(target, Tensor):
+            difference = logits.float() - target
+            found["logit_difference"] = (difference - difference.mean(-1, keepdim=True)).abs().mean(-1).sum() / images
+        return found
 
     @cached_property
     def _target(self) -> dict[str, Target]:
@@ -409,7 +426,8 @@ class Task:
     """What a student is trained on: samples, their targets, and the objective that is minimised.
 
     With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
-    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs.
+    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs. `labelled` is the
+    share of the images that have a hard label; 0 where no accuracy on training views is reported.
     """
 
     samples: LabelledViews
@@ -418,6 +436,7 @@ class Task:
     alpha_end: float | None = None
     filter: Filter = field(default_factory=Filter)
     soft_warmup: float = 0.0
+    labelled: float = 0.0
 
     @property
     def has_logits(self) -> bool:
@@ -451,11 +470,29 @@ class Task:
     def reported(self) -> tuple[str, ...]:
         """Names of what `loss` reports beside the total.
 
-        `agreement` is the share of images of which student and target name the same class, where all steps have one.
+        `agreement` is the share of images of which student and target name the same class, where all steps have one;
+        `train_top1` and `teacher_top1` the shares of labelled ones of which student and target name the hard label;
+        `logit_difference` as `softlabels.training.evaluate.Agreement` has it. All of the student in train mode, of the
+        views that it is trained on, before each step.
         """
         compared = not isinstance(self.targets, NoTargets) and all(each.needs_teacher for each in self._objectives)
-        more = [name for name, there in (("kept", self.filter.active), ("agreement", compared)) if there]
-        return ("hard", "soft", *(term.name for term in self.objective.terms if term.weight), *more)
+        more = {
+            "kept": self.filter.active,
+            "agreement": compared,
+            "train_top1": self.labelled > 0,
+            "teacher_top1": compared and self.labelled > 0,
+            "logit_difference": compared and self._differences,
+        }
+        terms = (term.name for term in self.objective.terms if term.weight)
+        return ("hard", "soft", *terms, *(name for name, there in more.items() if there))
+
+    @property
+    def _differences(self) -> bool:
+        """Whether targets come as a tensor of every class's logit: sparse ones are not made into one for a record."""
+        targets = self.targets
+        if isinstance(targets, StoredTargets):
+            return targets.codec is None and all(each.has_logits for each in targets.codecs)
+        return isinstance(targets, LiveTargets)
 
     @property
     def loss_parts(self) -> dict[str, str]:
@@ -484,7 +521,16 @@ class Task:
     ) -> Supervision:
         """The targets of a batch at this place in the training, see `objective_at`; a `padding` one adds nothing."""
         objective = self.objective_at(done, epochs)
-        return Supervision(batch, device, objective, self.targets, self.filter, padding=padding)
+        return Supervision(
+            batch,
+            device,
+            objective,
+            self.targets,
+            self.filter,
+            padding=padding,
+            labelled=self.labelled,
+            differences=self._differences,
+        )
 
     def counts(self, step: Sequence[Supervision], device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
         """The valid rows of all passes of a step in all processes; None when it is one pass of one process.
