@@ -32,6 +32,7 @@ from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
 from softlabels.reporting.run_demo import DemoResult
 from softlabels.reporting.run_sweep import SweepReport
+from softlabels.selecting.run_dedup import Deduplication
 from softlabels.selecting.select import Selection
 from softlabels.training.export import Exported
 from softlabels.training.result import TrainResult as TrainResult
@@ -96,6 +97,35 @@ def convert(
         codec: how logits are stored: dense:fp32, topk:10, ...  [default: as they are]
         lossy: allow a codec that rounds the stored labels once more
         teachers: teachers to convert; repeatable  [default: all]
+    """
+
+def dedup(
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+    data: Data | Sequence[Data] | None = None,
+    against: Data | Sequence[Data] | None = None,
+    data_dir: Text | None = None,
+    split: Literal["train", "test", "val"] = "train",
+    confirm: Literal["sift", "hash"] = "sift",
+    max_distance: int | None = None,
+    on_bad_image: Literal["fail", "skip"] = "fail",
+    out: Text = "report/",
+) -> Deduplication:
+    """List the images of a pool that are no copies of held-out ones, and show the copies.
+
+    Candidates have nearly equal perceptual hashes, mirrored or not; SIFT matches confirm them. `kept.csv` in the report
+    is a data set: `data=csv:report/kept.csv`.
+
+    Args:
+        data: data set in which duplicates are looked for: the pool
+        against: data set whose images the pool must not hold, such as the validation images: its test split
+        data_dir: where the data sets lie
+        split: which part of `data`
+        confirm: what makes a candidate a duplicate: sift (matched keypoints; needs OpenCV), or its hashes alone
+        max_distance: bits of 64 in which the hashes of a candidate differ at most  [default: 14, with confirm=hash 6]
+        on_bad_image: stop at an image of the pool that cannot be read, or leave it out
+        out: folder of the report: index.html, kept.csv, removed.csv
     """
 
 def demo(

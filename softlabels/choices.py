@@ -262,8 +262,10 @@ STEPS: Table[Step] = Table(
         "gaussian-blur": "softlabels.views._colour:GaussianBlur",
         "solarize": "softlabels.views._colour:Solarize",
         "randaugment": "softlabels.views._auto_augment:RandAugment",
+        "timm-randaugment": "softlabels.views._timm_augment:TimmRandAugment",
         "trivialaugment": "softlabels.views._auto_augment:TrivialAugmentWide",
         "autoaugment": "softlabels.views._auto_augment:AutoAugment",
+        "choice": "softlabels.views._choice:OneStepOf",
         "random-erasing": "softlabels.views._erase:RandomErasing",
         "mixup": "softlabels.views._mix:MixUp",
         "cutmix": "softlabels.views._mix:CutMix",
@@ -368,6 +370,8 @@ def steps_in_words(recipe: Mapping[str, Any]) -> str:
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        return " | ".join(steps_in_words({"steps": [each]}) for each in value)
     if isinstance(value, list):
         return (" to " if len(value) == 2 else "/").join(map(_in_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -106,6 +106,17 @@ PAGES: Mapping[str, Page] = {
         },
         needs="a data set: `data`",
     ),
+    "dedup": Page(
+        LABEL,
+        "Find copies of held-out images in a pool (optional)",
+        ("softlabels dedup --data images:crawl/ --against imagenet --data-dir /data/imagenet",),
+        {
+            "Images": "data against data_dir split | on_bad_image",
+            "Duplicates": "confirm max_distance",
+            "Run": "out",
+        },
+        needs="the pool, and images that it must not hold: `data` and `against`",
+    ),
     "dump": Page(
         LABEL,
         "Store a teacher's logits for augmented views of every image",
@@ -288,6 +299,7 @@ NEIGHBOURS: Mapping[str, Mapping[str, str]] = {
 
 
 METAVARS: Mapping[str, str] = {
+    "against": "DATA",
     "blend": "BLEND",
     "cache_dir": "DIR",
     "cache_size": "BYTES",
