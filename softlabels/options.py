@@ -227,6 +227,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "largest_kl": ("max-kl",),
     "lr": ("learning-rate",),
     "optimizer": ("opt",),
+    "output": ("also",),
     "out": ("output-dir",),
     "recipe": ("augment",),
     "rows_per_shard": ("images-per-shard",),
@@ -245,7 +246,7 @@ ALIASES_IN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """As `ALIASES`, of some commands alone; the first two are clearer, and shown."""
 
 
-SHOWN_ALIASES = frozenset({"live-teacher", "use-teachers"})
+SHOWN_ALIASES = frozenset({"also", "live-teacher", "use-teachers"})
 """Spellings that ``--help`` shows beside the option."""
 
 
