@@ -71,6 +71,21 @@ LOSSES: Table[Loss] = Table(
     },
 )
 
+FEATURE_LOSSES: Table[Loss] = Table(
+    "loss of features",
+    "feature_losses",
+    {
+        "hint": "softlabels.losses._features:Hint",
+        "cosine": "softlabels.losses._features:Cosine",
+        "attention": "softlabels.losses._features:AttentionTransfer",
+        "channel-map": "softlabels.losses._features:ChannelMap",
+        "rkd-distance": "softlabels.losses._features:EmbeddingDistance",
+        "rkd-angle": "softlabels.losses._features:EmbeddingAngle",
+        "inherit-explore": "softlabels.losses._features:InheritExplore",
+    },
+)
+"""Losses of terms that compare other outputs than the logits."""
+
 BLENDS: Table[Blend] = Table(
     "blend",
     "blends",
@@ -390,8 +405,8 @@ class OutputChoice(Choice["Codec"]):
 
     ``NAME`` is an entry of the mapping that the teacher returns, or the path of a module. ``NAME=MODULE[:POOL]`` calls
     a module's output, pooled or not, by a name of one's own. ``=CODEC`` may follow either. What stands alone behind the
-    first ``=`` is a codec where it is a kind of codec, else a module. Or a mapping with `name`, and `module`, `pool` and
-    `codec` where they are wanted.
+    first ``=`` is a codec where it is a kind of codec, else a module. Or a mapping with `name`, and `module`, `pool`
+    and `codec` where they are wanted.
     """
 
     what = "output"
@@ -464,8 +479,18 @@ class LossChoice(Choice["Loss"]):
         return LOSSES.make(self.given)
 
 
+def term_losses(loss: object) -> Table[Loss]:
+    """The table that a term's `loss` is of: `FEATURE_LOSSES` where it is of one of its kinds, else `LOSSES`."""
+    kind = loss.get("kind") if isinstance(loss, Mapping) else getattr(loss, "kind", loss)
+    kind = re.split(r"[:\s]", kind, maxsplit=1)[0] if isinstance(kind, str) else ""
+    return FEATURE_LOSSES if FEATURE_LOSSES.has(kind) else LOSSES
+
+
 class TermChoice(Choice["Term"]):
-    """A further term of the loss: a mapping with `weight` and `loss`, or ``WEIGHT*LOSS@OUTPUT:LAYER``, which becomes one."""
+    """A further term of the loss: a mapping with `weight` and `loss`.
+
+    ``WEIGHT*LOSS@OUTPUT:LAYER`` becomes one: the teacher's output, and the student's where it is called otherwise.
+    """
 
     what = "term"
 
@@ -488,7 +513,13 @@ class TermChoice(Choice["Term"]):
                     raise ValueError(f"{outputs!r} names more than the teacher's output and the student's")
                 given |= {"output": teacher, **({"student_output": student[0]} if student else {})}
         if isinstance(given, Mapping) and "loss" in given:
-            LOSSES.check(given["loss"])
+            table = term_losses(given["loss"])
+            if table is FEATURE_LOSSES and given.get("output", LOGITS) == LOGITS:
+                raise ConfigError(
+                    f"loss {given['loss']!r} compares features; name an output: WEIGHT*LOSS@OUTPUT:LAYER, of the "
+                    f"teacher and of the student"
+                )
+            table.check(given["loss"])
         return given
 
     def make(self) -> Term:

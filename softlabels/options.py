@@ -51,8 +51,9 @@ _DUMP = {
 _TRAINING = {
     "Student": "student weights init size | compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe unlabelled "
-    "incomplete",
-    "Loss": "alpha temperature loss label_smoothing | alpha_end blend term min_confidence wrong_teacher",
+    "incomplete pixels",
+    "Loss": "alpha temperature loss label_smoothing | alpha_end blend term aux_heads aux_weight "
+    "min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
     "Evaluation": "eval_data eval_size | eval_every patience compare",

@@ -137,8 +137,8 @@ def check_for_logits(codec: Codec) -> None:
     """Raises ConfigError where the codec is for features alone."""
     if not getattr(codec, "for_logits", True):
         raise ConfigError(
-            f"`codec={codec.kind}` is for other outputs than the logits (`output=NAME={codec.kind}`); choose quantized, "
-            f"which keeps logits in 8 bits"
+            f"`codec={codec.kind}` is for other outputs than the logits (`output=NAME={codec.kind}`); choose "
+            f"quantized, which keeps logits in 8 bits"
         )
 
 

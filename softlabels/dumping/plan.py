@@ -86,7 +86,8 @@ class OutputReport:
         """The report as a row of a table."""
         shape = "x".join(map(str, self.shape))
         size, mark = terminal.size(self.bytes), "" if self.chosen else "  (not chosen)"
-        return f"{self.output:<16}{shape:<12}{self.codec:<16}{self.bytes_per_label:>12,.1f}{size:>12}{self.error:>10.1e}{mark}"
+        numbers = f"{self.bytes_per_label:>12,.1f}{size:>12}{self.error:>10.1e}"
+        return f"{self.output:<16}{shape:<12}{self.codec:<16}{numbers}{mark}"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,6 @@ class Plan:
         yield f"    {'codec':<22}{'bytes/label':>12}{'in all':>12}{heads}{'top-1 kept':>12}"
         for each in self.codecs:
             yield f"    {each.line()}"
-
 
     def _output_lines(self) -> Iterator[str]:
         if not self.outputs:

@@ -241,8 +241,8 @@ def card(
 ) -> TeacherCard:
     """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told.
 
-    `classes` counts the values of its `output`, which is `source` in the teacher and of `shape`. `there` is the card that the store has of it, if there is one: what
-    means the same is written as it is there.
+    `classes` counts the values of its `output`, which is `source` in the teacher and of `shape`. `there` is the card
+    that the store has of it, if there is one: what means the same is written as it is there.
 
     Raises:
         ConfigError: the codec is none for logits.

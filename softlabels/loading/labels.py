@@ -218,7 +218,7 @@ class Labels:
         where, numbers = self._addresses(rows, view)
         taken = self.take(where, numbers, [folder])
         self._refuse_unlabelled(where, numbers, [folder])
-        return self.decode(taken)[0].unflatten(1, self.output_shape(name, teacher))
+        return self.decode(taken)[0].reshape(-1, *self.output_shape(name, teacher))
 
     def output_shape(self, name: str, teacher: str | None = None) -> tuple[int, ...]:
         """The shape of one label of an output; errors are those of `output`."""

@@ -18,12 +18,13 @@ The family's file has the formula and the source of each:
 
     _divergences   kl ce js jeffreys confidence-penalty          _true_class   hard dkd wsl teacher-free
     _logits        mse l1 standardized-kl spherical-kd           _relational   relational-distance relational-angle dist
+    _features      hint cosine attention channel-map rkd-distance rkd-angle inherit-explore: of features, see there
     _blends        mean-probabilities mean-logits weighted random-teacher per-class
 """
 
 from __future__ import annotations
 
-from softlabels.choices import BLENDS, LOSSES
+from softlabels.choices import BLENDS, FEATURE_LOSSES, LOSSES
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import Blend, Loss, SparseLoss
 from softlabels.losses._divergences import (
@@ -33,6 +34,17 @@ from softlabels.losses._divergences import (
     kl_divergence,
     soft_cross_entropy,
 )
+from softlabels.losses._features import (
+    FeatureLossPart,
+    attention_transfer,
+    channel_map_mse,
+    embedding_angle,
+    embedding_distance,
+    feature_cosine,
+    feature_mse,
+    inherit_explore,
+    make_regressor,
+)
 from softlabels.losses._logits import logit_l1, logit_mse, spherical_kd, standardized_kl
 from softlabels.losses._objective import Objective, Target, Term
 from softlabels.losses._relational import dist, relational_angle, relational_distance
@@ -40,23 +52,33 @@ from softlabels.losses._true_class import decoupled_kd, hard_cross_entropy, teac
 
 __all__ = [
     "BLENDS",
+    "FEATURE_LOSSES",
     "LOSSES",
     "Blend",
+    "FeatureLossPart",
     "Loss",
     "Objective",
     "SparseLogits",
     "SparseLoss",
     "Target",
     "Term",
+    "attention_transfer",
+    "channel_map_mse",
     "confidence_penalty",
     "decoupled_kd",
     "dist",
+    "embedding_angle",
+    "embedding_distance",
+    "feature_cosine",
+    "feature_mse",
     "hard_cross_entropy",
+    "inherit_explore",
     "jeffreys",
     "js_divergence",
     "kl_divergence",
     "logit_l1",
     "logit_mse",
+    "make_regressor",
     "relational_angle",
     "relational_distance",
     "soft_cross_entropy",

@@ -93,8 +93,8 @@ class OutputReader:
             )
         if value.ndim < 2:
             raise ModelError(
-                f"{whose} has no output {module!r} of a value or more for each image: its shape is {tuple(value.shape)}; "
-                f"name another layer"
+                f"{whose} has no output {module!r} of a value or more for each image: its shape is "
+                f"{tuple(value.shape)}; name another layer"
             )
         if pool is None:
             return value

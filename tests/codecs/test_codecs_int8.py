@@ -56,7 +56,7 @@ def test_rows_that_are_not_finite_are_refused(wrong: float) -> None:
 def test_it_is_a_codec_of_the_table_and_none_for_logits() -> None:
     assert CODECS.make("int8") == CODEC == CODECS.make(CODEC.model_dump(mode="json"))
     assert spelled(CODEC) == "int8"
-    with pytest.raises(ConfigError, match="output=NAME=int8.*quantized"):
+    with pytest.raises(ConfigError, match=r"output=NAME=int8.*quantized"):
         check_for_logits(CODEC)
     with pytest.raises(StoreError, match="int8"):
         CODEC.decode(CODEC.encode(torch.zeros(2, 4)), 5)

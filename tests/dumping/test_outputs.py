@@ -107,7 +107,7 @@ def test_a_student_learns_from_an_output_by_naming_it(photos: Path, tmp_path: Pa
     softlabels.train(out=str(tmp_path / "live"), **live)
     for student, term, wrong in (
         ("cnn_tiny", "mse@dropped", r"output 'dropped' is not in .*; dump it with `output=dropped`"),
-        ("cnn_small", "mse@dropout", "compares 96 values of the student's dropout with 32 of cnn_tiny@dropout"),
+        ("cnn_small", "mse@dropout", "compares 96 values of the student's dropout with 32 of the teacher's dropout"),
     ):
         given = {**settings, "student": student, "term": [f"1*{term}"]}
         with pytest.raises(ConfigError, match=wrong):
