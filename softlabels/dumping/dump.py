@@ -548,8 +548,7 @@ def _as_stored(answer: Tensor, images: int, card: TeacherCard) -> Tensor:
         return answer
     raise ModelError(
         f"the teacher's output {card.address!r} has shape {tuple(answer.shape)} for {images} images, and "
-        f"{card.shape or (card.classes,)} for each is stored; name an output whose shape is always the same, or pool "
-        f"it (`output={card.output}={card.address.partition(':')[0]}:mean`)"
+        f"{card.shape or (card.classes,)} for each is stored; name one whose shape is always the same, or pool it"
     )
 
 

@@ -416,7 +416,7 @@ def _one_channel(features: Tensor, by: str, whose: str) -> Tensor:
     if by == "mean":
         return features.mean(1)
     norms: Tensor = torch.linalg.vector_norm(features, dim=1)
-    return norms / features.shape[1] ** 0.5
+    return norms.div(features.shape[1] ** 0.5)
 
 
 def _map(features: Tensor, whose: str) -> Tensor:

@@ -536,10 +536,9 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     if matched.without:
         notes.append(f"{matched.without:,} images have no labels and are left out")
         images = subset(images, matched.rows)
+    check_seen_views(labels, images, teachers, config.pixels)
     if config.pixels == "other":
         notes.append(f"{images.name} shows other pixels than the teacher saw, under the same keys (`pixels=other`)")
-    else:
-        check_seen_views(labels, images, teachers)
     pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
     samples = LabelledViews(pictures, labels, matched.label_rows, folders)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
