@@ -49,7 +49,7 @@ def records(run: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_student_of_other_width_learns_from_stored_features(store: Path, tmp_path: Path, name: str) -> None:
-    settings = {**TINY, "epochs": 12, "term": [TERMS[name]], "lr": 0.01}
+    settings = {**TINY, "epochs": 6, "term": [TERMS[name]], "lr": 0.01, "eval_data": "none"}
     softlabels.train(labels=str(store), out=str(tmp_path / "run"), **settings)
     loss, _, output = TERMS[name].partition("*")[2].partition("@")
     column = f"{loss}@{output.partition(':')[0]}"
@@ -149,7 +149,7 @@ def test_classifiers_at_layers_learn_beside_the_student(
 ) -> None:
     source = {"labels": str(store)} if labelled else {"data": str(photos)}
     result = softlabels.train(
-        out=str(tmp_path / "run"), **source, **{**TINY, "epochs": 15, "lr": 0.01, "aux_heads": "features.2,features"}
+        out=str(tmp_path / "run"), **source, **{**TINY, "epochs": 8, "lr": 0.01, "aux_heads": "features.2,features"}
     )
     found = [float(record["auxiliary"]) for record in records(tmp_path / "run")]
     assert found[-1] < found[0] and result["parameters"] == sum(
@@ -203,7 +203,7 @@ def test_a_grey_student_learns_the_colour_teachers_labels_of_the_same_views(
     for pictures, side in ((dataset.pictures, 8), (teachers.pictures, 32)):
         params = pictures.source.params(rows, views)
         boxes.append(pictures.recipe.boxes(params, np.full(len(rows), side), np.full(len(rows), side)) / side)
-    # A pixel of the smaller image; rounded to such pixels, now and then another of a crop's attempts is the first to fit.
+    # A pixel of the smaller image; rounded to these, now and then another of a crop's attempts is the first to fit.
     near = np.abs(boxes[0] - boxes[1]).max(1) <= 1 / 8
     assert near.mean() > 0.9
     for number in np.flatnonzero(near).tolist():
