@@ -28,7 +28,7 @@ from softlabels.losses._base import LossPart
 from softlabels.losses._relational import angle_error, distance_error
 from softlabels.losses._rows import mean_over
 
-LEAST_NORM = 1e-12
+LEAST_LENGTH = 1e-12
 """What a norm is at least when it is divided by: a map or vector of zeros stays one."""
 
 
@@ -430,5 +430,5 @@ def _map(features: Tensor, whose: str) -> Tensor:
 
 def _unit(features: Tensor) -> Tensor:
     """All values of each image as a vector of length 1, (n, values)."""
-    unit: Tensor = F.normalize(features.flatten(1), dim=1, eps=LEAST_NORM)
+    unit: Tensor = F.normalize(features.flatten(1), dim=1, eps=LEAST_LENGTH)
     return unit

@@ -151,7 +151,7 @@ def make_heads(
             try:
                 layer = _regressor(term.loss, ours, theirs)
                 values = torch.zeros(4, *ours) if layer is None else layer(torch.zeros(4, *ours))
-                pair = {LOGITS: torch.zeros(4, classes), term.of_student: values, term.name: values}
+                pair = {term.of_student: values, LOGITS: torch.zeros(4, classes), term.name: values}
                 only = Objective(alpha=1.0, terms=(term,))
                 only(pair, torch.zeros(4, dtype=torch.int64), {term.output: torch.zeros(4, *theirs)})
             except ConfigError as problem:

@@ -57,6 +57,15 @@ def test_a_student_of_other_width_learns_from_stored_features(store: Path, tmp_p
     assert last < first
 
 
+def test_a_student_learns_features_of_a_teacher_in_the_loop(photos: Path, tmp_path: Path) -> None:
+    live = {"teacher": ["cnn_small"], "teacher_weights": ["random"], "data": str(photos), "eval_data": "none"}
+    terms = ["0.5*hint@features.5:grid2:features.5", "50*attention@features.2"]
+    softlabels.train(out=str(tmp_path / "run"), **{**TINY, **live, "epochs": 6, "lr": 0.01, "term": terms})
+    for column in ("hint@features.5:grid2", "attention@features.2"):
+        first, last = (float(records(tmp_path / "run")[place][column]) for place in (0, -1))
+        assert last < first
+
+
 def test_stored_features_are_read_in_their_shapes(store: Path) -> None:
     labels = softlabels.open_labels(store)
     shapes = {name: tuple(labels.output_shape(name)) for name in labels.outputs()}
