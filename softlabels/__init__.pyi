@@ -210,8 +210,8 @@ def dump(
         seed: seed of the views
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
-            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
-            repeatable
+            module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
+            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -501,8 +501,8 @@ def plan(
         seed: seed of the views
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
-            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
-            repeatable
+            module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
+            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -670,6 +670,8 @@ def sweep(
     alpha: float | None = None,
     alpha_end: float | None = None,
     term: Part | Sequence[Part] = (),
+    aux_heads: Text | Sequence[Text] = (),
+    aux_weight: float = 0.3,
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
@@ -681,6 +683,7 @@ def sweep(
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
+    pixels: Literal["same", "other"] = "same",
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -758,6 +761,9 @@ def sweep(
             one  [default: 0 with teachers, else 1]
         alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
+        aux_heads: layers of the student that get a classifier while it trains, which learns from the labels and from
+            the student itself (self-distillation): layer1,layer2; repeatable
+        aux_weight: how much such a classifier learns from the student, not from the labels
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
@@ -770,6 +776,8 @@ def sweep(
         normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
+        pixels: whether `data` shows what the teacher saw, or other pixels under the same keys (edges, grey, a second
+            camera), which are then not compared with what it saw
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: use torch.channels_last, which convolutions on GPUs prefer
@@ -835,6 +843,8 @@ def train(
     alpha: float | None = None,
     alpha_end: float | None = None,
     term: Part | Sequence[Part] = (),
+    aux_heads: Text | Sequence[Text] = (),
+    aux_weight: float = 0.3,
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
@@ -846,6 +856,7 @@ def train(
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
+    pixels: Literal["same", "other"] = "same",
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -920,6 +931,9 @@ def train(
             one  [default: 0 with teachers, else 1]
         alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
+        aux_heads: layers of the student that get a classifier while it trains, which learns from the labels and from
+            the student itself (self-distillation): layer1,layer2; repeatable
+        aux_weight: how much such a classifier learns from the student, not from the labels
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
@@ -932,6 +946,8 @@ def train(
         normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
+        pixels: whether `data` shows what the teacher saw, or other pixels under the same keys (edges, grey, a second
+            camera), which are then not compared with what it saw
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: use torch.channels_last, which convolutions on GPUs prefer

@@ -51,9 +51,9 @@ _DUMP = {
 _TRAINING = {
     "Student": "student weights init size | init_from init_from_weights layers compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
-    "unlabelled incomplete",
-    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term hard_logits "
-    "hard_temperature ignore_label normalization min_confidence wrong_teacher",
+    "unlabelled incomplete pixels",
+    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term aux_heads aux_weight "
+    "hard_logits hard_temperature ignore_label normalization min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
     "Evaluation": "eval_data eval_size | eval_every patience compare",
@@ -253,6 +253,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "largest_kl": ("max-kl",),
     "lr": ("learning-rate",),
     "optimizer": ("opt",),
+    "output": ("also",),
     "out": ("output-dir",),
     "recipe": ("augment",),
     "rows_per_shard": ("images-per-shard",),
@@ -271,7 +272,7 @@ ALIASES_IN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """As `ALIASES`, of some commands alone; the first two are clearer, and shown."""
 
 
-SHOWN_ALIASES = frozenset({"live-teacher", "use-teachers"})
+SHOWN_ALIASES = frozenset({"also", "live-teacher", "use-teachers"})
 """Spellings that ``--help`` shows beside the option."""
 
 
