@@ -329,7 +329,8 @@ _THREE = "choice:grayscale:1|solarize:1|gaussian-blur:1"
 """3-Augment, of DeiT III."""
 
 _JITTERED: Mapping[str, Any] = {"kind": "colour-jitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
-_MIXED: Mapping[str, Any] = {"kind": "mixup-or-cutmix", "mixup": 1.0, "cutmix": 1.0}
+_MIXED: Mapping[str, Any] = {"kind": "mixup-or-cutmix", "mixup": 1.0, "cutmix": 1.0, "probability": 0.75}
+"""Of ml-dr, which does each with chance one half, so that a quarter of its views are mixed twice: here once."""
 
 _AFTER_CROP_AND_FLIP: Mapping[str, Sequence[str | Mapping[str, Any]]] = {
     # Shen and Xing, "A fast knowledge distillation framework for visual recognition", 2022: crops and flips alone.
