@@ -17,7 +17,8 @@ import softlabels
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-STORY = ROOT / "configs/digits-recipes"
+STORIES = {"digits-recipes": 6, "digits-features": 8}
+"""Folders of configs, and how many arms each has."""
 
 
 def commands() -> list[list[str]]:
@@ -45,9 +46,10 @@ def test_the_page_does_what_it_says(softlabels_command: Callable) -> None:
     assert len(pd.read_csv("runs/sweep/report/table.csv")) == 4
 
 
-def test_the_story_of_recipes_is_told_from_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("story", STORIES)
+def test_a_story_is_told_from_its_configs(story: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut to one seed, one epoch and few images."""
-    folder = shutil.copytree(STORY, tmp_path / "story")
+    folder = shutil.copytree(ROOT / "configs" / story, tmp_path / "story")
     for path in folder.rglob("*.yaml"):
         settings = yaml.safe_load(path.read_text())
         settings |= {"seeds": [0]} if path.name == "story.yaml" else {"limit": 100, "device": "cpu"}
@@ -56,6 +58,7 @@ def test_the_story_of_recipes_is_told_from_its_configs(tmp_path: Path, monkeypat
         path.write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "pipelines/distill.py"))["main"](folder)
-    table = pd.read_csv("runs/digits-recipes/report/table.csv")
-    assert [arm[0] for arm in table["arm"] if arm != "teacher"] == ["1", "2", "3", "4", "5", "6"]
-    assert softlabels.open_labels("runs/digits-recipes/shards").views == 16
+    table = pd.read_csv(f"runs/{story}/report/table.csv")
+    arms = [arm[0] for arm in table["arm"] if arm != "teacher"]
+    assert arms == [str(number + 1) for number in range(STORIES[story])]
+    assert softlabels.open_labels(f"runs/{story}/shards").views == 16
