@@ -223,7 +223,7 @@ def said(options: argparse.Namespace) -> Tensor:
     pictures = ViewDataset(
         images, RECIPES.make(options.recipe), options.seed, options.views, image_spec(teacher.preprocessing)
     )
-    return planning.sample_logits(pictures, teacher, options.rows, batch_size=32)[0]
+    return planning.sample_outputs(pictures, teacher, options.rows, batch_size=32)[0]["logits"]
 
 
 def main() -> None:

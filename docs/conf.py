@@ -38,6 +38,7 @@ PARTS = {
     "Steps of a recipe": choices.STEPS,
     "Codecs": choices.CODECS,
     "Losses": choices.LOSSES,
+    "Losses of features": choices.FEATURE_LOSSES,
     "Blends": choices.BLENDS,
 }
 

@@ -32,6 +32,7 @@ _HOMES = {
     "train": "commands",
     "sweep": "commands",
     "evaluate": "commands",
+    "dedup": "commands",
     "select": "commands",
     "verify": "commands",
     "repair": "commands",

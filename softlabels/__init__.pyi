@@ -32,6 +32,7 @@ from softlabels.loading.samplers import OneViewEach as OneViewEach
 from softlabels.loading.samplers import ShuffledShards as ShuffledShards
 from softlabels.reporting.run_demo import DemoResult
 from softlabels.reporting.run_sweep import SweepReport
+from softlabels.selecting.run_dedup import Deduplication
 from softlabels.selecting.select import Selection
 from softlabels.training.export import Exported
 from softlabels.training.result import TrainResult as TrainResult
@@ -96,6 +97,35 @@ def convert(
         codec: how logits are stored: dense:fp32, topk:10, ...  [default: as they are]
         lossy: allow a codec that rounds the stored labels once more
         teachers: teachers to convert; repeatable  [default: all]
+    """
+
+def dedup(
+    *,
+    config: Text | None = None,
+    quiet: bool = False,
+    data: Data | Sequence[Data] | None = None,
+    against: Data | Sequence[Data] | None = None,
+    data_dir: Text | None = None,
+    split: Literal["train", "test", "val"] = "train",
+    confirm: Literal["sift", "hash"] = "sift",
+    max_distance: int | None = None,
+    on_bad_image: Literal["fail", "skip"] = "fail",
+    out: Text = "report/",
+) -> Deduplication:
+    """List the images of a pool that are no copies of held-out ones, and show the copies.
+
+    Candidates have nearly equal perceptual hashes, mirrored or not; SIFT matches confirm them. `kept.csv` in the report
+    is a data set: `data=csv:report/kept.csv`.
+
+    Args:
+        data: data set in which duplicates are looked for: the pool
+        against: data set whose images the pool must not hold, such as the validation images: its test split
+        data_dir: where the data sets lie
+        split: which part of `data`
+        confirm: what makes a candidate a duplicate: sift (matched keypoints; needs OpenCV), or its hashes alone
+        max_distance: bits of 64 in which the hashes of a candidate differ at most  [default: 14, with confirm=hash 6]
+        on_bad_image: stop at an image of the pool that cannot be read, or leave it out
+        out: folder of the report: index.html, kept.csv, removed.csv
     """
 
 def demo(
@@ -180,8 +210,8 @@ def dump(
         seed: seed of the views
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
-            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
-            repeatable
+            module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
+            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -471,8 +501,8 @@ def plan(
         seed: seed of the views
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
-            layer, such as avgpool or avgpool=dense:fp32 with a codec of its own  [codec by default: dense:fp16-raw];
-            repeatable
+            module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
+            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -619,6 +649,9 @@ def sweep(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -637,6 +670,8 @@ def sweep(
     alpha: float | None = None,
     alpha_end: float | None = None,
     term: Part | Sequence[Part] = (),
+    aux_heads: Text | Sequence[Text] = (),
+    aux_weight: float = 0.3,
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
@@ -648,6 +683,7 @@ def sweep(
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
+    pixels: Literal["same", "other"] = "same",
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -699,6 +735,11 @@ def sweep(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
@@ -720,6 +761,9 @@ def sweep(
             one  [default: 0 with teachers, else 1]
         alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
+        aux_heads: layers of the student that get a classifier while it trains, which learns from the labels and from
+            the student itself (self-distillation): layer1,layer2; repeatable
+        aux_weight: how much such a classifier learns from the student, not from the labels
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
@@ -732,6 +776,8 @@ def sweep(
         normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
+        pixels: whether `data` shows what the teacher saw, or other pixels under the same keys (edges, grey, a second
+            camera), which are then not compared with what it saw
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: use torch.channels_last, which convolutions on GPUs prefer
@@ -776,6 +822,9 @@ def train(
     student: Network | None = None,
     init: Text | None = None,
     weights: Text | None = None,
+    init_from: Network | None = None,
+    init_from_weights: Text | None = None,
+    layers: Text | Sequence[Text] = (),
     size: int | None = None,
     labels: Text | None = None,
     teachers: Text | Sequence[Text] | None = None,
@@ -794,6 +843,8 @@ def train(
     alpha: float | None = None,
     alpha_end: float | None = None,
     term: Part | Sequence[Part] = (),
+    aux_heads: Text | Sequence[Text] = (),
+    aux_weight: float = 0.3,
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
@@ -805,6 +856,7 @@ def train(
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid",
     blend: Part = "mean-probabilities",
     unlabelled: Literal["refuse", "leave-out"] = "refuse",
+    pixels: Literal["same", "other"] = "same",
     incomplete: bool = False,
     compile: bool = False,
     channels_last: bool = False,
@@ -853,6 +905,11 @@ def train(
         init: run or file of softlabels to go on from, to fine-tune: network, size and weights are read
         weights: weights of the student to start from: FILE or FILE:KEY, default, a name of torchvision's such as
             IMAGENET1K_V1, or random  [default: random]
+        init_from: network of which the student begins with copies of some layers, of whatever architecture: a run,
+            file:PATH, or a network's name
+        init_from_weights: weights of `init_from`: FILE, default, or a name of torchvision's  [default: published ones]
+        layers: layers to copy from `init_from`: NAME, or STUDENT=OTHER where names differ; repeatable  [default: all
+            whose names and shapes match]
         size: side of the student's images  [default: its own]
         labels: label store, a folder or a URL; without it: hard labels
         teachers: teachers of the store to learn from; repeatable  [default: all]
@@ -874,6 +931,9 @@ def train(
             one  [default: 0 with teachers, else 1]
         alpha_end: `alpha` at the last step; it changes linearly  [default: alpha]
         term: further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable
+        aux_heads: layers of the student that get a classifier while it trains, which learns from the labels and from
+            the student itself (self-distillation): layer1,layer2; repeatable
+        aux_weight: how much such a classifier learns from the student, not from the labels
         min_confidence: leave out soft labels whose highest probability is lower
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
@@ -886,6 +946,8 @@ def train(
         normalization: what the sum over images is divided by, as in Caffe: those that count, all of the batch, 1
         blend: how several teachers become one target: mean-probabilities, mean-logits, ...
         unlabelled: what to do with images that have no soft labels
+        pixels: whether `data` shows what the teacher saw, or other pixels under the same keys (edges, grey, a second
+            camera), which are then not compared with what it saw
         incomplete: train on the finished views of a store that is not complete
         compile: compile the student with torch.compile
         channels_last: use torch.channels_last, which convolutions on GPUs prefer

@@ -24,6 +24,7 @@ from softlabels.core.installed import (
     torchvision_networks,
     working_directory_importable,
 )
+from softlabels.core.outputs import read_address, read_addresses
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, DataError, ModelError, did_you_mean
 
@@ -41,6 +42,7 @@ CODECS: Table[Codec] = Table(
         "dense": "softlabels.codecs._dense:Dense",
         "quantized": "softlabels.codecs._quantized:Quantized",
         "head_tail": "softlabels.codecs._head_tail:HeadTail",
+        "int8": "softlabels.codecs._int8:Int8",
         "topk": "softlabels.codecs._topk:TopK",
         "sampled": "softlabels.codecs._sampled:Sampled",
         "probabilities": "softlabels.codecs._probabilities:Probabilities",
@@ -71,6 +73,21 @@ LOSSES: Table[Loss] = Table(
         "confidence-penalty": "softlabels.losses._divergences:ConfidencePenalty",
     },
 )
+
+FEATURE_LOSSES: Table[Loss] = Table(
+    "loss of features",
+    "feature_losses",
+    {
+        "hint": "softlabels.losses._features:Hint",
+        "cosine": "softlabels.losses._features:Cosine",
+        "attention": "softlabels.losses._features:AttentionTransfer",
+        "channel-map": "softlabels.losses._features:ChannelMap",
+        "rkd-distance": "softlabels.losses._features:EmbeddingDistance",
+        "rkd-angle": "softlabels.losses._features:EmbeddingAngle",
+        "inherit-explore": "softlabels.losses._features:InheritExplore",
+    },
+)
+"""Losses of terms that compare other outputs than the logits."""
 
 BLENDS: Table[Blend] = Table(
     "blend",
@@ -262,8 +279,10 @@ STEPS: Table[Step] = Table(
         "gaussian-blur": "softlabels.views._colour:GaussianBlur",
         "solarize": "softlabels.views._colour:Solarize",
         "randaugment": "softlabels.views._auto_augment:RandAugment",
+        "timm-randaugment": "softlabels.views._timm_augment:TimmRandAugment",
         "trivialaugment": "softlabels.views._auto_augment:TrivialAugmentWide",
         "autoaugment": "softlabels.views._auto_augment:AutoAugment",
+        "choice": "softlabels.views._choice:OneStepOf",
         "random-erasing": "softlabels.views._erase:RandomErasing",
         "mixup": "softlabels.views._mix:MixUp",
         "cutmix": "softlabels.views._mix:CutMix",
@@ -368,6 +387,8 @@ def steps_in_words(recipe: Mapping[str, Any]) -> str:
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
+        return " | ".join(steps_in_words({"steps": [each]}) for each in value)
     if isinstance(value, list):
         return (" to " if len(value) == 2 else "/").join(map(_in_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -389,27 +410,67 @@ class CodecChoice(Choice["Codec"]):
 
 
 class OutputChoice(Choice["Codec"]):
-    """Another output of a teacher than its logits, and how it is stored: ``NAME``, or ``NAME=CODEC``."""
+    """Another output of a teacher than its logits, and how it is stored.
+
+    ``NAME`` is an entry of the mapping that the teacher returns, or the path of a module. ``NAME=MODULE[:POOL]`` calls
+    a module's output, pooled or not, by a name of one's own. ``=CODEC`` may follow either. What stands alone behind the
+    first ``=`` is a codec where it is a kind of codec, else a module. Or a mapping with `name`, and `module`, `pool`
+    and `codec` where they are wanted.
+    """
 
     what = "output"
 
     @staticmethod
     def check(given: Given) -> Given:
         """See `Choice`."""
-        name, _, codec = given.partition("=") if isinstance(given, str) else ("", "", "")
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name == LOGITS:
-            raise ConfigError(f"{given!r} is no output: write NAME or NAME=CODEC, with a name that is not logits")
-        CODECS.check(codec or RAW)
+        fields = _output_fields(given)
+        name = fields["name"]
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name) or name == LOGITS:
+            raise ConfigError(
+                f"{given!r} is no output: write NAME, NAME=CODEC or NAME=MODULE:POOL, with a name that is not logits"
+            )
+        CODECS.check(fields["codec"])
+        try:
+            read_address(fields["source"])
+        except ValueError as problem:
+            raise ConfigError(f"{given!r} is no output: {problem}") from problem
         return given
 
     @property
     def name(self) -> str:
-        """The output."""
-        return str(self.given).partition("=")[0]
+        """What it is called in the store."""
+        return str(_output_fields(self.given)["name"])
+
+    @property
+    def source(self) -> str:
+        """What is read from the teacher: ``layer3`` or ``layer3:mean``."""
+        return str(_output_fields(self.given)["source"])
 
     def make(self) -> Codec:
         """Its codec."""
-        return CODECS.make(str(self.given).partition("=")[2] or RAW)
+        return CODECS.make(_output_fields(self.given)["codec"])
+
+
+def _output_fields(given: Given) -> dict[str, Any]:
+    """`name`, `source` and `codec` of an output."""
+    if isinstance(given, Mapping):
+        unknown = sorted(given.keys() - {"name", "module", "pool", "codec"})
+        if unknown or "name" not in given:
+            raise ConfigError(
+                f"an output has a `name`, and may have `module`, `pool` and `codec`; found {', '.join(map(str, given))}"
+            )
+        module, pool = str(given.get("module") or given["name"]), given.get("pool")
+        source = module if pool is None else f"{module}:{pool}"
+        return {"name": given["name"], "source": source, "codec": given.get("codec") or RAW}
+    if not isinstance(given, str):
+        return {"name": "", "source": "", "codec": RAW}
+    name, equals, rest = given.partition("=")
+    if equals and not rest:
+        raise ConfigError(f"{given!r} is no output: nothing follows the `=`")
+    if not rest or CODECS.has(without_settings(rest).partition(":")[0]):
+        return {"name": name, "source": name, "codec": rest or RAW}
+    source, _, codec = rest.partition("=")
+    return {"name": name, "source": source, "codec": codec or RAW}
 
 
 RAW = "dense:fp16-raw"
@@ -427,8 +488,18 @@ class LossChoice(Choice["Loss"]):
         return LOSSES.make(self.given)
 
 
+def term_losses(loss: object) -> Table[Loss]:
+    """The table that a term's `loss` is of: `FEATURE_LOSSES` where it is of one of its kinds, else `LOSSES`."""
+    kind = loss.get("kind") if isinstance(loss, Mapping) else getattr(loss, "kind", loss)
+    kind = re.split(r"[:\s]", kind, maxsplit=1)[0] if isinstance(kind, str) else ""
+    return FEATURE_LOSSES if FEATURE_LOSSES.has(kind) else LOSSES
+
+
 class TermChoice(Choice["Term"]):
-    """A further term of the loss: a mapping with `weight` and `loss`, or ``WEIGHT*LOSS@OUTPUT``, which becomes one."""
+    """A further term of the loss: a mapping with `weight` and `loss`.
+
+    ``WEIGHT*LOSS@OUTPUT:LAYER`` becomes one: the teacher's output, and the student's where it is called otherwise.
+    """
 
     what = "term"
 
@@ -437,15 +508,27 @@ class TermChoice(Choice["Term"]):
         """See `Choice`."""
         if isinstance(given, str):
             weight, _, rest = given.partition("*")
-            loss, at, output = rest.partition("@")
+            loss, at, outputs = rest.partition("@")
             try:
-                given = {"weight": float(weight), "loss": loss.strip(), **({"output": output.strip()} if at else {})}
+                given = {"weight": float(weight), "loss": loss.strip()}
             except ValueError:
                 raise ValueError(
-                    "a term is WEIGHT*LOSS such as 0.5*dist, or WEIGHT*LOSS@OUTPUT such as 0.5*mse@avgpool"
+                    "a term is WEIGHT*LOSS such as 0.5*dist, WEIGHT*LOSS@OUTPUT such as 0.5*mse@avgpool, or "
+                    "WEIGHT*LOSS@OUTPUT:LAYER, LAYER being the student's"
                 ) from None
+            if at:
+                teacher, *student = map(str, read_addresses(outputs.strip()))
+                if len(student) > 1:
+                    raise ValueError(f"{outputs!r} names more than the teacher's output and the student's")
+                given |= {"output": teacher, **({"student_output": student[0]} if student else {})}
         if isinstance(given, Mapping) and "loss" in given:
-            LOSSES.check(given["loss"])
+            table = term_losses(given["loss"])
+            if table is FEATURE_LOSSES and given.get("output", LOGITS) == LOGITS:
+                raise ConfigError(
+                    f"loss {given['loss']!r} compares features; name an output: WEIGHT*LOSS@OUTPUT:LAYER, of the "
+                    f"teacher and of the student"
+                )
+            table.check(given["loss"])
         return given
 
     def make(self) -> Term:

@@ -131,6 +131,15 @@ COMMANDS: Mapping[str, Command] = {
             function="evaluate",
         ),
         Command(
+            "dedup",
+            "selecting.config:DedupConfig",
+            "selecting.run_dedup:run_dedup",
+            "List the images of a pool that are no copies of held-out ones, and show the copies.\n\nCandidates have "
+            "nearly equal perceptual hashes, mirrored or not; SIFT matches confirm them. `kept.csv` in the report is a "
+            "data set: `data=csv:report/kept.csv`.",
+            show="selecting.run_dedup:dedup_text",
+        ),
+        Command(
             "select",
             "selecting.config:SelectConfig",
             "selecting.run_select:run_select",

@@ -65,6 +65,11 @@ def _after_train(settings: Any, outcome: Mapping[str, Any]) -> Iterator[list[Any
         yield ["softlabels", "dump", "--teacher", f"file:{run}", *words]
 
 
+def _after_dedup(settings: Any, outcome: Any) -> Iterator[list[Any]]:  # noqa: ARG001
+    if outcome.data is not None:
+        yield ["softlabels", "dump", "--teacher", "TEACHER", "--data", outcome.data]
+
+
 def _after_select(settings: Any, outcome: Any) -> Iterator[list[Any]]:
     if outcome.data is not None:
         side = ["mobilenetv3"] if outcome.files else ["cnn_tiny"]
@@ -75,6 +80,7 @@ _FOLLOWING: Mapping[str, Callable[[Any, Any], Iterator[list[Any]]]] = {
     "plan": _after_plan,
     "pack": _after_pack,
     "dump": _after_dump,
+    "dedup": _after_dedup,
     "select": _after_select,
     "train": _after_train,
 }

@@ -51,9 +51,9 @@ _DUMP = {
 _TRAINING = {
     "Student": "student weights init size | init_from init_from_weights layers compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
-    "unlabelled incomplete",
-    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term hard_logits "
-    "hard_temperature ignore_label normalization min_confidence wrong_teacher",
+    "unlabelled incomplete pixels",
+    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term aux_heads aux_weight "
+    "hard_logits hard_temperature ignore_label normalization min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
     "Evaluation": "eval_data eval_size | eval_every patience compare",
@@ -105,6 +105,17 @@ PAGES: Mapping[str, Page] = {
             "Run": "threads part dry_run check",
         },
         needs="a data set: `data`",
+    ),
+    "dedup": Page(
+        LABEL,
+        "Find copies of held-out images in a pool (optional)",
+        ("softlabels dedup --data images:crawl/ --against imagenet --data-dir /data/imagenet",),
+        {
+            "Images": "data against data_dir split | on_bad_image",
+            "Duplicates": "confirm max_distance",
+            "Run": "out",
+        },
+        needs="the pool, and images that it must not hold: `data` and `against`",
     ),
     "dump": Page(
         LABEL,
@@ -242,6 +253,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "largest_kl": ("max-kl",),
     "lr": ("learning-rate",),
     "optimizer": ("opt",),
+    "output": ("also",),
     "out": ("output-dir",),
     "recipe": ("augment",),
     "rows_per_shard": ("images-per-shard",),
@@ -260,7 +272,7 @@ ALIASES_IN: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 """As `ALIASES`, of some commands alone; the first two are clearer, and shown."""
 
 
-SHOWN_ALIASES = frozenset({"live-teacher", "use-teachers"})
+SHOWN_ALIASES = frozenset({"also", "live-teacher", "use-teachers"})
 """Spellings that ``--help`` shows beside the option."""
 
 
@@ -288,6 +300,7 @@ NEIGHBOURS: Mapping[str, Mapping[str, str]] = {
 
 
 METAVARS: Mapping[str, str] = {
+    "against": "DATA",
     "blend": "BLEND",
     "cache_dir": "DIR",
     "cache_size": "BYTES",

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from store.make_golden_codecs import ROWS, STORES, VIEWS, logits
+from store.make_golden_codecs import MAP, ROWS, STORES, VIEWS, features, logits
 
 import softlabels
 from softlabels.codecs import CODECS
@@ -153,3 +153,19 @@ def test_what_the_page_says_of_ids_and_alignment_and_filters_is_so() -> None:
     group = zarr.open_group(str(GOLDEN / "1000/topk-10-zarr-none/00000-v0-2.zarr"), mode="r")
     with h5py.File(GOLDEN / "1000/topk-10-hdf5-none/00000-v0-2.h5") as opened:
         np.testing.assert_array_equal(np.asarray(group["record"]), opened["record"][()])
+
+
+def test_the_page_reads_features_as_softlabels_does(tmp_path: Path) -> None:
+    store = GOLDEN.with_name("features-1")
+    folder = store / "dense-fp16-hdf5-none@map"
+    done = by_the_page(tmp_path / "out.npz", folder)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")[f"{folder} 1"].reshape(VIEWS, ROWS, *MAP)
+    labels = softlabels.open_labels(store)
+    assert labels.outputs() == ("map",) and tuple(labels.output_shape("map")) == MAP
+    ours = np.stack([labels.output(range(ROWS), view, "map").numpy() for view in range(VIEWS)])
+    np.testing.assert_allclose(found, ours, rtol=1e-6, atol=0)
+    given = features().numpy()
+    most = np.abs(given).max((2, 3, 4), keepdims=True)
+    assert (np.abs(found - given) <= most / 254 * (1 + 1e-5)).all()
+    assert labels.of("dense-fp16-hdf5-none@map").card.address == "layer3:grid2"

@@ -45,6 +45,7 @@ TOGETHER = [
     ["models"],
     ["speed"],
     ["codecs", "reference/losses"],
+    ["features"],
 ]
 """Pages whose blocks run here, in a folder for each list."""
 

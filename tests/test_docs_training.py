@@ -33,6 +33,9 @@ def test_the_page_does_what_it_says(softlabels_command: Callable) -> None:
     assert "learning rate 0.0141421 = 0.005 * sqrt(512 / 64)" in header("lamb")
     assert "from 0 at the first step to 0.5 at the last" in header("hard-late")
     assert "loss = 1 * hard" in header("tuned")
+    assert "mean over classes of (s - t)^2" in header("raw-logits") and "limit of T^2 * KL" in header("matching")
+    assert "rows with label 9 count in no part" in header("others") and "T' = 2, 3, 4, 5, 6" in header("others")
+    assert "tensors are copied from runs/teacher/best.safetensors: features.0, features.1" in header("own-layers")
     assert "kept" in pd.read_csv("runs/sure/metrics.csv")
     assert len(pd.read_csv("runs/four-views/metrics.csv")) == 2
     assert len(pd.read_csv("runs/sweep/report/table.csv")) == 4

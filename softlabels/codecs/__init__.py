@@ -10,6 +10,8 @@ classes, they depend on the temperature at which they are softened, which is why
     topk       the K highest, the others by their mass and mean     topk:10
     sampled    K classes drawn by chance, unbiased                  sampled:30
 
+    int8       features, not logits: 8 bits a value, a scale per row  int8
+
     probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
 
 All arrays have one fixed size per label and are stored uncompressed, so that a label can be read from a memory map.
@@ -25,6 +27,7 @@ from torch import Tensor
 from softlabels.choices import CODECS
 from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
+from softlabels.codecs._int8 import Int8
 from softlabels.codecs._label import Field
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
@@ -33,6 +36,7 @@ from softlabels.codecs._topk import TopK
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.types import SparseLogits
+from softlabels.errors import ConfigError
 
 __all__ = [
     "CODECS",
@@ -41,12 +45,14 @@ __all__ = [
     "Dense",
     "Field",
     "HeadTail",
+    "Int8",
     "Probabilities",
     "Quantized",
     "Sampled",
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "check_for_logits",
     "nearest_temperature",
     "spelled",
 ]
@@ -125,6 +131,15 @@ class SparseCodec(Codec, Protocol):
 
     def sparse(self, arrays: Arrays, classes: int, *, temperature: float | None = None) -> SparseLogits:
         """What `decode` gives, without building rows of all classes."""
+
+
+def check_for_logits(codec: Codec) -> None:
+    """Raises ConfigError where the codec is for features alone."""
+    if not getattr(codec, "for_logits", True):
+        raise ConfigError(
+            f"`codec={codec.kind}` is for other outputs than the logits (`output=NAME={codec.kind}`); choose "
+            f"quantized, which keeps logits in 8 bits"
+        )
 
 
 def nearest_temperature(codec: Codec, temperature: float = 1.0) -> float:

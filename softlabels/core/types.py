@@ -15,7 +15,7 @@ LOGITS = "logits"
 """The name of the output that every network has, and of which a store always holds the labels."""
 
 Outputs = dict[str, "Tensor"]
-"""What a network answers, by name: its logits (n, classes), and features (n, values)."""
+"""What a network answers, by name: its logits (n, classes), and features (n, ...)."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from softlabels.datasets._digits import DigitPairs, Digits
 from softlabels.datasets._folder import Folder, Unlabelled
 from softlabels.datasets._function import Function
 from softlabels.datasets._imagenet import ImageNet
-from softlabels.datasets._images import FileImages, Images, MemoryImages, Split, notes
+from softlabels.datasets._images import FileImages, Images, MemoryImages, Split, notes, thread_count
 from softlabels.datasets._object import Keys, MapStyleImages, ObjectImages, images_of
 from softlabels.datasets._parts import Parts, PartsImages, by_part, joined_images, prefix_of
 from softlabels.datasets._subset import SomeImages, subset
@@ -71,6 +71,7 @@ __all__ = [
     "report_decoding",
     "some_rows",
     "subset",
+    "thread_count",
     "write_list",
 ]
 

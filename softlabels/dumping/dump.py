@@ -108,6 +108,11 @@ class StoredOutput:
         """Its name, ``logits`` or another."""
         return self.labels.card.output
 
+    @property
+    def address(self) -> str:
+        """What is read from the teacher."""
+        return self.labels.card.address
+
 
 def dump(
     pictures: ViewDataset,
@@ -213,7 +218,7 @@ def dump_shards(
     counts = [count(shard) for shard in shards]
     if not shards:
         return DumpReport(teacher.name, 0, 0, 0.0, 0)
-    names = list(dict.fromkeys(each.name for outputs in shards.values() for each in outputs))
+    names = list(dict.fromkeys(each.address for outputs in shards.values() for each in outputs))
     passes = teacher_passes(teacher, batch_size, most=max(counts), compile=compile, names=names, say=terminal.say)
     batch_size, total = passes.size, sum(counts)
     todo = (numbers for shard in shards for numbers in shard_batches(shard, pictures.views, batch_size))
@@ -487,16 +492,21 @@ class ShardBuilder:
         self.failed: dict[int, str] = {}
 
     def enter(self, batch: Batch, answers: Outputs) -> None:
-        """Encode the teacher's outputs (n, values) of a batch of this shard; unreadable images are left unlabelled.
+        """Encode the teacher's outputs (n, ...) of a batch of this shard; unreadable images are left unlabelled.
 
         Raises:
-            ModelError: an output that is not finite; the image and view are named.
+            ModelError: an output that is not finite, of which the image and view are named, or of another shape than
+                the first image's.
         """
         self.failed.update(batch.failed)
         rows, views = batch.rows.numpy(), batch.views.numpy()
         words, place = self._pictures.words(rows, views), (views - self.shard.first_view, rows - self.shard.first_row)
         for each, arrays in zip(self._outputs, self._arrays, strict=True):
-            answer = answers[each.name]
+            answer = answers[each.address]
+            card = each.labels.card
+            if tuple(answer.shape) != (len(batch), *(card.shape or (card.classes,))):
+                answer = _as_stored(answer, len(batch), card)
+            answer = answer.flatten(1)
             if batch.failed:
                 answer = answer.clone()
                 answer[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(answer.device)] = 0.0
@@ -526,6 +536,20 @@ class ShardBuilder:
         for each, arrays in zip(self._outputs, self._arrays, strict=True):
             there = replacing and self.shard in each.labels.shards
             each.labels.write(self.shard, arrays, skipped=self.failed, digests=digests, replacing=there)
+
+
+def _as_stored(answer: Tensor, images: int, card: TeacherCard) -> Tensor:
+    """An output that is not of the card's shape: flat, where the card is of a version that recorded no shape.
+
+    Raises:
+        ModelError: it is of another shape than the card says.
+    """
+    if not card.shape and answer.ndim > 1 and len(answer) == images and answer[0].numel() == card.classes:
+        return answer
+    raise ModelError(
+        f"the teacher's output {card.address!r} has shape {tuple(answer.shape)} for {images} images, and "
+        f"{card.shape or (card.classes,)} for each is stored; name one whose shape is always the same, or pool it"
+    )
 
 
 def _encoded(codec: Codec, answer: Tensor, words: Words) -> dict[str, np.ndarray]:

@@ -7,17 +7,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.codecs import Codec, Dense, HeadTail, Quantized, Sampled, TopK, spelled
+from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Int8, Quantized, Sampled, TopK, spelled
 from softlabels.core import progress as terminal
 from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural, rate
-from softlabels.core.types import Outputs
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.dumping.dump import check_memory, count
 from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.batches import Batch, LabelledViews, Workers, batches, prefetched
@@ -38,6 +39,9 @@ _IMAGES = 1 << 16
 
 TEMPERATURES = (1.0, 2.0, 4.0)
 """At which a codec report compares what is stored with what the teacher said."""
+
+_FEATURES = 256
+"""Labels on which the codecs of outputs are compared where no report on the logits' codecs is asked for."""
 
 _ROWS = 256
 """Labels that are compared at once, in double precision."""
@@ -61,6 +65,29 @@ class CodecReport:
         """The report as a row of a table."""
         kl = "".join(f"{'-' if value is None else f'{value:.1e}':>10}" for value in self.kl.values())
         return f"{self.codec:<22}{self.bytes_per_label:>12,.1f}{terminal.size(self.bytes):>12}{kl}{self.top1:>12.2%}"
+
+
+@dataclass(frozen=True)
+class OutputReport:
+    """What one codec costs and keeps of an output beside the logits, on the same sample.
+
+    `error` is the mean over the labels of |stored - given| / |given|, lengths of the vectors of all values.
+    """
+
+    output: str
+    shape: tuple[int, ...]
+    codec: str
+    bytes_per_label: float
+    bytes: float
+    error: float
+    chosen: bool = True
+
+    def line(self) -> str:
+        """The report as a row of a table."""
+        shape = "x".join(map(str, self.shape))
+        size, mark = terminal.size(self.bytes), "" if self.chosen else "  (not chosen)"
+        numbers = f"{self.bytes_per_label:>12,.1f}{size:>12}{self.error:>10.1e}"
+        return f"{self.output:<16}{shape:<12}{self.codec:<16}{numbers}{mark}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,7 @@ class Plan:
     written_bytes: int = 0
     codecs: tuple[CodecReport, ...] = ()
     sampled: int = 0
+    outputs: tuple[OutputReport, ...] = ()
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -102,6 +130,7 @@ class Plan:
             f"at {rate(self.pictures_per_second)} images/s about {terminal.duration(self.seconds)}",
             *self._shard_lines(),
             *self._codec_lines(),
+            *self._output_lines(),
         ]
 
     def _shard_lines(self) -> Iterator[str]:
@@ -119,6 +148,14 @@ class Plan:
         heads = "".join(f"{f'KL, T={temperature:g}':>10}" for temperature in TEMPERATURES)
         yield f"    {'codec':<22}{'bytes/label':>12}{'in all':>12}{heads}{'top-1 kept':>12}"
         for each in self.codecs:
+            yield f"    {each.line()}"
+
+    def _output_lines(self) -> Iterator[str]:
+        if not self.outputs:
+            return
+        yield f"  outputs on {self.sampled:,} of this teacher's labels; error: |stored - given| / |given|:"
+        yield f"    {'output':<16}{'shape':<12}{'codec':<16}{'bytes/label':>12}{'in all':>12}{'error':>10}"
+        for each in self.outputs:
             yield f"    {each.line()}"
 
 
@@ -195,28 +232,38 @@ def usual_codecs(classes: int) -> list[Codec]:
     return [*whole, *tailed, *(TopK(k=k) for k in kept), *others, *drawn]
 
 
-def sample_logits(
-    pictures: ViewDataset, teacher: Teacher, count: int, *, batch_size: int, workers: Workers = 0
-) -> tuple[Tensor, Words]:
-    """What the teacher says of `count` views spread over the images: float32 (n, classes), and a word for each label.
+def sample_outputs(
+    pictures: ViewDataset,
+    teacher: Teacher,
+    count: int,
+    names: Sequence[str] = (LOGITS,),
+    *,
+    batch_size: int,
+    workers: Workers = 0,
+) -> tuple[Outputs, Words]:
+    """What the teacher gives of `count` views spread over the images: float32 (n, ...), and a word for each label.
 
     Images that cannot be read are left out.
 
     Raises:
-        ModelError: logits that are not finite.
+        ModelError: values that are not finite.
     """
     rows, views = spread(len(pictures.images), pictures.views, count)
-    said: list[Tensor] = []
+    given: dict[str, list[Tensor]] = {name: [] for name in names}
     kept: list[Tensor] = []
-    passes = Passes(teacher.logits, batch_size)
+    passes = Passes(partial(teacher.outputs, names=names), batch_size)
     for batch in _batches(pictures, rows, views, batch_size, workers, device=teacher.device):
         readable = ~torch.isin(batch.rows, torch.tensor(list(batch.failed), dtype=torch.int64))
-        said.append(passes(batch.pictures).cpu()[readable])
+        for name, values in passes(batch.pictures).items():
+            given[name].append(values.cpu()[readable])
         kept.append(readable)
-    logits, places = torch.cat(said), torch.cat(kept).numpy()
-    if not logits.isfinite().all():
-        raise ModelError(f"teacher {teacher.name} gave NaN or infinite logits; check its weights, or leave out `amp`")
-    return logits, pictures.words(rows[places], views[places])
+    outputs, places = {name: torch.cat(each) for name, each in given.items()}, torch.cat(kept).numpy()
+    for name, values in outputs.items():
+        if not values.isfinite().all():
+            raise ModelError(
+                f"teacher {teacher.name} gave NaN or infinite {name}; check its weights, or leave out `amp`"
+            )
+    return outputs, pictures.words(rows[places], views[places])
 
 
 def compare_codecs(logits: Tensor, words: Words, codecs: Iterable[Codec], labels: int) -> tuple[CodecReport, ...]:
@@ -237,6 +284,30 @@ def _codec_report(codec: Codec, logits: Tensor, words: Words, labels: int) -> Co
     size = codec.bytes_per_label(classes)
     kl = {each: total[each] / len(logits) if each in total else None for each in TEMPERATURES}
     return CodecReport(spelled(codec), size, size * labels, kl, same / len(logits))
+
+
+def compare_outputs(
+    cards: Sequence[TeacherCard], outputs: Outputs, words: Words, codecs: Iterable[Codec], labels: int
+) -> Iterator[OutputReport]:
+    """What the chosen codec of each output, and each of these `codecs`, keep of its values."""
+    for card in cards:
+        rows, own = outputs[card.address].flatten(1), CODECS.make(card.codec)
+        for codec in (own, *(each for each in codecs if each != own)):
+            error = _relative_error(rows, codec, words)
+            size = codec.bytes_per_label(card.classes)
+            shape = card.shape or (card.classes,)
+            yield OutputReport(card.output, shape, spelled(codec), size, size * labels, error, codec == own)
+
+
+def _relative_error(rows: Tensor, codec: Codec, words: Words) -> float:
+    """The mean over the rows (n, values) of |stored - given| / |given|; rows of zeros have an error of 0."""
+    total = 0.0
+    for first in range(0, len(rows), _ROWS):
+        given = rows[first : first + _ROWS]
+        stored = codec.decode(codec.encode(given, words[first : first + _ROWS]), rows.shape[1])
+        size = given.double().norm(dim=1)
+        total += float(((stored.double() - given.double()).norm(dim=1) / size.where(size > 0, 1.0)).sum())
+    return total / max(len(rows), 1)
 
 
 def _kl(said: Tensor, stored: Tensor, temperature: float) -> float:
@@ -284,13 +355,20 @@ def plan(
     ranges = Counter(range(shard.first_view, shard.stop_view) for shard in missing)
     shown = ranges.most_common(1)[0][0] if ranges else None
     most = max((count(shard) for shard in missing), default=images * views)
-    names = [each.output for each in cards]
+    names = [each.address for each in cards]
     passes = teacher_passes(teacher, batch_size, most=most, compile=compile, names=names, say=say)
     speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, views=shown)
     compared: tuple[CodecReport, ...] = ()
-    if codecs:
-        logits, words = sample_logits(pictures, teacher, sample, batch_size=passes.size, workers=workers)
-        sample, compared = len(logits), compare_codecs(logits, words, codecs, images * views)
+    features: tuple[OutputReport, ...] = ()
+    others = [each for each in cards if each.output != LOGITS]
+    if codecs or others:
+        wanted = [*([LOGITS] if codecs else []), *dict.fromkeys(each.address for each in others)]
+        sample = sample if codecs else min(sample, _FEATURES)
+        outputs, words = sample_outputs(pictures, teacher, sample, wanted, batch_size=passes.size, workers=workers)
+        sample = len(words)
+        if codecs:
+            compared = compare_codecs(outputs[LOGITS], words, codecs, images * views)
+        features = tuple(compare_outputs(others, outputs, words, (Int8(),), images * views))
     record, lacking = sum(each.record for card in cards for each in card.layout.values()), sum(map(count, missing))
     return Plan(
         teacher=teacher.name,
@@ -309,5 +387,6 @@ def plan(
         shard_bytes=needed,
         written_bytes=written,
         codecs=compared,
-        sampled=sample if compared else 0,
+        sampled=sample if compared or features else 0,
+        outputs=features,
     )

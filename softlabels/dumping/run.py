@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from difflib import get_close_matches
 
 import torch
 
 from softlabels.choices import RECORDED_VIEWS
-from softlabels.codecs import CODECS, Codec
+from softlabels.codecs import CODECS, Codec, check_for_logits
 from softlabels.core.config import config_text
 from softlabels.core.processes import started_with_others
 from softlabels.core.progress import Terminal, plural
@@ -30,7 +32,7 @@ from softlabels.dumping.stores import (
     rows_to_recheck,
     update_checksums,
 )
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.distributed import Ranks, local_rank, process_group, run_on
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.opening import (
@@ -233,13 +235,20 @@ def card(
     compression: str | None = None,
     precision: str | None = None,
     output: str = LOGITS,
+    source: str = "",
+    shape: tuple[int, ...] = (),
     there: TeacherCard | None = None,
 ) -> TeacherCard:
     """What the store keeps of a teacher and of how its labels are coded; compressed as the codec says, or as told.
 
-    `classes` counts the values of its `output`. `there` is the card that the store has of it, if there is one: what
-    means the same is written as it is there.
+    `classes` counts the values of its `output`, which is `source` in the teacher and of `shape`. `there` is the card
+    that the store has of it, if there is one: what means the same is written as it is there.
+
+    Raises:
+        ConfigError: the codec is none for logits.
     """
+    if output == LOGITS:
+        check_for_logits(codec)
     stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe) if output == LOGITS else {})
     if compression is not None:
         stored["compression"] = compression
@@ -254,6 +263,9 @@ def card(
         **stored,
         precision=precision,
         output=output,
+        source="" if source == output else source,
+        # A version that recorded no shape wrote the same values.
+        shape=shape if len(shape) > 1 and not (there is not None and not there.shape) else (),
         versions=versions(images),
     )
 
@@ -383,9 +395,12 @@ def _job(
         cache=config.cache,
     )
     there, cards = store.card(teacher.name), {}
-    for output, values in _values(teacher, codecs).items():
-        name = folder_name(teacher.name, output)
-        cards[name] = _card(config, images, recipe, teacher, codecs[output], output, values, store.card(name))
+    sources = {each.name: each.source for each in config.output}
+    shapes = _shapes(teacher, [sources.get(output, output) for output in codecs])
+    for output, codec in codecs.items():
+        name, source = folder_name(teacher.name, output), sources.get(output, output)
+        kind = (output, source, shapes[source])
+        cards[name] = _card(config, images, recipe, teacher, codec, kind, store.card(name))
         store.check(name, cards[name])
     if there is not None and there.precision is None:
         terminal.say(
@@ -398,15 +413,31 @@ def _job(
     return _Job(store, cards, missing)
 
 
-def _values(teacher: Teacher, names: Collection[str]) -> dict[str, int]:
-    """How many values each of these outputs has. Raises ModelError when the teacher has no such output."""
-    others = [name for name in names if name != LOGITS]
-    found = {LOGITS: teacher.classes}
+def _shapes(teacher: Teacher, names: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The shape of each of these outputs for one image.
+
+    Raises:
+        ModelError: the teacher has no such output, or one that is not of each image.
+    """
+    others = list(dict.fromkeys(name for name in names if name != LOGITS))
+    found: dict[str, tuple[int, ...]] = {LOGITS: (teacher.classes,)}
     if others:
         side = teacher.preprocessing.size
         grey = torch.full((1, 3, side, side), 128, dtype=torch.uint8)
-        found |= {name: each.shape[1] for name, each in teacher.outputs(grey, others).items()}
-    return {name: found[name] for name in names}
+        try:
+            answers = teacher.outputs(grey, others)
+        except ModelError as problem:
+            meant = next((name for name in others if f"no output {name!r}" in str(problem)), "")
+            near = get_close_matches(meant, CODECS.names)
+            raise ModelError(f"{problem} (as a codec: {near[0]!r}?)" if near else str(problem)) from problem
+        for name, each in answers.items():
+            if len(each) != 1:
+                raise ModelError(
+                    f"output {name!r} of {teacher.name} has shape {tuple(each.shape)} for one image; its first axis "
+                    f"must count images: name another layer"
+                )
+            found[name] = tuple(each.shape[1:])
+    return found
 
 
 def _card(
@@ -415,23 +446,26 @@ def _card(
     recipe: Recipe,
     teacher: Teacher,
     codec: Codec,
-    output: str,
-    values: int,
+    output: tuple[str, str, tuple[int, ...]],
     there: TeacherCard | None,
 ) -> TeacherCard:
+    """`output` is a name, what it is in the teacher, and the shape of its values."""
+    name, source, shape = output
     return card(
         spec=teacher.spec,
         weights_sha256=teacher.weights_sha256,
         licence=teacher.licence,
         preprocessing=teacher.preprocessing.model_dump(mode="json"),
         codec=codec,
-        classes=values,
+        classes=math.prod(shape),
         format=config.format,
         images=images,
         recipe=recipe,
         compression=config.compression,
         precision=config.precision,
-        output=output,
+        output=name,
+        source=source,
+        shape=shape,
         there=there,
     )
 

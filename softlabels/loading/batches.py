@@ -438,6 +438,8 @@ class SoftLabelDataset(Dataset[Sample]):
         target: "probabilities", whose rows sum to 1; or "logits", up to a constant per row, for the losses of
             `softlabels.losses`.
         return_index: end each item with its number, ``row * views + view``.
+        pixels: "same", or "other" for images that show something else than the teachers saw under the same keys (edges,
+            grey, a second camera): then views are not compared with what the teachers saw.
 
     Raises:
         KeyError: images that are not in the store; the first are named.
@@ -469,7 +471,10 @@ class SoftLabelDataset(Dataset[Sample]):
         threads: int = 1,
         target: Literal["probabilities", "logits"] = "probabilities",
         return_index: bool = False,
+        pixels: Literal["same", "other"] = "same",
     ) -> None:
+        if pixels not in ("same", "other"):
+            raise ConfigError(f"pixels is 'same' or 'other', not {pixels!r}")
         if threads < 1:
             raise ConfigError(f"threads is a number from 1 upward, not {threads}; 1 is the caller alone")
         if target not in ("probabilities", "logits"):
@@ -498,7 +503,7 @@ class SoftLabelDataset(Dataset[Sample]):
                 raise StoreError(f"{labels.unlabelled_images(lost, name)} (unlabelled='leave-out')")
         if (images.labels >= 0).any():
             check_classes(images, labels.class_names, f"the labels in {labels.store.location}")
-        check_seen_views(labels, images, names)
+        check_seen_views(labels, images, names, pixels)
         labels.before_fork()
         image_spec = ImageSpec(size, _interpolation(labels, names) if interpolation is None else interpolation)
         self.pictures = ViewDataset.of_store(labels.store, images, views, image_spec)

@@ -211,7 +211,10 @@ class Labels:
     def output(
         self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, name: str, teacher: str | None = None
     ) -> Tensor:
-        """Another output of a teacher than its logits, for one view of these rows: float32 (n, values).
+        """Another output of a teacher than its logits, for one view of these rows: float32 (n, ...).
+
+        Features come in the shape that they have in the teacher, such as (n, C, H, W); labels of earlier versions,
+        which did not record it, as (n, values).
 
         Arguments and errors are those of `logits`; `name` is one of `outputs`, else a StoreError.
         """
@@ -219,7 +222,12 @@ class Labels:
         where, numbers = self._addresses(rows, view)
         taken = self.take(where, numbers, [folder])
         self._refuse_unlabelled(where, numbers, [folder])
-        return self.decode(taken)[0]
+        return self.decode(taken)[0].reshape(-1, *self.output_shape(name, teacher))
+
+    def output_shape(self, name: str, teacher: str | None = None) -> tuple[int, ...]:
+        """The shape of one label of an output; errors are those of `output`."""
+        card = self.of(folder_name(self.of(teacher).name, name)).card
+        return card.shape or (card.classes,)
 
     def take(self, rows: NDArray[np.int64], views: NDArray[np.int64], teachers: Sequence[str]) -> dict[str, Arrays]:
         """The stored arrays of these labels, by teacher and name, each (n, ...); rows and views are int64 (n,)."""

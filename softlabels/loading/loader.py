@@ -75,6 +75,7 @@ def make_loader(
     drop_last: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
+    pixels: Literal["same", "other"] = "same",
 ) -> DataLoader[Sample]:
     """Make a `DataLoader` of images and their soft labels, each image once per epoch in its next view.
 
@@ -98,6 +99,7 @@ def make_loader(
         drop_last: leave out the last batch of an epoch where it is smaller.
         num_workers: processes that make batches ahead, usually one per core; 0 for none.
         pin_memory: page-lock the batches, for copies to a GPU.
+        pixels: "same", or "other" for images that the teachers did not see; see `SoftLabelDataset`.
 
     Returns:
         A loader of (images (n, 3, size, size), hard labels int64 (n,), targets float32 (n, classes)), and with
@@ -123,6 +125,7 @@ def make_loader(
         unlabelled=unlabelled,
         target=target,
         return_index=return_index,
+        pixels=pixels,
     )
     sampler: OneViewEach | ShuffledShards = OneViewEach(dataset, 0, seed, views_per_image)
     if shuffle_window is not None:

@@ -19,12 +19,13 @@ The family's file has the formula and the source of each:
     _divergences   kl ce js jeffreys confidence-penalty          _true_class   hard dkd wsl teacher-free
     _logits        mse l1 standardized-kl spherical-kd           _relational   relational-distance relational-angle dist
     _multi_level   mlkd batch-correlation class-correlation
+    _features      hint cosine attention channel-map rkd-distance rkd-angle inherit-explore: of features, see there
     _blends        mean-probabilities mean-logits weighted random-teacher per-class class-accuracy
 """
 
 from __future__ import annotations
 
-from softlabels.choices import BLENDS, LOSSES
+from softlabels.choices import BLENDS, FEATURE_LOSSES, LOSSES
 from softlabels.core.types import SparseLogits
 from softlabels.losses._base import Blend, Loss, SparseLoss
 from softlabels.losses._blends import ClassAccuracy
@@ -35,6 +36,17 @@ from softlabels.losses._divergences import (
     kl_divergence,
     soft_cross_entropy,
 )
+from softlabels.losses._features import (
+    FeatureLossPart,
+    attention_transfer,
+    channel_map_mse,
+    embedding_angle,
+    embedding_distance,
+    feature_cosine,
+    feature_mse,
+    inherit_explore,
+    make_regressor,
+)
 from softlabels.losses._logits import logit_l1, logit_mse, spherical_kd, standardized_kl
 from softlabels.losses._multi_level import batch_correlation, class_correlation, multi_level
 from softlabels.losses._objective import Objective, Target, Term
@@ -43,26 +55,36 @@ from softlabels.losses._true_class import decoupled_kd, hard_cross_entropy, teac
 
 __all__ = [
     "BLENDS",
+    "FEATURE_LOSSES",
     "LOSSES",
     "Blend",
     "ClassAccuracy",
+    "FeatureLossPart",
     "Loss",
     "Objective",
     "SparseLogits",
     "SparseLoss",
     "Target",
     "Term",
+    "attention_transfer",
     "batch_correlation",
+    "channel_map_mse",
     "class_correlation",
     "confidence_penalty",
     "decoupled_kd",
     "dist",
+    "embedding_angle",
+    "embedding_distance",
+    "feature_cosine",
+    "feature_mse",
     "hard_cross_entropy",
+    "inherit_explore",
     "jeffreys",
     "js_divergence",
     "kl_divergence",
     "logit_l1",
     "logit_mse",
+    "make_regressor",
     "multi_level",
     "relational_angle",
     "relational_distance",

@@ -19,11 +19,12 @@ from pydantic import (
 )
 from torch import Tensor
 
-from softlabels.choices import LOSSES
+from softlabels.choices import LOSSES, term_losses
 from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
 from softlabels.losses._base import Loss, SparseLoss, at_infinity, number
 from softlabels.losses._base import over as divided_by
+from softlabels.losses._features import FeatureLossPart
 from softlabels.losses._rows import MOST_IN_FP32
 from softlabels.losses._true_class import NO_LABEL, hard_cross_entropy
 
@@ -34,6 +35,14 @@ def _dumped(loss: Any) -> Any:
 
 AnyLoss = Annotated[Loss, PlainValidator(LOSSES.make), PlainSerializer(_dumped)]
 """A loss: on the way in whatever `LOSSES.make` takes, on the way out its mapping."""
+
+
+def _term_loss(loss: Any) -> Loss:
+    return term_losses(loss).make(loss)
+
+
+TermLoss = Annotated[Loss, PlainValidator(_term_loss), PlainSerializer(_dumped)]
+"""A loss of logits or of features: on the way in whatever its table takes, on the way out its mapping."""
 
 HIGHEST_TEMPERATURE = 10_000.0
 """Beyond it a softmax is uniform to the figures that fp64 has for T^2 times a divergence; infinity is its limit."""
@@ -66,10 +75,16 @@ class Term(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     weight: float = Field(allow_inf_nan=False)
-    loss: AnyLoss
+    loss: TermLoss
     temperature: Temperature | None = None
     output: str = LOGITS
     student_output: str | None = None
+
+    @model_validator(mode="after")
+    def _compares_what_it_can(self) -> Term:
+        if self.output == LOGITS and isinstance(self.loss, FeatureLossPart):
+            raise ValueError(f"loss {self.loss.kind!r} compares features; name the `output` of the teacher")
+        return self
 
     @property
     def name(self) -> str:
@@ -199,10 +214,16 @@ class Objective(BaseModel):
                     f"loss {loss.kind!r} needs the one true class of a view and a mixed view has two; choose "
                     f"another loss, or labels of a recipe without mixup and cutmix"
                 )
-            if part.of_student not in student:
+            # What stands under the term's own name has been through its regressor.
+            own = student.get(part.of_student)
+            if part.output != LOGITS:
+                own = student.get(part.name, own)
+            if own is None:
                 raise ConfigError(f"term {part.name!r} needs the student's output {part.of_student!r}; give it, too")
             target = teacher.get(part.output)
-            soft = _soft(loss, student[part.of_student], target, part.temperature, labels, valid)
+            if part.output != LOGITS and not isinstance(loss, FeatureLossPart):
+                own, target = own.flatten(1), target.flatten(1) if isinstance(target, Tensor) else target
+            soft = _soft(loss, own, target, part.temperature, labels, valid)
             soft = normalised(part.name, soft)
             total, parts[part.name] = total + part.weight * soft, soft.detach()
         return total, parts

@@ -50,6 +50,11 @@ def relational_distance(
         0.0
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
+    return distance_error(centred(student), centred(teacher), valid)
+
+
+def distance_error(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    """The formula of `relational_distance` for rows (batch, C) and (batch, C') as they are, zeros where not valid."""
     pairs = ~torch.eye(len(student), dtype=torch.bool, device=student.device)
     if valid is not None:
         pairs = pairs & valid[:, None] & valid[None, :]
@@ -58,10 +63,9 @@ def relational_distance(
     return errors.where(pairs, 0.0).sum() / count
 
 
-def _potential(logits: Tensor, pairs: Tensor, count: Tensor) -> Tensor:
-    logits = centred(logits)
+def _potential(rows: Tensor, pairs: Tensor, count: Tensor) -> Tensor:
     # Differences, not norms and products: equal rows are then exactly 0 apart, and the gradient there is 0, not NaN.
-    distance = torch.cdist(logits, logits, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distance.where(pairs, 0.0).sum() / count
     return distance / mean.clamp(min=_LEAST_DISTANCE)
 
@@ -104,6 +108,11 @@ def relational_angle(
         0.0
     """
     student, teacher = pair_of(student_logits, teacher_logits, valid)
+    return angle_error(centred(student.double()), centred(teacher.double()), valid).to(student.dtype)
+
+
+def angle_error(student: Tensor, teacher: Tensor, valid: Tensor | None) -> Tensor:
+    """The formula of `relational_angle` for rows (batch, C) and (batch, C') as they are, zeros where not valid."""
     counted = torch.ones_like(student[:, 0], dtype=torch.bool) if valid is None else valid
     arms = counted[:, None] & counted & ~torch.eye(len(student), dtype=torch.bool, device=student.device)
     of_both = (*_geometry(student), *_geometry(teacher))
@@ -116,12 +125,12 @@ def relational_angle(
     return (total / (rows * (rows - 1) * (rows - 2)).clamp(min=1)).to(student.dtype)
 
 
-def _geometry(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _geometry(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Inner products of all rows and the inverse of their distances (0 for none): (batch, batch) each, fp64.
 
     In fp64 because <a - c, b - c> is made of four inner products, which cancel when rows are close.
     """
-    points = centred(logits.double())
+    points = rows.double()
     points = points - points.mean(0)
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     apart = distances > 0

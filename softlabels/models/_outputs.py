@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from softlabels.core.outputs import Address, read_address
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ModelError, SoftlabelsError, did_you_mean, in_one_line
 from softlabels.models._checkpoints import extra_metadata
+from softlabels.models._pools import find_pool
 from softlabels.models._preprocessing import Preprocessing
 
 
@@ -43,42 +45,73 @@ class OutputReader:
     """Reads the outputs of these names from each answer of a network.
 
     An output is its logits, a tensor of the mapping that it returns, or what the layer at that path returned (as
-    `torch.nn.Module.get_submodule` takes paths); a feature of several axes is flattened to (n, values). Layers are
-    watched until `close`.
+    `torch.nn.Module.get_submodule` takes paths; of a layer that runs several times what it returned last), and may be
+    pooled: ``layer3:mean`` (`softlabels.models._pools`). Layers are watched until `close`.
     """
 
     def __init__(self, network: nn.Module, names: Collection[str] = (LOGITS,)) -> None:
         self.names = tuple(names)
-        self._seen: Outputs = {}
+        self._seen: dict[str, Any] = {}
         self._layers: dict[str, nn.Module] = {} if self.names == (LOGITS,) else dict(network.named_modules())
-        watched = [name for name in self.names if name and name in self._layers]
+        self._wanted = {name: _address(name) for name in self.names}
+        modules = dict.fromkeys(each.module for each in self._wanted.values())
+        watched = [name for name in modules if name and name in self._layers]
         self._hooks = [self._layers[name].register_forward_hook(partial(self._keep, name)) for name in watched]
 
     def read(self, answer: Any, whose: str) -> Outputs:
-        """The outputs in what the network just returned.
+        """The outputs in what the network just returned: logits (n, classes), and features (n, ...) as they are.
 
         Raises:
-            ModelError: there is none of a name; the message begins with `whose`.
+            ModelError: there is none of a name, it is no tensor, or cannot be pooled so; the message begins with
+                `whose`.
         """
         found, self._seen = self._seen, {}
         if isinstance(answer, dict):
-            found |= {name: each for name, each in answer.items() if isinstance(each, Tensor)}
+            found |= answer
         if LOGITS in self.names:
             found[LOGITS] = logits_of(answer, whose)
-        for name in self.names:
-            if name not in found or found[name].ndim < 2:
-                known = did_you_mean(name, [LOGITS, *found, *filter(None, self._layers)])
-                raise ModelError(f"{whose} has no output {name!r} of a value or more for each image; {known}")
-        return {name: found[name] if name == LOGITS else found[name].flatten(1) for name in self.names}
+        return {name: self._one(name, found, whose) for name in self.names}
 
     def close(self) -> None:
         """Watch no layer any more."""
         for hook in self._hooks:
             hook.remove()
 
+    def _one(self, name: str, found: Mapping[str, Any], whose: str) -> Tensor:
+        module, pool = self._wanted[name]
+        if module not in found:
+            if module in self._layers:
+                raise ModelError(f"{whose} does not run its layer {module!r}; name another as the output")
+            known = did_you_mean(module, [LOGITS, *found, *filter(None, self._layers)])
+            raise ModelError(f"{whose} has no output {module!r} of a value or more for each image; {known}")
+        value = found[module]
+        if not isinstance(value, Tensor):
+            inner = [each for each in self._layers if each.startswith(f"{module}.")]
+            instead = f"name a layer within it, such as {inner[-1]}" if inner else "name another layer"
+            raise ModelError(
+                f"{whose} gives a {type(value).__name__} and no tensor as its output {module!r}; {instead}"
+            )
+        if value.ndim < 2:
+            raise ModelError(
+                f"{whose} has no output {module!r} of a value or more for each image: its shape is "
+                f"{tuple(value.shape)}; name another layer"
+            )
+        if pool is None:
+            return value
+        try:
+            return find_pool(pool)(value)
+        except ModelError as problem:
+            raise ModelError(f"output {name!r} of {whose}: {problem}") from problem
+
     def _keep(self, name: str, _layer: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            self._seen[name] = output
+        self._seen[name] = output
+
+
+def _address(name: str) -> Address:
+    try:
+        return read_address(name)
+    except ValueError:  # an entry of a mapping may be called anything
+        return Address(name)
 
 
 class Logits(nn.Module):
@@ -134,8 +167,8 @@ def try_answer(network: nn.Module, preprocessing: Preprocessing, device: torch.d
 
 def try_outputs(
     network: nn.Module, preprocessing: Preprocessing, device: torch.device, whose: str, names: Collection[str]
-) -> dict[str, int]:
-    """How many values each of these outputs has for a grey image, in evaluation mode; the mode is left as it was.
+) -> dict[str, tuple[int, ...]]:
+    """The shape of each of these outputs for a grey image, in evaluation mode; the mode is left as it was.
 
     Raises:
         ModelError: it does not run, or has no such output.
@@ -147,7 +180,7 @@ def try_outputs(
         normalised = preprocessing.normalise(_grey(1, preprocessing, device))
         found = reader.read(network(normalised.to(weight_dtype(network))), whose)
     set_mode(network, mode)
-    return {name: each.shape[1] for name, each in found.items()}
+    return {name: tuple(each.shape[1:]) for name, each in found.items()}
 
 
 def try_learning(

@@ -58,7 +58,7 @@ class Teacher(Protocol):
         """uint8 images (n, 3, S, S) on any device to float32 logits (n, classes), each row its image's alone."""
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
-        """As `logits`, of the outputs of these names: float32 (n, values)."""
+        """As `logits`, of these outputs (`softlabels.core.outputs`): float32, features as they are, (n, ...)."""
 
 
 class TeacherSpec(Protocol):
@@ -150,7 +150,7 @@ class NetworkTeacher:
         return self.outputs(pictures)[LOGITS]
 
     def outputs(self, pictures: Tensor, names: Collection[str] = (LOGITS,)) -> Outputs:
-        """uint8 images (n, 3, S, S) on any device to float32 outputs (n, values) on the teacher's.
+        """uint8 images (n, 3, S, S) on any device to float32 outputs (n, ...) on the teacher's.
 
         They are normalised on the teacher's device. BatchNorm uses its stored statistics and dropout is off even when
         somebody has put the network into train mode since. Whether the numbers are finite is not looked at.

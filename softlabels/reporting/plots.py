@@ -19,8 +19,16 @@ _CURVES = {
     "top1": "top-1 accuracy, evaluation images, %",
     "loss": "training loss",
     "agreement": "same class as the teacher, training images, %",
+    "train_top1": "top-1 accuracy, training views, %",
+    "teacher_top1": "teacher's top-1 accuracy, training views, %",
+    "logit_difference": "mean difference of logits from the teacher's",
 }
 """What is drawn over the steps, by its name in a record."""
+
+_NOT_SHARES = frozenset(["loss", "logit_difference"])
+
+_MOST_COLUMNS = 3
+"""Panels beside each other."""
 
 _ENDS = {
     "accuracy": "top-1 accuracy of the last epoch, %",
@@ -72,8 +80,13 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
     shown = [name for name in _CURVES if len(records) and records[name].notna().any()] or ["loss"]
     arms = legend(runs)
     colours = {arm: f"C{number % 10}" for number, arm in enumerate(arms)}
-    figure = _new_figure(1 + 5 * len(shown), 4 + 0.25 * len(arms))
-    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    columns = min(len(shown), _MOST_COLUMNS)
+    rows = -(-len(shown) // columns)
+    figure = _new_figure(1 + 5 * columns, 4 * rows + 0.25 * len(arms))
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in places[len(shown) :]:
+        axes.remove()
+    for axes, name in zip(places, shown, strict=False):
         if len(records):
             _draw_curves(axes, records.dropna(subset=[name]), name, colours)
         axes.set(title=_CURVES[name], xlabel="optimizer steps")
@@ -87,15 +100,15 @@ def plot_curves(runs: Sequence[Run], path: Path) -> None:
 
 
 def _draw_curves(axes: Any, records: pd.DataFrame, name: str, colours: Mapping[str, str]) -> None:
-    percent = 100.0 if name != "loss" else 1.0
+    percent = 1.0 if name in _NOT_SHARES else 100.0
     for arm, group in records.groupby("arm", sort=False):
         curve = percent * group.groupby("step")[name].agg(["mean", "min", "max"])
         axes.plot(curve.index, curve["mean"], label=str(arm), color=colours[str(arm)])
         axes.fill_between(curve.index, curve["min"], curve["max"], color=colours[str(arm)], alpha=0.15)
     values = percent * records[name]
-    if name == "loss" and values.min() > 0 and values.max() / values.min() > _WIDE_RANGE:
+    if name in _NOT_SHARES and values.min() > 0 and values.max() / values.min() > _WIDE_RANGE:
         axes.set_yscale("log")
-    if name != "loss":  # the first epochs would squeeze what differs into the top
+    if name not in _NOT_SHARES:  # the first epochs would squeeze what differs into the top
         lowest, highest = float(values.quantile(0.1)), float(values.max())
         margin = 0.05 * max(highest - lowest, 1.0)
         axes.set_ylim(lowest - margin, highest + margin)

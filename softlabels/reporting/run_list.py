@@ -13,6 +13,7 @@ from softlabels.choices import (
     BLENDS,
     CODECS,
     DATASETS,
+    FEATURE_LOSSES,
     LOSSES,
     NETWORK_ALIASES,
     RECIPE_NAMES,
@@ -86,7 +87,7 @@ def _first_line(home: str) -> str:
 _LISTS: Mapping[str, Callable[[], Mapping[str, str]]] = {
     "teachers": _networks,
     "students": _networks,
-    "losses": lambda: _described(LOSSES),
+    "losses": lambda: {**_described(LOSSES), **_described(FEATURE_LOSSES)},
     "blends": lambda: _described(BLENDS),
     "recipes": _recipes,
     "steps": lambda: _described(STEPS),

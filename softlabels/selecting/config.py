@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,3 +31,35 @@ class SelectConfig(Caching):
     data: DataChoice | None = Field(None, description="data set  [default: the one the labels were made of]")
     data_dir: str | None = Field(None, description="where the data set lies")
     out: str = Field("pool.csv", description="file of the list, a data set: csv:FILE")
+
+
+class DedupConfig(CommandConfig):
+    """What `softlabels dedup` does."""
+
+    LOCAL: ClassVar = CommandConfig.LOCAL | {"out"}
+
+    data: DataChoice | None = Field(None, description="data set in which duplicates are looked for: the pool")
+    against: DataChoice | None = Field(
+        None, description="data set whose images the pool must not hold, such as the validation images: its test split"
+    )
+    data_dir: str | None = Field(None, description="where the data sets lie")
+    split: Literal["train", "test", "val"] = Field("train", description="which part of `data`")
+    confirm: Literal["sift", "hash"] = Field(
+        "sift",
+        description="what makes a candidate a duplicate: sift (matched keypoints; needs OpenCV), or its hashes alone",
+    )
+    max_distance: int | None = Field(
+        None,
+        ge=0,
+        le=24,
+        description="bits of 64 in which the hashes of a candidate differ at most  [default: 14, with confirm=hash 6]",
+    )
+    on_bad_image: Literal["fail", "skip"] = Field(
+        "fail", description="stop at an image of the pool that cannot be read, or leave it out"
+    )
+    out: str = Field("report/", description="folder of the report: index.html, kept.csv, removed.csv")
+
+    @property
+    def distance(self) -> int:
+        """`max_distance`, or its default."""
+        return (14 if self.confirm == "sift" else 6) if self.max_distance is None else self.max_distance

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from softlabels.choices import DATASETS
 from softlabels.core.progress import Terminal
-from softlabels.datasets import Images, check_list, write_list
+from softlabels.datasets import check_list, write_list
 from softlabels.errors import DataError
 from softlabels.loading.labels import open_labels
 from softlabels.loading.opening import label_images, matched
 from softlabels.selecting.config import SelectConfig
+from softlabels.selecting.listing import opened_as
 from softlabels.selecting.select import Selection, predict, surest
 
 
@@ -69,19 +69,3 @@ def run_select(config: SelectConfig, terminal: Terminal) -> Selection:
 def select_text(selection: Selection) -> str:
     """What `run_select` found, for a person."""
     return "\n".join(selection.lines())
-
-
-def opened_as(file: str, images: Images, *, files: bool) -> str | None:
-    """The list in `file`, with settings behind it, as `data` takes it.
-
-    None where the images are no `files` and a text cannot say what they are of.
-    """
-    if files:
-        return f"csv:{file}"
-    spec = images.spec
-    kind = str(spec.get("kind"))
-    part = DATASETS.find(kind)
-    if part is None or kind in ("parts", "function", "object", "csv"):
-        return None
-    value = spec.get(part.shorthand or "")
-    return f"csv:{file} of={kind}{f':{value}' if value else ''}"

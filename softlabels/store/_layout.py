@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from softlabels.core.arrayfile.arrays import ArrayLayout, ArrayName, Length
 from softlabels.core.config import essence
@@ -44,7 +45,17 @@ class TeacherCard(BaseModel):
     precision: Literal["fp32", "fp16", "bf16"] | None = None
     output: str = LOGITS
     """Which of the teacher's outputs this is; `classes` counts its values."""
+    source: str = ""
+    """What it is in the teacher, such as ``layer3:mean``, where `output` is a name of one's own; else empty."""
+    shape: Annotated[tuple[Length, ...], Field(max_length=8)] = ()
+    """The axes of its values, (C, H, W) of a feature map, where there are several; else empty."""
     versions: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _has_its_shape(self) -> TeacherCard:
+        if self.shape and math.prod(self.shape) != self.classes:
+            raise ValueError(f"shape {self.shape} has not {self.classes} values")
+        return self
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -59,6 +70,11 @@ class TeacherCard(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the identity; each shard carries it."""
         return json_digest(self.identity)
+
+    @property
+    def address(self) -> str:
+        """What to read from the teacher: its output, and how it is pooled."""
+        return self.source or self.output
 
     def differs(self, other: TeacherCard) -> list[str]:
         """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees."""

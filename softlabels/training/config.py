@@ -114,6 +114,14 @@ class TrainConfig(TrainSettings, Machine, Caching):
     term: tuple[TermChoice, ...] = Field(
         (), description="further term of the loss, WEIGHT*LOSS such as 0.5*relational-distance; repeatable"
     )
+    aux_heads: tuple[str, ...] = Field(
+        (),
+        description="layers of the student that get a classifier while it trains, which learns from the labels and "
+        "from the student itself (self-distillation): layer1,layer2; repeatable",
+    )
+    aux_weight: float = Field(
+        0.3, ge=0, le=1, description="how much such a classifier learns from the student, not from the labels"
+    )
     min_confidence: float = Field(
         0.0, ge=0, lt=1, description="leave out soft labels whose highest probability is lower"
     )
@@ -151,6 +159,11 @@ class TrainConfig(TrainSettings, Machine, Caching):
     unlabelled: Literal["refuse", "leave-out"] = Field(
         "refuse", description="what to do with images that have no soft labels"
     )
+    pixels: Literal["same", "other"] = Field(
+        "same",
+        description="whether `data` shows what the teacher saw, or other pixels under the same keys (edges, grey, a "
+        "second camera), which are then not compared with what it saw",
+    )
     incomplete: bool = Field(False, description="train on the finished views of a store that is not complete")
     compile: bool = Field(False, description="compile the student with torch.compile")
     channels_last: bool = Field(False, description="use torch.channels_last, which convolutions on GPUs prefer")
@@ -169,6 +182,15 @@ class TrainConfig(TrainSettings, Machine, Caching):
     def _named_layers(cls, value: Any) -> Any:
         words = (value,) if isinstance(value, str) else value
         return tuple(each.strip() for word in words for each in str(word).split(",") if each.strip()) if words else ()
+
+    @field_validator("aux_heads", mode="before")
+    @classmethod
+    def _are_layers(cls, value: Any) -> Any:
+        words = (value,) if isinstance(value, str) else value or ()
+        layers = tuple(each.strip() for word in words for each in str(word).split(","))
+        if len(set(layers)) < len(layers):
+            raise ValueError("a layer is named twice; name each once")
+        return layers
 
     @property
     def settings(self) -> TrainSettings:

@@ -29,6 +29,7 @@ from softlabels.models.devices import first_line, is_out_of_memory
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.epoch_lines import EpochLines
 from softlabels.training.evaluate import Evaluator, Score
+from softlabels.training.heads import Heads
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, TrainState
 from softlabels.training.targets import Task
@@ -128,6 +129,7 @@ def train(
     metadata: Mapping[str, str] | None = None,
     terminal: Terminal,
     note: Callable[[dict[str, Any]], None] | None = None,
+    heads: Heads | None = None,
 ) -> TrainReport:
     """Train to the last step, from the newest checkpoint in `folder` where there is one.
 
@@ -137,6 +139,7 @@ def train(
         evaluator: scores the student; None when there is nothing to evaluate on.
         metadata: of the files of the student's best and last weights; None: none are written.
         note: is given each epoch's record as well.
+        heads: layers that are trained beside the student, `make_heads`.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; its last step has a checkpoint.
@@ -150,7 +153,7 @@ def train(
     sampler = StepSampler(task.samples, settings, ranks)
     per_epoch = sampler.steps_per_epoch
     steps, warmup = lengths(settings, per_epoch)
-    state = TrainState(network, preprocessing, settings, steps, warmup, runtime, task.student_outputs)
+    state = TrainState(network, preprocessing, settings, steps, warmup, runtime, task.student_outputs, heads)
     files = _StudentFiles(folder, metadata if ranks.first else None)
     if ranks.first:
         remove_leftovers(folder)

@@ -49,6 +49,7 @@ from softlabels.training.config import TrainConfig
 from softlabels.training.evaluate import Evaluator, agreement_with_teachers, classifier, trained_on
 from softlabels.training.first_layers import copy_layers
 from softlabels.training.folder import RESULT, Record, begin, held, recorded
+from softlabels.training.heads import Auxiliary, make_heads
 from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
 from softlabels.training.run_inputs import Inputs
@@ -122,6 +123,8 @@ def check_settings(config: TrainConfig) -> None:
             "`init` and `init_from` exclude each other: `init` goes on with a whole network, `init_from` copies layers "
             "of another into `student`"
         )
+    if config.pixels == "other" and (not config.labels or config.data is None):
+        raise ConfigError("`pixels=other` is of images that a store's teacher did not see; give `labels` and `data`")
     config.check_parts()
     _objective(config, 0.0)
 
@@ -254,8 +257,11 @@ def _train(
     check_optimizer(settings)
     whose = f"student {spec.short_name}"
     used = try_learning(network, preprocessing, classes, device, whose, config.dtype)
+    heads = None
     if task.student_outputs != (LOGITS,):
-        task.check_outputs(try_outputs(network, preprocessing, device, whose, task.student_outputs))
+        shapes = try_outputs(network, preprocessing, device, whose, task.student_outputs)
+        given = task.teacher_shapes()
+        heads = make_heads(task.objective, task.auxiliary, shapes, given, classes, settings.seed)
     runtime = Runtime(
         device,
         config.dtype,
@@ -273,6 +279,7 @@ def _train(
         *settings.describe(),
         *notes,
         *task.describe(),
+        *([] if heads is None else [f"{parameter_count(heads):,} parameters are trained beside the student's own"]),
     ]
     evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, terminal)
 
@@ -311,6 +318,7 @@ def _train(
             metadata=metadata,
             terminal=terminal,
             note=trackers.record,
+            heads=heads,
         )
     result = _result(report, network, task, folder)
     if config.compare and not isinstance(task.targets, NoTargets):
@@ -469,7 +477,10 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
     _check_without_teacher(config)
-    return Task(LabelledViews(pictures), NoTargets(), objective), len(images.classes), [note, *more]
+    task = Task(
+        LabelledViews(pictures), NoTargets(), objective, labelled=_labelled(pictures), auxiliary=_auxiliary(config)
+    )
+    return task, len(images.classes), [note, *more]
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -510,7 +521,25 @@ def _with_teachers(
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
     row_filter = Filter(config.min_confidence, config.wrong_teacher)
-    return Task(samples, targets, objective, config.alpha_end, row_filter, config.soft_warmup_epochs), notes
+    return Task(
+        samples,
+        targets,
+        objective,
+        config.alpha_end,
+        row_filter,
+        soft_warmup=config.soft_warmup_epochs,
+        labelled=_labelled(samples.pictures),
+        auxiliary=_auxiliary(config),
+    ), notes
+
+
+def _labelled(pictures: ViewDataset) -> float:
+    """The share of images that have a hard label; 0 where views are mixed, which have two."""
+    return 0.0 if pictures.recipe.mixes else float((pictures.images.labels >= 0).mean())
+
+
+def _auxiliary(config: TrainConfig) -> Auxiliary | None:
+    return Auxiliary(config.aux_heads, config.aux_weight) if config.aux_heads else None
 
 
 def _check_without_teacher(config: TrainConfig) -> None:
@@ -576,7 +605,9 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
     if matched.without:
         notes.append(f"{matched.without:,} images have no labels and are left out")
         images = subset(images, matched.rows)
-    check_seen_views(labels, images, teachers)
+    check_seen_views(labels, images, teachers, config.pixels)
+    if config.pixels == "other":
+        notes.append(f"{images.name} shows other pixels than the teacher saw, under the same keys (`pixels=other`)")
     if config.unpaired is None:
         pictures = ViewDataset.of_store(labels.store, images, views, image_spec(preprocessing))
     else:
@@ -584,9 +615,7 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         recipe, seed = config.unpaired.make(), (labels.seed + 1 + config.seed) % (1 << 64)
         drawn = config.epochs * config.views_per_image
         pictures = ViewDataset(images, recipe, seed, drawn, image_spec(preprocessing))
-        notes.append(
-            f"unpaired: the student sees new views, of recipe {RECIPES.spelled(recipe)}; no label is of its view"
-        )
+        notes.append(f"unpaired: the student sees new views, of recipe {RECIPES.spelled(recipe)}; no label is of them")
     samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)

@@ -25,6 +25,7 @@ from softlabels.loading.batches import Batch, Workers
 from softlabels.loading.distributed import SINGLE, Ranks
 from softlabels.models import OutputReader, Preprocessing
 from softlabels.training.checkpoints import after_checkpoint
+from softlabels.training.heads import Heads, WithHeads
 from softlabels.training.settings import TrainSettings
 
 _DROPOUT = 6
@@ -106,10 +107,12 @@ def _is_in(name: str, layer: str) -> bool:
     return name == layer or name.startswith(f"{layer}.")
 
 
-def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, settings: TrainSettings, heads: nn.Module | None = None) -> torch.optim.Optimizer:
     # timm's "sgd" is Nesterov's, which there is not without momentum; its "momentum" is plain.
     plain = settings.optimizer in ("sgd", "nesterov") and settings.momentum == 0
     groups = parameter_groups(network, settings.weight_decay, settings.lr_scale, settings.train_only)
+    if heads is not None:  # whatever layers of the student are held still
+        groups += parameter_groups(heads, settings.weight_decay, {})
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             groups,
@@ -285,6 +288,7 @@ class TrainState:
         warmup: int,
         runtime: Runtime,
         outputs: Sequence[str] = (LOGITS,),
+        heads: Heads | None = None,
     ) -> None:
         check_ranks(settings, runtime)
         ranks = runtime.ranks
@@ -298,7 +302,8 @@ class TrainState:
         self._preprocessing, self._settings, self._runtime = preprocessing, settings, runtime
         learning = _learning_parts(self.network, settings.lr_scale, settings.train_only)
         self._frozen = [module for name, module in self.network.named_modules() if name not in learning]
-        self._optimizer = _optimizer(self.network, settings)
+        self._heads = None if heads is None else heads.to(runtime.device)
+        self._optimizer = _optimizer(self.network, settings, self._heads)
         self._scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.amp is torch.float16)
         self._second_order = _is_second_order(self._optimizer)
         if self._second_order and (ranks.count > 1 or self._scaler.is_enabled()):
@@ -308,6 +313,8 @@ class TrainState:
             )
         self._reader = OutputReader(self.network, outputs)  # before it is compiled, with the layers that it watches
         self._forward: nn.Module = torch.compile(self.network) if runtime.compile else self.network  # type: ignore[assignment]
+        if self._heads is not None:
+            self._forward = WithHeads(self._forward, self._reader, self._heads)
         if ranks.count > 1:  # after the optimizer, which marks the parameters that are not trained
             self._forward = _data_parallel(self._forward, runtime)
         self._schedule = _schedule(self._optimizer, settings, steps, warmup)
@@ -350,7 +357,11 @@ class TrainState:
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.autocast(device.type, dtype=amp, enabled=amp is not None))
             try:
-                return self._reader.read(self._forward(images), "the student")
+                answer = self._forward(images)
+                if self._heads is not None:
+                    outputs: Outputs = answer
+                    return outputs
+                return self._reader.read(answer, "the student")
             except ValueError as problem:
                 if len(batch) != 1 or "Expected more than 1 value per channel" not in str(problem):
                     raise
@@ -373,7 +384,8 @@ class TrainState:
         """Move the weights along the gradients of all passes, and their average."""
         if self._settings.clip_grad:
             self._scaler.unscale_(self._optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self._settings.clip_grad)
+            beside = () if self._heads is None else self._heads.parameters()
+            nn.utils.clip_grad_norm_([*self.network.parameters(), *beside], self._settings.clip_grad)
         self._schedule.step_update(self._step)
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -389,8 +401,10 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """All that `load_state_dict` needs to go on."""
+        heads = {} if self._heads is None else {"heads": self._heads.state_dict()}
         return {
             "network": self.network.state_dict(),
+            **heads,
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "average": self._average.module.state_dict() if self._average is not None else None,
@@ -399,6 +413,8 @@ class TrainState:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state."""
         self.network.load_state_dict(state["network"])
+        if self._heads is not None:
+            self._heads.load_state_dict(state["heads"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:

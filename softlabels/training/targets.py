@@ -25,6 +25,7 @@ from softlabels.losses import Blend, Loss, Objective, SparseLoss, Target
 from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
+from softlabels.training.heads import AUXILIARY, Auxiliary
 from softlabels.views import ImageSpec
 
 
@@ -39,6 +40,9 @@ class Targets(Protocol):
     def at(self, temperature: float) -> Targets:
         """The same of another temperature, at which the labels must be valid."""
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one image's features, by name."""
+
 
 @dataclass(frozen=True)
 class NoTargets:
@@ -49,6 +53,9 @@ class NoTargets:
 
     def at(self, temperature: float) -> NoTargets:  # noqa: ARG002
         return self
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,16 @@ class StoredTargets:
         arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
         found: dict[str, Target] = {LOGITS: self._logits(batch, arrays, device)}
         for name, folder in self.features.items():
-            found[name] = sent(self.labels.decode({folder: arrays[folder]})[0], device)
+            values = self.labels.decode({folder: arrays[folder]})[0]
+            found[name] = sent(values.reshape(-1, *self._shape(folder)), device)
         return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: self._shape(folder) for name, folder in self.features.items()}
+
+    def _shape(self, folder: str) -> tuple[int, ...]:
+        card = self.labels.of(folder).card
+        return card.shape or (card.classes,)
 
     @property
     def codecs(self) -> list[Codec]:
@@ -215,6 +230,14 @@ class LiveTargets:
     def at(self, temperature: float) -> LiveTargets:
         return replace(self, temperature=temperature)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        teacher, names = self.teachers[0], self.outputs[1:]
+        if not names:
+            return {}
+        side = teacher.preprocessing.size
+        found = teacher.outputs(torch.full((1, 3, side, side), 128, dtype=torch.uint8), names)
+        return {name: tuple(each.shape[1:]) for name, each in found.items()}
+
 
 @dataclass(frozen=True)
 class LabelRows:
@@ -317,10 +340,14 @@ class Supervision:
         objective: Objective,
         targets: Targets,
         row_filter: Filter,
+        auxiliary: Auxiliary | None = None,
         *,
         padding: bool = False,
+        labelled: float = 0.0,
+        differences: bool = False,
     ) -> None:
-        self.batch, self._padding = batch, padding
+        self.batch, self._padding, self._auxiliary = batch, padding, auxiliary
+        self._labelled, self._differences = labelled, differences
         self._device, self._objective, self._targets, self._filter = device, objective, targets, row_filter
         self._labels = sent(batch.targets, device)
         self._mixture = _mixture(batch, device)
@@ -346,7 +373,7 @@ class Supervision:
     def loss(
         self, outputs: Mapping[str, Tensor], counts: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of the student's outputs, logits (n, classes) and features (n, values), and its parts.
+        """The loss of the student's outputs, logits (n, classes) and features (n, ...), and its parts.
 
         The mean over this batch; or, where `counts` are those of a whole step, what the batch adds to the step's mean.
         """
@@ -354,9 +381,11 @@ class Supervision:
             return 0 * sum(each.sum() for each in outputs.values()), {}  # type: ignore[return-value]
         objective, (kept, rest), logits = self._objective, self._selected, outputs[LOGITS]
         value, parts = objective(outputs, self._labels, self._target, kept, over=counts, **self._mixture)
-        if LOGITS in self._target:
-            agreed = (logits.argmax(-1) == _named(self._target[LOGITS])).sum()
-            parts = parts | {"agreement": agreed / (len(self.batch) if counts is None else counts["images"])}
+        if self._auxiliary is not None:
+            given = (objective, self._labels, self._target, kept, counts, self._mixture)
+            added = self._auxiliary.loss(dict(outputs), *given)
+            value, parts = value + added, parts | {AUXILIARY: added.detach()}
+        parts = parts | self._measured(logits.detach(), len(self.batch) if counts is None else counts["images"])
         if kept is None:
             part = logits.new_ones(()) if counts is None else len(self.batch) / counts["images"]
             return value, parts | {"kept": part}
@@ -368,6 +397,22 @@ class Supervision:
                 left = objective.hard(logits, self._labels, mask, **self._mixture)
                 total = total + weight * mask.sum() * left
         return total / counts["rows"].clamp(min=1), parts | {"kept": kept.sum() / counts["images"].clamp(min=1)}
+
+    def _measured(self, logits: Tensor, images: Tensor | int) -> dict[str, Tensor]:
+        """What these rows add to the means over `images` images that records hold beside the loss."""
+        named, found, target = logits.argmax(-1), {}, self._target.get(LOGITS)
+        if self._labelled:
+            found["train_top1"] = (named == self._labels).sum() / images / self._labelled
+        if target is None:
+            return found
+        by_teacher = _named(target)
+        found["agreement"] = (named == by_teacher).sum() / images
+        if self._labelled:
+            found["teacher_top1"] = (by_teacher == self._labels).sum() / images / self._labelled
+        if self._differences and isinstance(target, Tensor):
+            difference = logits.float() - target
+            found["logit_difference"] = (difference - difference.mean(-1, keepdim=True)).abs().mean(-1).sum() / images
+        return found
 
     @cached_property
     def _target(self) -> dict[str, Target]:
@@ -409,7 +454,8 @@ class Task:
     """What a student is trained on: samples, their targets, and the objective that is minimised.
 
     With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
-    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs.
+    the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs. `labelled` is the
+    share of the images that have a hard label; 0 where no accuracy on training views is reported.
     """
 
     samples: LabelledViews
@@ -418,6 +464,8 @@ class Task:
     alpha_end: float | None = None
     filter: Filter = field(default_factory=Filter)
     soft_warmup: float = 0.0
+    labelled: float = 0.0
+    auxiliary: Auxiliary | None = None
 
     @property
     def has_logits(self) -> bool:
@@ -427,41 +475,49 @@ class Task:
 
     @property
     def student_outputs(self) -> tuple[str, ...]:
-        """The student's outputs that are compared."""
-        return self.objective.student_outputs
+        """The student's outputs that are compared, or have a classifier."""
+        layers = () if self.auxiliary is None else self.auxiliary.layers
+        return tuple(dict.fromkeys([*self.objective.student_outputs, *layers]))
 
-    def check_outputs(self, values: Mapping[str, int]) -> None:
-        """Raise ConfigError where a term cannot compare a student's output of so many values with the stored one."""
-        if not isinstance(self.targets, StoredTargets):
-            return
-        for term in self.objective.terms:
-            folder = self.targets.features.get(term.output)
-            if folder is not None:
-                stored = self.targets.labels.of(folder).card.classes
-                student, teacher = torch.zeros(4, values[term.of_student]), torch.zeros(4, stored)
-                try:
-                    term.loss(student, teacher, labels=torch.zeros(4, dtype=torch.int64))
-                except ConfigError as problem:
-                    raise ConfigError(
-                        f"term {term.name!r} compares {values[term.of_student]:,} values of the student's "
-                        f"{term.of_student} with {stored:,} of {folder}: {problem}"
-                    ) from problem
+    def teacher_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each output beside the logits that a term compares, of one image."""
+        return self.targets.shapes()
 
     @property
     def reported(self) -> tuple[str, ...]:
         """Names of what `loss` reports beside the total.
 
-        `agreement` is the share of images of which student and target name the same class, where all steps have one.
+        `agreement` is the share of images of which student and target name the same class, where all steps have one;
+        `train_top1` and `teacher_top1` the shares of labelled ones of which student and target name the hard label;
+        `logit_difference` as `softlabels.training.evaluate.Agreement` has it. All of the student in train mode, of the
+        views that it is trained on, before each step.
         """
         compared = not isinstance(self.targets, NoTargets) and all(each.needs_teacher for each in self._objectives)
-        more = [name for name, there in (("kept", self.filter.active), ("agreement", compared)) if there]
-        return ("hard", "soft", *(term.name for term in self.objective.terms if term.weight), *more)
+        more = {
+            AUXILIARY: self.auxiliary is not None,
+            "kept": self.filter.active,
+            "agreement": compared,
+            "train_top1": self.labelled > 0,
+            "teacher_top1": compared and self.labelled > 0,
+            "logit_difference": compared and self._differences,
+        }
+        terms = (term.name for term in self.objective.terms if term.weight)
+        return ("hard", "soft", *terms, *(name for name, there in more.items() if there))
+
+    @property
+    def _differences(self) -> bool:
+        """Whether targets come as a tensor of every class's logit: sparse ones are not made into one for a record."""
+        targets = self.targets
+        if isinstance(targets, StoredTargets):
+            return targets.codec is None and all(each.has_logits for each in targets.codecs)
+        return isinstance(targets, LiveTargets)
 
     @property
     def loss_parts(self) -> dict[str, str]:
         """What a person calls each part of the loss that has a weight, by its name in `reported`."""
         parts = {"soft": self.objective.loss.kind} if any(each.alpha < 1 for each in self._objectives) else {}
         parts |= {term.name: term.name for term in self.objective.terms if term.weight}
+        parts |= {AUXILIARY: AUXILIARY} if self.auxiliary is not None else {}
         return parts | ({"hard": "hard"} if any(each.alpha > 0 for each in self._objectives) else {})
 
     @property
@@ -484,7 +540,17 @@ class Task:
     ) -> Supervision:
         """The targets of a batch at this place in the training, see `objective_at`; a `padding` one adds nothing."""
         objective = self.objective_at(done, epochs)
-        return Supervision(batch, device, objective, self.targets, self.filter, padding=padding)
+        return Supervision(
+            batch,
+            device,
+            objective,
+            self.targets,
+            self.filter,
+            self.auxiliary,
+            padding=padding,
+            labelled=self.labelled,
+            differences=self._differences,
+        )
 
     def counts(self, step: Sequence[Supervision], device: torch.device, ranks: Ranks) -> dict[str, Tensor] | None:
         """The valid rows of all passes of a step in all processes; None when it is one pass of one process.
@@ -518,6 +584,9 @@ class Task:
             )
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
             lines.append("of a mixed view hard is the sum over both images' labels, weighted by their shares of it")
+        if self.auxiliary is not None:
+            lines[0] += f" + {AUXILIARY}"
+            lines.append(self.auxiliary.describe())
         return lines + self.filter.describe()
 
 

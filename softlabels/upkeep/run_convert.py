@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from softlabels.codecs import Codec
+from softlabels.codecs import Codec, check_for_logits
 from softlabels.core.progress import Terminal
 from softlabels.core.types import LOGITS
 from softlabels.errors import ConfigError, StoreError
@@ -90,6 +90,7 @@ def _change(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> 
     old = labels.codec(name)
     if wanted is None or wanted == old or labels.of(name).card.output != LOGITS:
         return None
+    check_for_logits(wanted)
     converting.check_recoding(old, wanted, lossy=lossy)
     return Recode(old, wanted, labels.classes, key_hashes(labels.keys), labels.seed)
 

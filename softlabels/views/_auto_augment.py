@@ -78,7 +78,8 @@ class Ranges:
         return made
 
 
-def _affine(image: Tensor, style: Style, **changes: list[int] | list[float]) -> Tensor:
+def affine(image: Tensor, style: Style, **changes: list[int] | list[float]) -> Tensor:
+    """uint8 (n, 3, S, S) moved by torchvision's kernel, with these changes of its identity."""
     settings = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0], **changes}
     moved: Tensor = functional.affine(image, **settings, **style.kernel())
     return moved
@@ -87,13 +88,14 @@ def _affine(image: Tensor, style: Style, **changes: list[int] | list[float]) -> 
 def _translate(image: Tensor, style: Style, *, across: float = 0.0, down: float = 0.0) -> Tensor:
     side = image.shape[-1]
     pixels = [int(across * side), int(down * side)]
-    return _affine(image, style, translate=pixels)
+    return affine(image, style, translate=pixels)
 
 
-def _shear(image: Tensor, style: Style, *, across: float = 0.0, down: float = 0.0) -> Tensor:
+def shear(image: Tensor, style: Style, *, across: float = 0.0, down: float = 0.0) -> Tensor:
+    """uint8 (n, 3, S, S) sheared by these slopes around the top left corner."""
     # The kernel wants degrees; the papers give the slope.
     degrees = [math.degrees(math.atan(slope)) for slope in (across, down)]
-    return _affine(image, style, shear=degrees, center=[0, 0])
+    return affine(image, style, shear=degrees, center=[0, 0])
 
 
 class Operation(Protocol):
@@ -105,8 +107,8 @@ class Operation(Protocol):
 # ruff: noqa: ARG005
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda image, strength, style: image,
-    "shear-x": lambda image, strength, style: _shear(image, style, across=strength),
-    "shear-y": lambda image, strength, style: _shear(image, style, down=strength),
+    "shear-x": lambda image, strength, style: shear(image, style, across=strength),
+    "shear-y": lambda image, strength, style: shear(image, style, down=strength),
     "translate-x": lambda image, strength, style: _translate(image, style, across=strength),
     "translate-y": lambda image, strength, style: _translate(image, style, down=strength),
     "rotate": lambda image, strength, style: functional.rotate(image, strength, **style.kernel()),
@@ -130,7 +132,10 @@ _SIGNED = np.array([name in NAMES[1:10] for name in NAMES])
 
 
 class Operations(Part):
-    """Steps whose parameters are `operation` int8 (n, k), positions in OPERATIONS, and `strength` (n, k)."""
+    """Steps whose parameters are `operation` int8 (n, k), positions in their `table`, and `strength` (n, k)."""
+
+    table: ClassVar[tuple[Operation, ...]] = tuple(OPERATIONS.values())
+    """The operations, of which the first changes nothing."""
 
     interpolation: Literal["nearest", "bilinear"] = "nearest"
     fill: Colour = 0
@@ -140,9 +145,9 @@ class Operations(Part):
         style = Style(self.interpolation, self.fill)
         for operations, strengths in zip(params["operation"].T, params["strength"].T, strict=True):
             # Images that share operation and strength go through it together; identity changes nothing.
-            for which in np.unique(operations[operations != NAMES.index("identity")]):
+            for which in np.unique(operations[operations != 0]):
                 for strength in np.unique(strengths[operations == which]).tolist():
-                    operation = functools.partial(OPERATIONS[NAMES[which]], strength=strength, style=style)
+                    operation = functools.partial(self.table[which], strength=strength, style=style)
                     images = apply_where(images, (operations == which) & (strengths == strength), operation)
         return images
 

@@ -100,7 +100,8 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     (photos / "class-1/001.jpg").write_bytes(b"no image")
     images, teacher = softlabels.open_images(photos), teacher_spec("cnn_tiny", "random").open(classes=3)
     pictures = ViewDataset(images, RECIPES.make("crop-flip"), 0, 2, image_spec(teacher.preprocessing))
-    said, chance = planning.sample_logits(pictures, teacher, 100, batch_size=4)
+    outputs, chance = planning.sample_outputs(pictures, teacher, 100, batch_size=4)
+    said = outputs["logits"]
     assert said.shape == (8, 3)
     assert len(set(chance.tolist())) == 8
 

@@ -107,7 +107,7 @@ def test_a_student_learns_from_an_output_by_naming_it(photos: Path, tmp_path: Pa
     softlabels.train(out=str(tmp_path / "live"), **live)
     for student, term, wrong in (
         ("cnn_tiny", "mse@dropped", r"output 'dropped' is not in .*; dump it with `output=dropped`"),
-        ("cnn_small", "mse@dropout", "compares 96 values of the student's dropout with 32 of cnn_tiny@dropout"),
+        ("cnn_small", "mse@dropout", "compares 96 values of the student's dropout with 32 of the teacher's dropout"),
     ):
         given = {**settings, "student": student, "term": [f"1*{term}"]}
         with pytest.raises(ConfigError, match=wrong):
@@ -115,15 +115,20 @@ def test_a_student_learns_from_an_output_by_naming_it(photos: Path, tmp_path: Pa
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("given", ["logits", "a/b", "dropout=dens", "=dense"])
+@pytest.mark.parametrize("given", ["logits", "a/b", "dropout=", "=dense", "map=features.0:men", "map=features.0=dens"])
 def test_an_output_that_cannot_be_stored_is_a_mistake_of_the_command(
     softlabels_command: Callable[..., Any], photos: Path, given: str
 ) -> None:
     done = softlabels_command("dump", "--teacher", "cnn_tiny", "--data", photos, "--output", given)
     line = done.output.splitlines()[-1]
-    wanted = "unknown codec 'dens'" if given == "dropout=dens" else f"{given!r} is no output"
+    wanted = "unknown codec 'dens'" if given.endswith("dens") else f"{given!r} is no output"
     assert done.exit_code == 2 and wanted in line
     unknown = softlabels_command(
         *("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--output", "drop")
     )
     assert unknown.exit_code == 1 and "has no output 'drop'" in unknown.output and "dropout" in unknown.output
+    mistyped = softlabels_command(
+        *("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--also", "dropout=dens")
+    )
+    assert mistyped.exit_code == 1 and "has no output 'dens'" in mistyped.output
+    assert "as a codec: 'dense'?" in mistyped.output and len(mistyped.output.strip().splitlines()) == 1

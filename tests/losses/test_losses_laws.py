@@ -358,8 +358,12 @@ def test_the_exported_names_are_the_promised_ones():
         "teacher_free",
     }
     of_students = {"hard_cross_entropy", "confidence_penalty"}
+    of_features = {
+        *("feature_mse", "feature_cosine", "attention_transfer", "channel_map_mse", "embedding_distance"),
+        *("embedding_angle", "inherit_explore", "make_regressor"),
+    }
     functions = {name for name in losses.__all__ if name.islower()}
-    assert functions == with_teacher | of_students
+    assert functions == with_teacher | of_students | of_features
     assert all(hasattr(losses, name) for name in losses.__all__)
     rows = np.zeros((2, 3), np.float32)
     for name in with_teacher:

@@ -289,7 +289,7 @@ def test_a_teacher_answers_with_outputs_by_name(here: Path) -> None:
     teacher = teacher_spec("teachers_named:make").open()
     shown = pictures(side=8)
     found = teacher.outputs(shown, ("features", "logits"))
-    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3 * 64)
+    assert [*found] == ["features", "logits"] and found["features"].shape == (5, 3, 64)
     assert found["features"].dtype == torch.float32 and torch.equal(found["logits"], teacher.logits(shown))
     assert torch.equal(found["features"].view(5, 3, 64).mean(2), found["logits"])
     assert [*teacher.outputs(shown)] == ["logits"]

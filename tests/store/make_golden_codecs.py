@@ -6,6 +6,7 @@ Golden shards are never written again: a new format version gets a folder of its
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from softlabels.codecs import CODECS, spelled
-from softlabels.store import FORMAT, TeacherCard, create
+from softlabels.store import FORMAT, TeacherCard, create, open_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROWS, VIEWS = 4, 2
@@ -53,7 +54,7 @@ def logits(classes: int) -> torch.Tensor:
     return torch.from_numpy(rows)
 
 
-def write(root: Path, classes: int, codecs: list[Any]) -> None:
+def write(root: Path, classes: int, codecs: list[Any], others: Sequence[tuple[Any, str, str]]) -> None:
     keys = [f"{number:05d}.jpg" for number in range(ROWS)]
     table = pa.table(
         {"key": keys, "label": np.full(ROWS, -1), "checksum": np.arange(ROWS, dtype=np.uint64)},
@@ -71,8 +72,7 @@ def write(root: Path, classes: int, codecs: list[Any]) -> None:
     )
     for wanted, form, compression in [
         *((each, "hdf5", "none") for each in codecs),
-        ("topk:10", "zarr", "none"),
-        ("dense", "hdf5", "zstd"),
+        *others,
     ]:
         codec = CODECS.make(wanted)
         layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(classes).items()}
@@ -96,9 +96,42 @@ def write(root: Path, classes: int, codecs: list[Any]) -> None:
             labels.write(shard, arrays, digests={0: ["0123456789abcdef"] * VIEWS})
 
 
+MAP = (3, 2, 2)
+"""The shape of the golden feature map."""
+
+
+def features() -> torch.Tensor:
+    """Ordinary maps, one of zeros and one of small numbers: (VIEWS, ROWS, *MAP)."""
+    maps = np.random.default_rng(5).normal(0, 2, (VIEWS, ROWS, *MAP)).astype(np.float32)
+    maps[0, 1], maps[1, 2] = 0, maps[1, 2] * 1e-9
+    return torch.from_numpy(maps)
+
+
+def write_features(root: Path) -> None:
+    """A store of logits and of a feature map beside them, in 8 bits."""
+    write(root, 7, ["dense"], [])
+    store, codec, values = open_store(root), CODECS.make("int8"), int(np.prod(MAP))
+    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(values).items()}
+    logits_card = store.teacher("dense-fp16-hdf5-none").card
+    own = {"codec": codec.model_dump(mode="json"), "layout": layout, "classes": values}
+    own |= {"output": "map", "source": "layer3:grid2", "shape": MAP}
+    card = TeacherCard.model_validate({**logits_card.model_dump(), **own})
+    labels = store.prepare("dense-fp16-hdf5-none@map", card)
+    with labels.writing():
+        (shard,) = labels.missing(VIEWS)
+        made = codec.encode(features().reshape(ROWS * VIEWS, values))
+        arrays = {key: array.reshape(VIEWS, ROWS, *array.shape[1:]) for key, array in made.items()}
+        labels.write(shard, arrays, digests={0: ["0123456789abcdef"] * VIEWS})
+
+
 if __name__ == "__main__":
-    place = GOLDEN / f"codecs-{FORMAT}"
-    if place.exists():
-        sys.exit(f"{place} is there already")
-    for classes, codecs in STORES.items():
-        write(place / str(classes), classes, codecs)
+    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features")}
+    missing = {place: what for place, what in places.items() if not place.exists()}
+    if not missing:
+        sys.exit(f"{' and '.join(map(str, places))} are there already")
+    for place, what in missing.items():
+        if what == "features":
+            write_features(place)
+            continue
+        for classes, codecs in STORES.items():
+            write(place / str(classes), classes, codecs, [("topk:10", "zarr", "none"), ("dense", "hdf5", "zstd")])

@@ -204,3 +204,50 @@ def test_weights_that_cannot_be_measured_are_refused(photos: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match="measures teachers on hard labels, and no image has one"):
         trained(tmp_path / "run", bare, blend="class-accuracy")
     assert not (tmp_path / "run").exists()
+
+
+# ---- records of each epoch
+
+
+def test_records_hold_what_student_and_teacher_get_right_of_the_training_views(raw: Path, tmp_path: Path) -> None:
+    """A student that does not move, in evaluation mode but for its classifier, against a comparison of all images."""
+    still = {"lr": 1e-12, "optimizer": "sgd", "weight_decay": 0.0, "epochs": 3}
+    first = tmp_path / "first"
+    softlabels.train(labels=str(raw), teachers=["cnn_small"], out=str(first), **TINY)
+    out = tmp_path / "still"
+    given = {**TINY, **still, "student": None, "init": str(first), "train_only": ["classifier"]}
+    softlabels.train(labels=str(raw), teachers=["cnn_small"], accumulate=2, out=str(out), **given)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    labels, student = softlabels.open_labels(raw), softlabels.load_student(first)
+    hard = torch.from_numpy(labels.store.labels.copy())
+    data = softlabels.SoftLabelDataset(labels, labels.store.manifest.data["root"], size=student.preprocessing.size)
+    seen: dict[str, list[float]] = {
+        name: [] for name in ("train_top1", "teacher_top1", "agreement", "logit_difference")
+    }
+    for view in range(3):  # each epoch shows another one of each image
+        pictures = data.pictures.render(np.arange(18), np.full(18, view))
+        with torch.no_grad():
+            logits, teacher = student(pictures), labels.logits(range(18), view, "cnn_small")
+        named, by_teacher = logits.argmax(1), teacher.argmax(1)
+        difference = (logits - logits.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+        values = (named == hard, by_teacher == hard, named == by_teacher, difference.abs())
+        for name, value in zip(seen, values, strict=True):
+            seen[name].append(value.double().mean().item())
+    for name, values in seen.items():
+        assert sum(each[name] for each in records) == pytest.approx(sum(values), rel=1e-3), name
+    assert {"train_top1", "teacher_top1", "logit_difference"} <= set(
+        (out / "metrics.csv").read_text().split("\n")[0].split(",")
+    )
+
+
+def test_accuracies_are_of_the_labelled_images_and_not_of_mixed_views(photos: Path, tmp_path: Path) -> None:
+    task = Task(None, NoTargets(), Objective(alpha=1.0), labelled=0.5)  # type: ignore[arg-type]
+    assert "train_top1" in task.reported and "teacher_top1" not in task.reported
+    student = torch.tensor([[1.0, 0], [0, 1.0], [0, 1.0], [1.0, 0]])
+    rows = torch.arange(4)
+    batch = Batch(torch.zeros(4, 3, 2, 2), rows, rows, torch.tensor([0, 0, -1, -1]))
+    _, parts = task.supervision(batch, torch.device("cpu"), 0.0).loss({LOGITS: student})
+    assert parts["train_top1"] == 0.5
+    given = {**TINY, "data": str(photos), "recipe": "crop-flip-cutmix", "out": str(tmp_path / "mixed")}
+    softlabels.train(**given)
+    assert "train_top1" not in (tmp_path / "mixed" / "metrics.csv").read_text()

@@ -34,6 +34,9 @@ EXAMPLES = {
     "trivialaugment": {"side": 32},
     "autoaugment": {"policy": "cifar10", "interpolation": "bilinear"},
     "random-erasing": {"probability": 0.7},
+    "random-erasing+noise": {"kind": "random-erasing", "probability": 0.7, "fill": "noise"},
+    "timm-randaugment": {"text": "rand-m9-n3-mstd1.5-inc1"},
+    "choice": {"steps": ["grayscale:1", "solarize:0.5", "gaussian-blur:1", "timm-randaugment"], "probability": 0.8},
     "mixup": {"alpha": 0.4, "probability": 0.8},
     "cutmix": {"probability": 0.8},
     "mixup-or-cutmix": {"switch": 0.6},
@@ -61,7 +64,7 @@ def same(some, others):
 
 
 def test_every_step_of_the_table_has_an_example():
-    assert set(EXAMPLES) == set(STEPS.names)
+    assert {kind.partition("+")[0] for kind in EXAMPLES} == set(STEPS.names)
 
 
 @every_step
@@ -198,6 +201,13 @@ def test_other_processes_draw_and_render_the_same(method):
         assert pool.map(first_views, sorted(EXAMPLES)) == [first_views(kind) for kind in sorted(EXAMPLES)]
 
 
+def plain(params):
+    """The parameters of a step as JSON values; those of a step within a step by name, too."""
+    if params.dtype.names is None:
+        return params.tolist() if params.dtype.itemsize else {}
+    return {name: plain(params[name]) for name in params.dtype.names}
+
+
 def first_views(kind):
     """The draws, source boxes and image digests of the first two views of two images, as JSON holds them."""
     recipe = recipe_of(kind)
@@ -207,7 +217,7 @@ def first_views(kind):
     mixed = recipe.mix(pictures, noise(4, 24, 24), params)
     return {
         "step": recipe.steps[0].model_dump(mode="json"),
-        "draws": {name: params.by_step[0][name].tolist() for name in params.by_step[0].dtype.names or ()},
+        "draws": plain(params.by_step[0]),
         "boxes": recipe.boxes(params, 375, 500).tolist(),
         "partners": recipe.partners(params, 1000).tolist(),
         "pictures": [hashlib.sha256(picture.numpy().tobytes()).hexdigest()[:16] for picture in mixed],
