@@ -309,17 +309,23 @@ RECORDED: Table[Step] = Table(
 
 @dataclass(frozen=True)
 class RecipeNames:
-    """Short names of recipes: words joined by hyphens, each a step. `usual` are the names that lists show."""
+    """Short names of recipes: words joined by hyphens, each a step, or one of the `presets`.
+
+    `usual` are the names of words that lists show.
+    """
 
     words: Mapping[str, str]
     usual: Sequence[str]
+    presets: Mapping[str, Sequence[str | Mapping[str, Any]]]
 
-    def expand(self, name: str) -> list[str]:
+    def expand(self, name: str) -> list[str | Mapping[str, Any]]:
         """The steps that a short name stands for. Raises ConfigError, which gives the nearest names."""
+        if name in self.presets:
+            return list(self.presets[name])
         words = name.split("-")
         for word in words:
             if word not in self.words:
-                near = {*self.usual, *(name.replace(word, other) for other in self.words)}
+                near = {*self.usual, *self.presets, *(name.replace(word, other) for other in self.words)}
                 known = ", ".join(self.words)
                 raise ConfigError(f"unknown recipe {name!r}; {did_you_mean(name, near)} (words: {known})")
         return [self.words[word] for word in words]
@@ -331,7 +337,40 @@ class RecipeNames:
         return value
 
 
+_ERASED: Mapping[str, Any] = {
+    "kind": "random-erasing",
+    "probability": 0.25,
+    "scale": [0.02, 0.333333],
+    "ratio": [0.3, 3.333333],
+    "fill": "noise",
+}
+"""What timm's options ``--reprob 0.25 --remode pixel`` do."""
+
+_THREE = "choice:grayscale:1|solarize:1|gaussian-blur:1"
+"""3-Augment, of DeiT III."""
+
+_JITTERED: Mapping[str, Any] = {"kind": "colour-jitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3}
+_MIXED: Mapping[str, Any] = {"kind": "mixup-or-cutmix", "mixup": 1.0, "cutmix": 1.0, "probability": 0.75}
+"""Of ml-dr, which does each with chance one half, so that a quarter of its views are mixed twice: here once."""
+
+_AFTER_CROP_AND_FLIP: Mapping[str, Sequence[str | Mapping[str, Any]]] = {
+    # Shen and Xing, "A fast knowledge distillation framework for visual recognition", 2022: crops and flips alone.
+    "fkd": (),
+    # The defaults of TinyViT's config.py.
+    "tinyvit": ("timm-randaugment:rand-m9-mstd0.5-inc1", _ERASED, "mixup-or-cutmix"),
+    # ml-dr's configs/imagenet/reinforce/randaug.yaml and randaug_mixing.yaml.
+    "dataset-reinforcement": ("randaugment", "random-erasing:0.25"),
+    "dataset-reinforcement-mix": ("randaugment", "random-erasing:0.25", _MIXED),
+    # Touvron et al., "DeiT III: revenge of the ViT", 2022, table 1.
+    "deit3": (_THREE, _JITTERED, "mixup-or-cutmix"),
+}
+
 RECIPE_NAMES = RecipeNames(
+    presets={
+        f"{name}{ending}": (crop, "horizontal-flip", *steps)
+        for name, steps in _AFTER_CROP_AND_FLIP.items()
+        for ending, crop in (("", "random-resized-crop"), ("-32", "pad-and-crop"))
+    },
     words={
         "clean": "resize-centre-crop",
         "crop": "random-resized-crop",
@@ -343,10 +382,13 @@ RECIPE_NAMES = RecipeNames(
         "blur": "gaussian-blur",
         "solarize": "solarize",
         "randaugment": "randaugment",
+        "timmaugment": "timm-randaugment",
         "trivialaugment": "trivialaugment",
         "autoaugment": "autoaugment:imagenet",
         "cifaraugment": "autoaugment:cifar10",
+        "threeaugment": _THREE,
         "erase": "random-erasing",
+        "noise": "random-erasing:0.25 fill=noise",
         "mixup": "mixup",
         "cutmix": "cutmix",
         "mix": "mixup-or-cutmix",
@@ -374,7 +416,7 @@ RECIPE_NAMES = RecipeNames(
         "pad-flip-randaugment",
     ),
 )
-"""Recipes by short name: any words in a sensible order."""
+"""Recipes by short name: any words in a sensible order, or what other projects use; ``-32`` is for small images."""
 
 
 def steps_in_words(recipe: Mapping[str, Any]) -> str:

@@ -77,6 +77,8 @@ def folder(tmp_path: Path) -> Path:
         for place in (tmp_path / "photos/val" / file.parent.name, tmp_path / "crawl"):
             place.mkdir(parents=True, exist_ok=True)
             write_jpeg(picture(1000 + number), str(place / f"{number}.jpg"))
+    for number in range(6):  # that no split has
+        write_jpeg(picture(2000 + number), str(tmp_path / f"crawl/own-{number}.jpg"))
     rows = [f"{file.relative_to(tmp_path)},{file.parent.name}" for file in files]
     (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
     return tmp_path

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from softlabels.choices import (
     BLENDS,
@@ -20,6 +21,7 @@ from softlabels.choices import (
     SMALL_NETWORKS,
     STEPS,
     network_names,
+    steps_in_words,
 )
 from softlabels.core.config import Table
 from softlabels.core.installed import timm_optimizers
@@ -63,7 +65,12 @@ def _networks() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    return {name: ", ".join(RECIPE_NAMES.expand(name)) for name in RECIPE_NAMES.usual}
+    names = [*RECIPE_NAMES.usual, *RECIPE_NAMES.presets]
+    return {name: ", ".join(map(_step, RECIPE_NAMES.expand(name))) for name in names}
+
+
+def _step(step: str | Mapping[str, Any]) -> str:
+    return step if isinstance(step, str) else steps_in_words({"steps": [step]})
 
 
 def _described(table: Table[object]) -> dict[str, str]:

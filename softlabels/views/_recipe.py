@@ -290,7 +290,7 @@ class Recipes:
 
     def __init__(self, steps: Table[Step], recorded: Table[Step], short: RecipeNames) -> None:
         self._steps, self._recorded, self._short = steps, recorded, short
-        self.names = tuple(sorted(short.usual))
+        self.names = tuple(sorted({*short.usual, *short.presets}))
         """The usual short names, sorted; any other order of words makes a recipe too."""
 
     def make(self, value: Any) -> Recipe:
@@ -318,7 +318,10 @@ class Recipes:
         """A recipe as a person writes it: its short name where it has one, else its steps with all settings."""
         words = {word: self._step(step) for word, step in self._short.words.items()}
         names = [next((word for word, each in words.items() if each == step), "") for step in recipe.steps]
-        return "-".join(names) if names and all(names) else steps_in_words(recipe.model_dump(mode="json"))
+        if names and all(names):
+            return "-".join(names)
+        known = (name for name in self._short.presets if self.make(name) == recipe)
+        return next(known, None) or steps_in_words(recipe.model_dump(mode="json"))
 
     def _step(self, step: Any) -> Step:
         kind = step.get("kind") if isinstance(step, Mapping) else getattr(step, "kind", str(step).partition(":")[0])

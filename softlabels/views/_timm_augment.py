@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from softlabels.core.elementary import Reals, cos_of_turns, log
 from softlabels.core.philox import Words
+from softlabels.errors import ConfigError
 from softlabels.views._auto_augment import OPERATIONS, Operation, Operations, Style, affine, shear
 from softlabels.views._params import Colour, Params, Probability, as_params, integers, uniform_pairs
 
@@ -122,7 +123,7 @@ class TimmRandAugment(Operations):
 
 
 def _settings(text: str) -> dict[str, Any]:
-    """The settings that timm's text stands for. Raises ValueError, which says what can stand in it."""
+    """The settings that timm's text stands for. Raises ConfigError, which says what can stand in it."""
     first, *parts = text.split("-")
     found: dict[str, Any] = {"m": _SCALE, "mstd": 0.0, "increasing": False}  # what timm takes for what is not there
     for part in parts:
@@ -133,7 +134,7 @@ def _settings(text: str) -> dict[str, Any]:
         name, value = match.groups()
         found[_FIELDS[name]] = 101.0 if value == "inf" else bool(int(float(value))) if name == "inc" else float(value)
     if first != "rand":
-        raise ValueError(
+        raise ConfigError(
             f"{text!r} is no text of timm's RandAugment; write rand and then any of m9, n2, p0.5, mstd0.5, mmax10, inc1"
         )
     return found
