@@ -59,7 +59,9 @@ def split_advice(message: str) -> tuple[str, str]:
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A clause that offers the known names nearest to `name`, or all of them when none is near."""
     known = sorted(set(names))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    # Of short names the ratio of a swap is low.
+    swapped = [each for each in known if sorted(each) == sorted(name)]
+    near = list(dict.fromkeys([*swapped, *difflib.get_close_matches(name, known, n=3, cutoff=0.6)]))[:3]
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
     shown = ", ".join(known[:24]) + (", ..." if len(known) > 24 else "")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from softlabels.errors import ModelError, did_you_mean
 from softlabels.models import unwrapped
 
-State = Mapping[str, Tensor]
+_Tensors = Mapping[str, Tensor]
 
 _SHOWN = 8
 
@@ -69,7 +69,7 @@ def copy_layers(
     return Copied(tuple(name for name in own if name in pairs), tuple(own))
 
 
-def _named(layer: str, own: State, theirs: State, called: str) -> Iterable[tuple[str, str]]:
+def _named(layer: str, own: _Tensors, theirs: _Tensors, called: str) -> Iterable[tuple[str, str]]:
     """The pairs of tensors of one layer."""
     name, equals, other = layer.partition("=")
     other = other if equals else name
@@ -119,11 +119,11 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _prefixes(state: State) -> set[str]:
+def _prefixes(state: _Tensors) -> set[str]:
     return {prefix for name in state for prefix in _of(name)[:-1]}
 
 
-def _first(state: State) -> str:
+def _first(state: _Tensors) -> str:
     return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(state.items())[:2])
 
 
