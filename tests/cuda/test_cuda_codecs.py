@@ -65,3 +65,10 @@ def test_a_large_batch_is_encoded_within_little_memory() -> None:
     before = torch.cuda.memory_allocated()
     CODECS.make("topk:10").encode(rows)
     assert torch.cuda.max_memory_allocated() - before < 1.5e9
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_features_in_8_bits_are_those_of_the_cpu(size: float) -> None:
+    rows = size * torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
+    rows[3] = 0.0
+    same(CODECS.make("int8"), rows)

@@ -172,6 +172,10 @@ UNEVEN = [
         {"alpha": 0.5, "ignore_label": 1, "normalization": "batch-size", "soft_warmup_epochs": 1.5, "accumulate": 2},
         marks=pytest.mark.slow,
     ),
+    pytest.param(
+        {"alpha": 0.5, "min_confidence": "middle", "term": ["0.5*hint@dropout:3"], "aux_heads": "1,3", "accumulate": 2},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 
@@ -185,7 +189,7 @@ def test_the_mean_is_over_the_rows_that_count_in_all_processes_and_passes(
     table = photos.parent / f"{tmp_path.name}.csv"
     table.write_text("\n".join(["path,label", *some]) + "\n")
     dumped = {"teacher": ["cnn_small"], "weights": ["random:3"], "device": "cpu", "quiet": True, "recipe": "crop-flip"}
-    softlabels.dump(data=f"csv:{table}", views=VIEWS, out=str(tmp_path / "labels"), **dumped)
+    softlabels.dump(data=f"csv:{table}", views=VIEWS, out=str(tmp_path / "labels"), output="dropout=int8", **dumped)
     labels = softlabels.open_labels(tmp_path / "labels")
     middle = round(float(labels.probabilities(range(len(labels)), 0).max(-1).values.median()), 6)
     given = {name: middle if value == "middle" else value for name, value in given.items()}

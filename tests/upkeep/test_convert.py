@@ -209,7 +209,12 @@ def test_bad_input_is_one_line(
 def test_every_codec_of_the_table_is_recoded_or_refused(dumped: Path, tmp_path: Path) -> None:
     for name in CODECS.names:
         out = tmp_path / name
-        softlabels.convert(labels=str(dumped), out=str(out), codec=name, lossy=True, teachers=["cnn_tiny"], quiet=True)
+        given = {"labels": str(dumped), "codec": name, "lossy": True, "teachers": ["cnn_tiny"], "quiet": True}
+        if name == "int8":
+            with pytest.raises(softlabels.ConfigError, match="for other outputs than the logits"):
+                softlabels.convert(out=str(out), **given)
+            continue
+        softlabels.convert(out=str(out), **given)
         assert softlabels.open_labels(out).logits(range(18), 1).shape == (18, 3)
 
 
