@@ -30,7 +30,7 @@ Settings = dict[str, Any]
 Step = tuple[str, Settings]
 """A command of softlabels, or one that a pipeline adds, and its settings."""
 
-FEW_IMAGES: dict[str, Settings] = {"dump": {"limit": 300}, "convert": {}, "select": {}}
+FEW_IMAGES: dict[str, Settings] = {"dump": {"limit": 300}, "convert": {}, "dedup": {}, "select": {}}
 """Commands that train nothing, and what they are given for a quick trial."""
 
 
