@@ -163,10 +163,10 @@ def test_students_trained_side_by_side_are_those_trained_one_after_the_other(tmp
 
 def test_what_is_done_is_passed_over(tmp_path: Path) -> None:
     folder, read, run = small_study(tmp_path), module("study").read, module("distill").run
-    run(read(folder, seeds="0", only="plain"))
+    run(read(folder, seeds=[0], only=["plain"]))
     (result,) = Path("out/arms").rglob("result.json")
     before = result.stat().st_mtime_ns
-    run(read(folder, only="plain"))
+    run(read(folder, only=["plain"]))
     assert result.stat().st_mtime_ns == before
     assert len([*Path("out/arms").rglob("result.json")]) == 2
 
@@ -175,6 +175,8 @@ def test_what_is_done_is_passed_over(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"arm": {}}, "study.yaml: unknown 'arm'; there are arms, "),
+        ({"arms": None}, "study.yaml has no arms"),
+        ({"seeds": []}, "study.yaml: no 'seeds'; there are arms, "),
         ({"arms": {"a": {"labels": "$store/labels"}}}, "'$store/labels' names none of the places $out, "),
         ({"arms": {"a": {"labls": "x"}}}, "has no setting 'labls'"),
         ({"arms": {"a": [{"trian": {}}]}}, "'trian' is no command"),
