@@ -124,7 +124,7 @@ def test_a_store_or_run_is_given_by_place_or_by_option(softlabels_command: Comma
         ),
         (("train", "--epoch", 3), "softlabels train has no --epoch  tip: did you mean --epochs?"),
         (("train", "--hard-wieght", 3), "softlabels train has no --hard-wieght  tip: did you mean --hard-weight or"),
-        (("train", "--on-bad-image", "skip"), "train has no --on-bad-image, only plan, pack, dump, repair have"),
+        (("train", "--on-bad-image", "skip"), "train has no --on-bad-image, only plan, pack, dump, dedup, repair have"),
         (("dump", "--zzz"), "softlabels dump has no --zzz  tip: see softlabels dump --help"),
         (("--zzz",), "softlabels has no --zzz  tip: see softlabels --help"),
         (("dmp",), "there is no command 'dmp'  tip: did you mean 'dump'?"),
