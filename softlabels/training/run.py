@@ -681,7 +681,8 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
         except ConfigError as problem:
             raise ConfigError(f"`min_confidence` is of probabilities at temperature 1: {problem}") from problem
     for loss in objective.losses:
-        for factor in getattr(loss, "factors", ()):
+        # Of labels without logits it is refused for that, with what helps.
+        for factor in getattr(loss, "factors", ()) if codec.has_logits else ():
             codec.check_temperature(factor * objective.temperature)
             if factor != 1 and isinstance(codec, SparseCodec):
                 raise ConfigError(

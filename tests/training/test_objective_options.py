@@ -251,3 +251,14 @@ def test_accuracies_are_of_the_labelled_images_and_not_of_mixed_views(photos: Pa
     given = {**TINY, "data": str(photos), "recipe": "crop-flip-cutmix", "out": str(tmp_path / "mixed")}
     softlabels.train(**given)
     assert "train_top1" not in (tmp_path / "mixed" / "metrics.csv").read_text()
+
+
+def test_several_temperatures_are_refused_of_labels_that_are_read_at_one(photos: Path, tmp_path: Path) -> None:
+    given = {"teacher": "cnn_small", "weights": "random", "data": str(photos), "device": "cpu", "quiet": True}
+    softlabels.dump(**given, codec="topk:2", views=1, out=str(tmp_path / "topk"))
+    with pytest.raises(
+        ConfigError, match="loss 'mlkd' compares at several temperatures, and topk labels are read at one"
+    ):
+        trained(tmp_path / "run", tmp_path / "topk", loss="mlkd", temperature=4.0)
+    assert trained(tmp_path / "one", tmp_path / "topk", loss="mlkd:1", temperature=4.0)
+    assert trained(tmp_path / "limit", tmp_path / "topk", temperature=float("inf"))
