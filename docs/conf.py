@@ -135,7 +135,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "python": python_text,
     "losses": losses_text,
 }
-COPIED = {"changelog": "CHANGELOG.md", "results": "benchmarks/RESULTS.md"}
+COPIED = {"changelog": "CHANGELOG.md", "benchmarks": "benchmarks/RESULTS.md"}
 """Pages that are files of the repository."""
 
 

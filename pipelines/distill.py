@@ -87,12 +87,20 @@ def table(study: Study, markdown: str) -> list[dict[str, str]]:
     return [{**row, "published": str(study.published.get(row["run"], "-"))} if study.published else row for row in rows]
 
 
+def parts(text: str) -> list[str]:
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
 def main(pipeline: str = "distill", more: Commands | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with a study.yaml")
     parser.add_argument("--jobs", type=int, default=1, help="students trained side by side")
-    parser.add_argument("--only", help="these arms alone, as ARM,ARM")
-    parser.add_argument("--seeds", help="these seeds instead of the study's, as 0,1")
+    parser.add_argument("--only", type=parts, default=(), help="these arms alone, as ARM,ARM")
+    parser.add_argument("--seeds", type=numbers, default=(), help="these seeds instead of the study's, as 0,1")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch and few images, into OUT-quick")
     options = parser.parse_args()
     try:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill import main
+from distill import Commands, main
 
 import softlabels
 
@@ -75,7 +75,7 @@ def codistil(
     raise softlabels.ConfigError("codistil: `rounds` must be 1 or more")
 
 
-LOOPS = {"refine": refine, "codistil": codistil}
+LOOPS: Commands = {"refine": refine, "codistil": codistil}
 
 if __name__ == "__main__":
     main("generations", LOOPS)

@@ -16,7 +16,7 @@ A store may be made by another command, as `NAME: {select: {...}}`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from string import Template
@@ -30,7 +30,7 @@ Settings = dict[str, Any]
 Step = tuple[str, Settings]
 """A command of softlabels, or one that a pipeline adds, and its settings."""
 
-FEW_IMAGES: dict[str, Settings] = {"dump": {"limit": 300}, "convert": {}, "select": {}}
+FEW_IMAGES: dict[str, Settings] = {"dump": {"limit": 300}, "convert": {}, "dedup": {}, "select": {}}
 """Commands that train nothing, and what they are given for a quick trial."""
 
 
@@ -78,8 +78,10 @@ class Study:
 
 def named(given: Settings, default: str) -> Step:
     """The command and settings of `{COMMAND: {...}}`; plain settings are those of the default command."""
-    name, settings = next(iter(given.items()))
-    return (name, settings) if len(given) == 1 and isinstance(settings, dict) else (default, given)
+    for name, settings in given.items():
+        if len(given) == 1 and isinstance(settings, dict):
+            return name, settings
+    return default, given
 
 
 def filled(value: Any, known: Mapping[str, str]) -> Any:
@@ -95,20 +97,22 @@ def filled(value: Any, known: Mapping[str, str]) -> Any:
     return [filled(each, known) for each in value] if isinstance(value, list) else value
 
 
-def read(folder: Path, *, only: str | None = None, seeds: str | None = None, quick: bool = False) -> Study:
-    """The study in a folder, of which `only` some arms and other `seeds` may be asked for, such as "a,b" and "0,1"."""
+def read(folder: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), quick: bool = False) -> Study:
+    """The study in a folder, of which `only` some arms and other `seeds` may be asked for."""
     path = folder / "study.yaml"
     try:
         given = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as problem:
         raise softlabels.ConfigError(f"{path} holds no study: {' '.join(str(problem).split())}") from problem
-    known, arms = {each.name for each in fields(Study)} - {"quick"}, given.get("arms", {})
+    known, arms = {each.name for each in fields(Study)} - {"quick"}, given.get("arms")
+    if not isinstance(arms, dict) or not arms:
+        raise softlabels.ConfigError(f"{path} has no arms; `arms` is a mapping of names to settings of `train`")
     wrong = [f"unknown {name!r}" for name in given if name not in known]
-    wrong += [f"no {name!r}" for name in ("title", "out", "seeds", "arms") if name not in given]
-    wrong += [f"no arm {name!r}" for name in (only.split(",") if only else []) if name not in arms]
+    wrong += [f"no {name!r}" for name in ("title", "out", "seeds") if not given.get(name)]
+    wrong += [f"no arm {name!r}" for name in only if name not in arms]
     if wrong:
         raise softlabels.ConfigError(f"{path}: {wrong[0]}; there are {', '.join(arms if only else sorted(known))}")
-    given |= {"arms": {name: arms[name] for name in only.split(",")}} if only else {}
-    given |= {"seeds": [int(seed) for seed in seeds.split(",")]} if seeds else {}
+    given |= {"arms": {name: arms[name] for name in only}} if only else {}
+    given |= {"seeds": list(seeds)} if seeds else {}
     given |= {"out": f"{given['out']}-quick", "seeds": given["seeds"][:1]} if quick else {}
     return Study(**given, quick=quick)
