@@ -61,7 +61,7 @@ def test_when_one_process_fails_all_end_in_one_line(tmp_path: Path) -> None:
     done = softlabels_on_two(*DUMP, "--data", photos, "--out", "shards", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("softlabels: ")]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "004.jpg cannot be decoded: it is empty (0 bytes)" in line and "--on-bad-image skip" in line
 
 
@@ -122,7 +122,7 @@ def test_several_processes_write_to_a_url(photos: Path, tmp_path: Path, softlabe
         done = softlabels_on_two(*DUMP, "--data", photos, "--out", url, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert len(summaries(done.stdout)) == 1
-        assert "2 views complete" in done.stderr
+        assert "2 views complete" in done.stdout
         labels = softlabels.open_labels(url)
         assert softlabels_command(*DUMP, "--data", photos, "--device", "cpu", "--out", "one").exit_code == 0
         assert labels.logits(range(18), 1).equal(softlabels.open_labels("one").logits(range(18), 1))

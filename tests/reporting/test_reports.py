@@ -228,10 +228,7 @@ def test_an_interrupt_says_what_the_same_command_does(photos: Path, tmp_path: Pa
     _, said = process.communicate(timeout=60)
     last = said.splitlines()[-1]
     assert process.returncode == 130
-    if checkpoint:
-        assert re.fullmatch(r"interrupted; the same command goes on from the checkpoint of step [\d,]+", last)
-    else:
-        assert "it begins anew: there is no checkpoint yet" in last
+    assert re.fullmatch(r"interrupted; the same command goes on from the checkpoint of step [\d,]+", last)
 
 
 def test_a_diverged_run_claims_no_checkpoint_that_is_not_there(photos: Path, tmp_path: Path) -> None:
