@@ -201,7 +201,7 @@ def dump(
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, digit-pairs, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
-            module:function
+            module:function; repeatable: several are one data set
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed
@@ -492,7 +492,7 @@ def plan(
         class_map: file of lines CLASS,COLUMN (or a JSON object): which column of a teacher of more classes is each
             class of the data set, by number or name  [default: found by name]
         data: imagenet, cifar10, cifar100, digits, digit-pairs, directory, folder:DIR, images:DIR, csv:FILE, pack:DIR,
-            module:function
+            module:function; repeatable: several are one data set
         data_dir: where the data set lies
         split: which part of the data set
         limit: only so many images, picked by the seed

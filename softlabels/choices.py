@@ -423,7 +423,9 @@ def steps_in_words(recipe: Mapping[str, Any]) -> str:
     """The steps of a recipe, as a store keeps it, with all of their settings: ``pad-and-crop (padding 0.125)``."""
     steps = []
     for step in recipe["steps"]:
-        settings = ", ".join(f"{name} {_in_words(value)}" for name, value in step.items() if name != "kind")
+        settings = ", ".join(
+            f"{name} {_in_words(value)}" for name, value in step.items() if name != "kind" and value is not None
+        )
         steps.append(f"{step['kind']} ({settings})" if settings else step["kind"])
     return ", ".join(steps) or "no steps"
 

@@ -104,7 +104,7 @@ class DumpConfig(Machine, Caching):
     data: DataChoice | None = Field(
         None,
         description="imagenet, cifar10, cifar100, digits, digit-pairs, directory, folder:DIR, images:DIR, csv:FILE, "
-        "pack:DIR, module:function",
+        "pack:DIR, module:function; repeatable: several are one data set",
     )
     data_dir: str | None = Field(None, description="where the data set lies")
     split: Literal["train", "test", "val"] = Field("train", description="which part of the data set")

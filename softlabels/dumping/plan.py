@@ -121,11 +121,12 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan in words."""
         index, count = self.part
+        stored = " and ".join([self.codec, *dict.fromkeys(each.output for each in self.outputs)])
         part = f" of part {index}/{count}" if count > 1 else ""
         return [
             f"teacher {self.teacher}: {plural(self.images, 'image')} x {plural(self.views, 'view')} = "
             f"{plural(self.images * self.views, 'label')} in {plural(self.shards, 'shard')}",
-            f"  {self.codec}: {self.bytes_per_label:,.1f} bytes per label, {terminal.size(self.bytes)} in all",
+            f"  {stored}: {self.bytes_per_label:,.1f} bytes per label, {terminal.size(self.bytes)} in all",
             f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
             f"at {rate(self.pictures_per_second)} images/s about {terminal.duration(self.seconds)}",
             *self._shard_lines(),

@@ -323,7 +323,9 @@ class Objective(BaseModel):
             "batch-size": "divided by the batch size",
             "none": "summed over rows",
         }
-        lines.append(f"per row the sum over classes, then {divisors[self.normalization]}")
+        means = any(getattr(part.loss, "reduction", "sum") == "mean" for part in soft)
+        unless = " unless their mean is named" if means else ""
+        lines.append(f"per row the sum over classes{unless}, then {divisors[self.normalization]}")
         if self.ignore_label is not None:
             lines.append(f"rows with label {self.ignore_label} count in no part")
         forward = any("KL(teacher" in formula for formula in formulas)

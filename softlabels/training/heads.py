@@ -161,9 +161,9 @@ def make_heads(
                 ) from problem
             if layer is not None:
                 layers[term.name] = (term.of_student, layer)
-        for place in auxiliary.layers if auxiliary is not None else ():
-            assert auxiliary is not None
-            layers[auxiliary.name(place)] = (place, auxiliary.head(student[place], classes, place))
+        if auxiliary is not None:
+            for place in auxiliary.layers:
+                layers[auxiliary.name(place)] = (place, auxiliary.head(student[place], classes, place))
     return Heads(layers) if layers else None
 
 

@@ -584,6 +584,11 @@ class Task:
             )
         if self.samples.pictures.recipe.mixes and "hard" in lines[0]:
             lines.append("of a mixed view hard is the sum over both images' labels, weighted by their shares of it")
+        lines += [
+            f"{term.name} compares the student's {term.of_student} with the teacher's {term.output}"
+            for term in self.objective.terms
+            if term.output != LOGITS and term.weight
+        ]
         if self.auxiliary is not None:
             lines[0] += f" + {AUXILIARY}"
             lines.append(self.auxiliary.describe())
