@@ -54,6 +54,10 @@ def make_regressor(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
 
     Raises:
         ConfigError: one is a map and the other is none.
+
+    Example:
+        >>> losses.make_regressor((16, 8, 8), (64, 4, 4))(torch.zeros(2, 16, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
     """
     if len(student) != len(teacher) or len(student) not in (1, 2, 3):
         raise ConfigError(
