@@ -241,7 +241,8 @@ def check_data(value: Given) -> Given:
     if not isinstance(value, str):
         return DATASETS.check(value)
     kind, colon, _ = value.partition(":")
-    there = importable(kind) if colon else Path(without_settings(value)).exists()
+    kind = kind if colon else without_settings(kind)
+    there = importable(kind) if colon else Path(kind).exists()
     if (
         not there
         and "/" not in kind
@@ -322,6 +323,14 @@ class RecipeNames:
         """The steps that a short name stands for. Raises ConfigError, which gives the nearest names."""
         if name in self.presets:
             return list(self.presets[name])
+        step = name.partition(":")[0]
+        if step in STEPS.names and step not in self.words:
+            short = next((word for word, long in self.words.items() if long == name), None)
+            instead = f"{short!r}, or " if short else ""
+            raise ConfigError(
+                f"{step!r} is a step, and a recipe is named by short words; give {instead}a list of steps in a config "
+                f"file: `recipe: [{name}]`"
+            )
         words = name.split("-")
         for word in words:
             if word not in self.words:

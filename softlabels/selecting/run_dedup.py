@@ -73,6 +73,8 @@ class Deduplication:
 def run_dedup(config: DedupConfig, terminal: Terminal) -> Deduplication:
     """List the images of a pool that are no copies of held-out ones, and show the copies."""
     began, out = time.monotonic(), Path(config.out)
+    if out.is_file():
+        raise ConfigError(f"`out` is a folder, and {out} is a file; name another place")
     for name in (KEPT, REMOVED):
         check_list(out / name)
     if config.confirm == "sift":

@@ -27,11 +27,13 @@ def run_select(config: SelectConfig, terminal: Terminal) -> Selection:
     places, _ = matched(labels.store, images)
     prediction = predict(labels, config.teachers, config.temperature)
     gone = (places < 0) & (prediction.classes >= 0)
-    if gone.any():
-        terminal.say(f"{int(gone.sum()):,} labelled images are none of {images.name}, and are left out")
-        prediction.classes[gone] = -1
+    prediction.classes[gone] = -1
     pool = int((prediction.classes >= 0).sum())
     rows = surest(prediction, labels.keys, config.top_k_per_class, config.min_confidence)
+    if not pool:
+        raise DataError(f"no labelled image of {config.labels} is in {images.name}; name the labelled ones with `data`")
+    if gone.any():
+        terminal.say(f"{int(gone.sum()):,} labelled images are none of {images.name}, and are left out")
     if not len(rows):
         best = f"; the highest is {prediction.confidence.max():.3f}" if pool else ""
         raise DataError(
@@ -46,6 +48,8 @@ def run_select(config: SelectConfig, terminal: Terminal) -> Selection:
     }
     if config.pseudo_labels:  # by number: a list of names would leave out the classes that have no image
         columns["label"] = named.tolist()
+    elif (labels.store.labels[rows] >= 0).any():
+        terminal.say("hard labels are not listed, as a pool has none; `pseudo_labels` lists the predicted classes")
     files = write_list(out, images, places[rows], columns)
     counts = np.bincount(named, minlength=labels.classes)
     return Selection(

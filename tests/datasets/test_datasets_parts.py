@@ -151,3 +151,12 @@ def test_views_and_labels_of_a_part_are_those_of_the_part_alone(world: Path, tmp
     name = alone.teachers[0]
     stored = [labels.logits(labels.rows(keys), 1, teacher=name) for labels in (alone, joint)]
     assert (stored[0] == stored[1]).all()
+
+
+def test_kinds_without_a_place_take_a_prefix_too(softlabels_command: Callable) -> None:
+    done = softlabels_command(
+        "plan", "--teacher", "cnn_tiny", "--weights", "random", "--size", 8, "--device", "cpu", "--json",
+        "--data", "digits", "--data", "digits prefix=again",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert '"images": 2694' in done.output

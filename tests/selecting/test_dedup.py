@@ -127,6 +127,7 @@ def test_without_opencv_the_command_says_what_to_install_and_what_works_without(
         (["--data", "images:pool", "--against", "images:val", "--max-distance", "99"], "24 or less"),
         (["--data", "images:pool", "--against", "images:val", "--out", "pool/report"], "folder of the images"),
         (["--data", "images:broken", "--against", "images:val"], "--on-bad-image skip"),
+        (["--data", "images:pool", "--against", "images:val", "--out", "mine.csv"], "--out is a folder"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -135,6 +136,7 @@ def test_bad_input_is_one_line(
     for name in ("pool", "val"):
         shutil.copytree(world / name, tmp_path / name)
     shutil.copytree(world / "val", tmp_path / "broken")
+    (tmp_path / "mine.csv").write_text("path\n", encoding="utf-8")
     (tmp_path / "broken" / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut off")
     done = softlabels_command("dedup", *options, "--confirm", "hash")
     assert done.exit_code in (1, 2) and found in done.output

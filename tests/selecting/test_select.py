@@ -144,6 +144,7 @@ def test_images_of_the_labels_that_the_data_lacks_are_left_out(store: Path, pool
         (["--top-k-per-class", 1, "--out", "folder"], "is a folder"),
         (["--top-k-per-class", 1, "--teachers", "x"], "'x'"),
         (["--top-k-per-class", 1, "--data", "images:nowhere"], "no such directory"),
+        (["--top-k-per-class", 1, "--data", "digits"], "is in digits  tip: name the labelled ones with --data"),
     ],
 )
 def test_bad_input_is_one_line(

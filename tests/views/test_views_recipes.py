@@ -61,6 +61,8 @@ def test_short_names_are_words_in_any_sensible_order():
         (["pad-and-crop:1.5"], "padding"),
         ([{"kind": "pad-and-crop", "fill": 256}], "fill"),
         ("crop-flip-randaugmet", "crop-flip-randaugment"),
+        ("horizontal-flip", "give 'flip', or a list of steps"),
+        ("timm-randaugment:rand-m9-mstd0.5-inc1", r"recipe: \[timm-randaugment:rand-m9-mstd0.5-inc1\]"),
         (["horizontal-flip", "random-resized-crop"], "only the first step"),
         (["random-resized-crop", "pad-and-crop"], "only the first step"),
         (["mixup", "horizontal-flip"], "only the last step"),
