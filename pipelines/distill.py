@@ -2,9 +2,9 @@
 
     python pipelines/distill.py configs/digits [--jobs 2] [--only ARM,ARM] [--seeds 0,1] [--quick]
 
-The folder holds a `study.yaml`; `study.py` says what is in it. All settings are checked before anything is made. What is
-done is passed over, and what was cut off goes on. With `--jobs` several students train side by side; `--quick` only tries
-everything, on a few images.
+The folder holds a `study.yaml`; `study.py` says what is in it. All settings are checked before anything is made. What
+is done is passed over, and what was cut off goes on. With `--jobs` several students train side by side; `--quick` only
+tries everything, on a few images.
 """
 
 from __future__ import annotations

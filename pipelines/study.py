@@ -211,7 +211,9 @@ def read(folder: Path, *, only: Sequence[str] = (), seeds: Sequence[int] = (), q
     path = folder / "study.yaml"
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as problem:
+    except OSError as problem:
+        raise softlabels.ConfigError(f"{path} holds no study: {problem.strerror}") from problem
+    except (ValueError, RecursionError, yaml.YAMLError) as problem:
         raise softlabels.ConfigError(f"{path} holds no study: {' '.join(str(problem).split())}") from problem
     if not isinstance(given, dict):
         found = "is empty" if given is None else f"is a {type(given).__name__}"
@@ -247,7 +249,7 @@ def _checked(given: dict[str, Any], file: str, only: Sequence[str], seeds: Seque
     asked = {
         "`baseline` names": [] if baseline is None else [baseline],
         "`published` names": published,
-        "asked for is": only,
+        "`--only` names": only,
     }
     for who, names in asked.items():
         for name in names:
@@ -306,8 +308,21 @@ def check(study: Study, check_step: Callable[[Step], None]) -> None:
     for name, store in study.stores.items():
         in_order("stores", name, store, lambda name=name, store=store: [study.first_step(f"stores/{name}", *store)])
     for name, arm in study.arms.items():
-        used = [own if command in FEW_IMAGES else {**study.common, **own} for command, own in arm]
+        used = [
+            seeded(own if command in FEW_IMAGES else {**study.common, **own}, seed)
+            for command, own in arm
+            for seed in study.seeds
+        ]
         in_order("arms", name, used, lambda name=name: study.arm_steps(name, study.seeds[0]))
+
+
+def seeded(value: Any, seed: int) -> Any:
+    """`value` with the seed in its texts filled in, which may be a part of a name."""
+    if isinstance(value, str):
+        return Template(value).safe_substitute(seed=seed)
+    if isinstance(value, dict):
+        return {name: seeded(each, seed) for name, each in value.items()}
+    return [seeded(each, seed) for each in value] if isinstance(value, list) else value
 
 
 def places(value: Any) -> list[tuple[str, str]]:

@@ -238,7 +238,7 @@ HEAD = "title: t\nout: out\nseeds: [0]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "study.yaml holds no study: [Errno 2]"),
+        (None, "study.yaml holds no study: No such file"),
         ("", "study.yaml holds no study: it is empty"),
         ("digits", "study.yaml holds no study: it is a str, not a mapping"),
         ("a: [", "study.yaml holds no study: while parsing"),
@@ -259,6 +259,15 @@ def test_settings_of_anchors_may_be_given_anew_and_an_empty_arm_is_the_common_se
     study = module("study").read(tmp_path)
     assert study.arms["b"] == [("train", {"lr": 2, "epochs": 2})]
     assert study.arms["c"] == [("train", {})]
+
+
+def test_the_seed_may_be_part_of_the_name_of_a_place(tmp_path: Path) -> None:
+    read, check = module("study").read, module("study").check
+    arm = {"init_from": "$teachers/first-$seed", "labels": None}
+    given = {"arms": {"a": arm}, "stores": {}, "baseline": None, "published": {}, "seeds": [0, 1]}
+    with pytest.raises(softlabels.ConfigError, match=r"\$teachers/first-1 is no teacher before this one; did you mean"):
+        check(read(small_study(tmp_path, teachers={"first-0": {}}, **given)), list)
+    check(read(small_study(tmp_path, teachers={"first-0": {}, "first-1": {}}, **given)), list)
 
 
 def test_only_some_arms_may_leave_out_the_baseline_and_need_arms_before_them(tmp_path: Path) -> None:
