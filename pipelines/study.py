@@ -287,33 +287,23 @@ def check(study: Study, check_step: Callable[[Step], None]) -> None:
         SoftlabelsError: it begins with the file and what is wrong in it, such as an arm.
     """
     there: dict[str, list[str]] = {"teachers": [], "stores": [], "arms": []}
-
-    def in_order(kind: str, name: str, given: Any, steps: Callable[[], Iterable[Step]]) -> None:
+    given = [("teachers", name, [("train", settings)]) for name, settings in study.teachers.items()]
+    given += [("stores", name, [step]) for name, step in study.stores.items()]
+    given += [("arms", name, steps) for name, steps in study.arms.items()]
+    for kind, name, steps in given:
+        arm = kind == "arms"
         try:
-            for found in places(given):
-                check_place(study, *found, there)
-            for step in steps():
+            for command, own in steps:
+                settings = {**study.common, **own} if arm and command not in FEW_IMAGES else own
+                for seed in study.seeds if arm else [0]:
+                    for found in places(seeded(settings, seed) if arm else settings):
+                        check_place(study, *found, there)
+            first = study.seeds[0]
+            for step in study.arm_steps(name, first) if arm else [study.first_step(f"{kind}/{name}", *steps[0])]:
                 check_step(step)
         except softlabels.SoftlabelsError as problem:
             raise type(problem)(f"{study.file}: {kind[:-1]} {name!r}: {problem}") from problem
         there[kind].append(name)
-
-    for name, given in study.teachers.items():
-        in_order(
-            "teachers",
-            name,
-            given,
-            lambda name=name, given=given: [study.first_step(f"teachers/{name}", "train", given)],
-        )
-    for name, store in study.stores.items():
-        in_order("stores", name, store, lambda name=name, store=store: [study.first_step(f"stores/{name}", *store)])
-    for name, arm in study.arms.items():
-        used = [
-            seeded(own if command in FEW_IMAGES else {**study.common, **own}, seed)
-            for command, own in arm
-            for seed in study.seeds
-        ]
-        in_order("arms", name, used, lambda name=name: study.arm_steps(name, study.seeds[0]))
 
 
 def seeded(value: Any, seed: int) -> Any:
