@@ -20,8 +20,15 @@ $(VENV)/installed: pyproject.toml
 
 setup: $(VENV)/installed ## create .venv and install softlabels with its tools
 
-all: setup ## run a whole study: make all CONFIG=configs/digits
-	$(BIN)/python pipelines/$$(sed -n "s/^pipeline: *//p" $(CONFIG)/study.yaml | grep . || echo distill).py $(CONFIG) --jobs $(JOBS)
+# distill.py also says what is wrong with a study of no or an unknown pipeline.
+all: $(CONFIG)/study.yaml setup ## run a whole study: make all CONFIG=configs/digits
+	@script=$$(sed -n "s/^pipeline: *[\"']*\([A-Za-z0-9_-]*\).*/pipelines\/\1.py/p" $(CONFIG)/study.yaml); \
+	test -f "$$script" || script=pipelines/distill.py; \
+	echo "$(BIN)/python $$script $(CONFIG) --jobs $(JOBS)"; $(BIN)/python $$script $(CONFIG) --jobs $(JOBS)
+
+# Only reached when there is no such file, and before anything is installed.
+$(CONFIG)/study.yaml:
+	@echo "error: there is no $@; give CONFIG=configs/NAME, of" $$(ls configs) >&2; exit 1
 
 test: setup ## the tests that fit in a few minutes
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow'

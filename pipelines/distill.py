@@ -2,38 +2,69 @@
 
     python pipelines/distill.py configs/digits [--jobs 2] [--only ARM,ARM] [--seeds 0,1] [--quick]
 
-The folder holds a `study.yaml`; `study.py` says what is in it. What is done is passed over, and what was cut off goes
-on. With `--jobs` several students train side by side; `--quick` only tries everything, on a few images.
+The folder holds a `study.yaml`; `study.py` says what is in it. All settings are checked before anything is made. What
+is done is passed over, and what was cut off goes on. With `--jobs` several students train side by side; `--quick` only
+tries everything, on a few images.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from study import Step, Study, read
+from study import Step, Study, check, read
 
 import softlabels
 
-Commands = Mapping[str, Callable[..., Any]]
-"""What a pipeline adds to the commands of softlabels."""
+
+@dataclass(frozen=True)
+class Loop:
+    """A command that a pipeline adds, which runs commands of softlabels in rounds.
+
+    `steps` takes the same settings, and gives steps that stand for all: what is done differs from them in places alone.
+    """
+
+    run: Callable[..., Any]
+    steps: Callable[..., list[Step]]
+
+
+Commands = Mapping[str, Loop]
+"""What a pipeline adds to the commands of softlabels, by name."""
+
+
+def check_step(step: Step, more: Commands, out: str) -> None:
+    """Raises SoftlabelsError where the settings of a step are wrong; nothing is run."""
+    name, settings = step
+    if name in more:
+        try:
+            inspect.signature(more[name].run).bind(**settings)
+            inner = more[name].steps(**settings)
+        except (TypeError, ValueError) as problem:
+            raise softlabels.ConfigError(f"{name}: {problem}") from problem
+        for each in inner:
+            check_step(each, more, out)
+        return
+    # A path alone must be there, which a folder of the study is later.
+    begun = settings.get("init_from")
+    if isinstance(begun, str) and begun.startswith(f"{out}/"):
+        settings = {**settings, "init_from": f"file:{begun}"}
+    softlabels.check(name, **settings)
 
 
 def done(step: Step, more: Commands) -> Any:
     """What a step came to; it is done now unless it was before."""
     name, settings = step
-    command = more.get(name) or getattr(softlabels, name, None)
-    if command is None:
-        raise softlabels.ConfigError(f"study.yaml: {name!r} is no command of softlabels, such as train and dump")
-    return command(**settings, quiet=True)
+    return (more[name].run if name in more else getattr(softlabels, name))(**settings, quiet=True)
 
 
 def student(study: Study, arm: str, seed: int, more: Commands) -> str:
@@ -50,7 +81,7 @@ def students(study: Study, jobs: int, more: Commands) -> Iterator[str]:
     with ProcessPoolExecutor(jobs, spawn, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
             for arm in study.arms:
-                if "$arms" in str(study.arms[arm]):  # it goes on from students of arms before it
+                if "$arms" in str([study.common, study.arms[arm]]):  # it goes on from students of arms before it
                     yield from (each.result() for each in waiting)
                     waiting = []
                 waiting += [pool.submit(student, study, arm, seed, more) for seed in study.seeds]
@@ -63,6 +94,7 @@ def students(study: Study, jobs: int, more: Commands) -> Iterator[str]:
 def run(study: Study, jobs: int = 1, more: Commands | None = None) -> list[dict[str, str]]:
     """Do what is not done yet, and print the table; its rows. `more` has commands that a pipeline adds."""
     began, more, out = time.monotonic(), more or {}, Path(study.out)
+    check(study, lambda step: check_step(step, more, study.out))
     print(study.title, flush=True)
     for place, step in study.first_steps().items():
         score = getattr(done(step, more), "top1", None)
@@ -92,13 +124,22 @@ def parts(text: str) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    found = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if min(found) < 0 or len({*found}) < len(found):
+        raise argparse.ArgumentTypeError(f"different whole numbers are wanted, as 0,1, not {text!r}")
+    return found
+
+
+def count(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is wanted, not {text!r}")
+    return int(text)
 
 
 def main(pipeline: str = "distill", more: Commands | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder with a study.yaml")
-    parser.add_argument("--jobs", type=int, default=1, help="students trained side by side")
+    parser.add_argument("--jobs", type=count, default=1, help="students trained side by side")
     parser.add_argument("--only", type=parts, default=(), help="these arms alone, as ARM,ARM")
     parser.add_argument("--seeds", type=numbers, default=(), help="these seeds instead of the study's, as 0,1")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch and few images, into OUT-quick")

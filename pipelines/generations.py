@@ -15,7 +15,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distill import Commands, main
+from distill import Commands, Loop, main
+from study import Step
 
 import softlabels
 
@@ -48,6 +49,20 @@ def refine(
     return softlabels.train(**{**train, "labels": chosen}, out=out, quiet=quiet)
 
 
+def refine_steps(
+    *, out: str, rounds_in: str, judge: Settings, dump: Settings, rounds: int = 5, **train: Any
+) -> list[Step]:
+    """Steps that stand for those of `refine`."""
+    check_rounds(rounds)
+    label = ("dump", {"teacher": f"file:{rounds_in}/0/last.safetensors", "name": "student", **dump, "out": rounds_in})
+    return [("train", {**train, "out": out}), label, ("evaluate", {"student": f"file:{out}", **judge})]
+
+
+def check_rounds(rounds: Any) -> None:
+    if type(rounds) is not int or rounds < 1:
+        raise softlabels.ConfigError(f"`rounds` must be a whole number of 1 or more, not {rounds!r}")
+
+
 def codistil(
     *, out: str, rounds_in: str, rounds: int, other: Settings, dump: Settings, quiet: bool = True, **train: Any
 ) -> softlabels.TrainResult:
@@ -75,7 +90,16 @@ def codistil(
     raise softlabels.ConfigError("codistil: `rounds` must be 1 or more")
 
 
-LOOPS: Commands = {"refine": refine, "codistil": codistil}
+def codistil_steps(
+    *, out: str, rounds_in: str, rounds: int, other: Settings, dump: Settings, **train: Any
+) -> list[Step]:
+    """Steps that stand for those of `codistil`."""
+    check_rounds(rounds)
+    label = ("dump", {"teacher": f"file:{rounds_in}/one-0/last.safetensors", "name": "one", **dump, "out": rounds_in})
+    return [("train", {**train, "out": out}), ("train", {**train, **other, "out": out}), label]
+
+
+LOOPS: Commands = {"refine": Loop(refine, refine_steps), "codistil": Loop(codistil, codistil_steps)}
 
 if __name__ == "__main__":
     main("generations", LOOPS)

@@ -25,6 +25,7 @@ _HOMES = {
     "load_student": "training.student",
     "Student": "training.student",
     "TrainResult": "training.result",
+    "check": "commands",
     "available": "commands",
     "pack": "commands",
     "plan": "commands",

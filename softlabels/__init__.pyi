@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from softlabels import losses as losses
+from softlabels.commands import check as check
 from softlabels.datasets import Images as Images
 from softlabels.datasets import open_images as open_images
 from softlabels.dumping.dump import DumpReport

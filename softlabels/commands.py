@@ -13,6 +13,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softlabels.errors import ConfigError, did_you_mean
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -26,7 +28,8 @@ class Command:
 
     `config` and `run` are written ``module:name``. `run` takes the settings and a terminal, and returns what a Python
     caller gets; `show`, where there is one, makes of this the text that the command line prints. `function` is the
-    command's name in Python. What a command that `resumes` has finished is kept when it is run again.
+    command's name in Python. What a command that `resumes` has finished is kept when it is run again. `check`, where
+    there is one, raises where settings do not go together.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Command:
     function: str = ""
     show: str = ""
     resumes: bool = False
+    check: str = ""
 
     def settings(self) -> type[CommandConfig]:
         """The class of its settings."""
@@ -111,6 +115,7 @@ COMMANDS: Mapping[str, Command] = {
             "trains on hard labels: that is the baseline, and how a teacher is made.",
             show="training.run:train_text",
             resumes=True,
+            check="training.run:check_settings",
         ),
         Command(
             "sweep",
@@ -293,6 +298,28 @@ def _default(field: FieldInfo) -> Any:
 
 
 _FUNCTIONS = {each.function or each.name: each for each in COMMANDS.values()}
+
+
+def check(command: str, /, **settings: Any) -> None:
+    """Check settings of a command and run nothing: no data set, store or weights are opened.
+
+    A script of many hours can check all its steps first, as in ``softlabels.check("train", student="resnet18", ...)``.
+
+    Args:
+        command: name of its function, such as ``"train"`` or ``"evaluate"``.
+        **settings: what the function would be given.
+
+    Raises:
+        ConfigError: there is no such command or setting, a value is wrong, or settings do not go together.
+        ModelError: there is no such network.
+    """
+    if command not in _FUNCTIONS:
+        raise ConfigError(f"{command!r} is no command; {did_you_mean(command, _FUNCTIONS)}")
+    found = _FUNCTIONS[command]
+    config = found.checked(settings, None, command)
+    config.check_parts()
+    if found.check:
+        _found(found.check)(config)
 
 
 def __getattr__(name: str) -> Any:

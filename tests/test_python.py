@@ -482,3 +482,26 @@ def test_a_loaded_student_is_scored_and_teaches_as_its_run(photos: Path, tmp_pat
     assert (score.size, score.cross_entropy) == (16, own.cross_entropy)
     softlabels.dump(teacher=student, views=1, out=tmp_path / "shards", **usual)
     assert softlabels.open_labels(tmp_path / "shards").of("PlainNet").card.preprocessing["size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("trian", {}, "'trian' is no command; did you mean 'train'"),
+        ("train", {"labls": "x"}, "train has no setting 'labls'"),
+        ("train", {"student": "cnn_tiny"}, "there is nothing to learn from"),
+        ("train", {"student": "cnn_tinny", "data": "digits"}, "unknown network 'cnn_tinny'"),
+        ("dump", {"data": "digits", "teacher": "cnn_tiny", "out": "x", "codec": "topk:0"}, "codec 'topk'"),
+    ],
+)
+def test_settings_can_be_checked_without_running_a_command(command: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(softlabels.SoftlabelsError) as refused:
+        softlabels.check(command, **given)
+    assert message in str(refused.value)
+
+
+def test_right_settings_pass_and_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    softlabels.check("train", student="cnn_tiny", labels="not-made-yet/", out="run")
+    softlabels.check("evaluate", student="cnn_tiny", data="digits")
+    assert not [*tmp_path.iterdir()]

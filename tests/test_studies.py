@@ -16,10 +16,6 @@ import yaml
 from worlds import write_pictures
 
 import softlabels
-from softlabels.commands import COMMANDS
-from softlabels.core.config import Choice
-from softlabels.training.config import TrainConfig
-from softlabels.training.run import check_settings
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(path.parent for path in (ROOT / "configs").rglob("study.yaml"))
@@ -47,18 +43,12 @@ def on_digits(folder: Path) -> bool:
 
 def check(command: str, given: dict[str, Any]) -> None:
     """Raises SoftlabelsError unless all settings are right and all networks, recipes, losses exist; opens no data."""
-    config = COMMANDS[command].checked({name: value for name, value in given.items() if name != "quiet"}, None, command)
-    config.check_parts()
-    if isinstance(config, TrainConfig):
-        check_settings(config)
-    for network in [*getattr(config, "teacher", ()), getattr(config, "student", None)]:
-        if isinstance(network, Choice) and "file:" not in str(network.given):
-            network.make()
+    softlabels.check(command, **{name: value for name, value in given.items() if name != "quiet"})
 
 
 def evaluated(student: Path, **given: Any) -> Any:
     assert student.name == "last.safetensors"
-    check("eval", {**given, "student": "cnn_tiny"})
+    check("evaluate", {**given, "student": "cnn_tiny"})
     return SimpleNamespace(top1=0.5)
 
 
@@ -68,16 +58,17 @@ def test_every_setting_of_a_study_is_one_of_its_command(folder: Path, monkeypatc
     assert study.out == f"runs/{name_of(folder)}"
     assert study.baseline in study.arms
     assert set(study.published) <= set(study.arms)
+    more = getattr(module(study.pipeline), "LOOPS", {})
+    module("study").check(study, lambda step: module("distill").check_step(step, more, study.out))
     # Loops call the commands: here these only check what they are given.
     monkeypatch.setattr(softlabels, "train", lambda **given: check("train", given))
     monkeypatch.setattr(softlabels, "dump", lambda **given: check("dump", given))
     monkeypatch.setattr(softlabels, "evaluate", evaluated)
-    loops = getattr(module(study.pipeline), "LOOPS", {})
     arms = [step for arm in study.arms for step in study.arm_steps(arm, study.seeds[-1])]
     for command, given in [*study.first_steps().values(), *arms]:
-        if command in loops:
+        if command in more:
             Path(given["rounds_in"]).mkdir(parents=True)
-            loops[command](**given)
+            more[command].run(**given)
         else:
             check(command, given)
         Path(given["out"]).mkdir(parents=True, exist_ok=True)  # there are settings that name a run which must be there
@@ -174,25 +165,164 @@ def test_what_is_done_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arm": {}}, "study.yaml: unknown 'arm'; there are arms, "),
-        ({"arms": None}, "study.yaml has no arms"),
-        ({"seeds": []}, "study.yaml: no 'seeds'; there are arms, "),
-        ({"arms": {"a": {"labels": "$store/labels"}}}, "'$store/labels' names none of the places $out, "),
-        ({"arms": {"a": {"labls": "x"}}}, "has no setting 'labls'"),
-        ({"arms": {"a": [{"trian": {}}]}}, "'trian' is no command"),
+        ({"arm": {}}, "study.yaml: unknown 'arm'; did you mean 'arms'?"),
+        ({"arms": None}, "study.yaml: no 'arms'"),
+        ({"arms": [1]}, "study.yaml: `arms` must be a mapping of names to settings, not [1]"),
+        ({"arms": {"a": []}}, "study.yaml: arm 'a' has no steps"),
+        ({"arms": {"a": 3}}, "study.yaml: arm 'a' must be a mapping of names to settings, not 3"),
+        ({"arms": {"a": [3]}}, "study.yaml: arm 'a' must be a mapping of names to settings, not 3"),
+        ({"arms": {1: {}}}, "the name 1 is no text; write it in quotes"),
+        ({"arms": {"a": [{"dump": {"views": 2}}]}}, "study.yaml: arm 'a': its last step is `dump`"),
+        ({"arms": {"a": [{"evaluate": {"data": "digits"}}]}}, "study.yaml: arm 'a': its last step is `evaluate`"),
+        ({"arms": {"a": {"seed": 3}}}, "study.yaml: arm 'a' sets `seed`; leave it out"),
+        ({"arms": {"a": [{"train": {"out": "x"}}]}}, "study.yaml: arm 'a' sets `out`; leave it out"),
+        ({"arms": {"a": [{"dump": {"out": "x"}}, {"train": {}}]}}, "study.yaml: arm 'a' sets `out`; leave it out"),
+        ({"common": {"seed": 3}}, "study.yaml: `common` sets `seed`; leave it out"),
+        ({"common": {"out": "x"}}, "study.yaml: `common` sets `out`; leave it out"),
+        ({"common": [1]}, "study.yaml: `common` must be a mapping of names to settings, not [1]"),
+        ({"teachers": {"t": {"out": "x"}}}, "study.yaml: teacher 't' sets `out`; leave it out"),
+        ({"stores": {"s": {"select": {"out": "x"}}}}, "study.yaml: store 's' sets `out`; leave it out"),
+        ({"arms": {"a/b": {}}}, "study.yaml: arm 'a/b': a name is a folder's"),
+        ({"arms": {"..": {}}}, "study.yaml: arm '..': a name is a folder's"),
+        ({"teachers": {"../t": {}}}, "study.yaml: teacher '../t': a name is a folder's"),
+        ({"stores": {"a/../s": {}}}, "study.yaml: store 'a/../s': a name is a folder's"),
+        ({"baseline": "zzz"}, "study.yaml: no arm 'zzz', which `baseline` names; there are plain, "),
+        ({"published": {"plian": 3}}, "study.yaml: no arm 'plian', which `published` names; did you mean 'plain'?"),
+        ({"seeds": []}, "study.yaml: no 'seeds'"),
+        ({"seeds": 3}, "study.yaml: `seeds` must be a list of whole numbers, such as [0, 1, 2], not 3"),
+        ({"seeds": ["a", 0.5]}, "study.yaml: `seeds` must be a list of whole numbers"),
+        ({"seeds": [1, 1]}, "study.yaml: `seeds` has one twice"),
+        ({"out": 3}, "study.yaml: `out` must be a text, not 3"),
+        ({"pipeline": "generatons"}, "study.yaml: no pipeline 'generatons'; there are distill, generations"),
         ({"pipeline": "generations"}, "is run by pipelines/generations.py"),
-        (None, "study.yaml holds no study"),
+        # Of the settings of steps:
+        ({"arms": {"a": {"data": "$store/labels"}}}, "arm 'a': '$store/labels' names none of the places $out, "),
+        (
+            {"arms": {"a": {"labels": "$stores/lables"}}},
+            "arm 'a': $stores/lables is no store before this one; did you ",
+        ),
+        ({"common": {"labels": "$stores/label"}}, "arm 'plain': $stores/label is no store before this one; did you "),
+        ({"arms": {"a": {"init": "$arms/zz/seed-0"}}}, "arm 'a': $arms/zz is no arm before this one; there are none"),
+        ({"arms": {"a": {"init": "$arms/b/seed-0"}, "b": {}}}, "arm 'a': $arms/b is no arm before this one; they are "),
+        (
+            {"stores": {"s": {"teacher": "file:$teachers/frist"}}},
+            "store 's': $teachers/frist is no teacher before this ",
+        ),
+        ({"arms": {"a": {}, "b": {"labls": "x"}}}, "arm 'b': train has no setting 'labls'"),
+        ({"arms": {"a": {}, "b": {"epochs": -1}}}, "arm 'b': `epochs` must be"),
+        ({"arms": {"a": {}, "b": {"student": "cnn_tinny"}}}, "unknown network 'cnn_tinny'"),
+        ({"arms": {"a": [{"trian": {}}]}}, "arm 'a': 'trian' is no command; did you mean 'train'?"),
+        ({"arms": {"a": [{"dmup": {}}, {"train": {}}]}}, "arm 'a': 'dmup' is no command; did you mean 'dump' or"),
+        ({"arms": {"a": [{"ConfigError": {}}, {"train": {}}]}}, "arm 'a': 'ConfigError' is no command"),
+        ({"arms": {"a": [{"train": {}}, {"train": {"labels": "$step2"}}]}}, "'$step2' names none of the places"),
     ],
 )
-def test_a_wrong_study_is_refused_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any] | None, message: str
+def test_a_wrong_study_is_refused_in_one_line_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
-    folder = tmp_path if changes is None else small_study(tmp_path, **{"teachers": {}, "stores": {}, **changes})
+    if "arms" in changes:
+        changes = {"baseline": None, "published": {}, **changes}
+    folder = small_study(tmp_path, **changes)
     monkeypatch.setattr(sys, "argv", ["distill.py", str(folder)])
-    with pytest.raises(SystemExit, match="error: ") as ended:
+    with pytest.raises(SystemExit) as ended:
         module("distill").main()
+    assert str(ended.value).startswith(f"error: {folder}")
     assert message in str(ended.value)
     assert "\n" not in str(ended.value)
+    assert not Path("out").exists()
+
+
+HEAD = "title: t\nout: out\nseeds: [0]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "study.yaml holds no study: No such file"),
+        ("", "study.yaml holds no study: it is empty"),
+        ("digits", "study.yaml holds no study: it is a str, not a mapping"),
+        ("a: [", "study.yaml holds no study: while parsing"),
+        (f"{HEAD}arms: {{a: {{}}, b: {{}}, a: {{}}}}", "holds no study: 'a' stands in line 4 and again in line 4"),
+        (f"{HEAD}arms:\n  a: {{lr: 1,\n    lr: 2}}", "holds no study: 'lr' stands in line 5 and again in line 6"),
+    ],
+)
+def test_a_file_that_holds_no_study_is_refused_in_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(softlabels.ConfigError, match=r"^[^\n]*$") as refused:
+        module("study").read(tmp_path)
+    assert message in str(refused.value)
+
+
+def test_settings_of_anchors_may_be_given_anew_and_an_empty_arm_is_the_common_settings(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(f"{HEAD}arms:\n  a: &a {{lr: 1, epochs: 2}}\n  b: {{<<: *a, lr: 2}}\n  c:\n")
+    study = module("study").read(tmp_path)
+    assert study.arms["b"] == [("train", {"lr": 2, "epochs": 2})]
+    assert study.arms["c"] == [("train", {})]
+
+
+def test_the_seed_may_be_part_of_the_name_of_a_place(tmp_path: Path) -> None:
+    read, check = module("study").read, module("study").check
+    arm = {"init_from": "$teachers/first-$seed", "labels": None}
+    given = {"arms": {"a": arm}, "stores": {}, "baseline": None, "published": {}, "seeds": [0, 1]}
+    with pytest.raises(softlabels.ConfigError, match=r"\$teachers/first-1 is no teacher before this one; did you mean"):
+        check(read(small_study(tmp_path, teachers={"first-0": {}}, **given)), list)
+    check(read(small_study(tmp_path, teachers={"first-0": {}, "first-1": {}}, **given)), list)
+
+
+def test_only_some_arms_may_leave_out_the_baseline_and_need_arms_before_them(tmp_path: Path) -> None:
+    read, check = module("study").read, module("study").check
+    folder = small_study(tmp_path)
+    check(read(folder, only=["in-steps"]), list)
+    with pytest.raises(softlabels.ConfigError, match="arm 'goes-on': arm 'plain', which it goes on from, was not"):
+        check(read(folder, only=["goes-on"]), list)
+    Path("out/arms/plain").mkdir(parents=True)  # it was trained before
+    check(read(folder, only=["goes-on"]), list)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"judge": None}, "refine: missing a required argument: 'judge'"),
+        ({"rounds": 0}, "`rounds` must be a whole number of 1 or more, not 0"),
+        ({"dump": {"vews": 2}}, "dump has no setting 'vews'"),
+        ({"dump": 3}, "refine: "),
+        ({"judge": {"splt": "train"}}, "evaluate has no setting 'splt'"),
+        ({"epohcs": 2}, "train has no setting 'epohcs'"),
+    ],
+)
+def test_settings_of_loops_are_checked_before_anything_is_made(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    loop = {"rounds_in": "$steps/a", "dump": {"data": "digits", "views": 2}, "judge": {"data": "digits"}, **changes}
+    folder = small_study(tmp_path, arms={"a": [{"refine": loop}]}, baseline=None, published={})
+    study = module("study").read(folder)
+    with pytest.raises(softlabels.ConfigError) as refused:
+        module("distill").run(study, more=module("generations").LOOPS)
+    assert str(refused.value).startswith(f"{folder / 'study.yaml'}: arm 'a': ")
+    assert message in str(refused.value)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["--jobs 0", "--jobs -1", "--jobs a", "--seeds a", "--seeds 0,,1", "--seeds 0,0", "--seeds 0.5"]
+)
+def test_wrong_options_are_errors_of_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["distill.py", str(tmp_path), *option.split()])
+    with pytest.raises(SystemExit) as ended:
+        module("distill").main()
+    assert ended.value.code == 2
+    assert option.split()[1] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_make_all_names_the_studies_before_it_installs_anything(tmp_path: Path) -> None:
+    command = ["make", "-C", str(ROOT), "all", "CONFIG=configs/nonsense", f"VENV={tmp_path / 'venv'}", "PYTHON=false"]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 2
+    assert "there is no configs/nonsense/study.yaml; give CONFIG=configs/NAME, of cifar10-alpha " in made.stderr
+    assert not (tmp_path / "venv").exists()
 
 
 @pytest.fixture
