@@ -52,7 +52,7 @@ from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.heads import Auxiliary, make_heads
 from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
-from softlabels.training.run_inputs import Inputs
+from softlabels.training.run_inputs import Inputs, check_first_layers
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, check_optimizer, check_ranks, learning_rate, parameter_groups
 from softlabels.training.targets import (
@@ -126,14 +126,16 @@ def check_settings(config: TrainConfig) -> None:
     if config.pixels == "other" and (not config.labels or config.data is None):
         raise ConfigError("`pixels=other` is of images that a store's teacher did not see; give `labels` and `data`")
     config.check_parts()
-    _objective(config, 0.0)
+    objective = _objective(config, 0.0 if config.labels or config.teacher else 1.0)
+    if not config.labels and not config.teacher:
+        _check_without_teacher(config, objective)
+    _check_in_use(config, objective)
 
 
 def check_train_files(config: TrainConfig) -> None:
     """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
     _student(config).check_weights(training=True)
-    if config.init_from is not None:
-        config.init_from.make(config.init_from_weights).check_weights()
+    check_first_layers(config)
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
     opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
@@ -243,6 +245,7 @@ def _train(
     if config.ignore_label is not None and config.ignore_label >= classes:
         raise ConfigError(f"`ignore_label={config.ignore_label}` is no class: there are {classes:,}, from 0 upward")
     images = task.samples.pictures.images
+    _check_ignored(config, images)
     check_place(folder, "run", images)
     device = config.torch_device()
     names = task.samples.labels.class_names if task.samples.labels is not None else images.classes
@@ -476,11 +479,20 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
-    _check_without_teacher(config)
     task = Task(
         LabelledViews(pictures), NoTargets(), objective, labelled=_labelled(pictures), auxiliary=_auxiliary(config)
     )
     return task, len(images.classes), [note, *more]
+
+
+def _check_ignored(config: TrainConfig, images: Images) -> None:
+    """Raises ConfigError where no image is left that counts."""
+    if config.ignore_label is not None and (images.labels == config.ignore_label).all():
+        has = "has a hard label" if config.ignore_label < 0 else "is of another class"
+        raise ConfigError(
+            f"`ignore_label={config.ignore_label}` leaves nothing to learn from: none of the {len(images):,} images of "
+            f"{images.name} {has}; leave it out"
+        )
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -517,6 +529,13 @@ def _with_teachers(
     if len(teachers) > 1:
         blend = config.blend.make()
         notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
+    elif not _is_usual_blend(config):
+        notes.append(f"blend {config.blend.make().kind} changes nothing: there is one teacher, {teachers[0]}")
+    if config.soft_warmup_epochs > config.epochs:
+        notes.append(
+            f"the soft loss never reaches its weight: `soft_warmup_epochs={config.soft_warmup_epochs:g}` is more than "
+            f"the {plural(config.epochs, 'epoch')} of the run"
+        )
     if config.label_smoothing and min(shares) < 1:
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
@@ -542,8 +561,38 @@ def _auxiliary(config: TrainConfig) -> Auxiliary | None:
     return Auxiliary(config.aux_heads, config.aux_weight) if config.aux_heads else None
 
 
-def _check_without_teacher(config: TrainConfig) -> None:
-    """Refuse what only has a meaning beside a teacher."""
+def _check_in_use(config: TrainConfig, objective: Objective) -> None:
+    """Raises ConfigError for a setting that would change nothing."""
+    shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
+    hard = max(shares) > 0 or config.wrong_teacher == "hard"
+    for setting, given, used, wants in (
+        ("limit_seed", config.limit_seed is not None, config.limit is not None, "picks the images of `limit`; give it"),
+        (
+            "aux_weight",
+            config.aux_weight != TrainConfig.model_fields["aux_weight"].default,
+            bool(config.aux_heads),
+            "is of the classifiers that `aux_heads` names; give it",
+        ),
+        ("hard_logits", config.hard_logits != "plain", hard, "is of the hard loss; give an `alpha` above 0"),
+        ("hard_temperature", config.hard_temperature != 1, hard, "is of the hard loss; give an `alpha` above 0"),
+        (
+            "soft_warmup_epochs",
+            config.soft_warmup_epochs > 0,
+            min(shares) < 1,
+            "is of the soft loss; give an `alpha` below 1",
+        ),
+    ):
+        if given and not used:
+            raise ConfigError(f"`{setting}` {wants}, or leave `{setting}` out")
+
+
+def _is_usual_blend(config: TrainConfig) -> bool:
+    return config.blend.given in ("mean-probabilities", {"kind": "mean-probabilities"})
+
+
+def _check_without_teacher(config: TrainConfig, objective: Objective) -> None:
+    """Raises ConfigError for what only has a meaning beside a teacher."""
+    needing = [f"term {term.name!r}" for term in objective.terms if term.loss.needs_teacher]
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
         ("`soft_warmup_epochs`", config.soft_warmup_epochs > 0),
@@ -551,6 +600,9 @@ def _check_without_teacher(config: TrainConfig) -> None:
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
         ("`loss`", config.loss.given not in ("kl", {"kind": "kl"})),
         ("`teachers`", bool(config.teachers)),
+        ("`blend`", not _is_usual_blend(config)),
+        (f"`alpha={objective.alpha:g}`, below 1,", objective.alpha < 1),
+        (needing[0] if needing else "", bool(needing)),
     ):
         if given:
             raise ConfigError(f"{flag} needs a teacher; give `labels=STORE` or `teacher=NAME`")
@@ -616,6 +668,9 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         drawn = config.epochs * config.views_per_image
         pictures = ViewDataset(images, recipe, seed, drawn, image_spec(preprocessing))
         notes.append(f"unpaired: the student sees new views, of recipe {RECIPES.spelled(recipe)}; no label is of them")
+        if labels.recipe.mixes:
+            sees = "mixes with others" if recipe.mixes else "one of them alone"
+            notes.append(f"labels are of mixed views, of two images each; the student sees {sees}")
     samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)
