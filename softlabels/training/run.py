@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -199,14 +199,14 @@ def _other_inputs(found: Record, config: TrainConfig) -> list[str]:
     """In words, what went into the run that was `found` and is another thing now; nothing where it is not there."""
     try:
         now = Inputs(config, _student(config))
-        return found.other_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
+        return found.other_inputs(now.known(_held_out(config, now.images, _unsaid)))
     except (SoftlabelsError, KeyError):
         return []
 
 
 def _known(inputs: Inputs, before: Record | None, config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     """What goes into the run. Raises RunError when something else went into the one `before`."""
-    known = inputs.known(_held_out(config, inputs.images, Terminal(quiet=True)))
+    known = inputs.known(_held_out(config, inputs.images, _unsaid))
     if before is not None:
         before.check_inputs(known)
         if before.inputs is None:
@@ -218,7 +218,7 @@ def _report_done(done: Record, config: TrainConfig, terminal: Terminal) -> None:
     """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
     try:
         now = Inputs(config, _student(config))
-        done.check_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
+        done.check_inputs(now.known(_held_out(config, now.images, _unsaid)))
     except RunError:
         raise
     except (SoftlabelsError, KeyError) as problem:
@@ -284,7 +284,7 @@ def _train(
         *task.describe(),
         *([] if heads is None else [f"{parameter_count(heads):,} parameters are trained beside the student's own"]),
     ]
-    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, terminal)
+    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, header.append)
 
     def begin_run() -> dict[str, Any] | None:
         stack.enter_context(held(folder))
@@ -336,7 +336,7 @@ def train_text(result: Mapping[str, Any]) -> str:
     best, last, closeness = result["best"], result["last"], result.get("closeness")
     weights = Path(result["folder"]) / "best.safetensors"
     epochs = plural(result["epochs"], "epoch") if "epochs" in result else plural(result["steps"], "step")
-    line = f"trained for {epochs}"
+    line = f"trained for {epochs}, not evaluated"
     if best and last:
         of = f", epoch {result['best_epoch']}" if result.get("best_epoch") else ""
         line = f"top-1 {percent(last['top1'])} after {epochs} (best {percent(best['top1'])}{of})"
@@ -777,16 +777,16 @@ def _evaluator(
     classes: int,
     names: Sequence[str],
     runtime: Runtime,
-    terminal: Terminal,
+    say: Callable[[str], None],
 ) -> Evaluator | None:
     """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
-    tested = _held_out(config, images, terminal)
+    tested = _held_out(config, images, say)
     if tested is None:
         return None
     if not (tested.labels >= 0).any():
         if config.eval_data is not None:
             raise DataError(f"{tested.name} has no hard labels to score against; choose `eval_data`")
-        terminal.say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
+        say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
         return None
     check_classes(tested, names, "the student")
     # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
@@ -794,27 +794,31 @@ def _evaluator(
     if len(tested.classes) != classes and not fewer:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose `eval_data`")
     for line in image_notes(tested):
-        terminal.say(line)
+        say(line)
     preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
     pictures = ViewDataset(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
-        terminal.say(f"evaluated on images of {config.eval_size} px")
+        say(f"evaluated on images of {config.eval_size} px")
     return Evaluator(pictures, preprocessing, max(config.batch_size, 256), config.helpers(tested), runtime)
 
 
-def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images | None:
+def _unsaid(line: str) -> None:
+    """Where nobody reads what `_held_out` says."""
+
+
+def _held_out(config: TrainConfig, images: Images, say: Callable[[str], None]) -> Images | None:
     """What the student is evaluated on; None where there is nothing.
 
     Images that are trained on are left out of a side that was found, and counted where the user named the images.
     """
     if config.eval_data is not None and config.eval_data.none:
-        terminal.say("not evaluated, as asked")
+        say("not evaluated, as asked")
         return None
     if config.eval_data is not None:
         tested = open_data(config.eval_data, config.data_dir, "test")
         known = trained_on(tested, images)
         if len(known):
-            terminal.say(
+            say(
                 f"warning: {len(known):,} of the {len(tested):,} images of {tested.name} are trained on; of these the "
                 f"score tells what was memorised"
             )
@@ -822,16 +826,16 @@ def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images
     try:
         tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
     except DataError as problem:
-        terminal.say(f"no evaluation: {problem}; name images with `eval_data`")
+        say(f"no evaluation: {problem}; name images with `eval_data`")
         return None
     known = trained_on(tested, images)
     # What `limit` or a missing label leaves out of the one side that there is makes no held-out side.
     if len(known) in (len(tested), len(images)):
-        terminal.say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
+        say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
         return None
     if not len(known):
         return tested
-    terminal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
+    say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
     return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 
