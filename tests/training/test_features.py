@@ -266,8 +266,9 @@ def test_what_cannot_be_compared_is_refused_before_a_run_is_begun(
 
 
 def test_a_selection_is_by_teachers_and_not_by_other_outputs(store: Path, tmp_path: Path) -> None:
+    given = {"labels": str(store), "teachers": ["cnn_small@pooled"], "out": str(tmp_path / "x.csv"), "quiet": True}
     with pytest.raises(StoreError, match="is the output 'pooled' of teacher 'cnn_small'"):
-        softlabels.select(labels=str(store), teachers=["cnn_small@pooled"], out=str(tmp_path / "x.csv"), quiet=True)
+        softlabels.select(top_k_per_class=1, **given)
     assert softlabels.open_labels(store).complete_views(["cnn_small", "cnn_small@pooled"]) == 2
 
 
