@@ -500,8 +500,10 @@ class OutputChoice(Choice["Codec"]):
         return str(_output_fields(self.given)["source"])
 
     def make(self) -> Codec:
-        """Its codec."""
-        return CODECS.make(_output_fields(self.given)["codec"])
+        """Its codec. Raises ConfigError for one that does not keep values as they are."""
+        codec = CODECS.make(_output_fields(self.given)["codec"])
+        import_module("softlabels.codecs").check_for_outputs(codec, self.name)
+        return codec
 
 
 def _output_fields(given: Given) -> dict[str, Any]:
@@ -534,7 +536,14 @@ class LossChoice(Choice["Loss"]):
     """A soft loss."""
 
     what = "loss"
-    check = staticmethod(LOSSES.check)
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        kind = _loss_kind(given)
+        if FEATURE_LOSSES.has(kind) and not LOSSES.has(kind):
+            raise ConfigError(f"loss {kind!r} compares features; write it as `term=WEIGHT*{kind}@OUTPUT:LAYER`")
+        return LOSSES.check(given)
 
     def make(self) -> Loss:
         """See `Choice.make`."""
@@ -543,9 +552,12 @@ class LossChoice(Choice["Loss"]):
 
 def term_losses(loss: object) -> Table[Loss]:
     """The table that a term's `loss` is of: `FEATURE_LOSSES` where it is of one of its kinds, else `LOSSES`."""
+    return FEATURE_LOSSES if FEATURE_LOSSES.has(_loss_kind(loss)) else LOSSES
+
+
+def _loss_kind(loss: object) -> str:
     kind = loss.get("kind") if isinstance(loss, Mapping) else getattr(loss, "kind", loss)
-    kind = re.split(r"[:\s]", kind, maxsplit=1)[0] if isinstance(kind, str) else ""
-    return FEATURE_LOSSES if FEATURE_LOSSES.has(kind) else LOSSES
+    return re.split(r"[:\s]", kind, maxsplit=1)[0] if isinstance(kind, str) else ""
 
 
 class TermChoice(Choice["Term"]):
@@ -580,6 +592,11 @@ class TermChoice(Choice["Term"]):
                 raise ConfigError(
                     f"loss {given['loss']!r} compares features; name an output: WEIGHT*LOSS@OUTPUT:LAYER, of the "
                     f"teacher and of the student"
+                )
+            kind = _loss_kind(given["loss"])
+            if kind and given.get("output", LOGITS) != LOGITS and not table.has(kind):
+                raise ConfigError(
+                    f"unknown loss {kind!r}; {did_you_mean(kind, {*LOSSES.names, *FEATURE_LOSSES.names})}"
                 )
             table.check(given["loss"])
         return given

@@ -53,6 +53,7 @@ __all__ = [
     "SparseLogits",
     "TopK",
     "check_for_logits",
+    "check_for_outputs",
     "nearest_temperature",
     "spelled",
 ]
@@ -139,6 +140,15 @@ def check_for_logits(codec: Codec) -> None:
         raise ConfigError(
             f"`codec={codec.kind}` is for other outputs than the logits (`output=NAME={codec.kind}`); choose "
             f"quantized, which keeps logits in 8 bits"
+        )
+
+
+def check_for_outputs(codec: Codec, output: str) -> None:
+    """Raises ConfigError where the codec keeps rows up to a constant alone, as logits may be kept and features not."""
+    if not getattr(codec, "keeps_offset", False):
+        raise ConfigError(
+            f"output {output!r}: {spelled(codec)} is for logits, and does not keep other values as they are; write "
+            f"dense:fp16-raw, dense:fp32 or int8"
         )
 
 

@@ -31,6 +31,8 @@ class Int8(Part):
     compressed: ClassVar[bool] = False
     has_logits: ClassVar[bool] = True
     for_logits: ClassVar[bool] = False
+    keeps_offset: ClassVar[bool] = True
+    """Whether a row comes back with its own mean, not only up to a constant."""
     deepest: ClassVar[float] = math.inf
 
     kind: Literal["int8"] = "int8"

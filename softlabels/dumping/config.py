@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 
 from softlabels.choices import CodecChoice, DataChoice, OutputChoice, RecipeChoice, TeacherChoice
 from softlabels.core.config import MOST, CommandConfig, Side
+from softlabels.errors import ConfigError
 from softlabels.loading.settings import Caching, Machine, share_of
 from softlabels.store import MOST_VIEWS, is_url
 
@@ -187,8 +188,9 @@ class DumpConfig(Machine, Caching):
     @classmethod
     def _are_distinct(cls, outputs: tuple[OutputChoice, ...]) -> tuple[OutputChoice, ...]:
         names = [each.name for each in outputs]
-        if len(set(names)) < len(names):
-            raise ValueError("an output is named twice; name each once")
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"output {twice!r} is named twice; give each a name of its own")
         return outputs
 
     @property

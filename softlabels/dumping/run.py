@@ -427,7 +427,7 @@ def _shapes(teacher: Teacher, names: Collection[str]) -> dict[str, tuple[int, ..
         try:
             answers = teacher.outputs(grey, others)
         except ModelError as problem:
-            meant = next((name for name in others if f"no output {name!r}" in str(problem)), "")
+            meant = next((name for name in others if f"no module or output {name!r}" in str(problem)), "")
             near = get_close_matches(meant, CODECS.names)
             raise ModelError(f"{problem} (as a codec: {near[0]!r}?)" if near else str(problem)) from problem
         for name, each in answers.items():

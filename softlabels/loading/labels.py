@@ -95,7 +95,7 @@ class Labels:
 
     def views_of(self, teachers: Sequence[str] | None = None) -> int:
         """Views that every image has from each of these teachers, None for all. StoreError for an unknown one."""
-        names = self.select(teachers)
+        names = self.folders(teachers)
         for name in names:
             if name not in self._views:
                 self._views[name] = self._by_teacher[name].views
@@ -107,7 +107,7 @@ class Labels:
         Raises:
             StoreError: there are no teachers, or one of them has no complete view.
         """
-        names = self.select(teachers)
+        names = self.folders(teachers)
         if not names:
             raise StoreError(
                 f"{self.store.location} holds no teacher's labels; dump some first, or copy the store whole"
@@ -198,7 +198,21 @@ class Labels:
         return self._codecs[self.of(teacher).name]
 
     def select(self, teachers: Sequence[str] | None) -> tuple[str, ...]:
-        """The teachers of these names, all for None. Raises StoreError for an unknown one."""
+        """The teachers of these names, all for None. Raises StoreError for an unknown one, or another output of one."""
+        if teachers is None:
+            return self.teachers
+        names = self.folders(teachers)
+        for name in names:
+            if name not in self.teachers:
+                teacher, output = name.partition("@")[0], output_name(name)
+                raise StoreError(
+                    f"{self.store.location}: {name!r} is the output {output!r} of teacher {teacher!r} and not its "
+                    f"logits; name {teacher!r}"
+                )
+        return names
+
+    def folders(self, teachers: Sequence[str] | None) -> tuple[str, ...]:
+        """As `select`, where other outputs may be named, too, by their folders: ``TEACHER@OUTPUT``."""
         if teachers is None:
             return self.teachers
         return tuple(self.of(name).name for name in ([teachers] if isinstance(teachers, str) else teachers))
@@ -299,7 +313,7 @@ class Labels:
     def labelled(self, rows: NDArray[np.int64], teachers: Sequence[str] | None = None) -> NDArray[np.bool_]:
         """Which of these rows every teacher labelled (none was skipped as unreadable), bool (n,)."""
         kept = np.ones(len(rows), bool)
-        for name in self.select(teachers):
+        for name in self.folders(teachers):
             kept &= self._by_teacher[name].labelled(rows)
         return kept
 

@@ -169,7 +169,7 @@ def _shards_within(pictures: SoftLabelDataset | LabelledViews, room: int, views_
     labels = pictures.labels
     if labels is None:
         raise ConfigError("a window of so many bytes needs the shards of a label store")
-    one = views_per_image * sum(labels.of(name).unit for name in labels.select(pictures.teachers or None))
+    one = views_per_image * sum(labels.of(name).unit for name in labels.folders(pictures.teachers or None))
     if room < one:
         raise ConfigError(
             f"a window of {size(room)} has no room for one shard, whose labels of an epoch take {size(one)}; give "

@@ -60,9 +60,12 @@ def make_regressor(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
         torch.Size([2, 64, 8, 8])
     """
     if len(student) != len(teacher) or len(student) not in (1, 2, 3):
+        larger = len(student) > len(teacher)
+        advice = (
+            "add a pooling to the student's, as LAYER:mean" if larger else "name a layer before the student's pooling"
+        )
         raise ConfigError(
-            f"no layer leads from the student's shape {tuple(student)} to the teacher's {tuple(teacher)}; pool one of "
-            f"them, as LAYER:mean"
+            f"no layer leads from the student's shape {tuple(student)} to the teacher's {tuple(teacher)}; {advice}"
         )
     if len(student) == 3:
         return nn.Conv2d(student[0], teacher[0], 1)

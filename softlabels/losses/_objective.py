@@ -14,7 +14,6 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
-    field_validator,
     model_validator,
 )
 from torch import Tensor
@@ -84,6 +83,8 @@ class Term(BaseModel):
     def _compares_what_it_can(self) -> Term:
         if self.output == LOGITS and isinstance(self.loss, FeatureLossPart):
             raise ValueError(f"loss {self.loss.kind!r} compares features; name the `output` of the teacher")
+        if self.weight < 0 and (self.output != LOGITS or isinstance(self.loss, FeatureLossPart)):
+            raise ValueError(f"weight {number(self.weight)} drives features apart without end; give one above 0")
         return self
 
     @property
@@ -133,13 +134,16 @@ class Objective(BaseModel):
     ignore_label: int | None = None
     normalization: Literal["valid", "full", "batch-size", "none"] = "valid"
 
-    @field_validator("terms")
-    @classmethod
-    def _distinct(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        # Parts are reported by name.
-        if len({term.name for term in terms}) < len(terms):
-            raise ValueError("further terms must be of distinct kinds, or of distinct outputs")
-        return terms
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [term.name for term in self.terms]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:  # parts are reported by name
+            advice = "give the output a second name in the store" if "@" in twice else "leave one out"
+            raise ValueError(
+                f"two terms are {twice!r}; further terms must be of distinct kinds, or of distinct outputs; {advice}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _have_limits(self) -> Self:
@@ -311,7 +315,7 @@ class Objective(BaseModel):
         lines = ["loss = " + " + ".join(f"{number(w)} * {name}" for name, w in weights.items() if w)]
         if self.alpha > 0:
             smoothing = f", label smoothing {number(self.label_smoothing)}" if self.label_smoothing else ""
-            left_out = "; rows with label -1 are left out" if unlabelled else ""
+            left_out = "; rows with label -1 are left out" if unlabelled and self.ignore_label != NO_LABEL else ""
             z = "Z(student)" if self.hard_logits == "standardized" else "student"
             where = ", Z(z) = (z - mean) / std over the K classes, std with K - 1" if z != "student" else ""
             soft_max = f"softmax({z}{divided_by(self.hard_temperature)})"
@@ -383,7 +387,9 @@ def _soft(
     valid: Tensor | None,
 ) -> Tensor:
     if teacher_logits is None and loss.needs_teacher:
-        raise ConfigError(f"loss {loss.kind!r} needs a teacher's labels and there are none; set alpha = 1")
+        raise ConfigError(
+            f"loss {loss.kind!r} needs a teacher's labels and there are none; give them, or leave that loss out"
+        )
     if isinstance(teacher_logits, SparseLogits):
         if not isinstance(loss, SparseLoss):
             raise ConfigError(f"loss {loss.kind!r} has no exact sparse path; decode the labels to (batch, classes)")

@@ -83,7 +83,7 @@ class OutputReader:
             if module in self._layers:
                 raise ModelError(f"{whose} does not run its layer {module!r}; name another as the output")
             known = did_you_mean(module, [LOGITS, *found, *filter(None, self._layers)])
-            raise ModelError(f"{whose} has no output {module!r} of a value or more for each image; {known}")
+            raise ModelError(f"{whose} has no module or output {module!r}; {known}")
         value = found[module]
         if not isinstance(value, Tensor):
             inner = [each for each in self._layers if each.startswith(f"{module}.")]

@@ -51,6 +51,12 @@ def grid_pool(features: Tensor, side: int) -> Tensor:
     """Means over a grid of side x side cells: (n, C, H, W) to (n, C, side, side)."""
     if features.ndim != 4:
         raise _wrong(f"grid{side}", "maps (n, C, H, W)", features)
+    height, width = features.shape[2:]
+    if side > min(height, width):
+        raise ModelError(
+            f"pooling grid{side} has more cells than the map of {height}x{width} has places; choose grid"
+            f"{min(height, width)} at most, or leave the pooling out"
+        )
     return F.adaptive_avg_pool2d(features, side)
 
 

@@ -203,8 +203,10 @@ class Store:
             StoreError: there is no such folder here, or its card is damaged.
         """
         if name not in self.folders:
-            what = "teacher" if output_name(name) == LOGITS else "output"
-            raise StoreError(f"{self.location} has no {what} {name!r}; {did_you_mean(name, self.folders)}")
+            logits = output_name(name) == LOGITS
+            what = "teacher" if logits else "output"
+            known = [each for each in self.folders if (output_name(each) == LOGITS) == logits]
+            raise StoreError(f"{self.location} has no {what} {name!r}; {did_you_mean(name, known)}")
         return self._labels(name)
 
     def prepare(self, name: str, card: TeacherCard) -> TeacherLabels:

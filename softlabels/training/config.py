@@ -20,6 +20,7 @@ from softlabels.choices import (
     TermChoice,
 )
 from softlabels.core.config import MOST, Choice, CommandConfig
+from softlabels.core.types import LOGITS
 from softlabels.errors import did_you_mean
 from softlabels.loading.settings import Caching, Machine
 from softlabels.training.settings import TrainSettings
@@ -190,6 +191,8 @@ class TrainConfig(TrainSettings, Machine, Caching):
         layers = tuple(each.strip() for word in words for each in str(word).split(","))
         if len(set(layers)) < len(layers):
             raise ValueError("a layer is named twice; name each once")
+        if LOGITS in layers:
+            raise ValueError("logits are what the student's own classifier gives; name a layer before it")
         return layers
 
     @property

@@ -50,7 +50,7 @@ def copy_layers(
     """
     own, theirs = _tensors(network), _tensors(source)
     if layers:
-        pairs = dict(pair for layer in layers for pair in _named(layer, own, theirs, called))
+        pairs = dict(pair for layer in layers for pair in _named(layer, own, theirs, called, (network, source)))
     else:
         differing = {
             _module(name)
@@ -69,12 +69,22 @@ def copy_layers(
     return Copied(tuple(name for name in own if name in pairs), tuple(own))
 
 
-def _named(layer: str, own: _Tensors, theirs: _Tensors, called: str) -> Iterable[tuple[str, str]]:
+def _named(
+    layer: str, own: _Tensors, theirs: _Tensors, called: str, networks: tuple[nn.Module, nn.Module]
+) -> Iterable[tuple[str, str]]:
     """The pairs of tensors of one layer."""
     name, equals, other = layer.partition("=")
     other = other if equals else name
-    for wanted, state, where in ((name, own, "the student"), (other, theirs, called)):
+    student, source = networks
+    for wanted, state, where, modules in (
+        (name, own, "the student", dict(student.named_modules())),
+        (other, theirs, called, dict(source.named_modules())),
+    ):
         if not any(_is_in(each, wanted) for each in state):
+            if wanted in modules:
+                raise ModelError(
+                    f"`layers`: layer {wanted!r} of {where} has no tensors to copy; name one that has, or leave it out"
+                )
             raise ModelError(f"`layers`: {where} has no layer {wanted!r}; {did_you_mean(wanted, _prefixes(state))}")
     for each, tensor in own.items():
         if not _is_in(each, name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from softlabels.core.philox import philox
 from softlabels.core.types import LOGITS, Outputs
-from softlabels.errors import ConfigError
-from softlabels.losses import Objective, Target, kl_divergence
+from softlabels.errors import ConfigError, split_advice
+from softlabels.losses import FeatureLossPart, Objective, Target, kl_divergence
 from softlabels.models import OutputReader
 
 _HEADS = 8
@@ -148,6 +149,15 @@ def make_heads(
             if term.output == LOGITS or term.output not in teacher or not term.weight:
                 continue
             ours, theirs = student[term.of_student], teacher[term.output]
+            compared = (
+                f"term {term.name!r} compares {_shape(ours)} values of the student's {term.of_student} with "
+                f"{_shape(theirs)} of the teacher's {term.output}"
+            )
+            if not isinstance(term.loss, FeatureLossPart) and math.prod(ours) != math.prod(theirs):
+                raise ConfigError(
+                    f"{compared}, and loss {term.loss.kind!r} takes equal numbers; choose a layer of that width, or "
+                    f"`hint`, which learns a layer between them"
+                )
             try:
                 layer = _regressor(term.loss, ours, theirs)
                 values = torch.zeros(4, *ours) if layer is None else layer(torch.zeros(4, *ours))
@@ -155,10 +165,11 @@ def make_heads(
                 only = Objective(alpha=1.0, terms=(term,))
                 only(pair, torch.zeros(4, dtype=torch.int64), {term.output: torch.zeros(4, *theirs)})
             except ConfigError as problem:
-                raise ConfigError(
-                    f"term {term.name!r} compares {_shape(ours)} values of the student's {term.of_student} with "
-                    f"{_shape(theirs)} of the teacher's {term.output}: {problem}"
-                ) from problem
+                _, pooled, pool = term.of_student.rpartition(":")
+                said = str(problem)
+                if pooled and len(ours) < len(theirs):
+                    said = f"{split_advice(said)[0]}; leave :{pool} out"
+                raise ConfigError(f"{compared}: {said}") from problem
             if layer is not None:
                 layers[term.name] = (term.of_student, layer)
         if auxiliary is not None:

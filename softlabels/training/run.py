@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +52,7 @@ from softlabels.training.folder import RESULT, Record, begin, held, recorded
 from softlabels.training.heads import Auxiliary, make_heads
 from softlabels.training.loop import CHECKPOINTS, StepSampler, TrainReport, lengths, train
 from softlabels.training.result import TrainResult
-from softlabels.training.run_inputs import Inputs
+from softlabels.training.run_inputs import Inputs, check_first_layers
 from softlabels.training.settings import TrainSettings
 from softlabels.training.state import Runtime, check_optimizer, check_ranks, learning_rate, parameter_groups
 from softlabels.training.targets import (
@@ -126,14 +126,16 @@ def check_settings(config: TrainConfig) -> None:
     if config.pixels == "other" and (not config.labels or config.data is None):
         raise ConfigError("`pixels=other` is of images that a store's teacher did not see; give `labels` and `data`")
     config.check_parts()
-    _objective(config, 0.0)
+    objective = _objective(config, 0.0 if config.labels or config.teacher else 1.0)
+    if not config.labels and not config.teacher:
+        _check_without_teacher(config, objective)
+    _check_in_use(config, objective)
 
 
 def check_train_files(config: TrainConfig) -> None:
     """Raises SoftlabelsError where a file or package that the run begins with is not there; no data set is opened."""
     _student(config).check_weights(training=True)
-    if config.init_from is not None:
-        config.init_from.make(config.init_from_weights).check_weights()
+    check_first_layers(config)
     teachers = teacher_specs(config.teacher, config.teacher_weights) if config.teacher else []
     opening.check_teacher_files(teachers, config.class_map)
     config.torch_device()
@@ -197,14 +199,14 @@ def _other_inputs(found: Record, config: TrainConfig) -> list[str]:
     """In words, what went into the run that was `found` and is another thing now; nothing where it is not there."""
     try:
         now = Inputs(config, _student(config))
-        return found.other_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
+        return found.other_inputs(now.known(_held_out(config, now.images, _unsaid)))
     except (SoftlabelsError, KeyError):
         return []
 
 
 def _known(inputs: Inputs, before: Record | None, config: TrainConfig, terminal: Terminal) -> dict[str, Any]:
     """What goes into the run. Raises RunError when something else went into the one `before`."""
-    known = inputs.known(_held_out(config, inputs.images, Terminal(quiet=True)))
+    known = inputs.known(_held_out(config, inputs.images, _unsaid))
     if before is not None:
         before.check_inputs(known)
         if before.inputs is None:
@@ -216,7 +218,7 @@ def _report_done(done: Record, config: TrainConfig, terminal: Terminal) -> None:
     """Say that nothing is to do. Raises RunError when the run is of something else than there is now."""
     try:
         now = Inputs(config, _student(config))
-        done.check_inputs(now.known(_held_out(config, now.images, Terminal(quiet=True))))
+        done.check_inputs(now.known(_held_out(config, now.images, _unsaid)))
     except RunError:
         raise
     except (SoftlabelsError, KeyError) as problem:
@@ -243,6 +245,7 @@ def _train(
     if config.ignore_label is not None and config.ignore_label >= classes:
         raise ConfigError(f"`ignore_label={config.ignore_label}` is no class: there are {classes:,}, from 0 upward")
     images = task.samples.pictures.images
+    _check_ignored(config, images)
     check_place(folder, "run", images)
     device = config.torch_device()
     names = task.samples.labels.class_names if task.samples.labels is not None else images.classes
@@ -281,7 +284,7 @@ def _train(
         *task.describe(),
         *([] if heads is None else [f"{parameter_count(heads):,} parameters are trained beside the student's own"]),
     ]
-    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, terminal)
+    evaluator = _evaluator(config, preprocessing, images, classes, names, runtime, header.append)
 
     def begin_run() -> dict[str, Any] | None:
         stack.enter_context(held(folder))
@@ -333,7 +336,7 @@ def train_text(result: Mapping[str, Any]) -> str:
     best, last, closeness = result["best"], result["last"], result.get("closeness")
     weights = Path(result["folder"]) / "best.safetensors"
     epochs = plural(result["epochs"], "epoch") if "epochs" in result else plural(result["steps"], "step")
-    line = f"trained for {epochs}"
+    line = f"trained for {epochs}, not evaluated"
     if best and last:
         of = f", epoch {result['best_epoch']}" if result.get("best_epoch") else ""
         line = f"top-1 {percent(last['top1'])} after {epochs} (best {percent(best['top1'])}{of})"
@@ -476,11 +479,20 @@ def _task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inputs) -> 
     if not (images.labels >= 0).any():
         raise DataError(f"{images.name} has no hard labels to learn from; give `labels=STORE`")
     objective = _objective(config, 1.0)
-    _check_without_teacher(config)
     task = Task(
         LabelledViews(pictures), NoTargets(), objective, labelled=_labelled(pictures), auxiliary=_auxiliary(config)
     )
     return task, len(images.classes), [note, *more]
+
+
+def _check_ignored(config: TrainConfig, images: Images) -> None:
+    """Raises ConfigError where no image is left that counts."""
+    if config.ignore_label is not None and (images.labels == config.ignore_label).all():
+        has = "has a hard label" if config.ignore_label < 0 else "is of another class"
+        raise ConfigError(
+            f"`ignore_label={config.ignore_label}` leaves nothing to learn from: none of the {len(images):,} images of "
+            f"{images.name} {has}; leave it out"
+        )
 
 
 def _hard_labels(images: Images, needed_by: str | None) -> list[str]:
@@ -517,6 +529,13 @@ def _with_teachers(
     if len(teachers) > 1:
         blend = config.blend.make()
         notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
+    elif not _is_usual_blend(config):
+        notes.append(f"blend {config.blend.make().kind} changes nothing: there is one teacher, {teachers[0]}")
+    if config.soft_warmup_epochs > config.epochs:
+        notes.append(
+            f"the soft loss never reaches its weight: `soft_warmup_epochs={config.soft_warmup_epochs:g}` is more than "
+            f"the {plural(config.epochs, 'epoch')} of the run"
+        )
     if config.label_smoothing and min(shares) < 1:
         notes.append(f"label smoothing {config.label_smoothing:g} is off: soft labels are on, and are smooth already")
         objective = objective.model_copy(update={"label_smoothing": 0.0})
@@ -542,8 +561,38 @@ def _auxiliary(config: TrainConfig) -> Auxiliary | None:
     return Auxiliary(config.aux_heads, config.aux_weight) if config.aux_heads else None
 
 
-def _check_without_teacher(config: TrainConfig) -> None:
-    """Refuse what only has a meaning beside a teacher."""
+def _check_in_use(config: TrainConfig, objective: Objective) -> None:
+    """Raises ConfigError for a setting that would change nothing."""
+    shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
+    hard = max(shares) > 0 or config.wrong_teacher == "hard"
+    for setting, given, used, wants in (
+        ("limit_seed", config.limit_seed is not None, config.limit is not None, "picks the images of `limit`; give it"),
+        (
+            "aux_weight",
+            config.aux_weight != TrainConfig.model_fields["aux_weight"].default,
+            bool(config.aux_heads),
+            "is of the classifiers that `aux_heads` names; give it",
+        ),
+        ("hard_logits", config.hard_logits != "plain", hard, "is of the hard loss; give an `alpha` above 0"),
+        ("hard_temperature", config.hard_temperature != 1, hard, "is of the hard loss; give an `alpha` above 0"),
+        (
+            "soft_warmup_epochs",
+            config.soft_warmup_epochs > 0,
+            min(shares) < 1,
+            "is of the soft loss; give an `alpha` below 1",
+        ),
+    ):
+        if given and not used:
+            raise ConfigError(f"`{setting}` {wants}, or leave `{setting}` out")
+
+
+def _is_usual_blend(config: TrainConfig) -> bool:
+    return config.blend.given in ("mean-probabilities", {"kind": "mean-probabilities"})
+
+
+def _check_without_teacher(config: TrainConfig, objective: Objective) -> None:
+    """Raises ConfigError for what only has a meaning beside a teacher."""
+    needing = [f"term {term.name!r}" for term in objective.terms if term.loss.needs_teacher]
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
         ("`soft_warmup_epochs`", config.soft_warmup_epochs > 0),
@@ -551,6 +600,9 @@ def _check_without_teacher(config: TrainConfig) -> None:
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
         ("`loss`", config.loss.given not in ("kl", {"kind": "kl"})),
         ("`teachers`", bool(config.teachers)),
+        ("`blend`", not _is_usual_blend(config)),
+        (f"`alpha={objective.alpha:g}`, below 1,", objective.alpha < 1),
+        (needing[0] if needing else "", bool(needing)),
     ):
         if given:
             raise ConfigError(f"{flag} needs a teacher; give `labels=STORE` or `teacher=NAME`")
@@ -616,6 +668,9 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         drawn = config.epochs * config.views_per_image
         pictures = ViewDataset(images, recipe, seed, drawn, image_spec(preprocessing))
         notes.append(f"unpaired: the student sees new views, of recipe {RECIPES.spelled(recipe)}; no label is of them")
+        if labels.recipe.mixes:
+            sees = "mixes with others" if recipe.mixes else "one of them alone"
+            notes.append(f"labels are of mixed views, of two images each; the student sees {sees}")
     samples = LabelledViews(pictures, labels, matched.label_rows, folders, label_views=views)
     notes += window_notes(samples, config.shuffle_window, config.views_per_image)
     blend, more_notes = _blend(config, labels, teachers, matched.label_rows, images, views)
@@ -722,16 +777,16 @@ def _evaluator(
     classes: int,
     names: Sequence[str],
     runtime: Runtime,
-    terminal: Terminal,
+    say: Callable[[str], None],
 ) -> Evaluator | None:
     """What evaluates the student: on the held-out side of the data set, or what the user names; None without either."""
-    tested = _held_out(config, images, terminal)
+    tested = _held_out(config, images, say)
     if tested is None:
         return None
     if not (tested.labels >= 0).any():
         if config.eval_data is not None:
             raise DataError(f"{tested.name} has no hard labels to score against; choose `eval_data`")
-        terminal.say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
+        say(f"no evaluation: {tested.name} has no hard labels; name images with `eval_data`")
         return None
     check_classes(tested, names, "the student")
     # Numbers of classes, of which the last happen not to be there, are numbers of the student's classes all the same.
@@ -739,27 +794,31 @@ def _evaluator(
     if len(tested.classes) != classes and not fewer:
         raise ConfigError(f"{tested.name} has {len(tested.classes)} classes, the student {classes}; choose `eval_data`")
     for line in image_notes(tested):
-        terminal.say(line)
+        say(line)
     preprocessing = preprocessing.changed("`eval_size`", size=config.eval_size)
     pictures = ViewDataset(tested, RECIPES.make("clean"), 0, 1, image_spec(preprocessing))
     if config.eval_size is not None:
-        terminal.say(f"evaluated on images of {config.eval_size} px")
+        say(f"evaluated on images of {config.eval_size} px")
     return Evaluator(pictures, preprocessing, max(config.batch_size, 256), config.helpers(tested), runtime)
 
 
-def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images | None:
+def _unsaid(line: str) -> None:
+    """Where nobody reads what `_held_out` says."""
+
+
+def _held_out(config: TrainConfig, images: Images, say: Callable[[str], None]) -> Images | None:
     """What the student is evaluated on; None where there is nothing.
 
     Images that are trained on are left out of a side that was found, and counted where the user named the images.
     """
     if config.eval_data is not None and config.eval_data.none:
-        terminal.say("not evaluated, as asked")
+        say("not evaluated, as asked")
         return None
     if config.eval_data is not None:
         tested = open_data(config.eval_data, config.data_dir, "test")
         known = trained_on(tested, images)
         if len(known):
-            terminal.say(
+            say(
                 f"warning: {len(known):,} of the {len(tested):,} images of {tested.name} are trained on; of these the "
                 f"score tells what was memorised"
             )
@@ -767,16 +826,16 @@ def _held_out(config: TrainConfig, images: Images, terminal: Terminal) -> Images
     try:
         tested = open_images(dict(images.spec), data_dir=config.data_dir, split="test")
     except DataError as problem:
-        terminal.say(f"no evaluation: {problem}; name images with `eval_data`")
+        say(f"no evaluation: {problem}; name images with `eval_data`")
         return None
     known = trained_on(tested, images)
     # What `limit` or a missing label leaves out of the one side that there is makes no held-out side.
     if len(known) in (len(tested), len(images)):
-        terminal.say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
+        say(f"no evaluation: {images.name} has no held-out side; name images with `eval_data`")
         return None
     if not len(known):
         return tested
-    terminal.say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
+    say(f"{len(known):,} of the {len(tested):,} images of {tested.name} are trained on, the others evaluated")
     return subset(tested, np.setdiff1d(np.arange(len(tested)), known))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 from softlabels.datasets import Images, known_by
-from softlabels.errors import ConfigError
+from softlabels.errors import ConfigError, ModelError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.opening import label_images, limited, open_data, open_teacher, teacher_specs
 from softlabels.models import (
@@ -71,10 +73,13 @@ class Inputs:
         """The network of which the student begins with some layers."""
         if self._config.init_from is None:
             return None
-        spec = self._config.init_from.make(self._config.init_from_weights)
-        if not isinstance(spec, NetworkSpec):
-            raise ConfigError(f"`init_from`: {spec.resolved} is no network with layers of its own; name the network")
-        return spec.load(len(self.images.classes) or None, True, None)
+        with _of_first_layers():
+            spec = self._config.init_from.make(self._config.init_from_weights)
+            if not isinstance(spec, NetworkSpec):
+                raise ConfigError(
+                    f"`init_from`: {spec.resolved} is no network with layers of its own; name the network"
+                )
+            return spec.load(len(self.images.classes) or None, True, None)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -123,6 +128,22 @@ class Inputs:
             **{name: _known_card(labels.of(name).card, len(labels.of(name).skipped)) for name in names},
             **shards,
         }
+
+
+def check_first_layers(config: TrainConfig) -> None:
+    """Raises SoftlabelsError where the network of `init_from` or its weights are not there."""
+    if config.init_from is not None:
+        with _of_first_layers():
+            config.init_from.make(config.init_from_weights).check_weights()
+
+
+@contextmanager
+def _of_first_layers() -> Iterator[None]:
+    """Let messages about `weights` name the setting that they are given by here."""
+    try:
+        yield
+    except (ConfigError, ModelError) as problem:
+        raise type(problem)(str(problem).replace("`weights", "`init_from_weights")) from problem
 
 
 def _known_card(card: TeacherCard, skipped: int) -> dict[str, Any]:

@@ -115,6 +115,34 @@ def test_a_student_learns_from_an_output_by_naming_it(photos: Path, tmp_path: Pa
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("codec", ["dense:fp16", "topk:3", "quantized:8", "head_tail", "probabilities:2", "sampled"])
+def test_features_are_not_stored_in_codecs_that_lose_their_offset(
+    softlabels_command: Callable[..., Any], photos: Path, codec: str
+) -> None:
+    command = (
+        "dump",
+        "--teacher",
+        "cnn_tiny",
+        "--weights",
+        "random",
+        "--data",
+        photos,
+        "--out",
+        "s",
+        "--device",
+        "cpu",
+    )
+    done = softlabels_command(*command, "--also", f"own=dropout={codec}")
+    assert done.exit_code != 0 and not Path("s").exists()
+    assert f"output 'own': {codec.partition(':')[0]}" in done.output
+    assert "write dense:fp16-raw, dense:fp32 or int8" in done.output and len(done.output.strip().splitlines()) == 1
+
+
+def test_an_output_named_twice_is_named(softlabels_command: Callable[..., Any]) -> None:
+    done = softlabels_command("dump", "--teacher", "cnn_tiny", "--also", "m=dropout", "--also", "m=features.0")
+    assert done.exit_code == 2 and "output 'm' is named twice" in done.output and "--output" not in done.output
+
+
 @pytest.mark.parametrize("given", ["logits", "a/b", "dropout=", "=dense", "map=features.0:men", "map=features.0=dens"])
 def test_an_output_that_cannot_be_stored_is_a_mistake_of_the_command(
     softlabels_command: Callable[..., Any], photos: Path, given: str
@@ -126,9 +154,9 @@ def test_an_output_that_cannot_be_stored_is_a_mistake_of_the_command(
     unknown = softlabels_command(
         *("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--output", "drop")
     )
-    assert unknown.exit_code == 1 and "has no output 'drop'" in unknown.output and "dropout" in unknown.output
+    assert unknown.exit_code == 1 and "has no module or output 'drop'" in unknown.output and "dropout" in unknown.output
     mistyped = softlabels_command(
         *("dump", "--teacher", "cnn_tiny", "--weights", "random", "--data", photos, "--also", "dropout=dens")
     )
-    assert mistyped.exit_code == 1 and "has no output 'dens'" in mistyped.output
+    assert mistyped.exit_code == 1 and "has no module or output 'dens'" in mistyped.output
     assert "as a codec: 'dense'?" in mistyped.output and len(mistyped.output.strip().splitlines()) == 1

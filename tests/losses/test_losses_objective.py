@@ -63,9 +63,15 @@ def test_a_part_of_weight_zero_is_not_computed(monkeypatch):
             Objective(alpha=0.9)(student, labels, teacher)
 
 
+def test_features_are_not_driven_apart():
+    with pytest.raises(ValueError, match="weight -1 drives features apart"):
+        Objective(terms=({"weight": -1, "loss": "hint", "output": "map"},))
+    assert Objective(terms=({"weight": -1, "loss": "confidence-penalty"},)).terms
+
+
 def test_what_is_missing_is_named():
     student, labels, teacher = example()
-    with pytest.raises(ConfigError, match="loss 'kl' needs a teacher's labels and there are none; set alpha = 1"):
+    with pytest.raises(ConfigError, match="loss 'kl' needs a teacher's labels and there are none; give them, or leave"):
         Objective(alpha=0.5)(student, labels)
     with pytest.raises(ConfigError, match=r"alpha = 0\.5 needs labels and there are none; set alpha = 0"):
         Objective(alpha=0.5)(student, None, teacher)

@@ -295,7 +295,7 @@ def test_a_teacher_answers_with_outputs_by_name(here: Path) -> None:
     assert [*teacher.outputs(shown)] == ["logits"]
     some = models.chosen(teacher, (2, 0)).outputs(shown, ("features", "logits"))
     assert torch.equal(some["features"], found["features"]) and torch.equal(some["logits"], found["logits"][:, [2, 0]])
-    with pytest.raises(ModelError, match=r"make has no output 'featurs' .*; did you mean 'features'"):
+    with pytest.raises(ModelError, match=r"make has no module or output 'featurs'; did you mean 'features'"):
         teacher.outputs(shown, ("featurs",))
 
 

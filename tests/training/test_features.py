@@ -228,16 +228,33 @@ def test_a_grey_student_learns_the_colour_teachers_labels_of_the_same_views(
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        ({"term": ["1*hint@map:featuress.2"]}, r"no output 'featuress\.2'.*did you mean 'features\.2'"),
+        ({"term": ["1*hint@map:featuress.2"]}, r"no module or output 'featuress\.2'.*did you mean 'features\.2'"),
         ({"term": ["1*hint@mop:features.2"]}, r"output 'mop' is not in .*did you mean 'map'"),
         ({"term": ["1*hint@map:features.2:mean"]}, "no layer leads from the student's shape"),
         ({"term": ["1*attention@pooled:features.2"]}, "teacher's features have shape"),
         ({"term": ["1*attention"]}, "compares features; name an output"),
         ({"term": ["1*hint@map:features.2:token"]}, "pooling token takes tokens"),
         ({"term": ["1*hint@map:features.2:men"]}, "names more than the teacher's output"),
-        ({"aux_heads": "featuress"}, "no output 'featuress'.*'features'"),
+        ({"aux_heads": "featuress"}, "no module or output 'featuress'.*'features'"),
         ({"aux_heads": "features,features"}, "a layer is named twice"),
+        ({"aux_heads": "features,logits"}, "the student's own classifier gives.*; name a layer before it"),
         ({"pixels": "other"}, "give `labels` and `data`"),
+        ({"term": ["1*hint@map:features.2:grid99"]}, r"grid99 has more cells than the map of \d+x\d+.*choose grid\d+"),
+        ({"term": ["0.5*hnit@map:features.2"]}, "unknown loss 'hnit'; did you mean 'hint'"),
+        ({"loss": "hint"}, r"loss 'hint' compares features; write it as `term=WEIGHT\*hint@OUTPUT:LAYER`"),
+        ({"term": ["-1*hint@map:features.2"]}, "weight -1 drives features apart"),
+        (
+            {"term": ["1*hint@map:features.2", "2*hint@map:features.5"]},
+            r"two terms are 'hint@map'; [^(]*; give the output a second name in the store",
+        ),
+        (
+            {"term": ["1*mse@pooled:features.2"]},
+            "of the student's features.2 with 96 of the teacher's pooled, and loss 'mse' takes .*`hint`",
+        ),
+        ({"term": ["1*hint@map:features.2:mean"]}, "; leave :mean out"),
+        ({"term": ["1*hint@pooled:features.2"]}, "; add a pooling to the student's"),
+        ({"teachers": ["cnn_small@pooled"]}, "is the output 'pooled' of teacher 'cnn_small' .*; name 'cnn_small'"),
+        ({"teachers": ["foo"]}, "has no teacher 'foo'; known: cnn_small$"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_a_run_is_begun(
@@ -246,6 +263,13 @@ def test_what_cannot_be_compared_is_refused_before_a_run_is_begun(
     with pytest.raises(softlabels.errors.SoftlabelsError, match=wanted):
         softlabels.train(labels=str(store), out=str(tmp_path / "no"), **{**TINY, **more})
     assert not (tmp_path / "no").exists()
+
+
+def test_a_selection_is_by_teachers_and_not_by_other_outputs(store: Path, tmp_path: Path) -> None:
+    given = {"labels": str(store), "teachers": ["cnn_small@pooled"], "out": str(tmp_path / "x.csv"), "quiet": True}
+    with pytest.raises(StoreError, match="is the output 'pooled' of teacher 'cnn_small'"):
+        softlabels.select(top_k_per_class=1, **given)
+    assert softlabels.open_labels(store).complete_views(["cnn_small", "cnn_small@pooled"]) == 2
 
 
 def test_what_a_module_gives_has_to_be_a_tensor_of_one_shape(

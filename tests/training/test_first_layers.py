@@ -79,6 +79,20 @@ def test_layers_that_do_not_match_are_refused_in_a_line(layers: tuple[str, ...],
     assert "\n" not in str(refused.value)
 
 
+def test_a_layer_without_tensors_is_named() -> None:
+    student = block(4)
+    student.act = nn.ReLU()
+    with pytest.raises(ModelError, match="layer 'act' of the student has no tensors to copy; name one that has"):
+        copy_layers(student, block(4), ("act",), called="x")
+
+
+def test_weights_of_a_run_to_copy_from_are_its_own(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    given = {**TINY, "init_from": str(teacher), "init_from_weights": "default", "data": str(photos)}
+    with pytest.raises(ConfigError, match="leave `init_from_weights` out"):
+        softlabels.train(**given, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_networks_without_a_common_tensor_are_refused() -> None:
     with pytest.raises(ModelError, match=r"no layer of the student has names and shapes .*pair them with `layers"):
         copy_layers(block(4), nn.Linear(2, 2), (), called="x")
@@ -130,7 +144,7 @@ def test_an_object_gives_its_layers_to_a_named_student(photos: Path, tmp_path: P
         ({"layers": "features.0"}, "`layers` says what is copied from another network; name that with `init_from`"),
         ({"init_from_weights": "random"}, "`init_from_weights` says what is copied"),
         ({"init_from": "resnet18", "init": "runs/x"}, "`init` and `init_from` exclude each other"),
-        ({"init_from": "resnet20_cifar"}, "has no published weights|no published weights"),
+        ({"init_from": "resnet20_cifar"}, "no published weights; give `init_from_weights=FILE`"),
         ({"init_from": "resnte20_cifar"}, "did you mean 'resnet20_cifar'"),
         ({"init_from": "runs/none"}, "no such file or folder: runs/none"),
     ],

@@ -151,6 +151,58 @@ def test_the_loss_of_a_warm_up_grows_with_its_steps(shards: Path, tmp_path: Path
     assert shares == pytest.approx([2 / 9, 5 / 9, 8 / 9], abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("stored", "given", "wanted"),
+    [
+        (True, {"limit_seed": 1}, "`limit_seed` picks the images of `limit`"),
+        (True, {"aux_weight": 0.5}, "`aux_weight` is of the classifiers that `aux_heads` names"),
+        (True, {"hard_logits": "standardized"}, "`hard_logits` is of the hard loss; give an `alpha` above 0"),
+        (True, {"hard_temperature": 2.0}, "`hard_temperature` is of the hard loss"),
+        (True, {"alpha": 1.0, "soft_warmup_epochs": 1}, "`soft_warmup_epochs` is of the soft loss"),
+        (False, {"blend": "mean-logits"}, "`blend` needs a teacher; give `labels=STORE` or `teacher=NAME`"),
+        (False, {"term": ["1*relational-distance"]}, "term 'relational-distance' needs a teacher; give"),
+        (False, {"alpha": 0.5}, "`alpha=0.5`, below 1, needs a teacher; give"),
+    ],
+)
+def test_a_setting_that_would_change_nothing_is_refused(
+    shards: Path, tmp_path: Path, stored: bool, given: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        trained(tmp_path / "no", shards if stored else None, **({} if stored else {"data": "digits"}), **given)
+    assert not (tmp_path / "no").exists()
+
+
+def test_settings_that_a_schedule_or_a_filter_brings_in_are_taken(shards: Path, tmp_path: Path) -> None:
+    one = {"teachers": ["cnn_tiny"], "hard_logits": "standardized", "blend": "class-accuracy", "soft_warmup_epochs": 9}
+    text = trained(tmp_path / "end", shards, alpha_end=0.5, **one)
+    assert "blend class-accuracy changes nothing: there is one teacher, cnn_tiny" in text
+    assert "the soft loss never reaches its weight: `soft_warmup_epochs=9` is more than the 3 epochs" in text
+    assert trained(tmp_path / "wrong", shards, wrong_teacher="hard", hard_temperature=2.0)
+
+
+def test_a_label_that_every_image_has_is_not_ignored(photos: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    teacher = {"teacher": "cnn_small", "weights": "random", "views": 1, "device": "cpu", "quiet": True}
+    softlabels.dump(data=f"images:{photos}", out=str(bare), **teacher)
+    with pytest.raises(ConfigError, match="`ignore_label=-1` leaves nothing to learn from: none of the 18 images"):
+        trained(tmp_path / "no", bare, ignore_label=-1)
+    assert not (tmp_path / "no").exists()
+
+
+def test_ignored_images_without_a_label_are_said_once() -> None:
+    lines = "\n".join(Objective(alpha=0.5, ignore_label=-1).describe())
+    assert lines.count("label -1") == 1
+
+
+def test_labels_of_mixed_views_are_said_to_be_where_plain_views_are_shown(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mixed"
+    teacher = {"teacher": "cnn_small", "weights": "random", "views": 1, "device": "cpu", "quiet": True}
+    softlabels.dump(data=str(photos), recipe="pad-cutmix", out=str(out), **teacher)
+    plain = trained(tmp_path / "plain", out, unpaired="pad")
+    assert "labels are of mixed views, of two images each; the student sees one of them alone" in plain
+    assert "the student sees mixes with others" in trained(tmp_path / "own", out, unpaired="pad-cutmix")
+
+
 # ---- weights from accuracy
 
 

@@ -123,6 +123,10 @@ def test_nothing_is_evaluated_where_one_says_so(softlabels_command: Callable, ph
     done = softlabels_command(*TRAIN, "--labels", "u", "--eval-data", "none", "--epochs", 1, "--out", "r")
     assert done.exit_code == 0, done.output
     assert "not evaluated, as asked" in done.output and "no evaluation:" not in done.output
+    done = softlabels_command(*TRAIN, "--data", photos, "--epochs", 1, "--out", "n")
+    assert "trained for 1 epoch, not evaluated" in done.output
+    header = Path("n/header.txt").read_text()
+    assert "no evaluation:" in header and "name images with `eval_data`" in header
     result = softlabels.train(data="digits", limit=20, eval_data="none", out="p", **{**TINY, "epochs": 1})
     assert result["last"] is None
     assert softlabels_command("eval", "--student", "p", "--limit", 5, "--device", "cpu").exit_code == 0
