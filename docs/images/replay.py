@@ -13,16 +13,16 @@ import sys
 import pandas as pd
 
 LABELS = {
-    "this-view": ("this view", "#2f6db3"),
-    "another-view": ("another view of the image", "#d08770"),
-    "clean-image": ("the clean image", "#e5c07b"),
+    "this-view": ("label of this view", "#2f6db3"),
+    "another-view": ("of another view of the image", "#d08770"),
+    "clean-image": ("of the clean image", "#e5c07b"),
     "hard-label": ("hard label", "#9aa0a6"),
 }
 NAMES = {
     "pad-flip": "pad, crop, flip",
     "cutmix": "+ CutMix",
-    "strong": "+ RandAugment, erasing, CutMix",
-    "crop": "random resized crop 8 to 100 %, flip",
+    "strong": "CutMix, RandAugment, erasing",
+    "crop": "random resized crops",
 }
 WIDTH, HEIGHT, LEFT, BOTTOM, BAR = 840, 330, 50, 270, 34
 
