@@ -194,7 +194,7 @@ def test_a_term_compares_features_in_their_shapes_and_other_losses_see_rows() ->
         (lambda: losses.feature_mse(torch.zeros(2, 3), torch.zeros(3, 3)), "of the same images"),
         (lambda: losses.feature_mse(torch.zeros(2, 3), torch.zeros(2, 3), valid=torch.ones(2)), "valid must be bool"),
         (lambda: losses.inherit_explore(torch.zeros(2, 3), torch.zeros(2, 3)), "twice the teacher's channels"),
-        (lambda: losses.make_regressor((4, 2, 2), (4,)), "pool one of them, as LAYER:mean"),
+        (lambda: losses.make_regressor((4, 2, 2), (4,)), "add a pooling to the student's, as LAYER:mean"),
         (lambda: FEATURE_LOSSES.make("inherit-explore").regressor((3,), (4,)), "even number"),  # type: ignore[attr-defined]
         (lambda: Objective(terms=(Term(weight=1, loss="attention"),)), "compares features; name the `output`"),
         (lambda: FEATURE_LOSSES.make("channel-map:max"), "mean"),

@@ -242,7 +242,7 @@ def test_an_interrupted_pipeline_ends_in_one_line(tmp_path: Path) -> None:
     story = tmp_path / "story"
     story.mkdir()
     teacher = {"student": "cnn_tiny", "data": str(photos), "epochs": 1000000, "workers": 0, "batch_size": 4}
-    study = {"title": "t", "seeds": [0], "out": "out", "teachers": {"teacher": teacher}, "arms": {"a": {}}}
+    study = {"title": "t", "seeds": [0], "out": "out", "teachers": {"teacher": teacher}, "arms": {"a": teacher}}
     (story / "study.yaml").write_text(json.dumps(study))
     command = [sys.executable, str(ROOT / "pipelines/distill.py"), str(story)]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
