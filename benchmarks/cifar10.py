@@ -143,7 +143,7 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="folder of the data set; without it nothing is done")
     parser.add_argument("--out", type=Path, default=Path("cifar10-results"))
     parser.add_argument("--summary", type=Path, default=Path("cifar10.md"))
     parser.add_argument("--seconds", type=float, default=480.0)
@@ -152,4 +152,8 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, help="of each run  [default: as many as fit into the time]")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="400 images and a tiny network, to try it on a CPU")
-    main(parser.parse_args())
+    given = parser.parse_args()
+    if given.data is None:
+        print("no data set is named: give --data FOLDER")
+    else:
+        main(given)
