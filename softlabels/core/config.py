@@ -6,7 +6,7 @@ import math
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module, metadata
 from os import PathLike, fspath
@@ -449,14 +449,15 @@ def plain(value: Any) -> Any:
 class _UniqueKeys(yaml.SafeLoader):
     """Refuses a mapping in which a key stands twice, of which YAML readers take the last in silence."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
-        for key, _ in node.value:
+        for key, _ in node.value:  # as written: what `<<` brings in comes later, and may be overridden
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and key.value in lines:
                 raise ConfigError(f"gives {key.value!r} twice, in lines {lines[key.value]} and {line}; keep one")
             lines[str(key.value)] = line
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

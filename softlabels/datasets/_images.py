@@ -105,7 +105,7 @@ def notes(images: Images) -> list[str]:
 class FileImages:
     """Images that are files: `keys` are their paths below `root` (an absolute key stands for itself).
 
-    `notes` are lines for people that whoever made it wants said. `paths`, where there are some, are the paths of images
+    `notes` are lines about it that commands print. `paths`, where there are some, are the paths of images
     whose keys are others.
     """
 

@@ -166,10 +166,10 @@ def make_heads(
                 only(pair, torch.zeros(4, dtype=torch.int64), {term.output: torch.zeros(4, *theirs)})
             except ConfigError as problem:
                 _, pooled, pool = term.of_student.rpartition(":")
-                said = str(problem)
+                reason = str(problem)
                 if pooled and len(ours) < len(theirs):
-                    said = f"{split_advice(said)[0]}; leave :{pool} out"
-                raise ConfigError(f"{compared}: {said}") from problem
+                    reason = f"{split_advice(reason)[0]}; leave :{pool} out"
+                raise ConfigError(f"{compared}: {reason}") from problem
             if layer is not None:
                 layers[term.name] = (term.of_student, layer)
         if auxiliary is not None:

@@ -14,6 +14,7 @@ from conftest import Outcome
 from worlds import write_pictures
 
 import softlabels
+from softlabels.core.config import read_yaml
 
 Command = Callable[..., Outcome]
 SMALL = ("--teacher", "cnn_tiny", "--weights", "random", "--device", "cpu", "--views", 1)
@@ -51,6 +52,15 @@ def test_a_key_that_stands_twice_in_a_config_is_refused(softlabels_command: Comm
     assert "config c.yaml gives 'views' twice, in lines 1 and 3" in said
     Path("c.yaml").write_text("lr_scale: {head: 1, head: 2}\n")
     assert "gives 'head' twice" in line_of(softlabels_command("train", *STUDENT, "--config", "c.yaml"))
+
+
+def test_a_key_that_overrides_a_merged_one_is_no_repetition(tmp_path: Path) -> None:
+    """Also where a mapping is merged into another before it is made itself."""
+    (tmp_path / "c.yaml").write_text(
+        "kept:\n  deep:\n    a: &a {x: 1, y: 2}\n    b: &b\n      <<: *a\n      y: 3\nc:\n  <<: *b\n  y: 4\n"
+    )
+    found = read_yaml(tmp_path / "c.yaml")
+    assert found["kept"]["deep"]["b"] == {"x": 1, "y": 3} and found["c"] == {"x": 1, "y": 4}
 
 
 @pytest.mark.parametrize("flag", ["--labels", "--student", "--data", "--out", "--data-dir", "--init", "--teacher"])

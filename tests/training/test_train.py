@@ -19,6 +19,7 @@ import softlabels
 from softlabels import models
 from softlabels.loading.batches import Batch, LabelledViews
 from softlabels.loading.views import ViewDataset
+from softlabels.training import loop
 from softlabels.training import state as learning
 from softlabels.training.checkpoints import load_checkpoint, save_checkpoint
 from softlabels.training.evaluate import Score
@@ -155,6 +156,29 @@ def test_workers_change_nothing(shards: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         softlabels.train(labels=str(shards), out=str(tmp_path / str(workers)), **{**TINY, "workers": workers})
     assert same(weights(tmp_path / "0"), weights(tmp_path / "2"))
+
+
+@pytest.mark.parametrize(
+    ("given", "streams"),
+    [({"eval_data": "none"}, 1), ({"eval_every": 2}, 2), ({"eval_every": 1}, 3), ({"eval_every": 3, "workers": 2}, 1)],
+)
+def test_workers_go_on_until_the_student_is_evaluated(
+    shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], streams: int
+) -> None:
+    """Of three epochs: the stream that workers make is begun anew after an evaluation alone, and changes nothing."""
+    begun: list[Any] = []
+    made = loop.batches
+
+    def noted(*samples: Any, **settings: Any) -> Any:
+        begun.append(settings)
+        return made(*samples, **settings)
+
+    monkeypatch.setattr(loop, "batches", noted)
+    settings = {**TINY, "labels": str(shards), "eval_data": str(photos)}
+    softlabels.train(out=tmp_path / "run", **{**settings, **given})
+    assert len(begun) == streams
+    softlabels.train(out=tmp_path / "other", **{**settings, "eval_every": 1})
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "other"))
 
 
 def test_stored_labels_train_as_the_teacher_in_the_loop(photos: Path, tmp_path: Path) -> None:
