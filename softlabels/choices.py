@@ -45,6 +45,7 @@ CODECS: Table[Codec] = Table(
         "int8": "softlabels.codecs._int8:Int8",
         "topk": "softlabels.codecs._topk:TopK",
         "sampled": "softlabels.codecs._sampled:Sampled",
+        "transform": "softlabels.codecs._transform:Transform",
         "probabilities": "softlabels.codecs._probabilities:Probabilities",
     },
 )

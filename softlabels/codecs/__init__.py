@@ -9,12 +9,14 @@ classes, they depend on the temperature at which they are softened, which is why
     head_tail  the K highest, 2 or 4 bits for each other class      head_tail:10
     topk       the K highest, the others by their mass and mean     topk:10
     sampled    K classes drawn by chance, unbiased                  sampled:30
+    transform  every logit coarsely in a basis of the teacher's     transform:40
 
     int8       features, not logits: 8 bits a value, a scale per row  int8
 
     probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
 
-All arrays have one fixed size per label and are stored uncompressed, so that a label can be read from a memory map.
+All arrays have one fixed size per label, so that a label can be read from a memory map. They are stored uncompressed;
+those of `transform` are compressed, and unpacked before they are mapped.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from softlabels.choices import CODECS
@@ -33,9 +36,10 @@ from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._topk import TopK
+from softlabels.codecs._transform import Transform
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
-from softlabels.core.types import SparseLogits
+from softlabels.core.types import FIT, SparseLogits
 from softlabels.errors import ConfigError
 
 __all__ = [
@@ -49,9 +53,11 @@ __all__ = [
     "Probabilities",
     "Quantized",
     "Sampled",
+    "ShardCodec",
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "Transform",
     "check_for_logits",
     "check_for_outputs",
     "nearest_temperature",
@@ -127,6 +133,34 @@ class Codec(Protocol):
 
 
 @runtime_checkable
+class ShardCodec(Codec, Protocol):
+    """A codec that takes from each teacher what it needs (`fit`), and encodes all views of an image together."""
+
+    @property
+    def fit(self) -> Any:
+        """What it took from the teacher; None where that is still to be done."""
+
+    def fit_to(self, logits: Tensor, *, views: int, weight: Tensor | None = None) -> ShardCodec:
+        """The same with what it needs of the teacher that gave these logits (views, images, classes)."""
+
+    def encode_shard(self, logits: Tensor) -> dict[str, np.ndarray]:
+        """Arrays (views, images, *shape), or (1, images, *shape) of fields `per_image`, of logits like those."""
+
+    def encode_like(self, logits: Tensor, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The arrays (n, ...) that logits (n, classes) would have in the place of these: what is `per_image` stays."""
+
+    def decode(
+        self,
+        arrays: Arrays,
+        classes: int,
+        *,
+        temperature: float | None = None,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """See `Codec.decode`; computed on `device`, the CPU if none is named, where the logits stay."""
+
+
+@runtime_checkable
 class SparseCodec(Codec, Protocol):
     """A codec whose labels name K classes and give all others one logit."""
 
@@ -161,7 +195,7 @@ def nearest_temperature(codec: Codec, temperature: float = 1.0) -> float:
 def spelled(codec: Codec) -> str:
     """A codec as a person writes it: ``topk:10``; other settings where they are unusual: ``head_tail:10 bits=4``."""
     short = getattr(codec, "shorthand", None)
-    said = codec.model_dump(mode="json")
+    said = {name: value for name, value in codec.model_dump(mode="json").items() if name != FIT}
     usual = {name: field.default for name, field in getattr(type(codec), "model_fields", {}).items()}
     others = {name: value for name, value in said.items() if name not in (short, "kind")}
     own = [f"{name}={value}" for name, value in others.items() if value != usual.get(name)]

@@ -22,10 +22,16 @@ RECORD = "record"
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One array of a label: its numpy dtype by name, and its shape without the labels' axis."""
+    """One array of a label: its numpy dtype by name, and its shape without the labels' axis.
+
+    `columns`: where it is compressed, values of one kind are stored beside each other. `per_image`: all views of an
+    image have one.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    columns: bool = False
+    per_image: bool = False
 
     @property
     def nbytes(self) -> int:

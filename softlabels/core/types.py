@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 LOGITS = "logits"
 """The name of the output that every network has, and of which a store always holds the labels."""
 
+FIT = "fit"
+"""The setting of a codec that nobody writes: what it took from the teacher."""
+
 Outputs = dict[str, "Tensor"]
 """What a network answers, by name: its logits (n, classes), and features (n, ...)."""
 

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import Codec, Field, spelled
+from softlabels.codecs import CODECS, Codec, Field, ShardCodec, spelled
 from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, rate, size
-from softlabels.core.types import LOGITS, Outputs
+from softlabels.core.types import FIT, LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledViews, Workers, batches
@@ -54,6 +54,9 @@ _WAITING = 4
 
 _COPIES = {"hdf5": 2, "zarr": 3}
 """How often a shard is in memory while it is written, by format."""
+
+_WAITING_LOGITS = "waiting logits"
+"""Name of the logits of a shard that wait to be encoded."""
 
 DIGESTS_PER_SHARD = 8
 """Images of each shard whose rendered views are digested, evenly spread over its rows."""
@@ -102,6 +105,11 @@ class StoredOutput:
 
     codec: Codec
     labels: TeacherLabels
+
+    @classmethod
+    def of(cls, labels: TeacherLabels) -> StoredOutput:
+        """That of these labels, coded as their card says."""
+        return cls(CODECS.make(labels.card.codec), labels)
 
     @property
     def name(self) -> str:
@@ -429,15 +437,21 @@ def _read_rows(batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
     return good, logits.detach()[good.to(logits.device)]
 
 
-def stored_as(codec: Codec, classes: int, *, beside: Mapping[str, Field]) -> dict[str, Any]:
-    """What a teacher's card says of how labels of so many values are coded, and what is recorded `beside` them."""
+def stored_as(
+    codec: Codec, classes: int, *, beside: Mapping[str, Field], compression: str | None = None
+) -> dict[str, Any]:
+    """What a teacher's card says of how labels of so many values are coded, and what is recorded `beside` them.
+
+    They are compressed as the codec says, or as `compression` does.
+    """
     fields = codec.layout(classes) | dict(beside)
-    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in fields.items()}
-    return {
-        "codec": codec.model_dump(mode="json"),
-        "layout": layout,
-        "compression": "zstd" if codec.compressed else "none",
-    }
+    chosen = compression or ("zstd" if codec.compressed else "none")
+    layout: dict[str, dict[str, Any]] = {}
+    for name, each in fields.items():
+        layout[name] = {"dtype": each.dtype, "shape": each.shape}
+        layout[name] |= {"columns": True} if each.columns and chosen != "none" else {}
+        layout[name] |= {"per_image": True} if each.per_image else {}
+    return {"codec": codec.model_dump(mode="json"), "layout": layout, "compression": chosen}
 
 
 def count(shard: Shard) -> int:
@@ -460,6 +474,7 @@ def check_memory(cards: Iterable[TeacherCard], shards: Iterable[Shard], format: 
         StoreError: that is more than the machine has.
     """
     record = sum(each.record for card in cards for each in card.layout.values())
+    record += sum(4 * card.classes for card in cards if FIT in card.codec)  # whole shards are encoded together
     largest = max(shards, key=count, default=None)
     made = 0 if largest is None else count(largest) * record
     written = made * _COPIES[format]
@@ -478,11 +493,7 @@ class ShardBuilder:
     def __init__(self, shard: Shard, pictures: ViewDataset, outputs: Sequence[StoredOutput]) -> None:
         extent = (shard.stop_view - shard.first_view, shard.stop_row - shard.first_row)
         try:
-            layouts = [each.labels.card.layout for each in outputs]
-            self._arrays = [
-                {name: np.zeros((*extent, *each.shape), each.dtype) for name, each in layout.items()}
-                for layout in layouts
-            ]
+            self._arrays = [_empty(each, extent) for each in outputs]
         except MemoryError as problem:
             raise StoreError(
                 f"a shard of {extent[1]:,} images and {extent[0]:,} views does not fit into memory; make a new store "
@@ -511,7 +522,10 @@ class ShardBuilder:
                 answer = answer.clone()
                 answer[torch.isin(batch.rows, torch.tensor(list(batch.failed))).to(answer.device)] = 0.0
             check_finite(answer, batch, self._pictures, each.name)
-            label = _encoded(each.codec, answer, words)
+            if isinstance(each.codec, ShardCodec):
+                label = {_WAITING_LOGITS: answer.cpu().numpy()}
+            else:
+                label = _encoded(each.codec, answer, words)
             if each.name == LOGITS:
                 label |= self._beside(rows, views)
             for name, values in label.items():
@@ -535,7 +549,19 @@ class ShardBuilder:
         digests = shard_digests(self.shard, self._pictures, self.failed)
         for each, arrays in zip(self._outputs, self._arrays, strict=True):
             there = replacing and self.shard in each.labels.shards
+            if isinstance(each.codec, ShardCodec):
+                waiting = torch.from_numpy(arrays.pop(_WAITING_LOGITS))
+                arrays |= each.codec.encode_shard(waiting)
+                del waiting
             each.labels.write(self.shard, arrays, skipped=self.failed, digests=digests, replacing=there)
+
+
+def _empty(output: StoredOutput, extent: tuple[int, int]) -> dict[str, NDArray[Any]]:
+    """Room for the arrays of a shard of (views, rows); for its logits where all of it is encoded together."""
+    card = output.labels.card
+    own = output.codec.layout(card.classes) if isinstance(output.codec, ShardCodec) else {}
+    room = {name: np.zeros(each.extent(*extent), each.dtype) for name, each in card.layout.items() if name not in own}
+    return room | ({_WAITING_LOGITS: np.zeros((*extent, card.classes), np.float32)} if own else {})
 
 
 def _as_stored(answer: Tensor, images: int, card: TeacherCard) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Int8, Quantized, Sampled, TopK, spelled
+from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Int8, Quantized, Sampled, ShardCodec, TopK, spelled
 from softlabels.core import progress as terminal
 from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
@@ -222,6 +222,15 @@ def _made(pictures: ViewDataset, todo: Iterable[Rows], workers: Workers, device:
     return batches(LabelledViews(pictures, tolerant=True), todo, workers=workers, device=device)
 
 
+def bytes_on_disk(card: TeacherCard) -> float:
+    """Bytes of one label and of what is recorded with it: as they are, or as its codec reckons with its compression."""
+    codec = CODECS.make(card.codec)
+    if not isinstance(codec, ShardCodec):
+        return float(sum(each.record for each in card.layout.values()))
+    own = codec.layout(card.classes)
+    return codec.bytes_per_label(card.classes) + sum(a.record for name, a in card.layout.items() if name not in own)
+
+
 def usual_codecs(classes: int) -> list[Codec]:
     """Codecs to choose from, at settings that make sense for so many classes."""
     kept = sorted({min(k, classes) for k in (5, 10, 20)}, reverse=True)
@@ -370,7 +379,7 @@ def plan(
         if codecs:
             compared = compare_codecs(outputs[LOGITS], words, codecs, images * views)
         features = tuple(compare_outputs(others, outputs, words, (Int8(),), images * views))
-    record, lacking = sum(each.record for card in cards for each in card.layout.values()), sum(map(count, missing))
+    record, lacking = sum(map(bytes_on_disk, cards)), sum(map(count, missing))
     return Plan(
         teacher=teacher.name,
         images=images,

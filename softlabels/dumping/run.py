@@ -23,6 +23,7 @@ from softlabels.dumping import pack as packing
 from softlabels.dumping import plan as planning
 from softlabels.dumping.config import DumpConfig, PlanConfig
 from softlabels.dumping.dump import DumpReport, StoredOutput
+from softlabels.dumping.fitting import as_there, fitted, needs_fit
 from softlabels.dumping.plan import Plan
 from softlabels.dumping.stores import (
     Arrangement,
@@ -143,7 +144,7 @@ def _dump(config: DumpConfig, text: str, terminal: Terminal, ranks: Ranks) -> li
         def prepared(teacher: Teacher = teacher) -> tuple[Store, Images, list[StoredOutput]]:
             job = _job(config, out, images, recipe, teacher, codecs, part, terminal)
             store, cards = job.store.made(), job.cards.items()
-            outputs = [StoredOutput(codecs[card.output], store.prepare(name, card)) for name, card in cards]
+            outputs = [StoredOutput.of(store.prepare(name, card)) for name, card in cards]
             return store, job.store.images, outputs
 
         store, arranged, outputs = ranks.first_then_others(prepared)
@@ -249,9 +250,8 @@ def card(
     """
     if output == LOGITS:
         check_for_logits(codec)
-    stored = dumping.stored_as(codec, classes, beside=layout_beside(recipe) if output == LOGITS else {})
-    if compression is not None:
-        stored["compression"] = compression
+    beside = layout_beside(recipe) if output == LOGITS else {}
+    stored = dumping.stored_as(codec, classes, beside=beside, compression=compression)
     stored["codec"] = as_written(there.codec if there else None, stored["codec"], CODECS.make)
     return TeacherCard(
         spec=dict(spec),
@@ -395,6 +395,7 @@ def _job(
         cache=config.cache,
     )
     there, cards = store.card(teacher.name), {}
+    codecs = {**codecs, LOGITS: _fitted(config, store, recipe, teacher, codecs[LOGITS], terminal)}
     sources = {each.name: each.source for each in config.output}
     shapes = _shapes(teacher, [sources.get(output, output) for output in codecs])
     for output, codec in codecs.items():
@@ -411,6 +412,26 @@ def _job(
     missing = list(dict.fromkeys(lacking))
     dumping.check_memory(cards.values(), missing, config.format)
     return _Job(store, cards, missing)
+
+
+def _fitted(
+    config: DumpConfig, store: Arrangement, recipe: Recipe, teacher: Teacher, codec: Codec, terminal: Terminal
+) -> Codec:
+    """The codec of the logits, with what it needs of the teacher: what the store has, or from a sample."""
+    codec = as_there(codec, store.card(teacher.name))
+    if not needs_fit(codec):
+        return codec
+    pictures = _pictures(config, store, recipe, teacher)
+    helpers = config.helpers(store.images)
+    return fitted(codec, teacher, pictures, batch_size=config.batch_size, workers=helpers, say=terminal.say)
+
+
+def _pictures(config: DumpConfig, store: Arrangement, recipe: Recipe, teacher: Teacher) -> ViewDataset:
+    """The images as a teacher will see them."""
+    seen = image_spec(teacher.preprocessing)
+    if store.there and record_spec(recipe):
+        return ViewDataset.of_store(store.there, store.images, config.views, seen)
+    return ViewDataset(store.images, recipe, config.seed, config.views, seen)
 
 
 def _shapes(teacher: Teacher, names: Collection[str]) -> dict[str, tuple[int, ...]]:
@@ -478,14 +499,12 @@ def _plan(
     codecs: Mapping[str, Codec],
     terminal: Terminal,
 ) -> Plan:
-    recipe, seen, codec = _recipe(config, out), image_spec(teacher.preprocessing), codecs[LOGITS]
+    recipe = _recipe(config, out)
     job = _job(config, out, images, recipe, teacher, codecs, config.share, terminal)
-    there, arranged = job.store.there, job.store.images
+    codec = CODECS.make(job.cards[teacher.name].codec)
     return planning.plan(
         teacher,
-        ViewDataset.of_store(there, arranged, config.views, seen)
-        if there and record_spec(recipe)
-        else ViewDataset(arranged, recipe, config.seed, config.views, seen),
+        _pictures(config, job.store, recipe, teacher),
         codec,
         cards=list(job.cards.values()),
         runs=job.store.runs,

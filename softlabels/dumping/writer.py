@@ -18,6 +18,7 @@ from softlabels.codecs import CODECS, Codec
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, open_images
 from softlabels.dumping.dump import LogitCheck, OnOddLogits, ShardBuilder, StoredOutput, shard_batches
+from softlabels.dumping.fitting import as_there, fit_to_sample, needs_fit, sample_numbers
 from softlabels.dumping.run import card
 from softlabels.dumping.stores import make_store
 from softlabels.errors import ConfigError
@@ -59,6 +60,8 @@ class LabelWriter:
         which views of which images they show. A shard is written as soon as the last of its batches is put; what was
         written is not asked for again.
 
+        A codec that learns from a teacher (`transform`) is given some batches first, which it asks for again later.
+
         What is put is looked at as `softlabels dump` looks at a teacher's logits: with `on_odd_logits` "warn"
         probabilities in their place are a `UserWarning`, as are equal logits and a teacher that knows no label.
 
@@ -67,7 +70,7 @@ class LabelWriter:
             size: side of the images that the network wants.
             resize: of the clean view, the shorter side before its centre is cut out.
             interpolation: how images are resized: ``bilinear``, ``bicubic`` or ``nearest``.
-            codec: how logits are kept: ``dense`` (2 bytes a class), ``topk:10`` (usual from 100 classes upward), ...
+            codec: how logits are kept: ``dense`` (2 bytes a class), ``topk:10`` (18 bytes), ``transform:40``, ...
             format: ``hdf5`` or ``zarr``.
             weights_sha256: what tells the network's weights from others, for the record.
             licence: of the network's weights, for the record.
@@ -84,6 +87,17 @@ class LabelWriter:
         image_spec = ImageSpec(size, interpolation, resize)
         pictures = ViewDataset.of_store(self.store, self._images, self._views, image_spec)
         classes = self.store.manifest.classes
+        there = self.store.teacher(teacher).card if teacher in self.store.teachers else None
+        coding = as_there(coding, there)
+        if needs_fit(coding):
+            sample = sample_numbers(pictures)
+            todo = [each for each in np.array_split(sample.reshape(-1), -(-sample.size // batch_size)) if len(each)]
+            said = []
+            for batch in batches(LabelledViews(pictures), todo, workers=workers):
+                yield from self._asked(batch)
+                said.append(self._given(batch).cpu())
+            logits = torch.cat(said).reshape(*sample.shape, classes).transpose(0, 1)
+            coding = fit_to_sample(coding, logits, views=self._views, whose=teacher)
         own = card(
             spec={"kind": "own", "name": teacher},
             weights_sha256=weights_sha256,
@@ -94,33 +108,42 @@ class LabelWriter:
             format=format,
             images=self._images,
             recipe=self._recipe,
-            there=self.store.teacher(teacher).card if teacher in self.store.teachers else None,
+            there=there,
         )
         labels = self.store.prepare(teacher, own)
-        outputs = [StoredOutput(coding, labels)]
+        outputs = [StoredOutput.of(labels)]
         look = LogitCheck(teacher, coding, on_odd_logits, _warn)
         with labels.writing():
             for shard in labels.missing(self._views):
                 builder = ShardBuilder(shard, pictures, outputs)
                 todo = list(shard_batches(shard, self._views, batch_size))
                 for batch in batches(LabelledViews(pictures), todo, workers=workers):
-                    self._logits, self._waits = None, True
-                    yield batch
-                    self._waits = False
-                    if self._logits is None:
-                        raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
-                    if len(self._logits) != len(batch):
-                        raise ConfigError(
-                            f"a batch of {len(batch)} images got {len(self._logits)} rows of logits; put one for each"
-                        )
+                    yield from self._asked(batch)
+                    given = self._given(batch)
                     if not look.done:
-                        look.begin(batch, self._logits)
-                    builder.enter(batch, {LOGITS: self._logits})
-                    look.count(batch, self._logits)
+                        look.begin(batch, given)
+                    builder.enter(batch, {LOGITS: given})
+                    look.count(batch, given)
                 builder.write()
         for line in look.lines():
             if line.startswith("warning: "):
                 _warn(line)
+
+    def _asked(self, batch: Batch) -> Iterator[Batch]:
+        """Give a batch out."""
+        self._logits, self._waits = None, True
+        yield batch
+        self._waits = False
+
+    def _given(self, batch: Batch) -> Tensor:
+        """What was put for it. Raises ConfigError where that are not its logits."""
+        if self._logits is None:
+            raise ConfigError("a batch got no logits; call put(logits) for each batch of missing(...)")
+        if len(self._logits) != len(batch):
+            raise ConfigError(
+                f"a batch of {len(batch)} images got {len(self._logits)} rows of logits; put one for each"
+            )
+        return self._logits
 
     def put(self, logits: Tensor | ArrayLike) -> None:
         """Give the logits (n, classes) of the batch that `missing` gave last: a tensor, an array or a list of rows.

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, spelled
+from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, ShardCodec, spelled
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.core.progress import size
 from softlabels.errors import ConfigError, StoreError
 from softlabels.losses import BLENDS, Blend, ClassAccuracy
+from softlabels.models.devices import CPU, sent
 from softlabels.store import Cache, Store, TeacherLabels, folder_name, open_store, output_name
 from softlabels.views import RECIPES, Recipe, record_spec
 
@@ -322,17 +323,23 @@ class Labels:
         each = [self._by_teacher[name].labelled(rows) for name in self.teachers]
         return np.any(each, axis=0) if each else np.ones(len(rows), bool)
 
-    def decode(self, arrays: Mapping[str, Arrays], temperature: float | None = None) -> Tensor:
-        """Logits float32 (teachers, n, classes), each row up to a constant, valid at `temperature`.
+    def decode(
+        self, arrays: Mapping[str, Arrays], temperature: float | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """Logits float32 (teachers, n, classes), each row up to a constant, valid at `temperature`, on `device`.
 
-        Without one each teacher's are valid at 1, or at the temperature that its labels are of.
+        Without a temperature each teacher's are valid at 1, or at the one that its labels are of. What can be, is
+        computed on the device, the CPU where none is named.
         """
-        return torch.stack(
-            [
-                self._codecs[name].decode(each, self._by_teacher[name].card.classes, temperature=temperature)
-                for name, each in arrays.items()
-            ]
-        )
+        device = device or CPU
+        decoded = []
+        for name, each in arrays.items():
+            codec, classes = self._codecs[name], self._by_teacher[name].card.classes
+            if isinstance(codec, ShardCodec):
+                decoded.append(codec.decode(each, classes, temperature=temperature, device=device))
+            else:
+                decoded.append(sent(codec.decode(each, classes, temperature=temperature), device))
+        return torch.stack(decoded)
 
     def logits(self, rows: Sequence[int] | ArrayLike, view: int | ArrayLike, teacher: str | None = None) -> Tensor:
         """Return a teacher's logits of one view of these rows: float32 (n, classes), up to a constant per row.

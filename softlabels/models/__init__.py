@@ -21,6 +21,7 @@ from softlabels.models._architecture import (
     published_weights,
     resolve,
 )
+from softlabels.models._classifier import classifier_weight
 from softlabels.models._columns import (
     are_numbers,
     check_class_map,
@@ -94,6 +95,7 @@ __all__ = [
     "build",
     "check_class_map",
     "chosen",
+    "classifier_weight",
     "columns_by_name",
     "columns_from_file",
     "dependence_on_neighbours",

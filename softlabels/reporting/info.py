@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from softlabels.choices import steps_in_words
 from softlabels.core.progress import percent, plural, size
+from softlabels.core.types import FIT
 from softlabels.errors import StoreError
 from softlabels.store import FORMAT, Store, TeacherLabels, open_store, output_name
 
@@ -44,8 +45,8 @@ def describe_store(location: str) -> dict[str, Any]:
             "damaged": [shard.name for shard in each.broken],
             "unlabelled": len(each.skipped),
             "bytes": each.nbytes,
-            "bytes_per_label": sum(array.record for array in each.card.layout.values()),
-            "codec": dict(each.card.codec),
+            "bytes_per_label": _bytes_per_label(each),
+            "codec": {setting: value for setting, value in each.card.codec.items() if setting != FIT},
             "format": each.card.format,
             "top1": top1,
             "top1_images": compared,
@@ -73,6 +74,14 @@ def describe_store(location: str) -> dict[str, Any]:
         "teachers": teachers,
         "problems": problems,
     }
+
+
+def _bytes_per_label(labels: TeacherLabels) -> float:
+    """Bytes of a label; of a codec that is made for compression, those on disk."""
+    held = sum(shard.rows * shard.views for shard in labels.shards)
+    if FIT in labels.card.codec and held:
+        return round(labels.nbytes / held, 2)
+    return sum(array.record for array in labels.card.layout.values())
 
 
 def _numbers(chunk: Any) -> NDArray[np.int64]:
@@ -142,7 +151,7 @@ def _row(name: str, teacher: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         _codec(teacher["codec"]),
-        f"{teacher['bytes_per_label']:,}",
+        f"{teacher['bytes_per_label']:,.4g}" if teacher["bytes_per_label"] % 1 else f"{teacher['bytes_per_label']:,}",
         f"{teacher['shards']:,} / {teacher['shards'] + teacher['missing']:,}",
         f"{teacher['views']}",
         top1,
@@ -171,8 +180,10 @@ def _teacher_lines(teachers: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _codec(codec: Mapping[str, Any]) -> str:
     """``dense:fp16``, ``topk:10 levels=32``: short forms give K, or the only setting."""
     settings = {name: value for name, value in codec.items() if name != "kind"}
-    short = "k" if "k" in settings else next(iter(settings)) if len(settings) == 1 else None
-    first = f":{settings[short]}" if short is not None else ""
+    only = next(iter(settings)) if len(settings) == 1 else None
+    short = next((name for name in ("bytes", "k") if name in settings), only)
+    value = settings.get(short) if short is not None else None
+    first = "" if short is None else f":{value:g}" if isinstance(value, float) else f":{value}"
     return " ".join([f"{codec['kind']}{first}", *(f"{name}={settings[name]}" for name in settings if name != short)])
 
 

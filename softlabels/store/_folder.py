@@ -40,7 +40,7 @@ def advice() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One view of one array of one shard: where its bytes lie."""
+    """One view of one array of one shard, or all of one that is `per_image`: where its bytes lie."""
 
     array: str
     view: int
@@ -195,15 +195,19 @@ class ShardFolder:
         where = f"{self.shard_place(shard)}: array {chunk.array!r}, view {chunk.view}"
         if zlib.crc32(data) != chunk.crc32:
             raise mismatch(self.shard_place(shard), chunk)
+        layout = self.owner.layout[chunk.array]
+        lies = np.empty((*layout.shape, shard.rows), layout.numpy) if layout.columns else out
         if chunk.plain:
-            bytes_of(out)[:] = np.frombuffer(data, np.uint8)
+            bytes_of(lies)[:] = np.frombuffer(data, np.uint8)
         else:
-            decompress(data, out, where)
+            decompress(data, lies, where)
+        if layout.columns:
+            out[...] = np.moveaxis(lies, -1, 0)
 
     def arrays(self, shard: Shard, header: Header) -> dict[str, NDArray[Any]]:
-        """All arrays of a shard, each (views, rows, ...), every chunk checked."""
+        """All arrays of a shard, each (views, rows, ...), or (1, rows, ...) `per_image`, every chunk checked."""
         layout = self.owner.layout
-        arrays = {name: np.empty((shard.views, shard.rows, *each.shape), each.numpy) for name, each in layout.items()}
+        arrays = {name: np.empty(each.extent(shard.views, shard.rows), each.numpy) for name, each in layout.items()}
         for chunk in self.chunks(shard, header):
             self.fill(chunk, shard, arrays[chunk.array][chunk.view - shard.first_view])
         return arrays

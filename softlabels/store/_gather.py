@@ -334,22 +334,22 @@ class LabelReader:
 
     def _chunks(self, slot: int) -> list[Chunk]:
         shard = self._directory.shard(slot)
-        return [each for each in self._opened[shard].chunks if self._directory.slot(shard, each.view) == slot]
+        layout, view = self.folder.owner.layout, slot % self._directory.width
+        return [each for each in self._opened[shard].chunks if each.view == view or layout[each.array].per_image]
 
     def _compare(self, slots: Sequence[int]) -> None:
         """Compare these chunks with their checksums, unless this process or one of its kin has done so."""
-        todo = []
-        for slot in slots:
-            shard = self._directory.shard(slot)
-            if self._compared[slot] != self._opened[shard].stamp:
-                todo += [(slot, shard, chunk) for chunk in self._chunks(slot)]
+        fresh = [slot for slot in slots if self._compared[slot] != self._opened[self._directory.shard(slot)].stamp]
+        # What all views of an image have in common is compared once.
+        chunks = ((self._directory.shard(slot), chunk) for slot in fresh for chunk in self._chunks(slot))
+        todo = list(dict.fromkeys(chunks))
         threads = min(len(todo), os.cpu_count() or 1, sum(chunk.size for *_, chunk in todo) // _WORTH_A_THREAD)
         if threads > 1:
             with ThreadPoolExecutor(threads, thread_name_prefix="softlabels-compare") as pool:
                 sums = list(pool.map(self._crc32, todo))
         else:
             sums = list(map(self._crc32, todo))
-        for (_, shard, chunk), found in zip(todo, sums, strict=True):
+        for (shard, chunk), found in zip(todo, sums, strict=True):
             if found != chunk.crc32 and self._unpacked is not None:
                 self._unpacked.discard(shard)
                 self._retired.append(self._opened[shard])
@@ -357,11 +357,11 @@ class LabelReader:
                 raise StoreError(f"{chunk.place} was damaged and is removed; read again to unpack it anew")
             if found != chunk.crc32:
                 raise mismatch(self.folder.shard_place(shard), chunk)
-        for slot, shard, _ in todo:
-            self._compared[slot] = self._opened[shard].stamp
+        for slot in fresh:
+            self._compared[slot] = self._opened[self._directory.shard(slot)].stamp
 
-    def _crc32(self, job: tuple[int, Shard, Chunk]) -> int:
-        _, shard, chunk = job
+    def _crc32(self, job: tuple[Shard, Chunk]) -> int:
+        shard, chunk = job
         mapped = self._opened[shard].maps[chunk.place]
         prefetch(np.array([mapped.address + chunk.offset]), chunk.size)
         return zlib.crc32(mapped.array()[chunk.offset : chunk.offset + chunk.size].data)

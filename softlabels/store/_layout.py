@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from softlabels.core.arrayfile.arrays import ArrayLayout, ArrayName, Length
 from softlabels.core.config import essence
 from softlabels.core.documents import differences, json_digest
-from softlabels.core.types import LOGITS
+from softlabels.core.types import FIT, LOGITS
 from softlabels.errors import StoreError
 
 LARGEST_CHUNK = 1 << 30
@@ -55,6 +55,8 @@ class TeacherCard(BaseModel):
     def _has_its_shape(self) -> TeacherCard:
         if self.shape and math.prod(self.shape) != self.classes:
             raise ValueError(f"shape {self.shape} has not {self.classes} values")
+        if self.compression == "none" and any(each.columns for each in self.layout.values()):
+            raise ValueError("arrays in columns are compressed ones")
         return self
 
     @property
@@ -77,10 +79,21 @@ class TeacherCard(BaseModel):
         return self.source or self.output
 
     def differs(self, other: TeacherCard) -> list[str]:
-        """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees."""
+        """What keeps labels of `other` from being of this card's kind, one clause each; what is not known agrees.
+
+        Whatever a codec took from one teacher does: the card that is there first counts.
+        """
         unknown = {"precision"} if None in (self.precision, other.precision) else set()
+        if FIT in self.codec and FIT in other.codec:
+            unknown.add("layout")  # it is of the codec, but for what the codec took from the teacher
         here, there = ({k: v for k, v in each.identity.items() if k not in unknown} for each in (self, other))
+        here["codec"], there["codec"] = _as_asked(self.codec), _as_asked(other.codec)
         return differences(here, there)
+
+
+def _as_asked(codec: Mapping[str, Any]) -> dict[str, Any]:
+    """A codec without what it took from a teacher."""
+    return {name: value for name, value in codec.items() if name != FIT}
 
 
 def check_chunks(layout: Mapping[str, ArrayLayout], rows: int) -> None:
@@ -96,15 +109,19 @@ def check_chunks(layout: Mapping[str, ArrayLayout], rows: int) -> None:
 def check_arrays(
     arrays: Mapping[str, np.ndarray[Any, Any]], layout: Mapping[str, ArrayLayout], extent: tuple[int, int]
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """`arrays` as they go to disk, each (views, rows, ...), or a StoreError that says what was wanted."""
+    """`arrays` as they go to disk, or a StoreError that says what was wanted; `extent` is (views, rows)."""
     if set(arrays) != set(layout):
         raise StoreError(f"a shard needs the arrays {sorted(layout)}, these are {sorted(arrays)}")
     for name, each in layout.items():
-        wanted = (*extent, *each.shape)
+        wanted = each.extent(*extent)
         if arrays[name].shape != wanted or arrays[name].dtype.name != each.dtype:
             raise StoreError(
                 f"array {name!r} must be {each.dtype} {wanted} (views, rows, ...), "
                 f"this is {arrays[name].dtype} {arrays[name].shape}"
             )
     check_chunks(layout, extent[1])
-    return {name: np.ascontiguousarray(arrays[name], each.numpy) for name, each in layout.items()}
+    return {name: _on_disk(arrays[name], each) for name, each in layout.items()}
+
+
+def _on_disk(array: np.ndarray[Any, Any], layout: ArrayLayout) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1) if layout.columns else array, layout.numpy)

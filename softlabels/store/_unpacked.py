@@ -38,8 +38,8 @@ _ALIGNED = 64
 
 
 def unit(folder: ShardFolder) -> int:
-    """Bytes that one view of the longest shard takes."""
-    return _view(folder, folder.runs.longest)
+    """Bytes that one view of the longest shard takes, with what all its views have in common."""
+    return sum(_aligned(folder.runs.longest * each.record) for each in folder.owner.layout.values())
 
 
 class Unpacked:
@@ -56,7 +56,10 @@ class Unpacked:
 
     def size(self, shard: Shard) -> int:
         """Bytes of the unpacked shard."""
-        return shard.views * (_view(self._folder, shard.rows) + 4 * len(self._folder.owner.layout))
+        return sum(
+            each.chunks(shard.views) * (_aligned(shard.rows * each.record) + 4)
+            for each in self._folder.owner.layout.values()
+        )
 
     def is_here(self, shard: Shard) -> bool:
         """Whether a copy of the shard, as its header was read last, is there now."""
@@ -142,8 +145,11 @@ class Unpacked:
 
     def _order(self, shard: Shard) -> list[tuple[str, ArrayLayout, int]]:
         """Array and view of each chunk, as they lie in the file."""
-        views = range(shard.first_view, shard.stop_view)
-        return [(name, each, view) for name, each in sorted(self._folder.owner.layout.items()) for view in views]
+        return [
+            (name, each, shard.first_view + place)
+            for name, each in sorted(self._folder.owner.layout.items())
+            for place in range(each.chunks(shard.views))
+        ]
 
     def _path(self, shard: Shard) -> Path:
         name = self._digests[shard]
@@ -155,10 +161,6 @@ class Unpacked:
 
     def _copying(self, shard: Shard, suffix: str = "") -> Path:
         return self._cache.folder / _FOLDER / COPYING / f"{self._digests[shard]}{suffix}"
-
-
-def _view(folder: ShardFolder, rows: int) -> int:
-    return sum(_aligned(rows * each.record) for each in folder.owner.layout.values())
 
 
 def _aligned(size: int) -> int:

@@ -99,8 +99,8 @@ class StoredTargets:
             own = arrays[self.teachers[0]]
             sparse = self.codec.sparse(own, self.labels.classes, temperature=self.temperature)
             return sparse.map(lambda tensor: sent(tensor, device))
-        decoded = self.labels.decode({name: arrays[name] for name in self.teachers}, self.temperature)
-        logits, words = sent(decoded, device), None
+        logits = self.labels.decode({name: arrays[name] for name in self.teachers}, self.temperature, device)
+        words = None
         if self.blend.samples:
             words = self.labels.blend_words(self.label_rows[batch.rows.numpy()], batch.views.numpy())
         return self.blend(logits, temperature=self.temperature, words=words)

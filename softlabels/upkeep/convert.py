@@ -7,20 +7,26 @@ passed over, so the same command goes on where a killed one stopped. Skipped row
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, Dense, Field, SparseCodec, spelled
+from softlabels.codecs import CODECS, Codec, Dense, Field, ShardCodec, SparseCodec, spelled
+from softlabels.core.arrayfile.arrays import ArrayLayout
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.dumping.dump import count, stored_as
+from softlabels.dumping.fitting import IMAGES, VIEWS, fit_to_sample
 from softlabels.errors import ConfigError, StoreError
+from softlabels.loading.labels import Labels
+from softlabels.loading.samplers import spread
 from softlabels.loading.views import encoding_words
 from softlabels.models import Preprocessing
 from softlabels.store import Shard, ShardContent, Store, TeacherCard, TeacherLabels, differences, joined
@@ -88,16 +94,24 @@ class Recode:
 
     def __call__(self, shard: Shard, content: ShardContent) -> Arrays:
         """The arrays of a shard in the new codec; those of skipped rows are of logits of 0."""
+        beside = {name: content.arrays[name] for name in content.arrays.keys() - self.old.layout(self.classes)}
+        if isinstance(self.new, ShardCodec):
+            logits = torch.stack([self._logits(shard, content, place) for place in range(shard.views)])
+            return self.new.encode_shard(logits) | beside
         views = [self._view(shard, content, place) for place in range(shard.views)]
-        return {name: np.stack([arrays[name] for arrays in views]) for name in views[0]}
+        return {name: np.stack([arrays[name] for arrays in views]) for name in views[0]} | beside
 
     def _view(self, shard: Shard, content: ShardContent, place: int) -> Arrays:
-        logits = self.old.decode({name: array[place] for name, array in content.arrays.items()}, self.classes)
-        logits[[row - shard.first_row for row in content.skipped]] = 0.0
         hashes = self.hashes[shard.first_row : shard.stop_row]
-        recoded = self.new.encode(logits, encoding_words(hashes, self.seed, shard.first_view + place))
-        beside = content.arrays.keys() - self.old.layout(self.classes)
-        return recoded | {name: content.arrays[name][place] for name in beside}
+        words = encoding_words(hashes, self.seed, shard.first_view + place)
+        return self.new.encode(self._logits(shard, content, place), words)
+
+    def _logits(self, shard: Shard, content: ShardContent, place: int) -> Tensor:
+        own = self.old.layout(self.classes)
+        of_view = {name: content.arrays[name][0 if each.per_image else place] for name, each in own.items()}
+        logits = self.old.decode(of_view, self.classes)
+        logits[[row - shard.first_row for row in content.skipped]] = 0.0
+        return logits
 
 
 def check_recoding(old: Codec, new: Codec, *, lossy: bool) -> None:
@@ -126,8 +140,28 @@ def recoded_card(card: TeacherCard, old: Codec, new: Codec) -> TeacherCard:
     versions = {**card.versions, RECODED: f"{before}, {spelled(old)}" if before else spelled(old)}
     others = card.layout.keys() - old.layout(card.classes)
     beside = {name: Field(each.dtype, each.shape) for name, each in card.layout.items() if name in others}
-    changed = {**stored_as(new, card.classes, beside=beside), "compression": card.compression, "versions": versions}
-    return TeacherCard.model_validate({**card.model_dump(), **changed})
+    compression = None if new.compressed else card.compression
+    stored = stored_as(new, card.classes, beside=beside, compression=compression)
+    return TeacherCard.model_validate({**card.model_dump(), **stored, "versions": versions})
+
+
+def recompressed(card: TeacherCard, compression: Literal["none", "zstd"]) -> TeacherCard:
+    """The card of the same labels in shards that are compressed otherwise: in columns where that is of use."""
+    fields = CODECS.make(card.codec).layout(card.classes)
+    columns = {name for name, each in fields.items() if each.columns and compression != "none"}
+    layout = {name: each.model_copy(update={"columns": name in columns}) for name, each in card.layout.items()}
+    return card.model_copy(update={"compression": compression, "layout": layout})
+
+
+def fitted_to_labels(labels: Labels, name: str, new: Codec) -> Codec:
+    """The codec with what it needs of the teacher, from some of its labels."""
+    assert isinstance(new, ShardCodec)
+    held = labels.of(name)
+    rows, _ = spread(len(labels), 1, len(labels))
+    rows = rows[held.labelled(rows)][:IMAGES]
+    views = range(min(held.views, VIEWS))
+    taken = (labels.take(np.sort(rows), np.full(len(rows), view), [name]) for view in views)
+    return fit_to_sample(new, torch.cat([labels.decode(each) for each in taken]), views=held.views, whose=name)
 
 
 def copy(
@@ -151,7 +185,7 @@ def copy(
             for shard, pieces in todo:
                 content = source.read_shard(shard)
                 for piece in pieces:
-                    part = _cut(content, piece.first_view - shard.first_view, piece.views)
+                    part = _cut(content, piece, shard, source.card.layout)
                     arrays = part.arrays if change is None else change(piece, part)
                     target.write(piece, arrays, skipped=part.skipped, digests=part.digests)
                     advance(count(piece))
@@ -273,10 +307,11 @@ def _lacking(shard: Shard, held: set[tuple[int, int]]) -> Iterator[Shard]:
             yield replace(shard, first_view=int(stretch[0]), stop_view=int(stretch[-1]) + 1)
 
 
-def _cut(content: ShardContent, first: int, views: int) -> ShardContent:
-    kept = slice(first, first + views)
+def _cut(content: ShardContent, piece: Shard, shard: Shard, layout: Mapping[str, ArrayLayout]) -> ShardContent:
+    """The views of `piece`, of what `shard` holds."""
+    kept = slice(piece.first_view - shard.first_view, piece.stop_view - shard.first_view)
     return ShardContent(
-        {name: array[kept] for name, array in content.arrays.items()},
+        {name: array if layout[name].per_image else array[kept] for name, array in content.arrays.items()},
         content.skipped,
         {row: texts[kept] for row, texts in content.digests.items()},
     )

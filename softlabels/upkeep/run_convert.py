@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from softlabels.codecs import Codec, check_for_logits
+from softlabels.codecs import CODECS, Codec, check_for_logits
 from softlabels.core.progress import Terminal
 from softlabels.core.types import LOGITS
+from softlabels.dumping.fitting import as_there, needs_fit
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels, open_labels
 from softlabels.loading.views import key_hashes
@@ -37,12 +38,16 @@ def run_convert(config: ConvertConfig, terminal: Terminal) -> list[CopyReport]:
     wanted = None if config.codec is None else config.codec.make()
     for name in names:
         labels.of(name).check_headers()
-    changes = {name: _change(labels, name, wanted, lossy=config.lossy) for name in names}
+    there = find_store(locate(config.out, config.cache), config.cache)
+    cards = {} if there is None else {name: there.teacher(name).card for name in there.folders}
+    changes = {name: _change(labels, name, wanted, cards.get(name), lossy=config.lossy) for name in names}
     target = copy_images(labels.store, config.out, config.cache)
     reports = []
     for name, change in changes.items():
         card = _card(labels.of(name).card, change, config)
         copied = target.prepare(name, card)
+        if change is not None:
+            change = replace(change, new=CODECS.make(copied.card.codec))
         report = converting.copy(labels.of(name), copied, change, terminal=terminal)
         reports.append(_completed(report, labels.of(name), copied))
     return reports
@@ -85,20 +90,29 @@ def _folders(labels: Labels, teachers: tuple[str, ...] | None) -> list[str]:
     return [each for name in chosen for each in (name, *(folder_name(name, it) for it in labels.outputs(name)))]
 
 
-def _change(labels: Labels, name: str, wanted: Codec | None, *, lossy: bool) -> Recode | None:
-    """How one teacher's labels change their codec; None when they keep it, as other outputs than logits do."""
+def _change(
+    labels: Labels, name: str, wanted: Codec | None, there: TeacherCard | None, *, lossy: bool
+) -> Recode | None:
+    """How one teacher's labels change their codec; None when they keep it, as other outputs than logits do.
+
+    `there` is the card of those that are in the target already.
+    """
     old = labels.codec(name)
+    wanted = None if wanted is None else as_there(wanted, labels.of(name).card)
     if wanted is None or wanted == old or labels.of(name).card.output != LOGITS:
         return None
     check_for_logits(wanted)
     converting.check_recoding(old, wanted, lossy=lossy)
+    wanted = as_there(wanted, there)
+    if needs_fit(wanted):
+        wanted = converting.fitted_to_labels(labels, name, wanted)
     return Recode(old, wanted, labels.classes, key_hashes(labels.keys), labels.seed)
 
 
 def _card(card: TeacherCard, change: Recode | None, config: ConvertConfig) -> TeacherCard:
     recoded = card if change is None else converting.recoded_card(card, change.old, change.new)
-    chosen = {"format": config.format, "compression": config.compression}
-    return recoded.model_copy(update={name: value for name, value in chosen.items() if value is not None})
+    formatted = recoded if config.format is None else recoded.model_copy(update={"format": config.format})
+    return formatted if config.compression is None else converting.recompressed(formatted, config.compression)
 
 
 def _check_any(locations: str, teachers: Collection[str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from softlabels.codecs import Codec, nearest_temperature
+from softlabels.codecs import Codec, ShardCodec, nearest_temperature
+from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural
 from softlabels.core.types import LOGITS
@@ -200,8 +202,12 @@ def compare_teacher(
     fresh, addresses = torch.cat(again), labels.rows(images.keys.take(rows.tolist()))
     words = pictures.words(rows, views)
     temperature = nearest_temperature(codec, max(1.0, float(fresh.std(-1, correction=0).median())))
-    there = labels.decode(labels.take(addresses, views, [name]), temperature)[0]
-    here = _decoded(codec, fresh, words, temperature)
+    taken = labels.take(addresses, views, [name])[name]
+    there = labels.decode({name: taken}, temperature)[0]
+    coded = functools.partial(_decoded, codec, words=words, temperature=temperature)
+    if isinstance(codec, ShardCodec):
+        coded = functools.partial(_decoded_like, codec, taken, temperature=temperature)
+    here = coded(fresh)
     kl = divergence(here, there, temperature)
     known = torch.from_numpy(images.labels[rows].astype(np.int64))
     labelled = known >= 0
@@ -213,7 +219,7 @@ def compare_teacher(
         top1=_same(here, there),
         temperature=temperature,
         changed=_changed(kl),
-        explained=explained(codec, fresh, words, temperature, rounding),
+        explained=explained(coded, fresh, temperature, rounding),
         neighbours=apart,
         rounding=rounding,
         stored_top1=(there.argmax(-1) == known)[labelled].double().mean().item() if labelled.any() else None,
@@ -228,26 +234,26 @@ def rounding_of(labels: TeacherLabels, precision: str) -> float:
     return max(ROUNDING[cause] for cause in causes)
 
 
-def explained(codec: Codec, logits: Tensor, words: Words, temperature: float, rounding: float) -> Explained:
-    """What `rounding` of these logits (n, classes) explains.
+def explained(coded: Callable[[Tensor], Tensor], logits: Tensor, temperature: float, rounding: float) -> Explained:
+    """What `rounding` of these logits (n, classes) explains; `coded` encodes them as the stored ones and decodes.
 
     It is tried out, for each codec rounds in its own way: logits are moved by `rounding`, encoded and compared with
     those that were not. Of codecs that round to few levels most labels stay equal and some jump a level, so two such
     jumps are allowed, also where none was met: logits that are moved farther tell how large they are.
     """
     chance = torch.Generator().manual_seed(0)
-    here, spread, few = _decoded(codec, logits, words, temperature), rounding * spread_of(logits), len(logits)
+    here, spread, few = coded(logits), rounding * spread_of(logits), len(logits)
     kls, changed, same = [], [], []
     most = farthest = 0.0
     for _ in range(_TRIES):
         noise = spread * torch.randn(logits.shape, generator=chance)
-        there = _decoded(codec, logits + noise, words, temperature)
+        there = coded(logits + noise)
         kl = divergence(here, there, temperature)
         kls.append(kl.mean().item())
         most = max(most, kl.max().item())
         changed.append(_changed(kl))
         same.append(_same(here, there))
-        farther = _decoded(codec, logits + _FARTHER * noise, words, temperature)
+        farther = coded(logits + _FARTHER * noise)
         farthest = max(farthest, divergence(here, farther, temperature).max().item())
     share = float(np.mean(changed))
     return Explained(
@@ -267,6 +273,11 @@ def _same(some: Tensor, others: Tensor) -> float:
 
 def _decoded(codec: Codec, logits: Tensor, words: Words, temperature: float) -> Tensor:
     return codec.decode(codec.encode(logits, words), logits.shape[1], temperature=temperature)
+
+
+def _decoded_like(codec: ShardCodec, stored: Arrays, logits: Tensor, temperature: float) -> Tensor:
+    """As `_decoded`, where what a label's other views have in common with it is as it is stored."""
+    return codec.decode(codec.encode_like(logits, stored), logits.shape[1], temperature=temperature)
 
 
 def _disagreement(agreement: RerunAgreement, largest: float | None) -> list[str]:

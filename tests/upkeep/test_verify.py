@@ -306,7 +306,10 @@ def test_what_precision_changes_is_explained_for_every_codec(codec: object, spre
     logits = spread * torch.randn(64, 100, generator=chance)
     words = np.random.default_rng(0).integers(0, 2**63, 64, dtype=np.uint64)
     temperature = nearest_temperature(part, max(1.0, spread))
-    may = explained(part, logits, words, temperature, ROUNDING["fp32"])
+    def coded(rows: torch.Tensor) -> torch.Tensor:
+        return part.decode(part.encode(rows, words), 100, temperature=temperature)
+
+    may = explained(coded, logits, temperature, ROUNDING["fp32"])
     there = part.decode(part.encode(logits, words), 100, temperature=temperature)
     for size, fine in ((1e-6, True), (1e-3, True), (0.3, False)):
         again = logits + size * spread * torch.randn(64, 100, generator=chance)

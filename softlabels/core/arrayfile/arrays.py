@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
@@ -43,13 +43,19 @@ ArrayName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
 class ArrayLayout(BaseModel):
-    """What a row of an array is: its dtype by numpy's name and its shape."""
+    """What a row of an array is: its dtype by numpy's name and its shape.
+
+    `columns`: on disk the rows are the last axis, so that values of one kind lie beside each other and compress well.
+    `per_image`: there is one chunk for all views.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     FIRST: ClassVar[frozenset[str]] = frozenset({"dtype", "shape"})
 
     dtype: str
     shape: Annotated[tuple[Length, ...], Field(max_length=8)] = ()
+    columns: bool = False
+    per_image: bool = False
 
     @field_validator("dtype")
     @classmethod
@@ -73,6 +79,18 @@ class ArrayLayout(BaseModel):
     def record(self) -> int:
         """Bytes of one row."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def chunks(self, views: int) -> int:
+        """Chunks of an array of so many views."""
+        return 1 if self.per_image else views
+
+    def extent(self, views: int, rows: int) -> tuple[int, ...]:
+        """The array's shape in memory."""
+        return (self.chunks(views), rows, *self.shape)
+
+    def stored(self, views: int, rows: int) -> tuple[int, ...]:
+        """The array's shape on disk."""
+        return (self.chunks(views), *self.shape, rows) if self.columns else self.extent(views, rows)
 
 
 class Stretch(NamedTuple):
@@ -160,8 +178,11 @@ class ArrayFormat(Protocol):
         """Refuse a compression of which the package is not installed, before anything is written: ConfigError."""
         ...
 
-    def write(self, path: Path, header: ArrayHeader, arrays: Arrays) -> None:
-        """Make a file or folder at `path` of arrays (chunks, rows, ...); `header` is completed with where they lie."""
+    def write(self, path: Path, header: ArrayHeader, arrays: Arrays, columns: Collection[str] = ()) -> None:
+        """Make a file or folder at `path` of arrays (chunks, ...); `header` is completed with where they lie.
+
+        `columns` are those arrays that are in columns, for which a compressor takes more time.
+        """
         ...
 
     def read_header(self, place: SafePath, kind: type[H]) -> H:
@@ -188,11 +209,11 @@ class ArrayFormat(Protocol):
 def check_array(
     stored: StoredArray, layout: ArrayLayout, extent: tuple[int, int], compression: str, where: str
 ) -> None:
-    """Raise Damaged, naming `where`, unless a header states such an array of `extent` (chunks, rows)."""
-    chunks, rows = extent
-    if stored.dtype != layout.dtype or stored.shape != (*extent, *layout.shape):
+    """Raise Damaged, naming `where`, unless a header states such an array of `extent` (views, rows)."""
+    chunks, rows, wanted = layout.chunks(extent[0]), extent[1], layout.stored(*extent)
+    if stored.dtype != layout.dtype or stored.shape != wanted:
         found = f"{stored.dtype!r:.40} {stored.shape!r:.100}"  # of a stranger's header: any text, of any length
-        raise Damaged(f"{where} is {found}, not {layout.dtype} {(*extent, *layout.shape)}")
+        raise Damaged(f"{where} is {found}, not {layout.dtype} {wanted}")
     if any(len(each) != chunks for each in (stored.offsets, stored.sizes, stored.crc32, stored.plain)):
         raise Damaged(f"{where} does not list one place for each of {chunks} chunks")
     for _, size, plain in stored.chunks:
@@ -218,13 +239,13 @@ def check_files(place: SafePath, format: ArrayFormat, header: ArrayHeader, layou
 def write_arrays(
     format: ArrayFormat, path: Path, header: ArrayHeader, layout: Mapping[str, ArrayLayout], arrays: Arrays
 ) -> None:
-    """Make a file or folder at `path` of arrays (chunks, rows, ...) of this layout, and read it back.
+    """Make a file or folder at `path` of arrays, each of the shape that its layout has on disk, and read it back.
 
     Raises:
         OSError: it cannot be written.
         StoreError: it is read back otherwise than it was written.
     """
-    format.write(path, header, arrays)
+    format.write(path, header, arrays, [name for name, each in layout.items() if each.columns])
     place = SafePath(path.parent, (path.name,))
     found = format.read_header(place, type(header))
     for name, array in arrays.items():

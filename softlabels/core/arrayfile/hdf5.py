@@ -11,11 +11,12 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, H, StoredArray, StoredFile, Stretch
+from softlabels.core.arrayfile.blosc import COLUMNS, ROWS
 from softlabels.core.arrays import Arrays
 from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, parse
 from softlabels.core.files import Deferred
@@ -48,12 +49,13 @@ class Hdf5:
         if compression != "none":
             required("hdf5plugin", "zstd", f"compression {compression} in HDF5")
 
-    def write(self, path: Path, header: ArrayHeader, arrays: Arrays) -> None:
+    def write(self, path: Path, header: ArrayHeader, arrays: Arrays, columns: Collection[str] = ()) -> None:
         """See `ArrayFormat.write`."""
         block = _block_size(_draft(header, arrays))
         with path.open("w+b", buffering=0) as raw:
             deferred = Deferred(raw)
-            places = _write_arrays(deferred, block, arrays, header.compression)
+            filters = {name: _filters(header.compression, COLUMNS if name in columns else ROWS) for name in arrays}
+            places = _write_arrays(deferred, block, arrays, filters)
             deferred.finish()
         with path.open("r+b") as file:
             file.write(_encoded(_located(header, arrays, places, path, block), block))
@@ -97,7 +99,9 @@ class Hdf5:
         return []
 
 
-def _write_arrays(raw: Deferred, block: int, arrays: Arrays, compression: str) -> dict[str, list[Stretch]]:
+def _write_arrays(
+    raw: Deferred, block: int, arrays: Arrays, filters: Mapping[str, dict[str, Any]]
+) -> dict[str, list[Stretch]]:
     """Write the file with an empty user block; for each array where its chunks lie."""
     import h5py  # not needed for reading, and half of what a reader's start would cost
 
@@ -107,26 +111,25 @@ def _write_arrays(raw: Deferred, block: int, arrays: Arrays, compression: str) -
     with h5py.File(
         raw, "w", userblock_size=block, libver=versions, alignment_threshold=4096, alignment_interval=64
     ) as file:
-        stored = {name: _write_array(file, name, array, compression) for name, array in arrays.items()}
+        stored = {name: _write_array(file, name, array, filters[name]) for name, array in arrays.items()}
         file.flush()
         return {name: _chunks(dataset) for name, dataset in stored.items()}
 
 
-def _write_array(file: Any, name: str, array: Any, compression: str) -> Any:
-    dataset = file.create_dataset(
-        name, array.shape, array.dtype, chunks=(1, *array.shape[1:]), fletcher32=True, **_filters(compression)
-    )
+def _write_array(file: Any, name: str, array: Any, filters: dict[str, Any]) -> Any:
+    chunks = (1, *array.shape[1:])
+    dataset = file.create_dataset(name, array.shape, array.dtype, chunks=chunks, fletcher32=True, **filters)
     for number, chunk in enumerate(array):
         dataset[number] = chunk
     return dataset
 
 
-def _filters(compression: str) -> dict[str, Any]:
+def _filters(compression: str, how: Mapping[str, Any]) -> dict[str, Any]:
     if compression == "none":
         return {}
     import hdf5plugin
 
-    return dict(hdf5plugin.Blosc(cname="zstd", clevel=5, shuffle=hdf5plugin.Blosc.BITSHUFFLE))
+    return dict(hdf5plugin.Blosc(**how))
 
 
 def _chunks(dataset: Any) -> list[Stretch]:

@@ -11,13 +11,14 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softlabels.core.arrayfile.arrays import ArrayHeader, ArrayLayout, H, StoredArray, StoredFile, Stretch
+from softlabels.core.arrayfile.blosc import COLUMNS, ROWS
 from softlabels.core.arrays import Arrays
 from softlabels.core.documents import FORMAT, LARGEST, canonical, check_format, checked, json_digest, parse
 from softlabels.core.locks import Lock
@@ -43,13 +44,13 @@ class Zarr:
     def check_compression(self, compression: str) -> None:
         """See `ArrayFormat.check_compression`; numcodecs comes with softlabels."""
 
-    def write(self, path: Path, header: ArrayHeader, arrays: Arrays) -> None:
+    def write(self, path: Path, header: ArrayHeader, arrays: Arrays, columns: Collection[str] = ()) -> None:
         """See `ArrayFormat.write`."""
         path.mkdir()
         stored: dict[str, StoredArray] = {}
         files: dict[str, StoredFile] = {}
         for name, array in arrays.items():
-            members = _as_files(array, header.compression)
+            members = _as_files(array, header.compression, columns=name in columns)
             for member, data in members.items():
                 inner = path / name / member
                 inner.parent.mkdir(parents=True, exist_ok=True)
@@ -94,17 +95,19 @@ class Zarr:
         return [name for name in found if name != _META]
 
 
-def _as_files(array: Any, compression: str) -> dict[str, bytes]:
+def _as_files(array: Any, compression: str, *, columns: bool) -> dict[str, bytes]:
     """The files of an array, by their names below it, as the library writes them."""
     with _lock.get():
-        stored, files = _in_memory(array.shape, np.dtype(array.dtype), compression)
+        stored, files = _in_memory(array.shape, np.dtype(array.dtype), compression, columns)
         stored[...] = array
         chunks = files.pop(_chunk_file(array.ndim))
         return {_chunk_file(array.ndim): chunks.to_bytes(), _META: files[_META].to_bytes()}
 
 
 @functools.lru_cache(maxsize=16)
-def _in_memory(shape: tuple[int, ...], dtype: np.dtype[Any], compression: str) -> tuple[Any, dict[str, Any]]:
+def _in_memory(
+    shape: tuple[int, ...], dtype: np.dtype[Any], compression: str, columns: bool
+) -> tuple[Any, dict[str, Any]]:
     """An array of the library's, and its files: many are alike, and making one takes a millisecond.
 
     In memory, since on a disk most of the time would go into the threads that the library waits for.
@@ -122,7 +125,7 @@ def _in_memory(shape: tuple[int, ...], dtype: np.dtype[Any], compression: str) -
         chunks=(1, *inner),
         shards=(chunks, *inner),
         filters=None,
-        compressors=[*_compressors(compression, dtype.itemsize), Crc32cCodec()],
+        compressors=[*_compressors(compression, dtype.itemsize, COLUMNS if columns else ROWS), Crc32cCodec()],
         fill_value=0,
         config={"write_empty_chunks": True},  # a chunk of zeros must have its place, too
         overwrite=False,
@@ -130,12 +133,12 @@ def _in_memory(shape: tuple[int, ...], dtype: np.dtype[Any], compression: str) -
     return stored, files
 
 
-def _compressors(compression: str, itemsize: int) -> list[Any]:
+def _compressors(compression: str, itemsize: int, how: Mapping[str, Any]) -> list[Any]:
     if compression == "none":
         return []
     from zarr.codecs import BloscCodec
 
-    return [BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=itemsize)]
+    return [BloscCodec(**{**how, "shuffle": "bitshuffle"}, typesize=itemsize)]
 
 
 def _chunk_file(dimensions: int) -> str:
