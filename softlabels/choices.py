@@ -46,6 +46,7 @@ CODECS: Table[Codec] = Table(
         "topk": "softlabels.codecs._topk:TopK",
         "sampled": "softlabels.codecs._sampled:Sampled",
         "probabilities": "softlabels.codecs._probabilities:Probabilities",
+        "top_logits": "softlabels.codecs._top_logits:TopLogits",
     },
 )
 

@@ -13,6 +13,7 @@ classes, they depend on the temperature at which they are softened, which is why
     int8       features, not logits: 8 bits a value, a scale per row  int8
 
     probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
+    top_logits     the K highest at any temperature, nothing for the others                 top_logits:10
 
 All arrays have one fixed size per label and are stored uncompressed, so that a label can be read from a memory map.
 """
@@ -32,6 +33,7 @@ from softlabels.codecs._label import Field
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
+from softlabels.codecs._top_logits import TopLogits
 from softlabels.codecs._topk import TopK
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
@@ -52,6 +54,7 @@ __all__ = [
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "TopLogits",
     "check_for_logits",
     "check_for_outputs",
     "nearest_temperature",
