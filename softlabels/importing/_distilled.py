@@ -136,7 +136,7 @@ class _Batch:
         changed = parts.pop(2) if isinstance(parts[2], list) else None
         if not 6 <= len(parts) <= 7:
             raise _no_batch(file, "a list of crops, flips, mixture and logits")
-        coords, flips, values = (np.asarray(parts[place]) for place in (0, 1, 5))
+        coords, flips, values = (_array(parts[place]) for place in (0, 1, 5))
         count = len(values) if values.ndim == 2 else 0
         cutout = flips.shape == (count, 7)
         numbers = coords.dtype.kind == values.dtype.kind == "f" and flips.dtype.kind in ("f" if cutout else "bu")
@@ -148,7 +148,7 @@ class _Batch:
                 f"{file} tells of {'rectangles painted over' if cutout else 'RandAugment'}, of which images are not "
                 f"made here; import the labels alone with `labels_only=True`"
             )
-        ids = None if len(parts) == 6 else np.asarray(parts[6])
+        ids = None if len(parts) == 6 else _array(parts[6])
         ids = _checked(file, values, ids, choices.classes)
         coords = coords.astype(np.float32)
         inside = (coords[:, :2] >= 0) & (coords[:, 2:] > 0) & (coords[:, :2] + coords[:, 2:] <= 1 + _STRAYS)
@@ -389,6 +389,19 @@ def _no_batch(file: Path, wanted: str) -> DataError:
     return DataError(f"{file} is no batch file of these projects: it should hold {wanted}")
 
 
+def _array(value: Any) -> NDArray[Any]:
+    """What a file holds as an array; an empty one of objects for what is none."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.zeros(0, object)
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a short line."""
+    return " ".join(repr(value).split())[:80]
+
+
 def _checked(file: Path, values: NDArray[Any], ids: NDArray[Any] | None, classes: int) -> Rows | None:
     """The classes (n, K) that logits (n, K) are of, None for all; both known to be such."""
     if not np.isfinite(values).all():
@@ -412,21 +425,21 @@ def _mixture(file: Path, count: int, index: Any, lam: Any, box: Any) -> tuple[Ro
     """Partner, blend and cut of a batch, as `_Batch` has them."""
     if index is None:
         return None, 1.0, np.zeros(4, np.int16)
-    partner = np.asarray(index)
+    partner = _array(index)
     whole = partner.shape == (count,) and partner.dtype.kind in "iu"
     if not whole or (np.sort(partner) != np.arange(count)).any():
         bits = "; LPQLD writes them in 8 bits, which are too few for more than 256" if count > 256 else ""
         raise DataError(f"{file} does not name each of its {count:,} images once as a partner in a mixture{bits}")
     partner = partner.astype(np.int64)
     if box is None:
-        share = np.asarray(lam)
+        share = _array(lam)
         if share.shape != () or share.dtype.kind not in "iuf" or not 0 <= share <= 1:
-            raise _no_batch(file, f"a share of a mixup from 0 to 1, and holds {lam!r}")
+            raise _no_batch(file, f"a share of a mixup from 0 to 1, and holds {_shown(lam)}")
         return partner, float(share), np.zeros(4, np.int16)
-    edges = np.array([np.asarray(each) for each in box]) if isinstance(box, list | tuple) else np.zeros(0)
+    edges = _array(box)
     ordered = edges.shape == (4,) and edges.dtype.kind in "iu" and (edges[:2] <= edges[2:]).all()
     if not ordered or edges.min() < 0 or edges.max() >= 1 << 15:
-        raise _no_batch(file, f"a box of four edges of a cutmix, and holds {box!r}")
+        raise _no_batch(file, f"a box of four edges of a cutmix, and holds {_shown(box)}")
     return partner, 1.0, edges.astype(np.int16)
 
 
@@ -571,7 +584,7 @@ def _known(names: list[Any], file: Path, number: str, images: Images) -> Order:
     if (rows < 0).any():
         unknown = names[int(np.flatnonzero(rows < 0)[0])]
         raise DataError(
-            f"{file}: list {number} names {unknown!r}, which {images.name} does not have; give that data set"
+            f"{file}: list {number} names {_shown(unknown)}, which {images.name} does not have; give that data set"
         )
     if len(np.unique(rows)) < len(rows):
         raise DataError(f"{file}: list {number} names an image twice; it is damaged, or no order of images")

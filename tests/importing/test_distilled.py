@@ -418,6 +418,36 @@ def test_a_file_that_is_wrong_is_named_and_the_import_goes_on_when_it_is_mended(
     assert shard_bytes(tmp_path / "s") == shard_bytes(tmp_path / "whole")
 
 
+_ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(width=32)
+    | st.sampled_from(
+        [torch.zeros(0), torch.zeros(24), torch.ones(24, 4), torch.arange(24), torch.zeros(24, 8).half()]
+    ),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(0, 8), value=_ANYTHING)
+def test_whatever_a_file_holds_it_is_read_or_refused_in_one_line(
+    place: int, value: Any, written: tuple[Path, list[rivals.Shown]], photos: Path, tmp_path_factory: Any
+) -> None:
+    folder = copied(written[0], tmp_path_factory.mktemp("odd") / "f")
+    for batch in range(5):
+        changed(
+            folder / f"epoch_0/batch_{batch}.tar",
+            lambda content: [*content, value] if place == 6 else [*content[:place], value, *content[place + 1 :]],
+        )
+    try:
+        imported(folder, photos, folder.with_name("s"))
+    except softlabels.SoftlabelsError as problem:
+        assert "\n" not in str(problem)
+
+
 def test_a_batch_of_another_data_set_is_found_wherever_it_lies(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
