@@ -53,7 +53,7 @@ Text = str | PathLike[str]
 
 def available(
     kind: Literal[
-        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"
+        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "importers", "optimizers"
     ] = ...,
     pattern: Text | None = None,
     *,
@@ -294,7 +294,7 @@ def export(
     """
 
 def import_labels(
-    from_: Literal["fkd", "tinyvit", "ml-dr"] = ...,
+    from_: Part = ...,
     source: Text = ...,
     *,
     config: Text | None = None,
@@ -309,6 +309,10 @@ def import_labels(
     views: int | None = None,
     name: Text | None = None,
     classes: int | None = None,
+    codec: Part | None = None,
+    order: Text | None = None,
+    order_seed: int | None = None,
+    input_size: int | None = None,
     temperature: float = 1.0,
     tail: Literal["uniform", "none"] = "uniform",
     values: Literal["fp16", "fp32"] | None = None,
@@ -325,7 +329,8 @@ def import_labels(
     rows_per_shard: int = 4096,
     part: Text = "0/1",
 ) -> ImportReport:
-    """Make a store of label files in SOURCE that FKD, TinyViT or dataset reinforcement (ml-dr) published.
+    """Make a store of label files in SOURCE that FKD, TinyViT, dataset reinforcement (ml-dr), SRe2L, LPLD or LPQLD
+    published, or another installed package reads.
 
     Nothing in the files is executed. Crops and changes that they record are replayed; labels whose views cannot be made
     here are paired with your own data set (docs/importing.md). The same command goes on where a killed one stopped.
@@ -344,6 +349,13 @@ def import_labels(
         views: only the first so many views  [default: all]
         name: the teacher's name in the store  [default: the project's]
         classes: classes of the teacher  [default: those of the data set]
+        codec: of files that hold logits: how they are stored: dense, topk:10, head_tail:10, quantized, ...  [default:
+            dense]
+        order: of sre2l, lpld, lpqld: JSON file that lists the images of each epoch, of lpqld of each batch, in their
+            order, by key or number
+        order_seed: of sre2l, lpld: seed of the order of images, their fkd_seed  [default: 42, or the order that lpld
+            wrote]
+        input_size: of sre2l, lpld, lpqld: side of the images that the teacher saw  [default: 224]
         temperature: temperature of the softmax that the files hold
         tail: classes that a label does not name share the rest of 1, or have nothing
         values: how probabilities are stored  [default: as in the files]

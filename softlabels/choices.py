@@ -31,6 +31,7 @@ from softlabels.errors import ConfigError, DataError, ModelError, did_you_mean
 if TYPE_CHECKING:
     from softlabels.codecs import Codec
     from softlabels.datasets import DataSet
+    from softlabels.importing.projects import Source
     from softlabels.losses import Blend, Loss, Term
     from softlabels.models import StudentSpec, TeacherSpec
     from softlabels.views import Recipe, Step
@@ -47,8 +48,23 @@ CODECS: Table[Codec] = Table(
         "sampled": "softlabels.codecs._sampled:Sampled",
         "transform": "softlabels.codecs._transform:Transform",
         "probabilities": "softlabels.codecs._probabilities:Probabilities",
+        "top_logits": "softlabels.codecs._top_logits:TopLogits",
     },
 )
+
+IMPORTERS: Table[Source] = Table(
+    "project",
+    "importers",
+    {
+        "fkd": "softlabels.importing._fkd:Fkd",
+        "tinyvit": "softlabels.importing._tinyvit:TinyViT",
+        "ml-dr": "softlabels.importing._ml_dr:MlDr",
+        "sre2l": "softlabels.importing._distilled:Sre2l",
+        "lpld": "softlabels.importing._distilled:Lpld",
+        "lpqld": "softlabels.importing._distilled:Lpqld",
+    },
+)
+"""Whose label files are read."""
 
 LOSSES: Table[Loss] = Table(
     "loss",
@@ -621,6 +637,36 @@ class BlendChoice(Choice["Blend"]):
     def make(self) -> Blend:
         """See `Choice.make`."""
         return BLENDS.make(self.given)
+
+
+class ImporterChoice(Choice["Source"]):
+    """Whose label files are read, by name alone."""
+
+    what = "project"
+
+    @staticmethod
+    def check(given: Given) -> Given:
+        """See `Choice`."""
+        if not isinstance(given, str):
+            raise ConfigError(f"a project is a name, not {given!r}; {did_you_mean('', IMPORTERS.names)}")
+        return IMPORTERS.check(given)
+
+    @staticmethod
+    def named() -> tuple[str, ...]:
+        """All that can be written, which are few."""
+        return IMPORTERS.names
+
+    @property
+    def name(self) -> str:
+        """The project's name."""
+        return str(self.given)
+
+    def make(self) -> Source:
+        """Raises ConfigError: files are opened for a data set, by `softlabels.importing.projects.open_source`."""
+        raise ConfigError(f"label files of {self.name} are opened for a data set")
+
+    def check_settings(self) -> None:
+        """Nothing: there are none."""
 
 
 class RecipeChoice(Choice["Recipe"]):

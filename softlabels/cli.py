@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
@@ -106,9 +106,16 @@ class Text(click.ParamType):  # type: ignore[type-arg]  # which late versions of
             return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        words = get_args(self._kind) if get_origin(self._kind) is Literal else ()
-        found = [CompletionItem(each) for each in words if str(each).startswith(incomplete)]
+        found = [CompletionItem(each) for each in _words(self._kind) if each.startswith(incomplete)]
         return found or super().shell_complete(ctx, param, incomplete)
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """All that can be written for a value of this type, where it is a few words."""
+    if get_origin(kind) is Literal:
+        return tuple(map(str, get_args(kind)))
+    named: Callable[[], tuple[str, ...]] | None = getattr(kind, "named", None)
+    return () if named is None else named()
 
 
 class Once(click.Option):
@@ -413,8 +420,8 @@ def _row(command: str, name: str, field: Any, *, every: bool) -> tuple[str, str]
 
 
 def _metavar(name: str, kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(map(str, get_args(kind)))
+    if words := _words(kind):
+        return "|".join(words)
     return METAVARS.get(name) or {int: "N", float: "X"}.get(kind) or "VALUE"
 
 
@@ -443,7 +450,8 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
         return annotation, False
     if origin is tuple:
         return _click_type(args[0])[0], True
-    return (annotation if annotation in (int, float, bool, str) else str), bool(getattr(annotation, "many", False))
+    plain = annotation in (int, float, bool, str) or hasattr(annotation, "named")
+    return (annotation if plain else str), bool(getattr(annotation, "many", False))
 
 
 @click.group(

@@ -181,7 +181,8 @@ COMMANDS: Mapping[str, Command] = {
             "import",
             "importing.config:ImportConfig",
             "importing.run:run_import",
-            "Make a store of label files in SOURCE that FKD, TinyViT or dataset reinforcement (ml-dr) published.\n\n"
+            "Make a store of label files in SOURCE that FKD, TinyViT, dataset reinforcement (ml-dr), SRe2L, LPLD or "
+            "LPQLD published, or another installed package reads.\n\n"
             "Nothing in the files is executed. Crops and changes that they record are replayed; labels whose views "
             "cannot be made here are paired with your own data set (docs/importing.md). The same command goes on where "
             "a killed one stopped.",

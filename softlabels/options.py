@@ -223,12 +223,16 @@ PAGES: Mapping[str, Page] = {
     ),
     "import": Page(
         STORES,
-        "Read label files of FKD, TinyViT or ml-dr",
-        ("softlabels import --from fkd FKD_soft_label_500_crops/ --data imagenet --data-dir /data/imagenet",),
+        "Read label files of FKD, TinyViT, ml-dr, SRe2L, ...",
+        (
+            "softlabels import --from fkd FKD_soft_label_500_crops/ --data imagenet --data-dir /data/imagenet",
+            "softlabels import --from sre2l FKD_cutmix_fp16/ --data distilled/ --codec topk:100",
+        ),
         {
-            "Files": "source from_ | classes temperature tail mixup cutmix mixup_prob mixup_switch_prob",
+            "Files": "source from_ | classes temperature tail mixup cutmix mixup_prob mixup_switch_prob order "
+            "order_seed input_size",
             "Images": "data data_dir split limit | labels_only allow_mismatch on_missing seed",
-            "Label store": "out views name format | values compression rows_per_shard",
+            "Label store": "out views name codec format | values compression rows_per_shard",
             "Run": f"part | {_CACHE}",
         },
         needs="label files and the images they are of: `from`, `source` and `data`",
@@ -314,6 +318,7 @@ METAVARS: Mapping[str, str] = {
     "function": "MODULE:FUNCTION",
     "grid": "SETTING=VALUES",
     "init": "RUN",
+    "input_size": "N",
     "init_from": "NETWORK",
     "init_from_weights": "WEIGHTS",
     "layers": "LAYER",
@@ -323,6 +328,7 @@ METAVARS: Mapping[str, str] = {
     "optimizer": "NAME",
     "out": "DIR",
     "output": "NAME[=CODEC]",
+    "order": "FILE",
     "part": "I/N",
     "name": "NAME",
     "pattern": "PATTERN",

@@ -22,6 +22,7 @@ EXAMPLES = [
     {"kind": "sampled", "k": 8},
     {"kind": "probabilities", "k": 8},
     {"kind": "probabilities", "k": 5, "temperature": 2.0, "tail": "none", "dtype": "fp32"},
+    {"kind": "top_logits", "k": 6},
 ]
 CODES = [CODECS.make(example) for example in EXAMPLES]
 

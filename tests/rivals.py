@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
 from softlabels.datasets import Images
 
+BILINEAR = InterpolationMode.BILINEAR
 STEPS = ("ShearX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast", "Sharpness", "Posterize", "Solarize")
 STRENGTHS = (0.09, -12.3, 9.0, 0.27, -0.27, 0.27, -0.27, 6.0, 178.5)
 
@@ -252,3 +259,119 @@ def numbered(operations: list[tuple[str, float]] | None) -> list[tuple[int, floa
     names = ["Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast"]
     names += ["Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize"]
     return None if operations is None else [(names.index(name), strength) for name, strength in operations]
+
+
+# ---- distilled data sets: SRe2L, LPLD, LPQLD
+
+
+def write_coloured(root: Path, *, classes: int = 8, each: int = 15) -> Path:
+    """An ImageFolder of PNG files of several sizes, each class of a colour that a mixture of two does not hide."""
+    rng = np.random.default_rng(3)
+    for label in range(classes):
+        (root / f"c{label}").mkdir(parents=True)
+        colour = np.array([215 if label >> bit & 1 else 40 for bit in range(3)])
+        for number in range(each):
+            height, width = ((40, 48), (52, 36), (37, 37))[number % 3]
+            noise = torch.from_numpy(rng.uniform(-40, 40, (1, 3, 5, 6)))
+            smooth = torch.nn.functional.interpolate(noise, (height, width), mode="bilinear")[0].permute(1, 2, 0)
+            Image.fromarray(np.uint8(np.clip(colour + smooth.numpy(), 0, 255))).save(
+                root / f"c{label}/{number:02d}.png"
+            )
+    return root
+
+
+def colour_teacher(classes: int = 8) -> torch.nn.Module:
+    """A network that names the class whose colour is nearest to the mean of an image in 0..1."""
+    colours = torch.tensor([[215 if label >> bit & 1 else 40 for bit in range(3)] for label in range(classes)]) / 255
+    last = torch.nn.Linear(3, classes)
+    with torch.no_grad():
+        last.weight.copy_(20 * colours)
+        last.bias.copy_(-10 * colours.square().sum(1))
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), last).eval()
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A batch as its teacher saw it: numbers of its images, mixed images (n, 3, S, S) in 0..1, and its logits."""
+
+    rows: list[int]
+    images: torch.Tensor
+    logits: torch.Tensor
+
+
+def write_batches(
+    root: Path,
+    photos: Path,
+    project: str = "sre2l",
+    *,
+    epochs: int = 3,
+    batch_size: int = 24,
+    seed: int = 42,
+    mix: str | None = "cutmix",
+    size: int = 32,
+    k: int | None = None,
+    batches: int | None = None,
+) -> list[Shown]:
+    """What the projects write: a pass over the images by torch's own sampler and loader for each epoch.
+
+    `batches` is how many LPLD and LPQLD keep; with it they leave out the last batch of an epoch where it is not full.
+    """
+    folder, teacher, chance = ImageFolder(photos), colour_teacher(), np.random.default_rng(seed + 1)
+    crop = RandomResizedCrop(size, scale=(0.3, 1.0))
+
+    class Drawn(Dataset):
+        def __len__(self) -> int:
+            return len(folder)
+
+        def __getitem__(self, number: int) -> tuple[Any, ...]:
+            picture = folder[number][0]
+            wide, high = picture.size
+            top, left, height, width = crop.get_params(picture, list(crop.scale), list(crop.ratio))
+            flip = bool(torch.rand(1) < 0.5)
+            shown = functional.resized_crop(picture, top, left, height, width, [size, size], BILINEAR)
+            shown = functional.to_tensor(functional.hflip(shown) if flip else shown)
+            return shown, flip, torch.FloatTensor((top / high, left / wide, height / high, width / wide)), number
+
+    torch.manual_seed(seed + 2)
+    sampler = RandomSampler(folder, generator=torch.Generator().manual_seed(seed))
+    loader = DataLoader(Drawn(), batch_size=batch_size, sampler=sampler, drop_last=batches is not None)
+    written: list[Shown] = []
+    orders: dict[str, list[int]] = {}
+    for epoch in range(epochs):
+        for number, (images, flips, coords, rows) in enumerate(loader):
+            index, lam, box = None, None, None
+            if mix is not None:
+                index, lam = torch.randperm(len(images)), float(chance.beta(1.0, 1.0))
+            if mix == "mixup":
+                images = lam * images + (1 - lam) * images[index]
+            elif mix == "cutmix":
+                side = int(size * np.sqrt(1 - lam))
+                x, y = chance.integers(size), chance.integers(size)
+                box = [np.clip(each, 0, size) for each in (x - side // 2, y - side // 2, x + side // 2, y + side // 2)]
+                images[:, :, box[0] : box[2], box[1] : box[3]] = images[index, :, box[0] : box[2], box[1] : box[3]]
+            with torch.no_grad():
+                logits = teacher(images).half()
+            written.append(Shown(rows.tolist(), images, logits))
+            content: list[Any] = [coords, flips, index, lam, box, logits]
+            if project == "lpqld":
+                content[0] = coords.half()
+                content[2] = None if index is None else index.to(torch.uint8)
+                content[4] = None if box is None else [torch.tensor(edge, dtype=torch.uint8) for edge in box]
+                if k is not None:
+                    highest = logits.float().topk(k, dim=1)
+                    content[5:] = [highest.values.half(), highest.indices.short()]
+                file = root / f"batch_{len(written) - 1}.tar"
+                orders[str(len(written) - 1)] = rows.tolist()
+            else:
+                file = root / f"epoch_{epoch}" / f"batch_{number}.tar"
+                orders[str(epoch)] = [*orders.get(str(epoch), []), *rows.tolist()]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, file)
+            if len(written) == batches:
+                break
+        if len(written) == batches:
+            break
+    if project != "sre2l":
+        unit = "batch" if project == "lpqld" else "epoch"
+        (root / f"sampler_indices_{unit}.json").write_text(json.dumps(orders))
+    return written

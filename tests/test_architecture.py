@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import softlabels
+from softlabels.choices import IMPORTERS
 from softlabels.views import RECORDED
 
 ROOT = Path(softlabels.__file__).parent
@@ -85,10 +86,11 @@ def test_imports_run_downward_only(path: Path) -> None:
     assert not {name for name in others if LEVEL[name] >= LEVEL[here]}, f"{path} imports from its layer or above"
 
 
-def test_tables_name_parts_and_of_what_is_above_them_the_replayed_steps_alone() -> None:
+def test_tables_name_parts_and_of_what_is_above_them_replayed_steps_and_importers_alone() -> None:
     parts = set(PARTS)
     replayed = {name for name in named(TABLES) if name.split(".")[1] not in parts}
-    assert replayed == {f"softlabels.importing.replayed:{each.__name__}" for each in RECORDED.kinds.values()}
+    steps = {f"softlabels.importing.replayed:{each.__name__}" for each in RECORDED.kinds.values()}
+    assert replayed == steps | {IMPORTERS.home(name) for name in IMPORTERS.own}
     for path in files():
         here = unit(path)
         if here and path != TABLES:

@@ -64,17 +64,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     example = EXAMPLE.replace("labels/resnext101", str(GOLDEN / "1000/topk-10-hdf5-none"))
     assert example != EXAMPLE
     said = f"{example}\nnp.save('example.npy', softmax)"
-    done = by_the_page(out, *(GOLDEN / str(classes) / teacher for classes, teacher in stores()), more=said)
+    done = by_the_page(out, *(root / teacher for root, teacher in stores()), more=said)
     assert done.returncode == 0, done.stderr
     with np.load(out) as found:
         return {**found, "example": np.load(out.with_name("example.npy"))}
 
 
-def stores() -> list[tuple[int, str]]:
+ROOTS = [*(GOLDEN / str(classes) for classes in STORES), GOLDEN.with_name("top-logits-1")]
+
+
+def stores() -> list[tuple[Path, str]]:
     return [
-        (classes, teacher)
-        for classes in STORES
-        for teacher in softlabels.open_labels(GOLDEN / str(classes)).teachers
+        (root, teacher)
+        for root in ROOTS
+        for teacher in softlabels.open_labels(root).teachers
         if not teacher.endswith("zstd")
     ]
 
@@ -86,23 +89,23 @@ def decoded(labels: Labels, teacher: str, temperature: float) -> np.ndarray:
 
 
 def test_there_is_a_golden_shard_of_every_codec() -> None:
-    for classes in STORES:
-        labels = softlabels.open_labels(GOLDEN / str(classes))
+    for root in ROOTS:
+        labels = softlabels.open_labels(root)
         assert labels.store.verify() == []
         assert all(labels.of(teacher).verify() == [] for teacher in labels.teachers)
-    kinds = {softlabels.open_labels(GOLDEN / str(classes)).codec(teacher).kind for classes, teacher in stores()}
+    kinds = {softlabels.open_labels(root).codec(teacher).kind for root, teacher in stores()}
     kinds.add(softlabels.open_labels(GOLDEN.with_name("features-1")).codec("dense-fp16-hdf5-none@map").kind)
     assert kinds == set(CODECS.names)
     exact = decoded(softlabels.open_labels(GOLDEN / "7"), "dense-fp32-hdf5-none", 1.0)
     np.testing.assert_array_equal(exact, logits(7).reshape(-1, 7).numpy())
 
 
-@pytest.mark.parametrize(("classes", "teacher"), stores())
-def test_the_pages_reader_decodes_as_softlabels_does(classes: int, teacher: str, page: dict[str, np.ndarray]) -> None:
-    labels = softlabels.open_labels(GOLDEN / str(classes))
+@pytest.mark.parametrize(("root", "teacher"), stores(), ids=[f"{root.name}-{teacher}" for root, teacher in stores()])
+def test_the_pages_reader_decodes_as_softlabels_does(root: Path, teacher: str, page: dict[str, np.ndarray]) -> None:
+    labels = softlabels.open_labels(root)
     own: dict[str, Any] = labels.codec(teacher).model_dump()
     for temperature in [own["temperature"]] if "temperature" in own else [1.0, 0.5, 2.0, 20.0]:
-        found = page[f"{GOLDEN / str(classes) / teacher} {temperature:g}"]
+        found = page[f"{root / teacher} {temperature:g}"]
         np.testing.assert_allclose(found, decoded(labels, teacher, temperature), rtol=2e-5, atol=2e-5)
 
 

@@ -14,6 +14,7 @@ classes, they depend on the temperature at which they are softened, which is why
     int8       features, not logits: 8 bits a value, a scale per row  int8
 
     probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
+    top_logits     the K highest at any temperature, nothing for the others                 top_logits:10
 
 All arrays have one fixed size per label, so that a label can be read from a memory map. They are stored uncompressed;
 those of `transform` are compressed, and unpacked before they are mapped.
@@ -35,6 +36,7 @@ from softlabels.codecs._label import Field
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
+from softlabels.codecs._top_logits import TopLogits
 from softlabels.codecs._topk import TopK
 from softlabels.codecs._transform import Transform
 from softlabels.core.arrays import Arrays
@@ -57,6 +59,7 @@ __all__ = [
     "SparseCodec",
     "SparseLogits",
     "TopK",
+    "TopLogits",
     "Transform",
     "check_for_logits",
     "check_for_outputs",

@@ -152,7 +152,17 @@ class CommandConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     LOCAL: ClassVar[frozenset[str]] = frozenset(
-        {"data_dir", "cache_dir", "init", "class_map", "source", "weights", "teacher_weights", "init_from_weights"}
+        {
+            "data_dir",
+            "cache_dir",
+            "init",
+            "class_map",
+            "source",
+            "weights",
+            "teacher_weights",
+            "init_from_weights",
+            "order",
+        }
     )
     """Settings that name a file or folder of this machine, and never a URL."""
 
@@ -231,16 +241,19 @@ class Table(Generic[P_co]):
         self.what = what
         self._group = f"softlabels.{group}"
         self._kinds = dict(kinds)
+        self.own = tuple(kinds)
+        """The kinds of this package."""
         self._short = dict(short or {})
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every kind and short name that can be written, sorted."""
-        return tuple(sorted({*self._kinds, *self._short} - {OBJECT}))
+        """Every kind and short name that can be written, of other packages too, sorted; nothing is imported."""
+        others = (entry.name for entry in metadata.entry_points(group=self._group))
+        return tuple(sorted({*self._kinds, *self._short, *others} - {OBJECT}))
 
     def home(self, kind: str) -> str:
         """Where the class of one of `names` is, as ``module:Class``; nothing is imported."""
-        found = self._kinds[kind]
+        found = self._kinds.get(kind) or next(entry.value for entry in self._entries(kind))
         return found if isinstance(found, str) else f"{found.__module__}:{found.__qualname__}"
 
     @property
@@ -296,7 +309,13 @@ class Table(Generic[P_co]):
             module, _, name = found.partition(":")
             found = getattr(import_module(module), name)
         for entry in self._entries(kind) if found is None else ():
-            found = entry.load()
+            try:
+                found = entry.load()
+            except Exception as problem:
+                raise ConfigError(
+                    f"{self.what} {kind!r} of another package ({entry.value}) cannot be imported: "
+                    f"{type(problem).__name__}: {problem}"
+                ) from problem
         if found is not None:
             self._kinds[kind] = found
         return found

@@ -19,7 +19,7 @@ import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,9 +41,15 @@ _STRAYS = 1e-2
 
 
 class Fkd:
-    """The label files below `folder`, for the images of a data set."""
+    """FKD: crops, flips and probabilities, in a file for each image.
 
+    The label files below `folder`, for the images of a data set.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset({"temperature", "tail", "values"})
     project = "fkd"
+    views_at_once: int | None = None
+    notes: Sequence[str] = ()
     unpaired = 0
     interpolation: str | None = "bicubic"
 

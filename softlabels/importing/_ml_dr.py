@@ -23,7 +23,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,9 +84,15 @@ _NO_JOBLIB = "write the labels with `joblib: false`"
 
 
 class MlDr:
-    """The label files in `folder`, for the images of a data set in the order of the files' numbers."""
+    """Dataset reinforcement: crops, changes, mixtures and probabilities, in a file for each image.
 
+    The label files in `folder`, for the images of a data set in the order of the files' numbers.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset({"temperature", "tail", "values"})
     project = "ml-dr"
+    views_at_once: int | None = None
+    notes: Sequence[str] = ()
     unpaired = 0
     interpolation: str | None = "bilinear"
 

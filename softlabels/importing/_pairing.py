@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.core.arrays import Rows
 from softlabels.datasets import Images
 from softlabels.errors import DataError
 from softlabels.importing._source import ImageLabels, MixedByWord, Source
@@ -21,6 +22,9 @@ LEAST_KAPPA = 0.25
 
 CONTRADICTED = 4.0
 """Standard deviations by which labels must fit another mixture better for the user to be asked again."""
+
+SURELY = 4.0
+"""Standard deviations by which few labels must agree less often than the least for them to be refused."""
 
 SURE = 0.99
 """Agreement by chance above which nothing can be told: nearly all images are of one class."""
@@ -64,7 +68,7 @@ class Pairing:
 
     def lines(self) -> list[str]:
         """What was found, for people."""
-        said = ["nothing in the files ties a label to its image but its name or number"]
+        said = ["nothing in the files ties a label to its image but its name, its number or its place in an order"]
         whose = "that of the image shown most, of the two in a view," if self.mixed else "the image's own"
         if self.labels:
             said.append(
@@ -94,8 +98,9 @@ def check_pairing(source: Source, images: Images) -> Pairing:
     for row in rows.tolist():
         labels = source.labels(row, views)
         counted = np.ones(len(views), bool) if labels.mixed is None else ~labels.mixed
-        first = labels.ids[np.arange(len(views)), labels.values.argmax(axis=1)]
-        shown, otherwise = word.shown(row, views) if word else np.full((2, len(views)), row)
+        first = labels.first
+        own_rows = np.full(len(views), row) if labels.shown is None else labels.shown
+        shown, otherwise = word.shown(row, views) if word else (own_rows, own_rows)
         mixed |= bool((shown[shown >= 0] != row).any())
         true = np.where(shown >= 0, images.labels[shown], -1)
         counted &= true >= 0
@@ -105,21 +110,43 @@ def check_pairing(source: Source, images: Images) -> Pairing:
         if crops is not None and row in decoded:
             fitting += _fit(crops, labels, images, row)
     named, true, else_true = (np.concatenate(each) if each else np.zeros(0, np.int64) for each in (said, own, others))
-    chance = 0.0
-    if len(named):
-        most = int(max(named.max(), true.max())) + 1
-        shares = [np.bincount(each, minlength=most) / len(each) for each in (named, true)]
-        chance = float((shares[0] * shares[1]).sum())
     return Pairing(
         images=sum(len(each) > 0 for each in own),
         labels=len(named),
         agreement=float((named == true).mean()) if len(named) else 0.0,
-        chance=chance,
+        chance=_chance(named, true),
         fitting=fitting,
         decoded=len(decoded) if crops is not None else 0,
         mixed=mixed,
         rival=float((named == else_true).mean()) if len(named) else 0.0,
         doubt=_doubt(word, named == true, named == else_true) if word else None,
+    )
+
+
+def _chance(named: Rows, true: Rows) -> float:
+    """How often the two classes (n,) of a label would be equal if labels were of any images."""
+    if not len(named):
+        return 0.0
+    most = int(max(named.max(), true.max())) + 1
+    shares = [np.bincount(each, minlength=most) / len(each) for each in (named, true)]
+    return float((shares[0] * shares[1]).sum())
+
+
+def of_others(named: Rows, true: Rows) -> str | None:
+    """Why labels that name these classes (n,) first are not of images of those classes (n,), -1 for none; None where
+    they may be, or are too few to say.
+
+    They are not if they agree with each other far more seldom than the least that is taken for a match, `LEAST_KAPPA`.
+    """
+    named, true = named[true >= 0], true[true >= 0]
+    chance, count = _chance(named, true), len(named)
+    least = chance + LEAST_KAPPA * (1 - chance)
+    hits = int((named == true).sum())
+    if chance >= SURE or hits + SURELY * (count * least * (1 - least)) ** 0.5 >= count * least:
+        return None
+    return (
+        f"the class named first is that of the image shown most for {hits / count:.1%} of {count:,} labels, where "
+        f"chance gives {chance:.1%}"
     )
 
 

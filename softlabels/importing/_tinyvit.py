@@ -20,7 +20,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -44,9 +44,17 @@ _MIXUP, _CUTMIX = 0.8, 1.0
 
 
 class TinyViT:
-    """The epochs of saved labels below `folder`, for the images of a data set."""
+    """TinyViT: seeds of views that its own code makes, and probabilities.
 
+    The epochs of saved labels below `folder`, for the images of a data set.
+    """
+
+    settings: ClassVar[frozenset[str]] = frozenset(
+        {"temperature", "tail", "values", "mixup", "cutmix", "mixup_prob", "mixup_switch_prob"}
+    )
     project = "tinyvit"
+    views_at_once: int | None = None
+    notes: Sequence[str] = ()
     surplus = 0
     interpolation: str | None = None  # the seed chooses it, or TinyViT's config says it
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
-from softlabels.choices import DataChoice
-from softlabels.core.config import MOST
+from softlabels.choices import CodecChoice, DataChoice, ImporterChoice
+from softlabels.core.config import MOST, Side
 from softlabels.loading.settings import Caching, share_of
 
 
@@ -16,7 +16,7 @@ class ImportConfig(Caching):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    from_: Literal["fkd", "tinyvit", "ml-dr"] = Field(
+    from_: ImporterChoice = Field(
         ...,
         alias="from",
         description="whose label files they are",
@@ -37,6 +37,26 @@ class ImportConfig(Caching):
     name: str | None = Field(None, description="the teacher's name in the store  [default: the project's]")
     classes: int | None = Field(
         None, ge=1, le=MOST, description="classes of the teacher  [default: those of the data set]"
+    )
+    codec: CodecChoice | None = Field(
+        None,
+        description="of files that hold logits: how they are stored: dense, topk:10, head_tail:10, quantized, ...  "
+        "[default: dense]",
+    )
+    order: str | None = Field(
+        None,
+        description="of sre2l, lpld, lpqld: JSON file that lists the images of each epoch, of lpqld of each batch, in "
+        "their order, by key or number",
+    )
+    order_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=1 << 63,
+        description="of sre2l, lpld: seed of the order of images, their fkd_seed  [default: 42, or the order that lpld "
+        "wrote]",
+    )
+    input_size: Side | None = Field(
+        None, description="of sre2l, lpld, lpqld: side of the images that the teacher saw  [default: 224]"
     )
     temperature: float = Field(1.0, gt=0, description="temperature of the softmax that the files hold")
     tail: Literal["uniform", "none"] = Field(
@@ -67,6 +87,11 @@ class ImportConfig(Caching):
         4096, ge=1, le=MOST, description="images per shard; one that is cut off is written again"
     )
     part: str = Field("0/1", description="I/N: write every N-th shard only, from the I-th")
+
+    @property
+    def project(self) -> str:
+        """The project's name."""
+        return self.from_.name
 
     @field_validator("part")
     @classmethod

@@ -1,16 +1,18 @@
 """Labels that other projects published, made a store of: read without running anything that a file holds.
 
-Each project has a file here with what its own code says of the layout. The views are those that the files tell of, so
-crops and changes are recorded with the labels (`softlabels.loading.records`) instead of being drawn.
+Each project has a file here with what its own code says of the layout; other packages add theirs by an entry point in
+the group ``softlabels.importers`` (`choices.IMPORTERS`). The views are those that the files tell of, so crops and
+changes are recorded with the labels (`softlabels.loading.records`) instead of being drawn.
 
-Nothing in such files says which image a label is of, beyond a name or a place in a list. The one check there is, is
-made before anything is written: how often the class that is named first is the image's own (`check_pairing`).
+Nothing in such files says which image a label is of, beyond a name or a place in a list or an order. The one check
+there is, is made before anything is written: how often the class that is named first is the image's own
+(`check_pairing`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softlabels.choices import IMPORTERS
+from softlabels.core.arrays import Rows
+from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.datasets import Images
 from softlabels.dumping.dump import count, shard_digests
-from softlabels.errors import ConfigError, DataError, did_you_mean
-from softlabels.importing._fkd import Fkd
+from softlabels.errors import ConfigError, DataError
 from softlabels.importing._listing import Listing, as_image_folder
-from softlabels.importing._ml_dr import MlDr
 from softlabels.importing._pairing import Pairing, check_pairing
-from softlabels.importing._source import Choices, ImageLabels, Source
-from softlabels.importing._tinyvit import TinyViT
+from softlabels.importing._source import Choices, ImageLabels, Source, checked_ids, checked_labels, encoded
 from softlabels.importing.replayed import RecordedMix, SeededMix
 from softlabels.loading.labels import layout_beside
 from softlabels.loading.views import ViewDataset
@@ -35,7 +37,7 @@ from softlabels.store import Shard, TeacherLabels
 from softlabels.views import record_spec
 
 __all__ = [
-    "PROJECTS",
+    "IMPORTERS",
     "Choices",
     "ImageLabels",
     "ImportReport",
@@ -44,17 +46,28 @@ __all__ = [
     "ShardRecords",
     "Source",
     "check_pairing",
+    "checked_ids",
+    "checked_labels",
     "import_labels",
+    "importer",
     "listed",
     "open_source",
     "source_fingerprint",
 ]
 
-PROJECTS: dict[str, type[Fkd | TinyViT | MlDr]] = {"fkd": Fkd, "tinyvit": TinyViT, "ml-dr": MlDr}
-"""Whose files are read, by name."""
+_ENCODED = 1 << 22
+"""Logits that are encoded together: a codec spends much of its time on the call, not on its rows."""
 
 FINGERPRINTED = 8
 """Images whose labels tell the files of one import from those of another."""
+
+
+def importer(project: str) -> type[Any]:
+    """The class that opens label files of a project: a `Source`. Raises ConfigError where there is none."""
+    found = IMPORTERS.find(project)
+    if found is None:
+        raise IMPORTERS.unknown(project)
+    return found
 
 
 def open_source(project: str, path: str | Path, images: Images, choices: Choices) -> Source:
@@ -64,16 +77,18 @@ def open_source(project: str, path: str | Path, images: Images, choices: Choices
         ConfigError: the project is unknown, or what its files tell of cannot be replayed.
         DataError: a file is missing, damaged or refused; it is named. Files of another project are recognised.
     """
-    if project not in PROJECTS:
-        raise ConfigError(f"unknown project {project!r}; {did_you_mean(project, PROJECTS)}")
-    folder = Path(path).expanduser()
+    folder, opened = Path(path).expanduser(), importer(project)
     try:
-        return PROJECTS[project](folder, images, choices)
+        source: Source = opened(folder, images, choices)
     except DataError as problem:
         other = recognised(folder)
-        if other is None or other == project:
+        if other is None or other == _LIKE.get(project, project) or project not in IMPORTERS.own:
             raise
-        raise DataError(_of_another(folder, other)) from problem
+        raise DataError(f"{folder} holds labels of {other}; import them with `from_={other}`") from problem
+    lacking = [name for name in (*Source.__annotations__, "codec") if not hasattr(source, name)]
+    if lacking:
+        raise ConfigError(f"{IMPORTERS.home(project)} reads label files, but has no {', '.join(lacking)}; see `Source`")
+    return source
 
 
 def recognised(folder: Path) -> str | None:
@@ -87,28 +102,22 @@ def recognised(folder: Path) -> str | None:
     return None
 
 
-SRE2L = "SRe2L"
 _SIGNS = {
     "ml-dr": "config.pth.tar",
     "tinyvit": "logits_top*_epoch*/rank*-values.bin",
-    SRE2L: "epoch_[0-9]*/batch_[0-9]*.tar",
+    "sre2l": "epoch_[0-9]*/batch_[0-9]*.tar",
+    "lpqld": "batch_[0-9]*.tar",
 }
-"""Files that only one project writes."""
+"""Files that only one project writes, or one of several with the same files."""
 
-
-def _of_another(folder: Path, project: str) -> str:
-    if project == SRE2L:
-        return (
-            f"{folder} holds labels of SRe2L (epoch_E/batch_B.tar: crops, flips, mixtures and logits of a whole batch, "
-            f"without a word of which images it held); these are not imported; label the images with `softlabels dump`"
-        )
-    return f"{folder} holds labels of {project}; import them with `from_={project}`"
+_LIKE = {"lpld": "sre2l"}
+"""Projects with the same files as another."""
 
 
 def listed(project: str, path: str | Path, images: Images) -> Listing:
     """The images as a project counted them: as ImageFolder does, where labels are found by an image's place alone."""
     try:
-        by_place = project in PROJECTS and PROJECTS[project].by_place(Path(path).expanduser())
+        by_place = importer(project).by_place(Path(path).expanduser())
     except DataError:  # which `open_source` meets again, and says more of
         by_place = False
     return as_image_folder(images) if by_place else Listing(images)
@@ -120,7 +129,8 @@ def source_fingerprint(source: Source, images: int) -> str:
     held = np.setdiff1d(np.arange(images), source.missing)
     for place in np.unique(np.linspace(0, len(held) - 1, FINGERPRINTED).astype(int)):
         labels = source.labels(int(held[place]), [0])
-        total.update(labels.ids.astype("<i8").tobytes() + labels.values.astype("<f8").tobytes())
+        ids = b"" if labels.ids is None else labels.ids.astype("<i8").tobytes()
+        total.update(ids + labels.values.astype("<f8").tobytes())
     return total.hexdigest()
 
 
@@ -146,8 +156,8 @@ class ShardRecords:
 class ImportReport:
     """What an import did: shards and labels written, seconds it took, images that have no labels, and the pairing.
 
-    In the store `out` there are `views` complete ones and `bytes` now, valid at `temperature` alone. `notes` are lines
-    about what is to be known of the labels.
+    In the store `out` there are `views` complete ones and `bytes` now, valid at these `temperatures` (lowest, highest).
+    `notes` are lines about what is to be known of the labels.
     """
 
     teacher: str
@@ -159,17 +169,19 @@ class ImportReport:
     out: str = ""
     views: int = 0
     bytes: int = 0
-    temperature: float = 1.0
+    temperatures: tuple[float, float] = (1.0, 1.0)
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """What was done, in words."""
         if not self.shards:
             return [f"{self.teacher}: all labels of this part are in {self.out} already; nothing to do"]
+        lowest, highest = self.temperatures
+        valid = f"at temperature {lowest:g} alone" if lowest == highest else f"at temperatures from {lowest:g} upward"
         return [
             f"{self.teacher}: wrote {plural(self.shards, 'shard')}, {plural(self.labels, 'label')} in "
             f"{duration(self.seconds)}; {size(self.bytes)}, {plural(self.views, 'view')} complete in {self.out}; they "
-            f"are valid at temperature {self.temperature:g} alone",
+            f"are valid {valid}",
             *self.notes,
         ]
 
@@ -182,6 +194,7 @@ def import_labels(
     views: int,
     pictures: ViewDataset | None,
     records: ShardRecords,
+    words: Callable[[Rows, Rows], Words],
     part: tuple[int, int] = (0, 1),
     terminal: Terminal,
 ) -> tuple[int, int]:
@@ -192,6 +205,7 @@ def import_labels(
             int64 (rows,).
         pictures: makes the images whose digests are kept, from `records`; None for views that are not made here.
         records: hold those of the shard that is written.
+        words: gives a random word for each of some views (v,) of some rows (r,) of the store: uint64 (r * v,).
 
     Raises:
         DataError: a file cannot be read, or holds something else; it is named.
@@ -201,17 +215,24 @@ def import_labels(
     of_place = np.full(int(places.max(initial=-1)) + 1, -1, np.int64)
     of_place[places[places >= 0]] = np.flatnonzero(places >= 0)
     with labels.writing(part):
-        shards = labels.missing(views, part)
-        total = sum(count(shard) for shard in shards)
+        total, written = sum(count(shard) for shard in labels.missing(views, part)), 0
+        step = min(source.views_at_once or views, views)
         with terminal.progress(f"import {labels.name}", total, "labels") as advance:
-            for shard in shards:
-                arrays, failed = _filled(source, shard, places, of_place, labels, missing, advance)
+            for shard in _in_turn(labels, views, step, part):
+                arrays, failed = _filled(source, shard, places, of_place, labels, missing, advance, words)
                 digests: dict[int, list[str]] = {}
                 if pictures is not None:
                     records.hold(shard, {name: arrays[name] for name in record_spec(source.recipe)})
                     digests = _digests(shard, pictures, failed)
                 labels.write(shard, arrays, skipped=failed, digests=digests)
-    return len(shards), total
+                written += 1
+    return written, total
+
+
+def _in_turn(labels: TeacherLabels, views: int, step: int, part: tuple[int, int]) -> Iterator[Shard]:
+    """The shards of this part that are missing, of so many views at a time."""
+    for stop in range(step, views + step, step):
+        yield from labels.missing(min(stop, views), part)
 
 
 def _digests(shard: Shard, pictures: ViewDataset, failed: Mapping[int, str]) -> dict[int, list[str]]:
@@ -229,6 +250,7 @@ def _filled(
     labels: TeacherLabels,
     missing: frozenset[int],
     advance: Any,
+    words: Callable[[Rows, Rows], Words],
 ) -> tuple[dict[str, NDArray[Any]], dict[int, str]]:
     """The arrays of a shard, and its rows that have no label."""
     layout, views = labels.card.layout, np.arange(shard.first_view, shard.stop_view)
@@ -238,6 +260,16 @@ def _filled(
     beside = layout_beside(source.recipe)
     here = places[shard.first_row : shard.stop_row]
     source.ready(here[here >= 0], views)
+    together: list[tuple[int, ImageLabels]] = []
+
+    def encode() -> None:
+        rows = np.array([row for row, _ in together], np.int64)
+        said = [each for _, each in together]
+        for name, array in encoded(said, source.codec, labels.card.classes, lambda: words(rows, views)).items():
+            shaped = array.reshape(len(rows), len(views), *array.shape[1:])
+            arrays[name][:, rows - shard.first_row] = shaped.swapaxes(0, 1)
+        together.clear()
+
     for row in range(shard.first_row, shard.stop_row):
         place = int(places[row])
         if place < 0:
@@ -246,8 +278,7 @@ def _filled(
             failed[row] = f"the {source.project} files have no label of it"
         else:
             said = source.labels(place, views)
-            made = dict(source.codec.encode_probabilities(said.ids, said.values, labels.card.classes))
-            made |= {name: array for name, array in said.records.items() if name in beside}
+            made = {name: array for name, array in said.records.items() if name in beside}
             if mixer is not None:
                 params = mixer.replay(made)
                 partners = of_place[np.where(params["chosen"], said.records["mix_partner"], place)]
@@ -255,5 +286,10 @@ def _filled(
                 made["mix_share"] = mixer.shares(params, mixer.size).astype(np.float32)
             for name, array in made.items():
                 arrays[name][:, row - shard.first_row] = array
+            together.append((row, said))
+            if len(together) * len(views) * labels.card.classes > _ENCODED:
+                encode()
         advance(shard.views)
+    if together:
+        encode()
     return arrays, failed

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from softlabels.core.arrays import Rows
 from softlabels.core.config import config_text
+from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal
 from softlabels.datasets import Images
 from softlabels.dumping.run import card, saved_import
@@ -21,7 +24,7 @@ from softlabels.importing.replayed import foreign_view
 from softlabels.loading.opening import limited, matched, open_data
 from softlabels.loading.records import IMPORTED
 from softlabels.loading.settings import share_of
-from softlabels.loading.views import ViewDataset
+from softlabels.loading.views import ViewDataset, encoding_words, key_hashes
 from softlabels.store import Store, TeacherCard
 from softlabels.views import ImageSpec
 
@@ -32,10 +35,10 @@ def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
     _check_settings(config)
     whole = open_data(config.data, config.data_dir, config.split)
     choices = _choices(config, whole)
-    listing = projects.listed(config.from_, config.source, whole)
+    listing = projects.listed(config.project, config.source, whole)
     for line in listing.lines:
         terminal.say(line)
-    source = projects.open_source(config.from_, config.source, listing.images, choices)
+    source = projects.open_source(config.project, config.source, listing.images, choices)
     views = _views(config, source)
     _check_missing(config, source, listing.images, terminal)
     pairing = projects.check_pairing(source, listing.images)
@@ -52,7 +55,7 @@ def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
         limit=config.limit,
         cache=config.cache,
     )
-    name = config.name or config.from_
+    name = config.name or config.project
     labels = store.prepare(name, _card(config, source, len(listing.images), whole, arranged, store))
     places, _ = matched(store, listing.images)
     records = ShardRecords()
@@ -63,6 +66,7 @@ def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
         views=views,
         pictures=_pictures(source, store, arranged, views, records),
         records=records,
+        words=_Words(store).of,
         part=share_of(config.part),
         terminal=terminal,
     )
@@ -83,9 +87,25 @@ def run_import(config: ImportConfig, terminal: Terminal) -> ImportReport:
         out=config.out,
         views=labels.complete,
         bytes=labels.nbytes,
-        temperature=source.codec.temperature,
+        temperatures=source.codec.temperatures,
         notes=tuple(_notes(config, source)),
     )
+
+
+class _Words:
+    """Random words of a store's labels, for codecs that draw."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @functools.cached_property
+    def _hashes(self) -> Words:
+        return key_hashes(self._store.keys)
+
+    def of(self, rows: Rows, views: Rows) -> Words:
+        """A word for each of these views (v,) of each of these rows (r,): uint64 (r * v,)."""
+        hashes = np.repeat(self._hashes[rows], len(views))
+        return encoding_words(hashes, self._store.manifest.seed, np.tile(views, len(rows)))
 
 
 def import_text(report: ImportReport) -> str:
@@ -100,13 +120,31 @@ def _classes(config: ImportConfig, images: Images) -> int:
     return classes
 
 
+_OF_SOME = (
+    "temperature",
+    "tail",
+    "values",
+    "mixup",
+    "cutmix",
+    "mixup_prob",
+    "mixup_switch_prob",
+    "codec",
+    "order",
+    "order_seed",
+    "input_size",
+)
+"""Settings that some projects' files need and others do not."""
+
+
 def _check_settings(config: ImportConfig) -> None:
     """Refuse what is wrong whatever the data set is, which takes long to open."""
     if not Path(config.source).exists():
         raise DataError(f"no such file or directory: {config.source}")
-    mixing = (config.mixup, config.cutmix, config.mixup_prob, config.mixup_switch_prob)
-    if config.from_ != "tinyvit" and mixing != (None, None, 1.0, 0.5):
-        raise ConfigError(f"`mixup` and `cutmix` are for `from_=tinyvit`; files of {config.from_} say what was mixed")
+    taken: frozenset[str] = getattr(projects.importer(config.project), "settings", frozenset())
+    for name in (each for each in _OF_SOME if each not in taken):
+        if getattr(config, name) != type(config).model_fields[name].default:
+            others = [each for each in projects.IMPORTERS.own if name in projects.importer(each).settings]
+            raise ConfigError(f"`{name}` is for `from_` {', '.join(others)}, not {config.project}; leave it out")
 
 
 def _choices(config: ImportConfig, images: Images) -> Choices:
@@ -120,6 +158,12 @@ def _choices(config: ImportConfig, images: Images) -> Choices:
         cutmix=config.cutmix,
         mixup_prob=config.mixup_prob,
         mixup_switch_prob=config.mixup_switch_prob,
+        stored=config.codec.make() if config.codec else None,
+        order=Path(config.order) if config.order else None,
+        order_seed=config.order_seed,
+        input_size=config.input_size,
+        skip_missing=config.on_missing == "skip",
+        allow_mismatch=config.allow_mismatch,
     )
 
 
@@ -162,7 +206,7 @@ def _check_pairing(config: ImportConfig, pairing: Pairing, terminal: Terminal) -
 
 def _card(config: ImportConfig, source: Source, count: int, whole: Images, images: Images, store: Store) -> TeacherCard:
     seen = {"size": source.size, "interpolation": None if foreign_view(source.recipe.steps) else source.interpolation}
-    name = config.name or config.from_
+    name = config.name or config.project
     made = card(
         spec={
             "kind": IMPORTED,
@@ -200,7 +244,8 @@ def _notes(config: ImportConfig, source: Source) -> Iterator[str]:
             f"the images that they are of were resized {source.interpolation}; a student sees them as its own "
             f"preprocessing says"
         )
-    if config.from_ == "tinyvit" and config.labels_only:
+    yield from source.notes
+    if config.project == "tinyvit" and config.labels_only:
         yield "the files do not tell whether mixup or cutmix was on; where it was, your data set has to mix, too"
     if source.unpaired:
         yield (

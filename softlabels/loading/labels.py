@@ -17,7 +17,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from softlabels.codecs import CODECS, LEAST_LOGARITHM, Codec, Field, ShardCodec, spelled
+from softlabels.codecs import (
+    CODECS,
+    LEAST_LOGARITHM,
+    Codec,
+    Field,
+    ShardCodec,
+    nearest_temperature,
+    spelled,
+)
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words, hash_keys, philox
 from softlabels.core.progress import size
@@ -345,7 +353,8 @@ class Labels:
         """Return a teacher's logits of one view of these rows: float32 (n, classes), up to a constant per row.
 
         Of labels of one temperature T alone (`sampled`, `probabilities`) it is T times the logarithm of their
-        probabilities, -inf for classes that have none: losses on logits have no use for these.
+        probabilities; it is -inf for classes that have none, as those that `top_logits` leaves out: losses on logits
+        have no use for these.
 
         Args:
             rows: row numbers, or a mask; `rows(keys)` finds them.
@@ -364,7 +373,7 @@ class Labels:
         if codec.has_logits:
             return logits
         # What stands for the logarithm of 0 where sums are to stay finite is no logit of anybody's.
-        return logits.masked_fill_(logits < LEAST_LOGARITHM * codec.temperatures[0], -torch.inf)
+        return logits.masked_fill_(logits < LEAST_LOGARITHM * nearest_temperature(codec), -torch.inf)
 
     def probabilities(
         self,

@@ -14,7 +14,16 @@ class ListConfig(CommandConfig):
     """What `softlabels list` does."""
 
     kind: Literal[
-        "teachers", "students", "losses", "blends", "recipes", "steps", "codecs", "datasets", "optimizers"
+        "teachers",
+        "students",
+        "losses",
+        "blends",
+        "recipes",
+        "steps",
+        "codecs",
+        "datasets",
+        "importers",
+        "optimizers",
     ] = Field(..., description="what to list", json_schema_extra={"argument": True})
     pattern: str | None = Field(
         None,

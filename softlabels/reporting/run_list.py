@@ -15,6 +15,7 @@ from softlabels.choices import (
     CODECS,
     DATASETS,
     FEATURE_LOSSES,
+    IMPORTERS,
     LOSSES,
     NETWORK_ALIASES,
     RECIPE_NAMES,
@@ -100,5 +101,6 @@ _LISTS: Mapping[str, Callable[[], Mapping[str, str]]] = {
     "steps": lambda: _described(STEPS),
     "codecs": lambda: _described(CODECS),
     "datasets": lambda: _described(DATASETS),
+    "importers": lambda: _described(IMPORTERS),
     "optimizers": lambda: dict.fromkeys(sorted(timm_optimizers()), "timm"),
 }

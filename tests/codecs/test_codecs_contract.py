@@ -230,6 +230,7 @@ BYTES = {
     "sampled-8-1.0": "350020ad8bad",
     "probabilities-5-2.0-none-fp32": "316528c55c68",
     "probabilities-8-1.0-uniform-fp16": "791f24bbd937",
+    "top_logits-6": "1a58d52b75c1",
 }
 
 

@@ -125,13 +125,16 @@ def write_features(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features")}
+    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features", "top-logits")}
     missing = {place: what for place, what in places.items() if not place.exists()}
     if not missing:
         sys.exit(f"{' and '.join(map(str, places))} are there already")
     for place, what in missing.items():
         if what == "features":
             write_features(place)
+            continue
+        if what == "top-logits":
+            write(place, 257, ["top_logits:10", "top_logits:300"], [])
             continue
         for classes, codecs in STORES.items():
             write(place / str(classes), classes, codecs, [("topk:10", "zarr", "none"), ("dense", "hdf5", "zstd")])
