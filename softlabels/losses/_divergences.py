@@ -64,8 +64,8 @@ def kl_divergence(
 
     Args:
         student_temperature: T_s > 0; ``"fit"``: the one from 0.01 * T to T for which the mean of KL over the valid rows
-            of this batch is least (dense and sparse logits alike). It takes no gradient: KL has slope 0 there, or T_s
-            is at an end. None: T, or `student_ratio`.
+            of this call is least (dense and sparse logits alike). The gradient takes it as a constant: KL has slope 0
+            in it, or it is at an end. None: T, or `student_ratio`.
         student_ratio: T_s / T > 0, for a T that changes. Excludes `student_temperature`.
 
     Raises:
@@ -128,7 +128,7 @@ class _TwoTemperatures(SparseLossPart):
         if isinstance(self.student_temperature, str):
             pq = f"{p}, q = softmax(student / T_s)"
             least, most = number(LEAST_RATIO * temperature), number(temperature)
-            fitted = f", T_s from {least} to {most} where KL over the batch's rows is least"
+            fitted = f", T_s from {least} to {most} where KL over the rows of a pass is least"
             return text.format(T2=f"{times(temperature)}T_s * ", pq=pq) + fitted
         own = (
             (self.student_ratio or 1.0) * temperature if self.student_temperature is None else self.student_temperature

@@ -207,6 +207,14 @@ def test_half_precision_students_are_fitted_in_fp64_and_softened_in_fp32(dtype):
     assert torch.equal(half.grad, single.grad.to(dtype))
 
 
+def test_autocast_and_gradients_that_are_off_change_nothing():
+    student, teacher = (each.float() for each in example(8))
+    plain = losses.kl_divergence(student, teacher, temperature=4.0, student_temperature="fit")
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        again = losses.kl_divergence(student, teacher, temperature=4.0, student_temperature="fit")
+    assert torch.equal(plain, again)
+
+
 def test_rows_that_do_not_count_have_no_part_in_the_fit():
     student, teacher = example(5)
     mask = torch.tensor(VALID)
@@ -273,7 +281,7 @@ def test_an_objective_says_what_multiplies_it_and_reads_its_own_mapping():
     objective = losses.Objective(loss="kl student_temperature=fit", temperature=20)
     text = "\n".join(objective.describe())
     assert "soft = 20 * T_s * sum p (ln p - ln q), p = softmax(teacher / 20), q = softmax(student / T_s)" in text
-    assert "T_s from 0.2 to 20 where KL over the batch's rows is least" in text
+    assert "T_s from 0.2 to 20 where KL over the rows of a pass is least" in text
     assert (
         "T * T_s multiplies losses at two temperatures" in text and "T^2 multiplies softened losses always" not in text
     )
