@@ -688,6 +688,10 @@ def sweep(
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
+    temperature_end: float | None = None,
+    temperature_schedule: Literal["linear", "cosine", "step"] = "linear",
+    temperature_decay: float = 0.7,
+    temperature_decay_epochs: int = 30,
     label_smoothing: float = 0.0,
     hard_logits: Literal["plain", "standardized"] = "plain",
     hard_temperature: float = 1.0,
@@ -781,6 +785,11 @@ def sweep(
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
             logits (with kl)
+        temperature_end: `temperature` at the last step; it changes by `temperature_schedule`  [default: temperature]
+        temperature_schedule: how the temperature goes to `temperature_end`: linear, cosine, or step, by
+            `temperature_decay`
+        temperature_decay: factor of the temperature every `temperature_decay_epochs`, with the schedule step
+        temperature_decay_epochs: epochs between steps of the temperature, with the schedule step
         label_smoothing: smoothing of the hard labels
         hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
         hard_temperature: divides the student's logits in the hard loss
@@ -861,6 +870,10 @@ def train(
     min_confidence: float = 0.0,
     wrong_teacher: Literal["keep", "hard"] = "keep",
     temperature: float = 1.0,
+    temperature_end: float | None = None,
+    temperature_schedule: Literal["linear", "cosine", "step"] = "linear",
+    temperature_decay: float = 0.7,
+    temperature_decay_epochs: int = 30,
     label_smoothing: float = 0.0,
     hard_logits: Literal["plain", "standardized"] = "plain",
     hard_temperature: float = 1.0,
@@ -951,6 +964,11 @@ def train(
         wrong_teacher: where the teacher is wrong: keep its label, or learn from the hard one alone
         temperature: divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: match
             logits (with kl)
+        temperature_end: `temperature` at the last step; it changes by `temperature_schedule`  [default: temperature]
+        temperature_schedule: how the temperature goes to `temperature_end`: linear, cosine, or step, by
+            `temperature_decay`
+        temperature_decay: factor of the temperature every `temperature_decay_epochs`, with the schedule step
+        temperature_decay_epochs: epochs between steps of the temperature, with the schedule step
         label_smoothing: smoothing of the hard labels
         hard_logits: the student's logits in the hard loss: as they are, or standardised row by row
         hard_temperature: divides the student's logits in the hard loss

@@ -52,8 +52,9 @@ _TRAINING = {
     "Student": "student weights init size | init_from init_from_weights layers compile channels_last train_only",
     "Learn from": "labels data data_dir teachers limit | teacher teacher_weights class_map recipe limit_seed unpaired "
     "unlabelled incomplete pixels",
-    "Loss": "alpha temperature loss label_smoothing | alpha_end soft_warmup_epochs blend term aux_heads aux_weight "
-    "hard_logits hard_temperature ignore_label normalization min_confidence wrong_teacher",
+    "Loss": "alpha temperature loss label_smoothing | alpha_end temperature_end temperature_schedule temperature_decay "
+    "temperature_decay_epochs soft_warmup_epochs blend term aux_heads aux_weight hard_logits hard_temperature "
+    "ignore_label normalization min_confidence wrong_teacher",
     "Steps": "epochs batch_size lr warmup_epochs optimizer weight_decay ema seed | accumulate views_per_image "
     "shuffle_window lr_scaling lr_base_batch min_lr lr_scale momentum clip_grad sync_bn",
     "Evaluation": "eval_data eval_size | eval_every patience compare",

@@ -1,8 +1,9 @@
 """Losses between a student's and a teacher's logits, blends of several teachers, and the objective made of them.
 
 One convention throughout: natural logarithm; forward direction KL(teacher || student); the mean over the valid rows
-of the sum over classes; times T^2 always, for losses on softened probabilities; log-softmax in fp32, above T = 20
-in fp64. A teacher's logits are known up to a constant per row, so a constant per row changes no loss.
+of the sum over classes; times T^2 always, for losses on softened probabilities (T * T_s where the student has its own
+temperature T_s); log-softmax in fp32, above T = 20 in fp64. A teacher's logits are known up to a constant per row, so a
+constant per row changes no loss.
 
 Every loss is a function that returns a scalar (fp32, or fp64 of a student in fp64). Its arguments:
 

@@ -98,7 +98,7 @@ class LossPart(Part):
 
     def formula(self, temperature: float) -> str:
         t = over(temperature)
-        squared = "" if temperature == 1 else f"{number(temperature**2)} * "
+        squared = times(temperature**2)
         pq = f"p = softmax(teacher{t}), q = softmax(student{t})"
         fields = {name: _shown(value) for name, value in self._fields().items()}
         return self.text.format(T=t, T2=squared, pq=pq, **fields)
@@ -112,12 +112,17 @@ class SparseLossPart(LossPart):
     """A loss whose `function` takes sparse logits too."""
 
     def sparse(self, student_logits: Tensor, teacher_logits: SparseLogits, **given: Unpack[LossInputs]) -> Tensor:
-        return self.function(student_logits, teacher_logits, **given)
+        return self.function(student_logits, teacher_logits, **given, **self._fields())
 
 
 def at_infinity(loss: Loss) -> bool:
     """See `LossPart.at_infinity`; losses of other packages need not have it."""
     return bool(getattr(loss, "at_infinity", False))
+
+
+def two_temperatures(loss: Loss) -> bool:
+    """Whether the student is softened with another temperature than the teacher."""
+    return bool(getattr(loss, "two_temperatures", False))
 
 
 @functools.cache
@@ -132,6 +137,11 @@ def _shown(value: Any) -> str:
 def number(value: float) -> str:
     """A number as a formula shows it."""
     return f"{value:.6g}"
+
+
+def times(factor: float) -> str:
+    """A factor as a formula shows it, or nothing for 1."""
+    return "" if factor == 1 else f"{number(factor)} * "
 
 
 def over(temperature: float) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor
 from softlabels.choices import LOSSES, term_losses
 from softlabels.core.types import LOGITS, SparseLogits
 from softlabels.errors import ConfigError
-from softlabels.losses._base import Loss, SparseLoss, at_infinity, number
+from softlabels.losses._base import Loss, SparseLoss, at_infinity, number, two_temperatures
 from softlabels.losses._base import over as divided_by
 from softlabels.losses._features import FeatureLossPart
 from softlabels.losses._rows import MOST_IN_FP32
@@ -153,6 +153,11 @@ class Objective(BaseModel):
             if math.isinf(temperature) and not at_infinity(loss):
                 raise ValueError(
                     f"loss {loss.kind!r} has no limit at an infinite temperature; choose kl, or a finite temperature"
+                )
+            if math.isinf(temperature) and two_temperatures(loss):
+                raise ValueError(
+                    f"loss {loss.kind!r} with a temperature of the student's own has no limit at an infinite one; "
+                    f"leave `student_temperature` and `student_ratio` out, or choose a finite temperature"
                 )
         return self
 
@@ -335,12 +340,14 @@ class Objective(BaseModel):
         forward = any("KL(teacher" in formula for formula in formulas)
         finite = [part.temperature for part in soft if not math.isinf(part.temperature)]
         softened = any(temperature != 1 for temperature in finite)
+        two = any(two_temperatures(part.loss) for part in soft)
         high = any(temperature > MOST_IN_FP32 for temperature in finite)
         precision = f"fp64 above T = {number(MOST_IN_FP32)}, else in fp32" if high else "fp32"
         conventions = {
             "natural logarithm": True,
             "KL is forward, KL(teacher || student)": forward,
-            "T^2 multiplies softened losses always": softened,
+            "T^2 multiplies softened losses always": softened and not two,
+            "T * T_s multiplies losses at two temperatures, T^2 all others that soften": two,
             f"log-softmax in {precision}": True,
             "what a top-K label leaves over is clamped at 0 and spread per class": top_k and bool(soft),
         }

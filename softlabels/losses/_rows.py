@@ -177,7 +177,7 @@ def _sparse_losses(
     in the backward pass (which can itself not be differentiated).
     """
     _check(student_logits, teacher, valid)
-    step = max(1, _AT_ONCE.get(student_logits.device.type, _AT_ONCE_ELSEWHERE) // max(teacher.classes, 1))
+    step = _rows_at_once(student_logits)
     target = (teacher.ids, teacher.logits.detach(), teacher.tail.detach(), valid)
     piece = functools.partial(_piece, by_rows, temperature)
     if len(student_logits) <= step:
@@ -197,12 +197,44 @@ def _piece(
 ) -> Tensor:
     student = student_rows(student_logits, valid)
     log_q = log_softmax(student, temperature)
+    return by_rows(log_q, *sparse_log_p(student, temperature, ids, logits, tail, valid))
+
+
+def sparse_log_p(
+    student: Tensor, temperature: float, ids: Tensor, logits: Tensor, tail: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of sparse logits and a student's rows: the ids int64 (n, K), ln p of their classes, and of each other (n, 1)."""
     named, other = (_divided(_masked(each.to(student.dtype), valid), temperature) for each in (logits, tail[:, None]))
     others = student.shape[1] - ids.shape[1]
     masses = [named, other + math.log(others)] if others > 0 else [named]
     log_total = torch.cat(masses, -1).logsumexp(-1, keepdim=True)
     log_p, log_tail = ((each - log_total).clamp(min=FLOOR) for each in (named, other))
-    return by_rows(log_q, ids.long(), log_p, log_tail)
+    return ids.long(), log_p, log_tail
+
+
+def weighted_sum(values: Tensor, ids: Tensor, log_p: Tensor, log_tail: Tensor) -> Tensor:
+    """``sum_k p_k values_k`` of values (n, classes), with the p of `sparse_log_p`: (n,)."""
+    named = (log_p.exp() * values.gather(1, ids)).sum(-1)
+    return named + log_tail.squeeze(-1).exp() * values.scatter(1, ids, 0.0).sum(-1)
+
+
+def pieces(
+    student: Tensor, target: Tensor | SparseLogits | None, valid: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor | SparseLogits | None, Tensor | None]]:
+    """Student rows with their targets and mask, as many at once as a sparse loss computes."""
+    _check(student, target, valid)
+    step = _rows_at_once(student)
+    for start in range(0, len(student), step):
+        some = slice(start, start + step)
+        if isinstance(target, SparseLogits):
+            cut: Tensor | SparseLogits | None = target.map(lambda each, some=some: each[some])  # type: ignore[misc]
+        else:
+            cut = None if target is None else target[some]
+        yield student[some], cut, None if valid is None else valid[some]
+
+
+def _rows_at_once(student: Tensor) -> int:
+    return max(1, _AT_ONCE.get(student.device.type, _AT_ONCE_ELSEWHERE) // max(student.shape[1], 1))
 
 
 class _InPieces(torch.autograd.Function):

@@ -24,6 +24,7 @@ from softlabels.core.types import LOGITS
 from softlabels.errors import did_you_mean
 from softlabels.loading.settings import Caching, Machine
 from softlabels.training.settings import TrainSettings
+from softlabels.training.temperatures import Shape
 from softlabels.training.tracking import TRACKERS, Tracker
 
 
@@ -134,6 +135,24 @@ class TrainConfig(TrainSettings, Machine, Caching):
         gt=0,
         description="divides the logits of teachers and student: 1 with many views, 2 to 5 with clean labels; inf: "
         "match logits (with kl)",
+    )
+    temperature_end: float | None = Field(
+        None,
+        gt=0,
+        description="`temperature` at the last step; it changes by `temperature_schedule`  [default: temperature]",
+    )
+    temperature_schedule: Shape = Field(
+        "linear",
+        description="how the temperature goes to `temperature_end`: linear, cosine, or step, by `temperature_decay`",
+    )
+    temperature_decay: float = Field(
+        0.7,
+        gt=0,
+        lt=1,
+        description="factor of the temperature every `temperature_decay_epochs`, with the schedule step",
+    )
+    temperature_decay_epochs: int = Field(
+        30, ge=1, le=MOST, description="epochs between steps of the temperature, with the schedule step"
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="smoothing of the hard labels")
     hard_logits: Literal["plain", "standardized"] = Field(

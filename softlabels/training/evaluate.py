@@ -53,8 +53,8 @@ class Agreement:
     """Student against teachers, over one view of each image that the student learnt from.
 
     `logit_difference` is the mean absolute difference of the logits, over images and classes, each row less its mean;
-    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training,
-    at 1 where that is infinite.
+    None of labels without logits. `kl` is the mean KL(teacher || student) in nats at the temperature of the training
+    (of its last step, where it changes), at 1 where that is infinite.
     `agreement` is how often both name the same class; `teacher_top1` is the teacher's accuracy on the labelled images,
     None when there are none.
     """
@@ -123,12 +123,14 @@ def agreement_with_teachers(
     numbers = ranks.slice(OneViewEach(task.samples.pictures).numbers())
     todo = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     sums = torch.zeros(6, dtype=torch.float64)
+    last = task.objective_at(1.0)
+    targets = task.targets_of(last)
     for batch in batches(task.samples, todo, workers=workers):
         logits = classify(batch.pictures).float().cpu()
-        target = task.targets(batch, torch.device("cpu")).get(LOGITS)
+        target = targets(batch, torch.device("cpu")).get(LOGITS)
         if target is not None:
             teacher_logits = target if isinstance(target, Tensor) else target.dense()
-            sums += _agreement(logits, teacher_logits.cpu(), batch.targets, task.objective.temperature)
+            sums += _agreement(logits, teacher_logits.cpu(), batch.targets, last.temperature)
     difference, agreed, right, labelled, images, kl = ranks.all_reduce(sums).tolist()
     top1 = right / labelled if labelled else None
     mean = difference / max(images, 1) if task.has_logits else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -66,6 +68,7 @@ from softlabels.training.targets import (
     stored_features,
     stored_targets,
 )
+from softlabels.training.temperatures import TemperatureSchedule
 from softlabels.training.tracking import check_trackers, tracked
 from softlabels.views import RECIPES
 
@@ -130,6 +133,7 @@ def check_settings(config: TrainConfig) -> None:
     if not config.labels and not config.teacher:
         _check_without_teacher(config, objective)
     _check_in_use(config, objective)
+    _check_schedule(config)
 
 
 def check_train_files(config: TrainConfig) -> None:
@@ -528,7 +532,9 @@ def _with_teachers(
     notes += _hard_labels(samples.pictures.images, next((name for name, needs in needing.items() if needs), None))
     if len(teachers) > 1:
         blend = config.blend.make()
-        notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {blend.formula(config.temperature)}")
+        first = "" if config.temperature_end is None else " at the first step"
+        formula = blend.formula(config.temperature)
+        notes.append(f"blend {blend.kind} of {', '.join(teachers)}: target = {formula}{first}")
     elif not _is_usual_blend(config):
         notes.append(f"blend {config.blend.make().kind} changes nothing: there is one teacher, {teachers[0]}")
     if config.soft_warmup_epochs > config.epochs:
@@ -549,6 +555,7 @@ def _with_teachers(
         soft_warmup=config.soft_warmup_epochs,
         labelled=_labelled(samples.pictures),
         auxiliary=_auxiliary(config),
+        temperatures=_temperatures(config),
     ), notes
 
 
@@ -561,10 +568,54 @@ def _auxiliary(config: TrainConfig) -> Auxiliary | None:
     return Auxiliary(config.aux_heads, config.aux_weight) if config.aux_heads else None
 
 
+def _temperatures(config: TrainConfig) -> TemperatureSchedule | None:
+    """How the temperature changes; None where it stays."""
+    if config.temperature_end is None:
+        return None
+    return TemperatureSchedule(
+        config.temperature,
+        config.temperature_end,
+        config.temperature_schedule,
+        config.temperature_decay,
+        config.temperature_decay_epochs,
+        config.epochs,
+    )
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    """Raises ConfigError where the temperature cannot change as asked."""
+    start, end = config.temperature, config.temperature_end
+    if end is None:
+        return
+    for name, value in (("temperature", start), ("temperature_end", end)):
+        if math.isinf(value):
+            raise ConfigError(
+                f"`{name}=inf` is no end of a schedule, which would have no number in between; give a finite one, or "
+                f"leave `temperature_end` out"
+            )
+    _at_end(config, lambda: _objective(config, 0.0, temperature=end))
+    if config.temperature_schedule == "step" and end >= start:
+        raise ConfigError(
+            f"`temperature_schedule=step` lowers the temperature, and `temperature_end={end:g}` is not below "
+            f"`temperature={start:g}`; give a lower end, or choose linear"
+        )
+
+
+def _at_end(config: TrainConfig, check: Callable[[], Any]) -> None:
+    """Make a check of the last step's temperature. Raises ConfigError, which names the setting."""
+    try:
+        check()
+    except ConfigError as problem:
+        raise ConfigError(f"`temperature_end={config.temperature_end:g}`: {problem}") from problem
+
+
 def _check_in_use(config: TrainConfig, objective: Objective) -> None:
     """Raises ConfigError for a setting that would change nothing."""
     shares = (objective.alpha, objective.alpha if config.alpha_end is None else config.alpha_end)
     hard = max(shares) > 0 or config.wrong_teacher == "hard"
+    softened = min(shares) < 1 or any(term.weight for term in objective.terms)
+    changes, default = config.temperature_end is not None, TrainConfig.model_fields
+    steps = changes and config.temperature_schedule == "step"
     for setting, given, used, wants in (
         ("limit_seed", config.limit_seed is not None, config.limit is not None, "picks the images of `limit`; give it"),
         (
@@ -575,6 +626,22 @@ def _check_in_use(config: TrainConfig, objective: Objective) -> None:
         ),
         ("hard_logits", config.hard_logits != "plain", hard, "is of the hard loss; give an `alpha` above 0"),
         ("hard_temperature", config.hard_temperature != 1, hard, "is of the hard loss; give an `alpha` above 0"),
+        ("temperature_end", changes, softened, "is of the soft loss; give an `alpha` below 1"),
+        (
+            "temperature_schedule",
+            config.temperature_schedule != default["temperature_schedule"].default,
+            changes,
+            "is how the temperature goes to `temperature_end`; give it",
+        ),
+        *(
+            (
+                name,
+                getattr(config, name) != default[name].default,
+                steps,
+                "is of `temperature_schedule=step` with a `temperature_end`; give them",
+            )
+            for name in ("temperature_decay", "temperature_decay_epochs")
+        ),
         (
             "soft_warmup_epochs",
             config.soft_warmup_epochs > 0,
@@ -595,6 +662,7 @@ def _check_without_teacher(config: TrainConfig, objective: Objective) -> None:
     needing = [f"term {term.name!r}" for term in objective.terms if term.loss.needs_teacher]
     for flag, given in (
         ("`alpha_end`", config.alpha_end is not None),
+        ("`temperature_end`", config.temperature_end is not None),
         ("`soft_warmup_epochs`", config.soft_warmup_epochs > 0),
         ("`min_confidence`", config.min_confidence > 0),
         ("`wrong_teacher`", config.wrong_teacher != "keep"),
@@ -639,6 +707,11 @@ def _stored_task(config: TrainConfig, preprocessing: Preprocessing, inputs: Inpu
         _check_complete(labels, name, config.incomplete)
     for name in teachers:
         _check_temperatures(labels, name, objective, confidence=config.min_confidence > 0)
+    if config.temperature_end is not None:
+        # Every codec is valid at all temperatures between two at which it is.
+        last = objective.model_copy(update={"temperature": config.temperature_end})
+        for name in teachers:
+            _at_end(config, functools.partial(_check_temperatures, labels, name, last, confidence=False))
     images, views = inputs.images, _views(labels, inputs, folders)
     matched = match_labels(images.keys, labels, folders, leave_out=config.unlabelled == "leave-out")
     notes = [
@@ -755,11 +828,11 @@ def _check_temperatures(labels: Labels, teacher: str, objective: Objective, *, c
                 )
 
 
-def _objective(config: TrainConfig, alpha: float) -> Objective:
+def _objective(config: TrainConfig, alpha: float, *, temperature: float | None = None) -> Objective:
     given = {
         "alpha": alpha if config.alpha is None else config.alpha,
         "loss": config.loss.make(),
-        "temperature": config.temperature,
+        "temperature": config.temperature if temperature is None else temperature,
         "label_smoothing": config.label_smoothing,
         "hard_logits": config.hard_logits,
         "hard_temperature": config.hard_temperature,

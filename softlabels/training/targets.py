@@ -26,6 +26,7 @@ from softlabels.models import Teacher
 from softlabels.models.devices import sent
 from softlabels.store import folder_name
 from softlabels.training.heads import AUXILIARY, Auxiliary
+from softlabels.training.temperatures import TemperatureSchedule
 from softlabels.views import ImageSpec
 
 
@@ -455,7 +456,8 @@ class Task:
 
     With `alpha_end`, the weight of the hard part goes linearly from the objective's alpha at the first step to it at
     the last. The soft part rises in a line to its full weight within the first `soft_warmup` epochs. `labelled` is the
-    share of the images that have a hard label; 0 where no accuracy on training views is reported.
+    share of the images that have a hard label; 0 where no accuracy on training views is reported. `temperatures` is how
+    the temperature changes, from the objective's on; terms that have their own keep it.
     """
 
     samples: LabelledViews
@@ -466,6 +468,7 @@ class Task:
     soft_warmup: float = 0.0
     labelled: float = 0.0
     auxiliary: Auxiliary | None = None
+    temperatures: TemperatureSchedule | None = None
 
     @property
     def has_logits(self) -> bool:
@@ -531,9 +534,15 @@ class Task:
         if self.alpha_end is not None:
             alpha = (1 - done) * self.objective.alpha + done * self.alpha_end
             changes["alpha"] = min(max(alpha, 0.0), 1.0)
+        if self.temperatures is not None:
+            changes["temperature"] = self.temperatures.at(done, epochs)
         if epochs < self.soft_warmup:
             changes["soft_scale"] = epochs / self.soft_warmup
         return self.objective.model_copy(update=changes) if changes else self.objective
+
+    def targets_of(self, objective: Objective) -> Targets:
+        """The targets at the temperature of one of `objective_at`."""
+        return self.targets if self.temperatures is None else self.targets.at(objective.temperature)
 
     def supervision(
         self, batch: Batch, device: torch.device, done: float, epochs: float = math.inf, *, padding: bool = False
@@ -544,7 +553,7 @@ class Task:
             batch,
             device,
             objective,
-            self.targets,
+            self.targets_of(objective),
             self.filter,
             self.auxiliary,
             padding=padding,
@@ -578,6 +587,8 @@ class Task:
                 f"the hard part's share goes in a line from {self.objective.alpha:g} at the first step to "
                 f"{self.alpha_end:g} at the last"
             )
+        if self.temperatures is not None:
+            lines.append(self.temperatures.describe())
         if self.soft_warmup:
             lines.append(
                 f"the soft part rises in a line to its full weight within the first {self.soft_warmup:g} epochs"

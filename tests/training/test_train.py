@@ -54,15 +54,18 @@ def test_no_teacher_is_loaded(shards: Path, tmp_path: Path, monkeypatch: pytest.
     softlabels.train(labels=str(shards), out=str(tmp_path / "run"), **TINY)
 
 
-@pytest.mark.parametrize("source", ["labels", "hard", "live", "unpaired"])
+@pytest.mark.parametrize("source", ["labels", "hard", "live", "unpaired", "annealed", "annealed-live"])
 def test_a_run_that_was_cut_off_ends_as_an_uninterrupted_one(
     shards: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
+    annealed = {"temperature": 8.0, "temperature_end": 0.5, "temperature_schedule": "cosine"}
     learnt: dict[str, Any] = {
         "labels": {"labels": str(shards)},
         "hard": {"data": str(photos)},
         "live": {"data": str(photos), "teacher": ["cnn_small"], "teacher_weights": ["random"]},
         "unpaired": {"labels": str(shards), "unpaired": "crop"},
+        "annealed": {"labels": str(shards), "loss": "kl student_temperature=fit", **annealed},
+        "annealed-live": {"data": str(photos), "teacher": ["cnn_small"], "teacher_weights": ["random"], **annealed},
     }[source]
     settings = {**TINY, **learnt, "ema": 0.9, "accumulate": 2, "checkpoint_every": 1, "clip_grad": 1.0}
     softlabels.train(out=str(tmp_path / "whole"), **settings)
