@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from softlabels.codecs import Codec, Dense, Probabilities, TopLogits
+from softlabels.codecs import Codec, Dense, Probabilities, ShardCodec, TopLogits, spelled
 from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
-from softlabels.errors import DataError
+from softlabels.errors import ConfigError, DataError
 from softlabels.views import Recipe
 
 
@@ -60,7 +60,12 @@ class Choices:
         return Probabilities(k=k, temperature=self.temperature, tail=tail or self.tail, dtype=self.values or written)
 
     def logits_codec(self) -> Codec:
-        """How whole rows of logits are stored."""
+        """How whole rows of logits are stored. Raises ConfigError for a codec that learns from a teacher."""
+        if isinstance(self.stored, ShardCodec):
+            raise ConfigError(
+                f"`codec={spelled(self.stored)}` learns from a teacher that is run; import with `codec=dense`, and "
+                f"convert what was imported"
+            )
         return self.stored or Dense()
 
 
