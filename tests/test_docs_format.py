@@ -70,7 +70,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
         return {**found, "example": np.load(out.with_name("example.npy"))}
 
 
-ROOTS = [*(GOLDEN / str(classes) for classes in STORES), GOLDEN.with_name("top-logits-1")]
+ROOTS = [
+    *(GOLDEN / str(classes) for classes in STORES),
+    GOLDEN.with_name("top-logits-1"),
+    GOLDEN.with_name("transform-1"),
+]
 
 
 def stores() -> list[tuple[Path, str]]:
@@ -107,6 +111,24 @@ def test_the_pages_reader_decodes_as_softlabels_does(root: Path, teacher: str, p
     for temperature in [own["temperature"]] if "temperature" in own else [1.0, 0.5, 2.0, 20.0]:
         found = page[f"{root / teacher} {temperature:g}"]
         np.testing.assert_allclose(found, decoded(labels, teacher, temperature), rtol=2e-5, atol=2e-5)
+
+
+def test_the_page_reads_compressed_columns_with_one_more_import(tmp_path: Path) -> None:
+    store = GOLDEN.with_name("transform-1")
+    folders = [store / name for name in ("transform-40-hdf5-zstd", "transform-60-k-5-hdf5-zstd")]
+    allowed = ALONE.replace('"numpy", "h5py"}', '"numpy", "h5py", "hdf5plugin"}') + "import hdf5plugin\n"
+    command = [sys.executable, "-c", allowed + READER + HARNESS, str(tmp_path / "out.npz"), *map(str, folders)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    found, labels = np.load(tmp_path / "out.npz"), softlabels.open_labels(store)
+    for folder in folders:
+        card = json.loads((folder / "teacher.json").read_text())
+        assert card["layout"]["record"]["columns"] and ("mean" in card["layout"]) == ("k-5" not in folder.name)
+        wanted = decoded(labels, folder.name, 2.0)
+        np.testing.assert_allclose(found[f"{folder} 2"], wanted, rtol=2e-5, atol=2e-5)
+    same = [decoded(labels, f"transform-40-{each}", 2.0) for each in ("hdf5-none", "hdf5-zstd", "zarr-zstd")]
+    np.testing.assert_array_equal(same[0], same[1])
+    np.testing.assert_array_equal(same[0], same[2])
 
 
 def test_the_pages_example_is_the_label(page: dict[str, np.ndarray]) -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from softlabels.codecs import CODECS, spelled
+from softlabels.dumping.dump import stored_as
 from softlabels.store import FORMAT, TeacherCard, create, open_store
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -124,14 +125,47 @@ def write_features(root: Path) -> None:
         labels.write(shard, arrays, digests={0: ["0123456789abcdef"] * VIEWS})
 
 
+TRANSFORMS = [
+    ("transform:40", "hdf5", "none", 4),
+    ("transform:40", "hdf5", "zstd", 4),
+    ("transform:40", "zarr", "zstd", 4),
+    ("transform:300 k=300", "zarr", "none", 4),
+    ("transform:60 k=5", "hdf5", "zstd", 1),
+]
+"""Codec, format, compression, and for how many views of an image it is fitted: of one it keeps no mean."""
+
+
+def write_transforms(root: Path) -> None:
+    """A store of labels in the basis of a classifier's weights, whole shards encoded together."""
+    classes = 257
+    write(root, classes, [], [])
+    store, said = open_store(root), logits(classes)
+    weight = torch.from_numpy(np.random.default_rng(3).normal(0, 1, (classes, 24)).astype(np.float32))
+    said[:, 3] = torch.from_numpy(np.random.default_rng(4).normal(0, 1, (VIEWS, 24)).astype(np.float32)) @ weight.T
+    for wanted, form, compression, views in TRANSFORMS:
+        codec = CODECS.make(wanted).fit_to(said, views=views, weight=weight)  # type: ignore[attr-defined]
+        stored = stored_as(codec, classes, beside={}, compression=compression)
+        card = TeacherCard(
+            spec={"kind": "own"}, weights_sha256="", preprocessing={}, classes=classes, format=form, **stored
+        )
+        spelled_out = spelled(codec).replace(":", "-").replace(" ", "-").replace("=", "-")
+        labels = store.prepare("-".join([spelled_out, form, compression]), card)
+        with labels.writing():
+            (shard,) = labels.missing(VIEWS)
+            labels.write(shard, codec.encode_shard(said), digests={0: ["0123456789abcdef"] * VIEWS})
+
+
 if __name__ == "__main__":
-    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features", "top-logits")}
+    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features", "top-logits", "transform")}
     missing = {place: what for place, what in places.items() if not place.exists()}
     if not missing:
         sys.exit(f"{' and '.join(map(str, places))} are there already")
     for place, what in missing.items():
         if what == "features":
             write_features(place)
+            continue
+        if what == "transform":
+            write_transforms(place)
             continue
         if what == "top-logits":
             write(place, 257, ["top_logits:10", "top_logits:300"], [])
