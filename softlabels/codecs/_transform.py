@@ -390,7 +390,7 @@ def _bytes(table: Integers, width: int) -> list[NDArray[np.uint8]]:
 
 def _number(planes: NDArray[np.uint8], width: int) -> Integers:
     """The numbers of which `_bytes` made these, int64 (n, k)."""
-    parts = planes.reshape(len(planes), width, -1).astype(np.int64)
+    parts = planes.reshape(len(planes), width, planes.shape[1] // width).astype(np.int64)
     return np.asarray((parts << 8 * np.arange(width)[:, None]).sum(axis=1))
 
 

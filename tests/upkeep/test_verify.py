@@ -306,6 +306,7 @@ def test_what_precision_changes_is_explained_for_every_codec(codec: object, spre
     logits = spread * torch.randn(64, 100, generator=chance)
     words = np.random.default_rng(0).integers(0, 2**63, 64, dtype=np.uint64)
     temperature = nearest_temperature(part, max(1.0, spread))
+
     def coded(rows: torch.Tensor) -> torch.Tensor:
         return part.decode(part.encode(rows, words), 100, temperature=temperature)
 
