@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -341,7 +340,7 @@ def _encoded(codec: Codec, rows: Tensor, words: Words, views: int) -> Arrays:
         return codec.encode(rows, words)
     arrays = codec.encode_shard(_by_view(rows, views))
     # What an image has once goes with each of its views.
-    whole = {name: np.broadcast_to(array, (views, *array.shape[1:])) for name, array in arrays.items()}
+    whole = {name: array.repeat(views // len(array), axis=0) for name, array in arrays.items()}
     return {name: array.swapaxes(0, 1).reshape(len(rows), *array.shape[2:]) for name, array in whole.items()}
 
 
