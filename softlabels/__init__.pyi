@@ -483,6 +483,7 @@ def plan(
     on_odd_logits: Literal["fail", "warn"] = "fail",
     codec_report: bool = False,
     codec_samples: int = 2000,
+    for_temperature: float | None = None,
 ) -> list[Plan]:
     """Say what a dump will hold and cost: images, views, shards, bytes, and the time, from a few real batches.
 
@@ -531,7 +532,8 @@ def plan(
         on_odd_logits: refuse a teacher that gives probabilities instead of logits, or whose logits depend on the rest
             of the batch, or only say so
         codec_report: compare codecs on a sample of the teacher's own labels
-        codec_samples: labels in that sample
+        codec_samples: labels in that sample, some views of each image
+        for_temperature: of these codecs, recommend one for students that train at this temperature
     """
 
 def repair(

@@ -10,7 +10,7 @@ from typing import Any
 from softlabels.choices import DATASETS, DataChoice
 from softlabels.core.config import Choice, CommandConfig
 
-_OTHER = frozenset({"codec_report", "codec_samples", "dry_run"})
+_OTHER = frozenset({"codec_report", "codec_samples", "for_temperature", "dry_run"})
 """Settings of a plan that a dump has not, or has otherwise."""
 
 
@@ -25,7 +25,12 @@ def next_commands(name: str, settings: Any, outcome: Any) -> list[str]:
 
 
 def _after_plan(settings: Any, outcome: Any) -> Iterator[list[Any]]:
-    words = _options(settings, _OTHER)
+    # What was recommended is what comes next; where teachers differ in that, the choice is left to a person.
+    recommended = {each.recommended.codec for each in outcome if each.recommended is not None}
+    codec = recommended.pop() if len(recommended) == 1 else None
+    words = _options(settings, _OTHER if codec is None else _OTHER | {"codec"})
+    if words is not None and codec is not None:
+        words += ["--codec", codec]
     if words is not None and any(each.missing_shards for each in outcome):
         yield ["softlabels", "dump", *words]
 

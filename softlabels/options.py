@@ -90,7 +90,7 @@ PAGES: Mapping[str, Page] = {
             "softlabels plan --teacher resnet50 --data photos/",
             "softlabels plan --teacher resnet50 --data photos/ --codec-report",
         ),
-        {**_DUMP, "Codecs": "codec_report | codec_samples"},
+        {**_DUMP, "Codecs": "codec_report for_temperature | codec_samples"},
         needs="a teacher and a data set: `teacher` and `data`",
     ),
     "pack": Page(

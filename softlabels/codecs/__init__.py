@@ -202,6 +202,7 @@ def spelled(codec: Codec) -> str:
     usual = {name: field.default for name, field in getattr(type(codec), "model_fields", {}).items()}
     others = {name: value for name, value in said.items() if name not in (short, "kind")}
     own = [f"{name}={value}" for name, value in others.items() if value != usual.get(name)]
-    value = said[short] if short else None
-    first = f"{codec.kind}:{value:g}" if isinstance(value, float) else f"{codec.kind}:{value}" if short else codec.kind
-    return " ".join([first, *own])
+    if short is None:
+        return " ".join([codec.kind, *own])
+    value = said[short]
+    return " ".join([f"{codec.kind}:{f'{value:g}' if isinstance(value, float) else value}", *own])

@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from softlabels.choices import CodecChoice, DataChoice, OutputChoice, RecipeChoice, TeacherChoice
 from softlabels.core.config import MOST, CommandConfig, Side
@@ -203,4 +203,16 @@ class PlanConfig(DumpConfig):
     """What `softlabels plan` does."""
 
     codec_report: bool = Field(False, description="compare codecs on a sample of the teacher's own labels")
-    codec_samples: int = Field(2000, ge=1, le=MOST, description="labels in that sample")
+    codec_samples: int = Field(2000, ge=1, le=MOST, description="labels in that sample, some views of each image")
+    for_temperature: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="of these codecs, recommend one for students that train at this temperature",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_report(self) -> PlanConfig:
+        if self.for_temperature is not None and not self.codec_report:
+            raise ConfigError("`for_temperature` chooses among the codecs of a report; add `codec_report=True`")
+        return self

@@ -6,25 +6,38 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Int8, Quantized, Sampled, ShardCodec, TopK, spelled
+from softlabels.codecs import CODECS, Codec, Int8, ShardCodec
 from softlabels.core import progress as terminal
 from softlabels.core.arrays import Rows
 from softlabels.core.philox import Words
 from softlabels.core.progress import plural, rate
 from softlabels.core.types import LOGITS, Outputs
+from softlabels.dumping.comparing import (
+    TEMPERATURES,
+    CodecReport,
+    OutputReport,
+    Recommendation,
+    codec_lines,
+    compare_codecs,
+    compare_outputs,
+    fit_codecs,
+    output_lines,
+    recommend,
+)
 from softlabels.dumping.dump import check_memory, count
-from softlabels.errors import ConfigError, ModelError
+from softlabels.dumping.fitting import needs_fit
+from softlabels.errors import DataError, ModelError
 from softlabels.loading.batches import Batch, LabelledViews, Workers, batches, prefetched
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import ViewDataset
-from softlabels.models import BatchSize, Teacher, teacher_passes
+from softlabels.models import BatchSize, Teacher, classifier_weight, teacher_passes
 from softlabels.models.devices import CPU, Passes
 from softlabels.store import Runs, Shard, TeacherCard
 
@@ -37,57 +50,11 @@ DRAIN_SECONDS = 10.0
 _IMAGES = 1 << 16
 """Images, picked over the data set, that are labelled for an estimate, over again if need be."""
 
-TEMPERATURES = (1.0, 2.0, 4.0)
-"""At which a codec report compares what is stored with what the teacher said."""
+_VIEWS = 4
+"""Views at most of each image of a codec report: one view's label is compared with another's."""
 
 _FEATURES = 256
 """Labels on which the codecs of outputs are compared where no report on the logits' codecs is asked for."""
-
-_ROWS = 256
-"""Labels that are compared at once, in double precision."""
-
-
-@dataclass(frozen=True)
-class CodecReport:
-    """What one codec costs and keeps of a sample of the teacher's logits.
-
-    `kl` is the mean KL(teacher || stored) in nats by temperature, None where the codec is not valid and infinite for
-    labels that leave classes out by chance; `top1` the share of labels whose highest class is still the highest.
-    """
-
-    codec: str
-    bytes_per_label: float
-    bytes: float
-    kl: Mapping[float, float | None]
-    top1: float
-
-    def line(self) -> str:
-        """The report as a row of a table."""
-        kl = "".join(f"{'-' if value is None else f'{value:.1e}':>10}" for value in self.kl.values())
-        return f"{self.codec:<22}{self.bytes_per_label:>12,.1f}{terminal.size(self.bytes):>12}{kl}{self.top1:>12.2%}"
-
-
-@dataclass(frozen=True)
-class OutputReport:
-    """What one codec costs and keeps of an output beside the logits, on the same sample.
-
-    `error` is the mean over the labels of |stored - given| / |given|, lengths of the vectors of all values.
-    """
-
-    output: str
-    shape: tuple[int, ...]
-    codec: str
-    bytes_per_label: float
-    bytes: float
-    error: float
-    chosen: bool = True
-
-    def line(self) -> str:
-        """The report as a row of a table."""
-        shape = "x".join(map(str, self.shape))
-        size, mark = terminal.size(self.bytes), "" if self.chosen else "  (not chosen)"
-        numbers = f"{self.bytes_per_label:>12,.1f}{size:>12}{self.error:>10.1e}"
-        return f"{self.output:<16}{shape:<12}{self.codec:<16}{numbers}{mark}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +63,8 @@ class Plan:
 
     `bytes` are those of all its labels, before compression, `seconds` what is missing takes. What is missing is that
     of this `part`, (I, N). `shard_bytes` is what the largest of its shards takes in memory while it is made, and
-    `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, where that was asked for.
+    `written_bytes` while it is written. `codecs` are compared on `sampled` real labels, `sampled_views` of each image,
+    where that was asked for; `left_out` says why a codec could not be.
     """
 
     teacher: str
@@ -117,6 +85,9 @@ class Plan:
     codecs: tuple[CodecReport, ...] = ()
     sampled: int = 0
     outputs: tuple[OutputReport, ...] = ()
+    sampled_views: int = 1
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    recommended: Recommendation | None = None
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -130,8 +101,10 @@ class Plan:
             f"  still missing{part}: {plural(self.missing_shards, 'shard')}, {plural(self.missing_labels, 'label')}; "
             f"at {rate(self.pictures_per_second)} images/s about {terminal.duration(self.seconds)}",
             *self._shard_lines(),
-            *self._codec_lines(),
-            *self._output_lines(),
+            *codec_lines(self.codecs, self.sampled, self.sampled_views),
+            *(f"  left out: {reason}" for reason in dict.fromkeys(self.left_out.values())),
+            *([f"  {self.recommended.line()}"] if self.recommended is not None else []),
+            *output_lines(self.outputs, self.sampled),
         ]
 
     def _shard_lines(self) -> Iterator[str]:
@@ -141,23 +114,6 @@ class Plan:
                 f"  a shard takes up to {terminal.size(self.shard_bytes)} of memory while it is made, "
                 f"{terminal.size(self.written_bytes)} while it is written; a crash costs up to one, {lost} of work"
             )
-
-    def _codec_lines(self) -> Iterator[str]:
-        if not self.codecs:
-            return
-        yield f"  codecs on {self.sampled:,} of this teacher's labels; KL(teacher || stored) in nats:"
-        heads = "".join(f"{f'KL, T={temperature:g}':>10}" for temperature in TEMPERATURES)
-        yield f"    {'codec':<22}{'bytes/label':>12}{'in all':>12}{heads}{'top-1 kept':>12}"
-        for each in self.codecs:
-            yield f"    {each.line()}"
-
-    def _output_lines(self) -> Iterator[str]:
-        if not self.outputs:
-            return
-        yield f"  outputs on {self.sampled:,} of this teacher's labels; error: |stored - given| / |given|:"
-        yield f"    {'output':<16}{'shape':<12}{'codec':<16}{'bytes/label':>12}{'in all':>12}{'error':>10}"
-        for each in self.outputs:
-            yield f"    {each.line()}"
 
 
 def measure_speed(
@@ -231,108 +187,47 @@ def bytes_on_disk(card: TeacherCard) -> float:
     return codec.bytes_per_label(card.classes) + sum(a.record for name, a in card.layout.items() if name not in own)
 
 
-def usual_codecs(classes: int) -> list[Codec]:
-    """Codecs to choose from, at settings that make sense for so many classes."""
-    kept = sorted({min(k, classes) for k in (5, 10, 20)}, reverse=True)
-    whole: list[Codec] = [Dense(), Quantized(), Quantized(bits=4)]
-    tailed: list[Codec] = [HeadTail(bits=4), HeadTail()] if classes > HeadTail().k else []
-    # The bytes of topk:10 hold one class more where the others' depths are coarser; which is nearer, the logits say.
-    others: list[Codec] = [TopK(k=11, levels=12), TopK(k=10, record="fast")] if classes > 11 else []
-    drawn = [Sampled()] if classes > Sampled().k else []
-    return [*whole, *tailed, *(TopK(k=k) for k in kept), *others, *drawn]
-
-
 def sample_outputs(
     pictures: ViewDataset,
     teacher: Teacher,
     count: int,
     names: Sequence[str] = (LOGITS,),
     *,
+    views: int = 1,
     batch_size: int,
     workers: Workers = 0,
 ) -> tuple[Outputs, Words]:
-    """What the teacher gives of `count` views spread over the images: float32 (n, ...), and a word for each label.
+    """What the teacher gives of some images: float32 (n, ...), and a word for each label, uint64 (n,).
 
-    Images that cannot be read are left out.
+    There are about `count` labels, `views` of each image, image by image. Images and views are spread over those that
+    there are; images that cannot be read are left out.
 
     Raises:
+        DataError: none of the images can be read.
         ModelError: values that are not finite.
     """
-    rows, views = spread(len(pictures.images), pictures.views, count)
+    rows, first = spread(len(pictures.images), pictures.views, max(1, round(count / views)))
+    shown = (first[:, None] + np.arange(views)) % pictures.views
+    rows, shown = np.repeat(rows, views), shown.reshape(-1)
     given: dict[str, list[Tensor]] = {name: [] for name in names}
-    kept: list[Tensor] = []
+    failed: set[int] = set()
     passes = Passes(partial(teacher.outputs, names=names), batch_size)
-    for batch in _batches(pictures, rows, views, batch_size, workers, device=teacher.device):
-        readable = ~torch.isin(batch.rows, torch.tensor(list(batch.failed), dtype=torch.int64))
+    for batch in _batches(pictures, rows, shown, batch_size, workers, device=teacher.device):
+        failed.update(batch.failed)
         for name, values in passes(batch.pictures).items():
-            given[name].append(values.cpu()[readable])
-        kept.append(readable)
-    outputs, places = {name: torch.cat(each) for name, each in given.items()}, torch.cat(kept).numpy()
+            given[name].append(values.cpu())
+    places = np.flatnonzero(~np.isin(rows, list(failed)))
+    if not len(places):
+        raise DataError(
+            f"none of {plural(len(rows) // views, 'image')} of {pictures.images.name} can be read; look at the files"
+        )
+    outputs = {name: torch.cat(each)[torch.from_numpy(places)] for name, each in given.items()}
     for name, values in outputs.items():
         if not values.isfinite().all():
             raise ModelError(
                 f"teacher {teacher.name} gave NaN or infinite {name}; check its weights, or leave out `amp`"
             )
-    return outputs, pictures.words(rows[places], views[places])
-
-
-def compare_codecs(logits: Tensor, words: Words, codecs: Iterable[Codec], labels: int) -> tuple[CodecReport, ...]:
-    """What each codec makes of these logits, float32 (n, classes), and its bytes for `labels` labels in all."""
-    return tuple(_codec_report(codec, logits, words, labels) for codec in codecs)
-
-
-def _codec_report(codec: Codec, logits: Tensor, words: Words, labels: int) -> CodecReport:
-    classes = logits.shape[1]
-    valid = [temperature for temperature in TEMPERATURES if _is_valid(codec, temperature)]
-    total, same = dict.fromkeys(valid, 0.0), 0
-    for first in range(0, len(logits), _ROWS):
-        rows = logits[first : first + _ROWS]
-        arrays = codec.encode(rows, words[first : first + _ROWS])
-        for temperature in valid:
-            total[temperature] += _kl(rows, codec.decode(arrays, classes, temperature=temperature), temperature)
-        same += int((codec.decode(arrays, classes).argmax(-1) == rows.argmax(-1)).sum())
-    size = codec.bytes_per_label(classes)
-    kl = {each: total[each] / len(logits) if each in total else None for each in TEMPERATURES}
-    return CodecReport(spelled(codec), size, size * labels, kl, same / len(logits))
-
-
-def compare_outputs(
-    cards: Sequence[TeacherCard], outputs: Outputs, words: Words, codecs: Iterable[Codec], labels: int
-) -> Iterator[OutputReport]:
-    """What the chosen codec of each output, and each of these `codecs`, keep of its values."""
-    for card in cards:
-        rows, own = outputs[card.address].flatten(1), CODECS.make(card.codec)
-        for codec in (own, *(each for each in codecs if each != own)):
-            error = _relative_error(rows, codec, words)
-            size = codec.bytes_per_label(card.classes)
-            shape = card.shape or (card.classes,)
-            yield OutputReport(card.output, shape, spelled(codec), size, size * labels, error, codec == own)
-
-
-def _relative_error(rows: Tensor, codec: Codec, words: Words) -> float:
-    """The mean over the rows (n, values) of |stored - given| / |given|; rows of zeros have an error of 0."""
-    total = 0.0
-    for first in range(0, len(rows), _ROWS):
-        given = rows[first : first + _ROWS]
-        stored = codec.decode(codec.encode(given, words[first : first + _ROWS]), rows.shape[1])
-        size = given.double().norm(dim=1)
-        total += float(((stored.double() - given.double()).norm(dim=1) / size.where(size > 0, 1.0)).sum())
-    return total / max(len(rows), 1)
-
-
-def _kl(said: Tensor, stored: Tensor, temperature: float) -> float:
-    """The sum over the rows of KL(said || stored) in nats; infinite where a class of some weight is not stored."""
-    p, q = ((rows.double() / temperature).softmax(-1) for rows in (said, stored))
-    p = p.where(p > 1e-30, 0.0)
-    return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum().item()
-
-
-def _is_valid(codec: Codec, temperature: float) -> bool:
-    try:
-        codec.check_temperature(temperature)
-    except ConfigError:
-        return False
-    return True
+    return outputs, pictures.words(rows[places], shown[places])
 
 
 def plan(
@@ -350,34 +245,55 @@ def plan(
     workers: Workers = 0,
     codecs: Sequence[Codec] = (),
     sample: int = 0,
+    for_temperature: float | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """What a dump of these images will hold and cost.
 
     `runs` are the rows of all its shards, `missing` the shards of this `part` that it still has to make. `codecs` are
-    compared on `sample` of the teacher's labels. `say` is told what size of batches was found, and by which trials.
+    compared on about `sample` of the teacher's labels, and one is recommended `for_temperature`. `say` is told what
+    size of batches was found, and by which trials.
 
     Raises:
+        DataError: none of the sampled images can be read.
+        ModelError: the teacher gives values that are not finite.
         StoreError: one of the shards needs more memory than this machine has.
     """
     images, views = len(pictures.images), pictures.views
     needed, written = check_memory(cards, missing, format)
     ranges = Counter(range(shard.first_view, shard.stop_view) for shard in missing)
-    shown = ranges.most_common(1)[0][0] if ranges else None
+    timed = ranges.most_common(1)[0][0] if ranges else None
     most = max((count(shard) for shard in missing), default=images * views)
     names = [each.address for each in cards]
     passes = teacher_passes(teacher, batch_size, most=most, compile=compile, names=names, say=say)
-    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, views=shown)
+    speed = measure_speed(pictures, passes, device=teacher.device, workers=workers, views=timed)
     compared: tuple[CodecReport, ...] = ()
     features: tuple[OutputReport, ...] = ()
+    left_out: dict[str, str] = {}
+    shown = min(_VIEWS, views, sample) if codecs else 1
     others = [each for each in cards if each.output != LOGITS]
     if codecs or others:
         wanted = [*([LOGITS] if codecs else []), *dict.fromkeys(each.address for each in others)]
         sample = sample if codecs else min(sample, _FEATURES)
-        outputs, words = sample_outputs(pictures, teacher, sample, wanted, batch_size=passes.size, workers=workers)
+        outputs, words = sample_outputs(
+            pictures, teacher, sample, wanted, views=shown, batch_size=passes.size, workers=workers
+        )
         sample = len(words)
         if codecs:
-            compared = compare_codecs(outputs[LOGITS], words, codecs, images * views)
+            logits, weight = outputs[LOGITS], None
+            if any(map(needs_fit, codecs)):
+                say(f"{teacher.name}: codecs that learn from a teacher are fitted to {sample:,} of its labels")
+                weight = classifier_weight(teacher)
+            fitted, left_out = fit_codecs(codecs, logits, views=shown, stored_views=views, weight=weight)
+            compared = compare_codecs(
+                logits,
+                words,
+                fitted,
+                images * views,
+                views=shown,
+                alike=not pictures.recipe.mixes,
+                temperatures=sorted({*TEMPERATURES, *([] if for_temperature is None else [for_temperature])}),
+            )
         features = tuple(compare_outputs(others, outputs, words, (Int8(),), images * views))
     record, lacking = sum(map(bytes_on_disk, cards)), sum(map(count, missing))
     return Plan(
@@ -399,4 +315,7 @@ def plan(
         codecs=compared,
         sampled=sample if compared or features else 0,
         outputs=features,
+        sampled_views=shown,
+        left_out=left_out,
+        recommended=None if for_temperature is None else recommend(compared, for_temperature),
     )

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import torch
 
 from softlabels.choices import RECORDED_VIEWS
-from softlabels.codecs import CODECS, Codec, check_for_logits
+from softlabels.codecs import CODECS, Codec, check_for_logits, spelled
 from softlabels.core.config import config_text
 from softlabels.core.processes import started_with_others
 from softlabels.core.progress import Terminal, plural
@@ -21,6 +21,7 @@ from softlabels.datasets import Images
 from softlabels.dumping import dump as dumping
 from softlabels.dumping import pack as packing
 from softlabels.dumping import plan as planning
+from softlabels.dumping.comparing import usual_codecs
 from softlabels.dumping.config import DumpConfig, PlanConfig
 from softlabels.dumping.dump import DumpReport, StoredOutput
 from softlabels.dumping.fitting import as_there, fitted, needs_fit
@@ -516,13 +517,14 @@ def _plan(
         workers=config.helpers(images),
         codecs=_compared(codec, teacher.classes) if config.codec_report else (),
         sample=config.codec_samples,
+        for_temperature=config.for_temperature,
         say=terminal.say,
     )
 
 
 def _compared(codec: Codec, classes: int) -> list[Codec]:
-    """The usual codecs, and the chosen one where it is none of them."""
-    usual = planning.usual_codecs(classes)
+    """The usual codecs, and the chosen one, which may be one of them that is fitted already."""
+    usual = [codec if spelled(codec) == spelled(each) else each for each in usual_codecs(classes)]
     return usual if codec in usual else [*usual, codec]
 
 

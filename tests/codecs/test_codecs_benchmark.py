@@ -14,7 +14,7 @@ import pytest
 from worlds import write_pictures
 
 from softlabels.codecs import CODECS, spelled
-from softlabels.dumping import plan as planning
+from softlabels.dumping import comparing
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,9 +38,12 @@ def run(*arguments: str | Path) -> str:
 
 def test_the_codec_report_of_a_plan_says_what_the_benchmark_says(benchmark: ModuleType) -> None:
     logits = benchmark.embedded(300, seed=0)
-    codecs = [codec for codec in planning.usual_codecs(1000) if codec.kind != "sampled"]  # whose KL is infinite
+    usual = [codec for codec in comparing.usual_codecs(1000) if codec.kind != "sampled"]  # whose KL is infinite
+    codecs, left_out = comparing.fit_codecs(usual, logits, views=1, stored_views=1)
+    assert len(codecs) + len(left_out) == len(usual)
     words = np.random.default_rng(0).integers(0, 2**64, len(logits), np.uint64)
-    for codec, report in zip(codecs, planning.compare_codecs(logits, words, codecs, labels=1), strict=True):
+    reports = comparing.compare_codecs(logits, words, codecs, labels=1, temperatures=benchmark.TEMPERATURES)
+    for codec, report in zip(codecs, reports, strict=True):
         row = benchmark.measured(codec, spelled(codec), logits)
         assert report.codec == row.name
         assert report.bytes_per_label == row.stored

@@ -328,7 +328,7 @@ def test_a_plan_says_what_each_output_costs_and_loses(
         *("plan", "--teacher", "cnn_small", "--weights", "random", "--data", photos, "--views", 2, "--codec-report"),
         *("--also", "map=features.2:grid4", "--device", "cpu", "--workers", 0),
     )
-    assert done.exit_code == 0 and "outputs on 18 of this teacher's labels" in done.output
+    assert done.exit_code == 0 and "outputs on 36 of this teacher's labels" in done.output
     assert "dense:fp16-raw" in done.output and "int8" in done.output and "(not chosen)" in done.output
 
 
