@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -93,6 +94,27 @@ def test_a_study_on_digits_runs(folder: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert printed.startswith(f"{study.title}\n")
     assert all(f"  {arm}, seed 0: top-1 " in printed for arm in study.arms)
+
+
+def test_few_images_are_as_many_of_each_class_and_more_hold_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = softlabels.open_images("digits")
+    monkeypatch.setattr(softlabels, "open_images", lambda name: {"cifar10": digits}[name])
+    few_images = module("few_images")
+    pool = set(few_images.pool().keys.to_pylist())
+    assert len(pool) == 10 * few_images.POOL
+    drawn = {}
+    for seed in (0, 1):
+        held: set[str] = set()
+        for count in (1, 10, few_images.POOL):
+            images = getattr(few_images, f"{count}-per-class-seed-{seed}")()
+            assert np.bincount(images.labels).tolist() == [count] * 10
+            keys = set(images.keys.to_pylist())
+            assert held < keys <= pool
+            held = drawn[seed, count] = keys
+    assert drawn[0, 10] != drawn[1, 10]
+    for name in ("101-per-class-seed-0", "0-per-class-seed-0", "10-per-class"):
+        with pytest.raises(AttributeError, match=f"no images '{name}'; there are 1-per-class-seed-0 to"):
+            getattr(few_images, name)
 
 
 def small_study(tmp_path: Path, **changes: Any) -> Path:
