@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
 import softlabels
-from softlabels.datasets import Images, subset
 
 POOL = 100
 """Images of each class in the pool."""
@@ -29,19 +31,37 @@ def some_of_each(labels: NDArray[np.int64], count: int, *words: int) -> NDArray[
     return np.sort(np.concatenate(chosen))
 
 
-def pool() -> Images:
+class Some(Dataset[tuple[Tensor, int]]):
+    """Some rows of a data set."""
+
+    def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:
+        self.images, self.rows, self.classes = images, rows.tolist(), list(images.class_names)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        row = self.rows[place]
+        return self.images.decode(row), int(self.images.labels[row])
+
+    def opened(self) -> Any:
+        """These images under their keys."""
+        return softlabels.open_images(self, keys=[self.images.keys[row].as_py() for row in self.rows])
+
+
+def pool() -> Any:
     """The images that students are given some of."""
     images = softlabels.open_images("cifar10")
-    return subset(images, some_of_each(images.labels, POOL, 0))
+    return Some(images, some_of_each(images.labels, POOL, 0)).opened()
 
 
-def few(count: int, seed: int) -> Images:
+def few(count: int, seed: int) -> Any:
     """So many of each class of the pool."""
     images = pool()
-    return subset(images, some_of_each(images.labels, count, 1, seed))
+    return Some(images, some_of_each(images.labels, count, 1, seed)).opened()
 
 
-def __getattr__(name: str) -> Callable[[], Images]:
+def __getattr__(name: str) -> Callable[[], Any]:
     """The function of a name such as ``10-per-class-seed-3``, where ``seed-3`` is what a report takes for the seed."""
     asked = re.fullmatch(r"(\d+)-per-class-seed-(\d+)", name)
     if asked is None or not 0 < int(asked[1]) <= POOL:

@@ -46,7 +46,7 @@ CODECS: Table[Codec] = Table(
         "int8": "softlabels.codecs._int8:Int8",
         "topk": "softlabels.codecs._topk:TopK",
         "sampled": "softlabels.codecs._sampled:Sampled",
-        "transform": "softlabels.codecs._transform:Transform",
+        "transform": "softlabels.codecs._transform:TransformCoding",
         "probabilities": "softlabels.codecs._probabilities:Probabilities",
         "top_logits": "softlabels.codecs._top_logits:TopLogits",
     },

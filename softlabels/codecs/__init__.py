@@ -38,7 +38,7 @@ from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
 from softlabels.codecs._top_logits import TopLogits
 from softlabels.codecs._topk import TopK
-from softlabels.codecs._transform import Transform
+from softlabels.codecs._transform import TransformCoding
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.types import FIT, SparseLogits
@@ -60,7 +60,7 @@ __all__ = [
     "SparseLogits",
     "TopK",
     "TopLogits",
-    "Transform",
+    "TransformCoding",
     "check_for_logits",
     "check_for_outputs",
     "nearest_temperature",

@@ -45,8 +45,8 @@ _VALUE_STEPS, _TAIL_STEPS = 8, 16
 _AT_ONCE = 1 << 22
 """Logits that are encoded together, in double precision."""
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+_Floats = NDArray[np.float64]
+_Integers = NDArray[np.int64]
 
 
 class Fit(pydantic.BaseModel):
@@ -95,7 +95,7 @@ class Fit(pydantic.BaseModel):
         return len(_basis(self).rows)
 
 
-class Transform(Part):
+class TransformCoding(Part):
     """Keeps every logit coarsely and the `k` highest finely, in about `bytes` on disk: for every temperature.
 
     Made for many classes and several views of an image. What it needs of a teacher, directions and steps, is found from
@@ -183,15 +183,15 @@ class Transform(Part):
         found = self._viewed(rows[None] - rows.mean(axis=-1)[None, :, None], mean, fit)
         return {RECORD: found[0]} | ({MEAN: arrays[MEAN]} if fit.mean else {})
 
-    def _encoded(self, rows: Floats, fit: Fit) -> dict[str, NDArray[Any]]:
+    def _encoded(self, rows: _Floats, fit: Fit) -> dict[str, NDArray[Any]]:
         """The arrays of centred logits (views, images, classes)."""
         if not fit.mean:
             return {RECORD: self._viewed(rows, np.zeros((rows.shape[1], 0)), fit)}
         project = _basis(fit).projection[: fit.mean]
-        mean = rounded(rows.mean(axis=0) @ project.T / fit.unit, _basis(fit).zeros[: fit.mean])
+        mean = thresholded(rows.mean(axis=0) @ project.T / fit.unit, _basis(fit).zeros[: fit.mean])
         return {MEAN: _folded(mean)[None], RECORD: self._viewed(rows, mean, fit)}
 
-    def _viewed(self, rows: Floats, mean: Floats, fit: Fit) -> NDArray[np.uint8]:
+    def _viewed(self, rows: _Floats, mean: _Floats, fit: Fit) -> NDArray[np.uint8]:
         """The records of centred logits (views, images, classes) of images with these means (images, components)."""
         views, images, classes = rows.shape
         basis, flat = _basis(fit), rows.reshape(-1, classes)
@@ -202,14 +202,14 @@ class Transform(Part):
         left = own[:, : fit.residual]
         shared = min(fit.mean, fit.residual)
         left[:, :shared] -= (scale / _SCALE)[:, None] * means[:, :shared]
-        residual = rounded(left / fit.ratio, basis.zeros[fit.mean :])
+        residual = thresholded(left / fit.ratio, basis.zeros[fit.mean :])
         numbers = np.rint(scale[:, None] * (means @ basis.rows[:, : fit.mean].T)).astype(np.int64)
         numbers += (_SCALE * fit.ratio) * np.rint(residual @ basis.rows[:, : fit.residual].T).astype(np.int64)
         logits = numbers * (fit.unit / _SCALE)
         return self._record(flat, logits, numbers, scale, residual).reshape(views, images, -1)
 
     def _record(
-        self, rows: Floats, logits: Floats, numbers: Integers, scale: Floats, residual: Floats
+        self, rows: _Floats, logits: _Floats, numbers: _Integers, scale: _Floats, residual: _Floats
     ) -> NDArray[np.uint8]:
         """Records (n, bytes) of `rows`, of which `logits`, unit / 64 times `numbers`, is what the components give."""
         classes, count = rows.shape[1], len(rows)
@@ -286,7 +286,7 @@ class _Basis:
         self._there: dict[torch.device, Tensor] = {}
 
     @functools.cached_property
-    def projection(self) -> Floats:
+    def projection(self) -> _Floats:
         """What gives the coefficients that are nearest in the sense of least squares: (components, classes)."""
         return np.asarray(np.linalg.solve(self.rows.T @ self.rows, self.rows.T))
 
@@ -313,13 +313,13 @@ def _decoded(fit: Fit, coefficients: Tensor, scale: Tensor) -> Tensor:
     return mean.mul_(scale.long()[:, None]).add_(residual, alpha=_SCALE * fit.ratio)
 
 
-def rounded(coefficients: Floats, zeros: Floats) -> Floats:
+def thresholded(coefficients: _Floats, zeros: _Floats) -> _Floats:
     """Whole numbers in the place of coefficients (..., n), -127 to 127; 0 for those below `zeros` (n,)."""
     whole = np.floor(np.abs(coefficients) + (1.0 - zeros))
     return np.copysign(np.minimum(whole, _LARGEST), coefficients)
 
 
-def _folded(numbers: Floats) -> NDArray[np.uint8]:
+def _folded(numbers: _Floats) -> NDArray[np.uint8]:
     """0, -1, 1, -2, 2, ... as 0, 1, 2, 3, 4, ...: small numbers of either sign have few bits."""
     return np.where(numbers < 0, -2 * numbers - 1, 2 * numbers).astype(np.uint8)
 
@@ -339,7 +339,7 @@ def _keys(numbers: Any) -> Any:
     return numbers * classes - np.arange(classes)
 
 
-def _by_rank(keys: Tensor, ranks: Integers) -> Tensor:
+def _by_rank(keys: Tensor, ranks: _Integers) -> Tensor:
     """The classes of these ranks (n, k), rising within a row, 0 for the highest key: int64 (n, k)."""
     ids = torch.empty(ranks.shape, dtype=torch.int64, device=keys.device)
     deepest, left = ranks[:, -1], np.ones(len(ranks), bool)
@@ -353,8 +353,8 @@ def _by_rank(keys: Tensor, ranks: Integers) -> Tensor:
 
 
 def _first_stays_first(
-    rows: Floats, logits: Floats, ids: Integers, apart: Integers, others: NDArray[np.bool_], raised: Floats
-) -> Integers:
+    rows: _Floats, logits: _Floats, ids: _Integers, apart: _Integers, others: NDArray[np.bool_], raised: _Floats
+) -> _Integers:
     """`apart` (n, k), larger where the highest of the classes `ids` would not be decoded as the highest of all.
 
     `others` are the classes that are not among `ids`, of which none is `raised` by more at a temperature of 1.
@@ -363,7 +363,7 @@ def _first_stays_first(
     own = np.take_along_axis(logits, ids, axis=1)
     values = own + apart / _VALUE_STEPS
     np.put_along_axis(values, place, -np.inf, axis=1)
-    tail = np.where(others, logits, -np.inf).max(axis=1) + raised / Transform.temperatures[0]
+    tail = np.where(others, logits, -np.inf).max(axis=1) + raised / TransformCoding.temperatures[0]
     needed = np.maximum(values.max(axis=1), tail)[:, None] - np.take_along_axis(own, place, axis=1)
     steps = np.where(np.isfinite(needed), np.floor(_VALUE_STEPS * needed + 0.01) + 1, -np.inf)
     first = np.take_along_axis(apart, place, axis=1)
@@ -371,7 +371,7 @@ def _first_stays_first(
     return apart
 
 
-def _mass(logits: Floats, among: NDArray[np.bool_]) -> Floats:
+def _mass(logits: _Floats, among: NDArray[np.bool_]) -> _Floats:
     """The logarithm of the sum of the exponentials of some classes' logits: (n,)."""
     chosen = np.where(among, logits, -np.inf)
     highest_one = chosen.max(axis=1, keepdims=True)
@@ -383,12 +383,12 @@ def _width(classes: int) -> int:
     return np.min_scalar_type(classes - 1).itemsize
 
 
-def _bytes(table: Integers, width: int) -> list[NDArray[np.uint8]]:
+def _bytes(table: _Integers, width: int) -> list[NDArray[np.uint8]]:
     """The lowest bytes of all numbers (n, k), then the next ones: they compress apart."""
     return [(table >> 8 * place & 255).astype(np.uint8) for place in range(width)]
 
 
-def _number(planes: NDArray[np.uint8], width: int) -> Integers:
+def _number(planes: NDArray[np.uint8], width: int) -> _Integers:
     """The numbers of which `_bytes` made these, int64 (n, k)."""
     parts = planes.reshape(len(planes), width, planes.shape[1] // width).astype(np.int64)
     return np.asarray((parts << 8 * np.arange(width)[:, None]).sum(axis=1))

@@ -17,7 +17,7 @@ from softlabels.codecs import (
     Sampled,
     ShardCodec,
     TopK,
-    Transform,
+    TransformCoding,
     spelled,
 )
 from softlabels.core import progress as terminal
@@ -178,7 +178,7 @@ def usual_codecs(classes: int) -> list[Codec]:
     kept = sorted({min(k, classes) for k in (5, 10, 20)}, reverse=True)
     whole: list[Codec] = [Dense(), Quantized(), Quantized(bits=4)]
     tailed: list[Codec] = [HeadTail(bits=4), HeadTail()] if classes > HeadTail().k else []
-    learnt = [Transform(bytes=size) for size in (60, 40, 25)] if classes >= _MANY_CLASSES else []
+    learnt = [TransformCoding(bytes=size) for size in (60, 40, 25)] if classes >= _MANY_CLASSES else []
     # The bytes of topk:10 hold one class more where the others' depths are coarser; which is nearer, the logits say.
     others: list[Codec] = [TopK(k=11, levels=12), TopK(k=10, record="fast")] if classes > 11 else []
     drawn = [Sampled()] if classes > Sampled().k else []

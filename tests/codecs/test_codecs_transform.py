@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, ShardCodec, Transform, spelled
+from softlabels.codecs import CODECS, Codec, ShardCodec, TransformCoding, spelled
 from softlabels.core.arrayfile.blosc import compressed_size
 from softlabels.errors import ConfigError, StoreError
 
@@ -35,9 +35,9 @@ def said(seed: int = 1, images: int = IMAGES, views: int = VIEWS, apart: float =
 
 
 @functools.cache
-def fitted(name: str = "transform:40", views: int = VIEWS, learnt: bool = False) -> Transform:
+def fitted(name: str = "transform:40", views: int = VIEWS, learnt: bool = False) -> TransformCoding:
     codec = CODECS.make(name)
-    assert isinstance(codec, Transform)
+    assert isinstance(codec, TransformCoding)
     return codec.fit_to(said(9), views=views, weight=None if learnt else weight())
 
 
@@ -231,7 +231,7 @@ def test_a_damaged_label_is_a_label_or_a_store_error() -> None:
 
 def test_what_cannot_be_learnt_is_one_line() -> None:
     codec = CODECS.make("transform:40")
-    assert isinstance(codec, Transform)
+    assert isinstance(codec, TransformCoding)
     for logits, options, message in (
         (said(images=12), {}, "37 images or more .* there are 12"),
         (torch.zeros(2, 40, 300), {}, "equal logits"),

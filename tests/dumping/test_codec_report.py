@@ -16,7 +16,7 @@ from moving import dump
 from worlds import write_pictures
 
 import softlabels
-from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Quantized, Sampled, TopK, Transform, spelled
+from softlabels.codecs import CODECS, Codec, Dense, HeadTail, Quantized, Sampled, TopK, TransformCoding, spelled
 from softlabels.dumping import comparing
 from softlabels.dumping import plan as planning
 from softlabels.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def test_no_codec_keeps_more_classes_than_there_are(classes: int, kept: list[int
     codecs = comparing.usual_codecs(classes)
     assert [codec.k for codec in codecs if isinstance(codec, TopK)] == kept
     assert len(codecs) == len(set(codecs))
-    assert [spelled(codec) for codec in codecs if isinstance(codec, Transform)] == (
+    assert [spelled(codec) for codec in codecs if isinstance(codec, TransformCoding)] == (
         ["transform:60", "transform:40", "transform:25"] if classes >= 100 else []
     )
     given = logits(classes, 100)
@@ -123,13 +123,13 @@ def reference(said: np.ndarray, stored: np.ndarray, views: int, temperature: flo
 
 
 @pytest.mark.parametrize("views", [1, 2, 3])
-@pytest.mark.parametrize("codec", [Quantized(bits=4), HeadTail(k=3), TopK(k=3), Transform(k=3)], ids=spelled)
+@pytest.mark.parametrize("codec", [Quantized(bits=4), HeadTail(k=3), TopK(k=3), TransformCoding(k=3)], ids=spelled)
 def test_the_cosines_are_those_of_gradients_written_out_in_double_precision(codec: Codec, views: int) -> None:
     images = 140  # more labels than are compared at once
     said = (logits(20, images)[:, None] + logits(20, images * views).reshape(images, views, -1) / 2).flatten(0, 1)
     (codec,), _ = comparing.fit_codecs([codec], said, views=views, stored_views=views)
     (report,) = comparing.compare_codecs(said, words(len(said)), [codec], 1, views=views, temperatures=[1.0, 4.0])
-    if isinstance(codec, Transform):
+    if isinstance(codec, TransformCoding):
         arrays = codec.encode_shard(said.reshape(images, views, -1).transpose(0, 1))
         each = {
             name: np.concatenate([array[:, image].repeat(views // len(array), 0) for image in range(images)])
@@ -166,12 +166,12 @@ def test_a_teacher_of_equal_logits_gives_a_student_no_gradient() -> None:
 
 def test_codecs_that_cannot_be_fitted_are_left_out_with_what_keeps_them_from_it() -> None:
     few = logits(200, 12)
-    fitted, left_out = comparing.fit_codecs([Dense(), Transform(bytes=25)], few, views=4, stored_views=50)
+    fitted, left_out = comparing.fit_codecs([Dense(), TransformCoding(bytes=25)], few, views=4, stored_views=50)
     assert fitted == [Dense()]
     assert list(left_out) == ["transform:25"]
     assert "25 images or more" in left_out["transform:25"] and left_out["transform:25"].endswith("there are 3")
     weight = torch.randn(200, 16, generator=torch.Generator().manual_seed(1))
-    tight = [Transform(bytes=5), Transform(bytes=400)]
+    tight = [TransformCoding(bytes=5), TransformCoding(bytes=400)]
     (wide,), left_out = comparing.fit_codecs(tight, few, views=4, stored_views=50, weight=weight)
     assert (spelled(wide), wide.bytes_per_label(200) <= 400) == ("transform:400", True)
     assert "transform:5 is too little" in left_out["transform:5"]
@@ -182,8 +182,8 @@ def test_codecs_that_cannot_be_fitted_are_left_out_with_what_keeps_them_from_it(
 def test_an_images_mean_is_paid_once_for_all_views_of_the_dump() -> None:
     basis, near = torch.randn(100, 30, generator=torch.Generator().manual_seed(2)), logits(30, 400)
     said = (near.repeat_interleave(4, dim=0) + logits(30, 1600) / 3) @ basis.T / 5
-    (few,), _ = comparing.fit_codecs([Transform(bytes=16, k=3)], said, views=4, stored_views=4, weight=basis)
-    (many,), _ = comparing.fit_codecs([Transform(bytes=16, k=3)], said, views=4, stored_views=50, weight=basis)
+    (few,), _ = comparing.fit_codecs([TransformCoding(bytes=16, k=3)], said, views=4, stored_views=4, weight=basis)
+    (many,), _ = comparing.fit_codecs([TransformCoding(bytes=16, k=3)], said, views=4, stored_views=50, weight=basis)
     reports = comparing.compare_codecs(said, words(1600), [few, many], 1000, views=4)
     assert all(12 < each.bytes_per_label <= 16 for each in reports)
     assert [each.bytes_per_label for each in reports] == [few.fit.size, many.fit.size]

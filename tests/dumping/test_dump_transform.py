@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import softlabels
-from softlabels.codecs import Transform
+from softlabels.codecs import TransformCoding
 from softlabels.errors import ConfigError, StoreError
 
 FORMATS = ("hdf5", "zarr")
@@ -115,12 +115,12 @@ def test_the_basis_is_of_the_classifiers_weights_where_one_layer_gives_the_logit
     for name, bent in (("linear", False), ("bent", True)):
         labels = dumped(tmp_path / name, teacher=teacher(bent=bent))
         codec = labels.codec()
-        assert isinstance(codec, Transform)
+        assert isinstance(codec, TransformCoding)
         fits[name] = codec.fitted
         assert near(labels) > 0.95
     own = Network().head.weight.detach().double()
     own = own - own.mean(0)
-    basis = Transform(fit=fits["linear"])
+    basis = TransformCoding(fit=fits["linear"])
     from softlabels.codecs._transform import _basis
 
     rows = torch.from_numpy(_basis(basis.fitted).rows)
@@ -265,7 +265,7 @@ def test_a_loop_of_ones_own_is_asked_for_a_sample_first(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     few = noise(3)
     for change, message in (
-        ({"codec": "transform:5"}, r"teacher own: transform:5 is too little: the 10 highest"),
+        ({"codec": "transform:5"}, r"teacher own: transform:5 is too little for the 10 highest"),
         ({"teacher": teacher(bent=True), "data": few}, "16 images or more"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -279,6 +279,6 @@ def test_a_plan_says_what_will_lie_on_disk(tmp_path: Path) -> None:
     (plan,) = softlabels.plan(teacher=teacher(), data=noise(), out=tmp_path / "s", **CODED)
     labels = dumped(tmp_path / "s")
     codec = labels.codec()
-    assert isinstance(codec, Transform)
+    assert isinstance(codec, TransformCoding)
     assert plan.bytes_per_label == codec.fitted.size <= 40
     assert plan.bytes == pytest.approx(plan.bytes_per_label * 4 * IMAGES)

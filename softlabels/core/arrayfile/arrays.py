@@ -46,7 +46,7 @@ class ArrayLayout(BaseModel):
     """What a row of an array is: its dtype by numpy's name and its shape.
 
     `columns`: on disk the rows are the last axis, so that values of one kind lie beside each other and compress well.
-    `per_image`: there is one chunk for all views.
+    `per_image`: there is one chunk, where other arrays of the file have several.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,17 +80,17 @@ class ArrayLayout(BaseModel):
         """Bytes of one row."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
-    def chunks(self, views: int) -> int:
-        """Chunks of an array of so many views."""
-        return 1 if self.per_image else views
+    def chunks(self, most: int) -> int:
+        """Chunks of this array in a file of arrays of `most` chunks."""
+        return 1 if self.per_image else most
 
-    def extent(self, views: int, rows: int) -> tuple[int, ...]:
-        """The array's shape in memory."""
-        return (self.chunks(views), rows, *self.shape)
+    def extent(self, most: int, rows: int) -> tuple[int, ...]:
+        """The array's shape in memory, in such a file."""
+        return (self.chunks(most), rows, *self.shape)
 
-    def stored(self, views: int, rows: int) -> tuple[int, ...]:
-        """The array's shape on disk."""
-        return (self.chunks(views), *self.shape, rows) if self.columns else self.extent(views, rows)
+    def stored(self, most: int, rows: int) -> tuple[int, ...]:
+        """The array's shape on disk, in such a file."""
+        return (self.chunks(most), *self.shape, rows) if self.columns else self.extent(most, rows)
 
 
 class Stretch(NamedTuple):
@@ -209,7 +209,7 @@ class ArrayFormat(Protocol):
 def check_array(
     stored: StoredArray, layout: ArrayLayout, extent: tuple[int, int], compression: str, where: str
 ) -> None:
-    """Raise Damaged, naming `where`, unless a header states such an array of `extent` (views, rows)."""
+    """Raise Damaged, naming `where`, unless a header states such an array in a file of `extent` (chunks, rows)."""
     chunks, rows, wanted = layout.chunks(extent[0]), extent[1], layout.stored(*extent)
     if stored.dtype != layout.dtype or stored.shape != wanted:
         found = f"{stored.dtype!r:.40} {stored.shape!r:.100}"  # of a stranger's header: any text, of any length
