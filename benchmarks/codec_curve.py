@@ -311,6 +311,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                             label=f"{family}, {shown} views" if family == "transform" else family,
                         )
                 axes.set(xscale="log", yscale="log")
+                axes.minorticks_off()
                 axes.grid(color="#ddd")
                 axes.set_axisbelow(True)
                 axes.spines[["top", "right"]].set_visible(False)
