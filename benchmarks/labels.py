@@ -56,7 +56,8 @@ import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from softlabels.codecs import CODECS, Codec, SparseCodec
+from softlabels.codecs import CODECS, Codec, ShardCodec, SparseCodec
+from softlabels.dumping.dump import stored_as
 from softlabels.store import Store, TeacherCard, TeacherLabels, create, open_store
 
 BATCH, CLASSES, WORKERS, ROWS_PER_SHARD = 256, 1000, 2, 4096
@@ -67,6 +68,7 @@ CODES: dict[str, Any] = {
     "head_tail:10": "head_tail:10",
     "quantized:4": "quantized:4",
     "quantized:8": "quantized:8",
+    "transform:40": "transform:40",
     "dense": "dense",
 }
 CEILING = "ceiling"
@@ -240,10 +242,9 @@ def write(root: Path, images: int, codec: Codec, kind: str, compression: str) ->
     store: Store = create(
         root, data={}, images=pa.table(table), classes=CLASSES, recipe={}, seed=0, rows_per_shard=ROWS_PER_SHARD
     )
-    layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(CLASSES).items()}
     card = TeacherCard(
-        spec={}, weights_sha256="", preprocessing={}, codec=codec.model_dump(mode="json"), layout=layout,
-        classes=CLASSES, format=kind, compression=compression,
+        spec={}, weights_sha256="", preprocessing={}, classes=CLASSES, format=kind,
+        **stored_as(codec, CLASSES, beside={}, compression=compression),
     )  # fmt: skip
     labels = store.prepare("teacher", card)
     # One shard's worth of labels is encoded; reading speed does not depend on what they say.
@@ -254,7 +255,7 @@ def write(root: Path, images: int, codec: Codec, kind: str, compression: str) ->
         for shard in (missing := labels.missing(1)):
             labels.write(shard, {name: array[None, : shard.rows] for name, array in block.items()})
     seconds = time.perf_counter() - began
-    speed = images * codec.bytes_per_label(CLASSES) / seconds
+    speed = images * sum(each.nbytes for each in codec.layout(CLASSES).values()) / seconds
     return Written(root, open_store(root).teacher("teacher"), speed, seconds / len(missing))
 
 
@@ -370,7 +371,10 @@ def codec_table(root: Path, name: str, options: argparse.Namespace, server: str 
     """Write the stores of one codec, read them in all ways, print what came out."""
     images = options.images if name.startswith("topk") else options.dense_images
     codec = CODECS.make(CODES[name])
-    record, flat = int(codec.bytes_per_label(CLASSES)), root / "flat"
+    if isinstance(codec, ShardCodec):  # as for 8 views, so that labels have both of its arrays
+        sample = logits(2048, torch.Generator().manual_seed(2)).reshape(8, 256, CLASSES)
+        codec = codec.fit_to(sample + 0.5 * torch.randn(sample.shape), views=8)
+    record, flat = sum(each.nbytes for each in codec.layout(CLASSES).values()), root / "flat"
     with flat.open("wb") as file:
         for start in range(0, images, ROWS_PER_SHARD):
             file.write(np.zeros((min(ROWS_PER_SHARD, images - start), record), np.uint8))
