@@ -9,7 +9,7 @@ from codings import CODES, every, words
 from gpus import DEVICE, needs_gpu
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec
+from softlabels.codecs import CODECS, Codec, TransformCoding
 from softlabels.codecs._summary import highest
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
@@ -60,7 +60,7 @@ def test_the_highest_classes_and_their_order_do_not_depend_on_the_device(classes
 def test_a_large_batch_is_encoded_within_little_memory() -> None:
     if DEVICE != "cuda":
         pytest.skip("memory is measured on GPUs")
-    rows = torch.randn(16384, 10_000, device=DEVICE)
+    rows = torch.randn(16384, 10_000, device=torch.device(DEVICE))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     CODECS.make("topk:10").encode(rows)
@@ -72,3 +72,20 @@ def test_features_in_8_bits_are_those_of_the_cpu(size: float) -> None:
     rows = size * torch.randn(300, 1000, generator=torch.Generator().manual_seed(0))
     rows[3] = 0.0
     same(CODECS.make("int8"), rows)
+
+
+def test_transform_labels_are_decoded_alike_on_both() -> None:
+    chance = torch.Generator().manual_seed(1)
+    weight = torch.randn(1000, 64, generator=chance)
+    logits = torch.randn(8, 64, 64, generator=chance) @ weight.T
+    codec = TransformCoding().fit_to(logits, views=8, weight=weight)
+    arrays = codec.encode_shard(logits.to(DEVICE))
+    for name, array in codec.encode_shard(logits).items():
+        np.testing.assert_array_equal(arrays[name], array)
+    labels = {name: array[0] for name, array in arrays.items()}
+    with torch.autocast("cuda", torch.bfloat16):  # whole numbers must not be rounded
+        there = codec.decode(labels, 1000, temperature=4.0, device=torch.device(DEVICE))
+    assert there.device.type == "cuda" and there.dtype == torch.float32
+    here = codec.decode(labels, 1000, temperature=4.0)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-6)
+    assert torch.equal(there.argsort(dim=1).cpu(), here.argsort(dim=1))
