@@ -37,7 +37,7 @@ GIVEN: list[tuple[str, Any, Any]] = [
     ("teacher", ["resnet18", {"kind": "small", "architecture": "cnn_tiny"}], None),
     ("loss", "kl", "kl"),
     ("loss", {"kind": "wsl"}, {"kind": "wsl"}),
-    ("loss", LOSSES.make("kl"), {"kind": "kl"}),
+    ("loss", LOSSES.make("jeffreys"), {"kind": "jeffreys"}),
     ("term", "0.5*dist", [{"weight": 0.5, "loss": "dist"}]),
     ("term", "0.5*mse@avgpool", [{"weight": 0.5, "loss": "mse", "output": "avgpool"}]),
     ("term", [TERM], [TERM.model_dump()]),

@@ -236,14 +236,14 @@ def test_students_learn_from_them(tmp_path: Path) -> None:
     labels = dumped(tmp_path / "s")
     common = {"student": {"module": Network(5), "size": SIZE}, "device": "cpu", "quiet": True, "epochs": 2}
     done = softlabels.train(labels=tmp_path / "s", data=noise(), out=tmp_path / "r", temperature=4.0, **common)
-    assert done.last is not None and np.isfinite(done.last.top1)
+    assert done.steps == 2
     dataset = softlabels.SoftLabelDataset(labels, noise(), size=SIZE, target="probabilities", temperature=4.0)
     from softlabels import OneViewEach
 
     numbers = list(OneViewEach(dataset, seed=0))[:6]
     for number, sample in zip(numbers, dataset.__getitems__(numbers), strict=True):
         row, view = divmod(number, 4)
-        torch.testing.assert_close(sample[1], labels.probabilities([row], view, 4.0)[0])
+        torch.testing.assert_close(sample[-1], labels.probabilities([row], view, 4.0)[0])
 
 
 def test_a_loop_of_ones_own_is_asked_for_a_sample_first(tmp_path: Path) -> None:
