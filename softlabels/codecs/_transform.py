@@ -37,6 +37,9 @@ MEAN = "mean"
 MOST_COMPONENTS = 1024
 """With more, a sum of products of two int8 numbers might not fit into a float32 without rounding."""
 
+_NARROW = ("mps",)
+"""Devices without float64: what is for them is decoded on the CPU."""
+
 _LARGEST = 127
 _SCALE = 64
 """A scale of 1."""
@@ -253,14 +256,15 @@ class TransformCoding(Part):
         if ranks.size and ranks.max() >= classes:
             raise StoreError(f"a label names the {ranks.max() + 1:,}th of {classes:,} classes; verify the store")
         apart = _unfolded(folded) / _VALUE_STEPS
-        there = functools.partial(_there, device=device or torch.device("cpu"))
+        wanted = device or torch.device("cpu")
+        there = functools.partial(_there, device=torch.device("cpu") if wanted.type in _NARROW else wanted)
         coefficients = there(np.concatenate([mean, record[:, end:]], axis=1))
         numbers = _decoded(fit, coefficients, there(record[:, 0]))
         ids = _by_rank(_keys(numbers), ranks)
         logits = numbers.double().mul_(fit.unit / _SCALE).float()
         values = logits.gather(1, ids) + there(apart.astype(np.float32))
         tail = _unfolded(there(record[:, 1]).long()) / (_TAIL_STEPS * (1.0 if temperature is None else temperature))
-        return logits.add_(tail[:, None]).scatter_(1, ids, values)
+        return logits.add_(tail[:, None]).scatter_(1, ids, values).to(wanted)
 
     def _of(self, classes: int) -> Fit:
         """The fit. Raises StoreError where it is of another number of classes."""
