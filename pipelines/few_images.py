@@ -35,7 +35,7 @@ class Some(Dataset[tuple[Tensor, int]]):
     """Some rows of a data set."""
 
     def __init__(self, images: Any, rows: NDArray[np.int64]) -> None:
-        self.images, self.rows, self.classes = images, rows.tolist(), list(images.class_names)
+        self.images, self.rows, self.classes = images, rows.tolist(), list(images.classes)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -23,4 +23,4 @@ def test_the_page_does_what_it_says(softlabels_command: Callable) -> None:
     assert (len(grown), grown.views, grown.teachers) == (400, 4, ("cnn_small", "cnn_tiny"))
     assert (len(whole), whole.views) == (400, 2)
     assert softlabels.open_labels("zarr").logits([399], 1).equal(whole.logits([399], 1))
-    assert "KL, T=4" in next(iter(said.values()))
+    assert "KL(teacher || stored)" in next(iter(said.values()))

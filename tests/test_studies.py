@@ -97,8 +97,13 @@ def test_a_study_on_digits_runs(folder: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_few_images_are_as_many_of_each_class_and_more_hold_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = softlabels.open_images("digits")
-    monkeypatch.setattr(softlabels, "open_images", lambda name: {"cifar10": digits}[name])
+    opened, digits = softlabels.open_images, softlabels.open_images("digits")
+    stand_in = {"cifar10": digits}
+    monkeypatch.setattr(
+        softlabels,
+        "open_images",
+        lambda data, **more: stand_in[data] if isinstance(data, str) else opened(data, **more),
+    )
     few_images = module("few_images")
     pool = set(few_images.pool().keys.to_pylist())
     assert len(pool) == 10 * few_images.POOL
