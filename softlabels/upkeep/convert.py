@@ -22,6 +22,7 @@ from softlabels.core.arrayfile.arrays import ArrayLayout
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, size
+from softlabels.core.types import FIT
 from softlabels.dumping.dump import count, stored_as
 from softlabels.dumping.fitting import IMAGES, VIEWS, fit_to_sample
 from softlabels.errors import ConfigError, StoreError
@@ -253,6 +254,11 @@ def _check_cards(first: TeacherLabels, other: TeacherLabels) -> None:
     unknown = {"precision"} if None in (first.card.precision, other.card.precision) else set()
     here, there = ({k: v for k, v in _teaching(each.card).items() if k not in unknown} for each in (first, other))
     clauses = differences(here, there)
+    if clauses and all(each.startswith((f"codec.{FIT}.", "layout.")) for each in clauses):
+        raise StoreError(
+            f"{first.location} and {other.location} hold labels of {first.name} in bases that each has learnt by "
+            f"itself; dump one part from a copy of the other's store, or `convert` both with `codec=dense` first"
+        )
     if clauses:
         raise StoreError(
             f"{first.location} and {other.location} (there and here) hold labels of different teachers under the name "

@@ -162,6 +162,9 @@ def test_of_two_that_learnt_another_basis_the_first_counts(tmp_path: Path) -> No
     late = card.model_copy(update={"codec": {**card.codec, "fit": fit}, "layout": other.of().card.layout})
     assert late.digest != card.digest
     assert one.store.prepare("own", late).card.codec == card.codec
+    with pytest.raises(StoreError, match="in bases that each has learnt by itself; dump one part from a copy"):
+        softlabels.merge(labels=[tmp_path / "one", tmp_path / "other"], out=tmp_path / "m", quiet=True)
+    assert not (tmp_path / "m").exists()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -237,6 +240,13 @@ def test_students_learn_from_them(tmp_path: Path) -> None:
     common = {"student": {"module": Network(5), "size": SIZE}, "device": "cpu", "quiet": True, "epochs": 2}
     done = softlabels.train(labels=tmp_path / "s", data=noise(), out=tmp_path / "r", temperature=4.0, **common)
     assert done.steps == 2
+    dumped(tmp_path / "e", codec="dense:fp32")
+    softlabels.train(labels=tmp_path / "e", data=noise(), out=tmp_path / "x", temperature=4.0, **common)
+    begun = Network(5).state_dict()
+    moved = [softlabels.load_student(tmp_path / run, student=Network(5)).state_dict().values() for run in ("r", "x")]
+    weights = {value.shape: value for value in begun.values()}
+    steps = [torch.cat([(w - weights[w.shape]).flatten() for w in each if w.shape in weights]) for each in moved]
+    assert torch.cosine_similarity(*steps, dim=0) > 0.9
     dataset = softlabels.SoftLabelDataset(labels, noise(), size=SIZE, target="probabilities", temperature=4.0)
     from softlabels import OneViewEach
 
