@@ -212,7 +212,7 @@ def dump(
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
-            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
+            attention, gridN) as map=layer3:grid4=pca:64  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards
@@ -516,7 +516,7 @@ def plan(
         codec: how logits are stored: dense (2 bytes a class), topk:10, head_tail:10, quantized, ...
         output: what to store beside the logits: an entry of the mapping that the teacher returns or the path of a
             module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token,
-            attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable
+            attention, gridN) as map=layer3:grid4=pca:64  [codec by default: dense:fp16-raw]; repeatable
         format: format of the shards
         compression: compression of the shards  [default: what the codec wants, mostly none]
         out: folder of the label store, or a URL such as s3://bucket/shards

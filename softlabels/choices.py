@@ -44,6 +44,7 @@ CODECS: Table[Codec] = Table(
         "quantized": "softlabels.codecs._quantized:Quantized",
         "head_tail": "softlabels.codecs._head_tail:HeadTail",
         "int8": "softlabels.codecs._int8:Int8",
+        "pca": "softlabels.codecs._pca:PrincipalComponents",
         "topk": "softlabels.codecs._topk:TopK",
         "sampled": "softlabels.codecs._sampled:Sampled",
         "transform": "softlabels.codecs._transform:TransformCoding",
@@ -475,8 +476,10 @@ class CodecChoice(Choice["Codec"]):
     check = staticmethod(CODECS.check)
 
     def make(self) -> Codec:
-        """See `Choice.make`."""
-        return CODECS.make(self.given)
+        """Its codec. Raises ConfigError for one that is for features alone."""
+        codec = CODECS.make(self.given)
+        import_module("softlabels.codecs").check_for_logits(codec)
+        return codec
 
 
 class OutputChoice(Choice["Codec"]):

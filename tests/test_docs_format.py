@@ -98,7 +98,8 @@ def test_there_is_a_golden_shard_of_every_codec() -> None:
         assert labels.store.verify() == []
         assert all(labels.of(teacher).verify() == [] for teacher in labels.teachers)
     kinds = {softlabels.open_labels(root).codec(teacher).kind for root, teacher in stores()}
-    kinds.add(softlabels.open_labels(GOLDEN.with_name("features-1")).codec("dense-fp16-hdf5-none@map").kind)
+    beside = [softlabels.open_labels(GOLDEN.with_name(name)) for name in ("features-1", "pca-1")]
+    kinds |= {labels.codec("dense-fp16-hdf5-none@map").kind for labels in beside}
     assert kinds == set(CODECS.names)
     exact = decoded(softlabels.open_labels(GOLDEN / "7"), "dense-fp32-hdf5-none", 1.0)
     np.testing.assert_array_equal(exact, logits(7).reshape(-1, 7).numpy())
@@ -195,3 +196,18 @@ def test_the_page_reads_features_as_softlabels_does(tmp_path: Path) -> None:
     most = np.abs(given).max((2, 3, 4), keepdims=True)
     assert (np.abs(found - given) <= most / 254 * (1 + 1e-5)).all()
     assert labels.of("dense-fp16-hdf5-none@map").card.address == "layer3:grid2"
+
+
+def test_the_page_reads_principal_components_as_softlabels_does(tmp_path: Path) -> None:
+    store = GOLDEN.with_name("pca-1")
+    folder = store / "dense-fp16-hdf5-none@map"
+    done = by_the_page(tmp_path / "out.npz", folder)
+    assert done.returncode == 0, done.stderr
+    found = np.load(tmp_path / "out.npz")[f"{folder} 1"].reshape(VIEWS, ROWS, *MAP)
+    labels = softlabels.open_labels(store)
+    ours = np.stack([labels.output(range(ROWS), view, "map").numpy() for view in range(VIEWS)])
+    np.testing.assert_allclose(found, ours, rtol=1e-5, atol=1e-6)
+    # Of the squared distances from the mean row as much is left as the five components tell.
+    given, share = features().numpy(), labels.of("dense-fp16-hdf5-none@map").card.codec["fit"]["share"]
+    left = ((found - given) ** 2).sum() / ((given - given.mean(axis=(0, 1))) ** 2).sum()
+    assert abs(1 - left - share) < 1e-3 and 0.5 < share < 0.99

@@ -12,6 +12,7 @@ classes, they depend on the temperature at which they are softened, which is why
     transform  every logit coarsely in a basis of the teacher's     transform:40
 
     int8       features, not logits: 8 bits a value, a scale per row  int8
+    pca        features: 8 bits for each of K principal components     pca:64
 
     probabilities  the K highest at one temperature alone, as other projects write them   probabilities:5
     top_logits     the K highest at any temperature, nothing for the others                 top_logits:10
@@ -33,6 +34,7 @@ from softlabels.codecs._dense import Dense
 from softlabels.codecs._head_tail import HeadTail
 from softlabels.codecs._int8 import Int8
 from softlabels.codecs._label import Field
+from softlabels.codecs._pca import PrincipalComponents
 from softlabels.codecs._probabilities import Probabilities
 from softlabels.codecs._quantized import Quantized
 from softlabels.codecs._sampled import Sampled
@@ -50,8 +52,10 @@ __all__ = [
     "Codec",
     "Dense",
     "Field",
+    "FittedCodec",
     "HeadTail",
     "Int8",
+    "PrincipalComponents",
     "Probabilities",
     "Quantized",
     "Sampled",
@@ -136,21 +140,22 @@ class Codec(Protocol):
 
 
 @runtime_checkable
-class ShardCodec(Codec, Protocol):
-    """A codec that takes from each teacher what it needs (`fit`), and encodes all views of an image together."""
+class FittedCodec(Codec, Protocol):
+    """A codec that takes from each teacher what it needs (`fit`)."""
 
     @property
     def fit(self) -> Any:
         """What it took from the teacher; None where that is still to be done."""
 
-    def fit_to(self, logits: Tensor, *, views: int, weight: Tensor | None = None) -> ShardCodec:
-        """The same with what it needs of the teacher that gave these logits (views, images, classes)."""
+    @property
+    def sample(self) -> tuple[int, int]:
+        """Of how many images, and how many views of each, it takes that at most."""
 
-    def encode_shard(self, logits: Tensor) -> dict[str, np.ndarray]:
-        """Arrays (views, images, *shape), or (1, images, *shape) of fields `per_image`, of logits like those."""
+    def check_width(self, values: int) -> None:
+        """Refuse rows of so many values, before a sample is taken. Raises ConfigError."""
 
-    def encode_like(self, logits: Tensor, arrays: Arrays) -> dict[str, np.ndarray]:
-        """The arrays (n, ...) that logits (n, classes) would have in the place of these: what is `per_image` stays."""
+    def fit_to(self, logits: Tensor, *, views: int, weight: Tensor | None = None) -> FittedCodec:
+        """The same with what it needs of the teacher that gave these logits or values (views, images, classes)."""
 
     def decode(
         self,
@@ -161,6 +166,17 @@ class ShardCodec(Codec, Protocol):
         device: torch.device | None = None,
     ) -> Tensor:
         """See `Codec.decode`; computed on `device`, the CPU if none is named, where the logits stay."""
+
+
+@runtime_checkable
+class ShardCodec(FittedCodec, Protocol):
+    """A fitted codec that encodes all views of an image together."""
+
+    def encode_shard(self, logits: Tensor) -> dict[str, np.ndarray]:
+        """Arrays (views, images, *shape), or (1, images, *shape) of fields `per_image`, of logits of such a shape."""
+
+    def encode_like(self, logits: Tensor, arrays: Arrays) -> dict[str, np.ndarray]:
+        """The arrays (n, ...) that logits (n, classes) would have in the place of these: what is `per_image` stays."""
 
 
 @runtime_checkable
@@ -185,7 +201,7 @@ def check_for_outputs(codec: Codec, output: str) -> None:
     if not getattr(codec, "keeps_offset", False):
         raise ConfigError(
             f"output {output!r}: {spelled(codec)} is for logits, and does not keep other values as they are; write "
-            f"dense:fp16-raw, dense:fp32 or int8"
+            f"dense:fp16-raw, dense:fp32, int8 or pca:64"
         )
 
 

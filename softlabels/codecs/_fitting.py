@@ -40,8 +40,7 @@ def fit(codec: TransformCoding, logits: Tensor, *, views: int, weight: Tensor | 
     rows = logits.double().cpu().numpy()
     rows = rows - rows.mean(axis=-1, keepdims=True)
     shown, images, classes = rows.shape
-    if classes < 2:
-        raise ConfigError("a transform codec is for two classes and more; choose `codec=dense`")
+    codec.check_width(classes)
     if weight is None:
         least = max(16, min(classes, _COMPONENTS) // 8)
         if images < least:

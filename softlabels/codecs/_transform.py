@@ -111,6 +111,8 @@ class TransformCoding(Part):
     has_logits: ClassVar[bool] = True
     temperatures: ClassVar[tuple[float, float]] = (0.5, math.inf)
     deepest: ClassVar[float] = math.inf
+    sample: ClassVar[tuple[int, int]] = (256, 16)
+    """Images and views of each, of a sample to learn from, at most."""
 
     kind: Literal["transform"] = "transform"
     bytes: Annotated[float, pydantic.Field(ge=4, le=4096)] = 40.0
@@ -126,6 +128,11 @@ class TransformCoding(Part):
                 f"one, and `fit_to` does"
             )
         return self.fit
+
+    def check_width(self, values: int) -> None:
+        """Refuse a single class. Raises ConfigError."""
+        if values < 2:
+            raise ConfigError(f"a {self.kind} codec is for two classes and more; choose `codec=dense`")
 
     def fit_to(self, logits: Tensor, *, views: int, weight: Tensor | None = None) -> Self:
         """This codec with what it needs of the teacher that gave these logits.

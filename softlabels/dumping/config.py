@@ -126,7 +126,7 @@ class DumpConfig(Machine, Caching):
         (),
         description="what to store beside the logits: an entry of the mapping that the teacher returns or the path of "
         "a module, as avgpool, avgpool=int8 with a codec, or under a name of your own and pooled (mean, token, "
-        "attention, gridN) as map=layer3:grid4=int8  [codec by default: dense:fp16-raw]; repeatable",
+        "attention, gridN) as map=layer3:grid4=pca:64  [codec by default: dense:fp16-raw]; repeatable",
     )
     format: Literal["hdf5", "zarr"] = Field("hdf5", description="format of the shards")
     compression: Literal["none", "zstd"] | None = Field(

@@ -19,7 +19,7 @@ from torch import Tensor
 from softlabels.codecs import CODECS, Codec, Field, ShardCodec, spelled
 from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, rate, size
-from softlabels.core.types import FIT, LOGITS, Outputs
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.datasets import Images
 from softlabels.errors import DataError, ModelError, StoreError
 from softlabels.loading.batches import Batch, LabelledViews, Workers, batches
@@ -474,7 +474,8 @@ def check_memory(cards: Iterable[TeacherCard], shards: Iterable[Shard], format: 
         StoreError: that is more than the machine has.
     """
     record = sum(each.record for card in cards for each in card.layout.values())
-    record += sum(4 * card.classes for card in cards if FIT in card.codec)  # whole shards are encoded together
+    # Of codecs that encode whole shards the values wait until all are there.
+    record += sum(4 * card.classes for card in cards if isinstance(CODECS.make(card.codec), ShardCodec))
     largest = max(shards, key=count, default=None)
     made = 0 if largest is None else count(largest) * record
     written = made * _COPIES[format]

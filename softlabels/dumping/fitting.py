@@ -1,8 +1,9 @@
-"""Codecs that take something from their teacher: from a sample of its logits, before its card is written."""
+"""Codecs that take something from their teacher: from a sample of what it gives, before its card is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeGuard
 
 import numpy as np
@@ -10,22 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, ShardCodec
-from softlabels.core.types import LOGITS
+from softlabels.codecs import CODECS, Codec, FittedCodec
+from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError, DataError, ModelError
 from softlabels.loading.batches import LabelledViews, Workers, batches
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import ViewDataset
 from softlabels.models import BatchSize, Teacher, classifier_weight, teacher_passes
+from softlabels.models.devices import Passes
 from softlabels.store import TeacherCard
 
-IMAGES, VIEWS = 256, 16
-"""Of a sample, at most."""
 
-
-def needs_fit(codec: Codec) -> TypeGuard[ShardCodec]:
+def needs_fit(codec: Codec) -> TypeGuard[FittedCodec]:
     """Whether the codec is to take something from its teacher and has not done so."""
-    return isinstance(codec, ShardCodec) and codec.fit is None
+    return isinstance(codec, FittedCodec) and codec.fit is None
 
 
 def as_there(codec: Codec, there: TeacherCard | None) -> Codec:
@@ -33,56 +32,99 @@ def as_there(codec: Codec, there: TeacherCard | None) -> Codec:
     if there is None or not needs_fit(codec):
         return codec
     held = CODECS.make(there.codec)
-    same = isinstance(held, ShardCodec) and held.model_dump() | {"fit": None} == codec.model_dump()
+    same = isinstance(held, FittedCodec) and held.model_dump() | {"fit": None} == codec.model_dump()
     return held if same else codec
 
 
-def sample_numbers(pictures: ViewDataset) -> NDArray[np.int64]:
-    """Samples for a fit, ``row * views + view``, of some images all views or the first ones: int64 (images, views)."""
-    rows, _ = spread(len(pictures.images), 1, IMAGES)
-    return np.sort(rows)[:, None] * pictures.views + np.arange(min(pictures.views, VIEWS))
+def sample_numbers(pictures: ViewDataset, sample: tuple[int, int]) -> NDArray[np.int64]:
+    """Samples for a fit, ``row * views + view``, of some images all views or the first ones: int64 (images, views).
+
+    `sample` is how many images and views they are at most.
+    """
+    images, views = sample
+    rows, _ = spread(len(pictures.images), 1, images)
+    return np.sort(rows)[:, None] * pictures.views + np.arange(min(pictures.views, views))
 
 
 def fitted(
-    codec: Codec,
+    codecs: Mapping[str, Codec],
     teacher: Teacher,
     pictures: ViewDataset,
     *,
+    sources: Mapping[str, str],
+    widths: Mapping[str, int],
     batch_size: BatchSize,
     workers: Workers,
     say: Callable[[str], None],
-) -> Codec:
-    """The codec with what it needs of this teacher, from its weights and what it says of a sample of the images.
+) -> dict[str, Codec]:
+    """The codecs of these outputs with what they need of this teacher, from its weights and what it gives of a sample.
+
+    `sources` says what the teacher is asked for where that is not the output's name, `widths` how many values each of
+    what it is asked for has. Codecs that need nothing stay as they are.
 
     Raises:
         ConfigError: the images are too few to learn from.
         DataError: none of the sample can be read.
-        ModelError: the teacher gives logits that are not finite.
+        ModelError: the teacher gives values that are not finite.
     """
-    assert needs_fit(codec)
-    numbers = sample_numbers(pictures)
-    passes = teacher_passes(teacher, batch_size, most=numbers.size, say=say)
-    say(f"{teacher.name}: {codec.kind} looks at {numbers.size:,} of its logits first")
-    found, failed = [], []
+    made, lacking = dict(codecs), {name: codec for name, codec in codecs.items() if needs_fit(codec)}
+    whose = {name: teacher.name if name == LOGITS else f"{teacher.name}, output {name!r}" for name in lacking}
+    for name, codec in lacking.items():
+        with _named(whose[name]):
+            codec.check_width(widths[sources.get(name, name)])
+    for sample in dict.fromkeys(codec.sample for codec in lacking.values()):
+        of_sample = {name: codec for name, codec in lacking.items() if codec.sample == sample}
+        asked = {name: sources.get(name, name) for name in of_sample}
+        numbers, names = sample_numbers(pictures, sample), list(dict.fromkeys(asked.values()))
+        passes = teacher_passes(teacher, batch_size, most=numbers.size, names=names, say=say)
+        kinds = " and ".join(dict.fromkeys(codec.kind for codec in of_sample.values()))
+        say(f"{teacher.name}: {kinds} looks at {numbers.size:,} of its labels first")
+        values = _values(numbers, passes, teacher, pictures, workers)
+        for name, codec in of_sample.items():
+            weight = classifier_weight(teacher) if name == LOGITS else None
+            sampled = values[asked[name]]
+            made[name] = fit_to_sample(codec, sampled, views=pictures.views, weight=weight, whose=whose[name])
+    return made
+
+
+def _values(
+    numbers: NDArray[np.int64], passes: Passes[Outputs], teacher: Teacher, pictures: ViewDataset, workers: Workers
+) -> dict[str, Tensor]:
+    """Each output on the samples `numbers` (images, views) of images that can be read: (views, images, values)."""
+    found: dict[str, list[Tensor]] = {}
+    failed: list[int] = []
     for batch in batches(LabelledViews(pictures, tolerant=True), _cut(numbers, passes.size), workers=workers):
-        found.append(passes(batch.pictures)[LOGITS].cpu())
+        for name, values in passes(batch.pictures).items():
+            found.setdefault(name, []).append(values.flatten(1).float().cpu())
         failed += list(batch.failed)
-    logits = torch.cat(found).reshape(*numbers.shape, -1).transpose(0, 1)
     readable = ~np.isin(numbers[:, 0] // pictures.views, failed)
     if not readable.any():
         raise DataError(f"none of {len(readable)} images of {pictures.images.name} can be read; look at the files")
-    logits = logits[:, torch.from_numpy(np.flatnonzero(readable))]
-    if not logits.isfinite().all():
-        raise ModelError(f"teacher {teacher.name} gave NaN or infinite logits; check its weights, or leave out `amp`")
-    return fit_to_sample(codec, logits, views=pictures.views, weight=classifier_weight(teacher), whose=teacher.name)
+    kept, whole = torch.from_numpy(np.flatnonzero(readable)), dict[str, Tensor]()
+    for name, parts in found.items():
+        values = torch.cat(parts)
+        parts.clear()
+        whole[name] = values.reshape(*numbers.shape, -1)[kept].transpose(0, 1)
+        if not whole[name].isfinite().all():
+            raise ModelError(
+                f"teacher {teacher.name} gave NaN or infinite {name}; check its weights, or leave out `amp`"
+            )
+    return whole
 
 
 def fit_to_sample(
-    codec: ShardCodec, logits: Tensor, *, views: int, whose: str, weight: Tensor | None = None
-) -> ShardCodec:
-    """See `ShardCodec.fit_to`; errors name the teacher."""
-    try:
+    codec: FittedCodec, logits: Tensor, *, views: int, whose: str, weight: Tensor | None = None
+) -> FittedCodec:
+    """See `FittedCodec.fit_to`; errors name the teacher."""
+    with _named(whose):
         return codec.fit_to(logits, views=views, weight=weight)
+
+
+@contextmanager
+def _named(whose: str) -> Iterator[None]:
+    """Errors name the teacher."""
+    try:
+        yield
     except ConfigError as problem:
         raise ConfigError(f"teacher {whose}: {problem}") from problem
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 import torch
 
 from softlabels.choices import RECORDED_VIEWS
-from softlabels.codecs import CODECS, Codec, check_for_logits, spelled
+from softlabels.codecs import CODECS, Codec, spelled
 from softlabels.core.config import config_text
 from softlabels.core.processes import started_with_others
 from softlabels.core.progress import Terminal, plural
@@ -245,12 +245,7 @@ def card(
 
     `classes` counts the values of its `output`, which is `source` in the teacher and of `shape`. `there` is the card
     that the store has of it, if there is one: what means the same is written as it is there.
-
-    Raises:
-        ConfigError: the codec is none for logits.
     """
-    if output == LOGITS:
-        check_for_logits(codec)
     beside = layout_beside(recipe) if output == LOGITS else {}
     stored = dumping.stored_as(codec, classes, beside=beside, compression=compression)
     stored["codec"] = as_written(there.codec if there else None, stored["codec"], CODECS.make)
@@ -396,9 +391,10 @@ def _job(
         cache=config.cache,
     )
     there, cards = store.card(teacher.name), {}
-    codecs = {**codecs, LOGITS: _fitted(config, store, recipe, teacher, codecs[LOGITS], terminal)}
     sources = {each.name: each.source for each in config.output}
     shapes = _shapes(teacher, [sources.get(output, output) for output in codecs])
+    widths = {source: math.prod(shape) for source, shape in shapes.items()}
+    codecs = _fitted(config, store, recipe, teacher, codecs, sources, widths, terminal)
     for output, codec in codecs.items():
         name, source = folder_name(teacher.name, output), sources.get(output, output)
         kind = (output, source, shapes[source])
@@ -416,15 +412,29 @@ def _job(
 
 
 def _fitted(
-    config: DumpConfig, store: Arrangement, recipe: Recipe, teacher: Teacher, codec: Codec, terminal: Terminal
-) -> Codec:
-    """The codec of the logits, with what it needs of the teacher: what the store has, or from a sample."""
-    codec = as_there(codec, store.card(teacher.name))
-    if not needs_fit(codec):
-        return codec
-    pictures = _pictures(config, store, recipe, teacher)
-    helpers = config.helpers(store.images)
-    return fitted(codec, teacher, pictures, batch_size=config.batch_size, workers=helpers, say=terminal.say)
+    config: DumpConfig,
+    store: Arrangement,
+    recipe: Recipe,
+    teacher: Teacher,
+    codecs: Mapping[str, Codec],
+    sources: Mapping[str, str],
+    widths: Mapping[str, int],
+    terminal: Terminal,
+) -> dict[str, Codec]:
+    """The codec of each output with what it needs of the teacher: what the store has, or from a sample."""
+    codecs = {name: as_there(codec, store.card(folder_name(teacher.name, name))) for name, codec in codecs.items()}
+    if not any(map(needs_fit, codecs.values())):
+        return codecs
+    return fitted(
+        codecs,
+        teacher,
+        _pictures(config, store, recipe, teacher),
+        sources=sources,
+        widths=widths,
+        batch_size=config.batch_size,
+        workers=config.helpers(store.images),
+        say=terminal.say,
+    )
 
 
 def _pictures(config: DumpConfig, store: Arrangement, recipe: Recipe, teacher: Teacher) -> ViewDataset:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec
+from softlabels.codecs import CODECS, Codec, check_for_logits
 from softlabels.core.types import LOGITS
 from softlabels.datasets import Images, open_images
 from softlabels.dumping.dump import LogitCheck, OnOddLogits, ShardBuilder, StoredOutput, shard_batches
@@ -84,13 +84,14 @@ class LabelWriter:
             StoreError: the store holds another teacher of this name, or cannot be written.
         """
         coding: Codec = CODECS.make(codec)
+        check_for_logits(coding)
         image_spec = ImageSpec(size, interpolation, resize)
         pictures = ViewDataset.of_store(self.store, self._images, self._views, image_spec)
         classes = self.store.manifest.classes
         there = self.store.teacher(teacher).card if teacher in self.store.teachers else None
         coding = as_there(coding, there)
         if needs_fit(coding):
-            sample = sample_numbers(pictures)
+            sample = sample_numbers(pictures, coding.sample)
             todo = [each for each in np.array_split(sample.reshape(-1), -(-sample.size // batch_size)) if len(each)]
             said = []
             for batch in batches(LabelledViews(pictures), todo, workers=workers):

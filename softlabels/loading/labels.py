@@ -22,7 +22,7 @@ from softlabels.codecs import (
     LEAST_LOGARITHM,
     Codec,
     Field,
-    ShardCodec,
+    FittedCodec,
     nearest_temperature,
     spelled,
 )
@@ -343,7 +343,7 @@ class Labels:
         decoded = []
         for name, each in arrays.items():
             codec, classes = self._codecs[name], self._by_teacher[name].card.classes
-            if isinstance(codec, ShardCodec):
+            if isinstance(codec, FittedCodec):
                 decoded.append(codec.decode(each, classes, temperature=temperature, device=device))
             else:
                 decoded.append(sent(codec.decode(each, classes, temperature=temperature), device))

@@ -78,10 +78,10 @@ def describe_store(location: str) -> dict[str, Any]:
 
 def _bytes_per_label(labels: TeacherLabels) -> float:
     """Bytes of a label; of a codec that is made for compression, those on disk."""
-    held = sum(shard.rows * shard.views for shard in labels.shards)
-    if FIT in labels.card.codec and held:
+    held, arrays = sum(shard.rows * shard.views for shard in labels.shards), labels.card.layout.values()
+    if held and any(array.columns or array.per_image for array in arrays):
         return round(labels.nbytes / held, 2)
-    return sum(array.record for array in labels.card.layout.values())
+    return sum(array.record for array in arrays)
 
 
 def _numbers(chunk: Any) -> NDArray[np.int64]:

@@ -79,8 +79,8 @@ class StoredTargets:
         arrays = {name: as_mapping(each) for name, each in batch.arrays.items()}
         found: dict[str, Target] = {LOGITS: self._logits(batch, arrays, device)}
         for name, folder in self.features.items():
-            values = self.labels.decode({folder: arrays[folder]})[0]
-            found[name] = sent(values.reshape(-1, *self._shape(folder)), device)
+            values = self.labels.decode({folder: arrays[folder]}, device=device)[0]
+            found[name] = values.reshape(-1, *self._shape(folder))
         return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

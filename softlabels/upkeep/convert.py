@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, Dense, Field, ShardCodec, SparseCodec, spelled
+from softlabels.codecs import CODECS, Codec, Dense, Field, FittedCodec, ShardCodec, SparseCodec, spelled
 from softlabels.core.arrayfile.arrays import ArrayLayout
 from softlabels.core.arrays import Arrays
 from softlabels.core.philox import Words
 from softlabels.core.progress import Terminal, duration, plural, size
 from softlabels.core.types import FIT
 from softlabels.dumping.dump import count, stored_as
-from softlabels.dumping.fitting import IMAGES, VIEWS, fit_to_sample
+from softlabels.dumping.fitting import fit_to_sample
 from softlabels.errors import ConfigError, StoreError
 from softlabels.loading.labels import Labels
 from softlabels.loading.samplers import spread
@@ -156,11 +156,11 @@ def recompressed(card: TeacherCard, compression: Literal["none", "zstd"]) -> Tea
 
 def fitted_to_labels(labels: Labels, name: str, new: Codec) -> Codec:
     """The codec with what it needs of the teacher, from some of its labels."""
-    assert isinstance(new, ShardCodec)
-    held = labels.of(name)
+    assert isinstance(new, FittedCodec)
+    held, (images, shown) = labels.of(name), new.sample
     rows, _ = spread(len(labels), 1, len(labels))
-    rows = rows[held.labelled(rows)][:IMAGES]
-    views = range(min(held.views, VIEWS))
+    rows = rows[held.labelled(rows)][:images]
+    views = range(min(held.views, shown))
     taken = (labels.take(np.sort(rows), np.full(len(rows), view), [name]) for view in views)
     return fit_to_sample(new, torch.cat([labels.decode(each) for each in taken]), views=held.views, whose=name)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from softlabels.codecs import CODECS, Codec, check_for_logits
+from softlabels.codecs import CODECS, Codec
 from softlabels.core.progress import Terminal
 from softlabels.core.types import LOGITS
 from softlabels.dumping.fitting import as_there, needs_fit
@@ -101,7 +101,6 @@ def _change(
     wanted = None if wanted is None else as_there(wanted, labels.of(name).card)
     if wanted is None or wanted == old or labels.of(name).card.output != LOGITS:
         return None
-    check_for_logits(wanted)
     converting.check_recoding(old, wanted, lossy=lossy)
     wanted = as_there(wanted, there)
     if needs_fit(wanted):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from softlabels.codecs import CODECS, spelled
+from softlabels.codecs import CODECS, FittedCodec, spelled
 from softlabels.dumping.dump import stored_as
 from softlabels.store import FORMAT, TeacherCard, create, open_store
 
@@ -108,10 +108,12 @@ def features() -> torch.Tensor:
     return torch.from_numpy(maps)
 
 
-def write_features(root: Path) -> None:
-    """A store of logits and of a feature map beside them, in 8 bits."""
+def write_features(root: Path, wanted: str) -> None:
+    """A store of logits and of a feature map beside them."""
     write(root, 7, ["dense"], [])
-    store, codec, values = open_store(root), CODECS.make("int8"), int(np.prod(MAP))
+    store, codec, values = open_store(root), CODECS.make(wanted), int(np.prod(MAP))
+    if isinstance(codec, FittedCodec):
+        codec = codec.fit_to(features().flatten(2), views=VIEWS)
     layout = {name: {"dtype": each.dtype, "shape": each.shape} for name, each in codec.layout(values).items()}
     logits_card = store.teacher("dense-fp16-hdf5-none").card
     own = {"codec": codec.model_dump(mode="json"), "layout": layout, "classes": values}
@@ -156,13 +158,13 @@ def write_transforms(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features", "top-logits", "transform")}
+    places = {GOLDEN / f"{what}-{FORMAT}": what for what in ("codecs", "features", "pca", "top-logits", "transform")}
     missing = {place: what for place, what in places.items() if not place.exists()}
     if not missing:
         sys.exit(f"{' and '.join(map(str, places))} are there already")
     for place, what in missing.items():
-        if what == "features":
-            write_features(place)
+        if what in ("features", "pca"):
+            write_features(place, {"features": "int8", "pca": "pca:5"}[what])
             continue
         if what == "transform":
             write_transforms(place)
