@@ -100,6 +100,7 @@ def measure(options: argparse.Namespace, root: Path) -> None:
         ("light dense", "light", "dense"),
         ("light topk:10", "light", "topk:10"),
         ("light topk:10 fast", "light", {"kind": "topk", "k": 10, "record": "fast"}),
+        ("light transform:40", "light", "transform:40"),
         ("heavy dense", "heavy", "dense"),
     ):
         softlabels.dump(

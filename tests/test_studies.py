@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from worlds import write_pictures
 
@@ -120,6 +121,19 @@ def test_few_images_are_as_many_of_each_class_and_more_hold_fewer(monkeypatch: p
     for name in ("101-per-class-seed-0", "0-per-class-seed-0", "10-per-class"):
         with pytest.raises(AttributeError, match=f"no images '{name}'; there are 1-per-class-seed-0 to"):
             getattr(few_images, name)
+
+
+def test_triples_show_the_digits_of_their_class_and_students_are_judged_on_other_digits() -> None:
+    triples = module("digit_triples")
+    for split in ("train", "test"):
+        images = getattr(triples, split)()
+        digits = softlabels.open_images({"kind": "digits", "split": split})
+        assert len(images) == triples.TRIPLES[split] and images.classes[7] == "007"
+        for row in (0, 1, len(images) - 1):
+            rows = [int(number) for number in images.keys[row].as_py().split("-")[1:]]
+            assert int(images.labels[row]) == int("".join(str(digits.labels[each]) for each in rows))
+            for channel, each in zip(images.decode(row), rows, strict=True):
+                assert torch.equal(channel, digits.decode(each)[0])
 
 
 def small_study(tmp_path: Path, **changes: Any) -> Path:

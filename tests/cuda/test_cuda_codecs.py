@@ -9,7 +9,7 @@ from codings import CODES, every, words
 from gpus import DEVICE, needs_gpu
 from torch import Tensor
 
-from softlabels.codecs import CODECS, Codec, TransformCoding
+from softlabels.codecs import CODECS, Codec, PrincipalComponents, TransformCoding
 from softlabels.codecs._summary import highest
 
 pytestmark = [pytest.mark.cuda, needs_gpu]
@@ -89,3 +89,16 @@ def test_transform_labels_are_decoded_alike_on_both() -> None:
     here = codec.decode(labels, 1000, temperature=4.0)
     torch.testing.assert_close(there.cpu(), here, rtol=1e-6, atol=1e-6)
     assert torch.equal(there.argsort(dim=1).cpu(), here.argsort(dim=1))
+
+
+def test_principal_components_are_decoded_alike_on_both() -> None:
+    chance = torch.Generator().manual_seed(2)
+    rows = torch.randn(2, 300, 20, generator=chance) @ torch.randn(20, 512, generator=chance) + 3
+    codec = PrincipalComponents(k=16).fit_to(rows.to(DEVICE), views=2)
+    assert codec == PrincipalComponents(k=16).fit_to(rows, views=2)
+    arrays = codec.encode(rows[0].to(DEVICE))
+    np.testing.assert_array_equal(arrays["record"], codec.encode(rows[0])["record"])
+    with torch.autocast("cuda", torch.bfloat16):
+        there = codec.decode(arrays, 512, device=torch.device(DEVICE))
+    assert there.device.type == "cuda" and there.dtype == torch.float32
+    torch.testing.assert_close(there.cpu(), codec.decode(arrays, 512), rtol=2e-3, atol=2e-2)
