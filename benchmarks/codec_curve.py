@@ -79,6 +79,7 @@ COLOURS = {
     "TinyViT": "#1a1a1a",
     "LPQLD": "#1a1a1a",
 }
+LEAST_GRADIENT = 1e-6
 LEAST_DRAWN = 1e-6
 """What is less is drawn as this."""
 MARKS = {"FKD": "s", "TinyViT": "^", "LPQLD": "x"}
@@ -206,6 +207,8 @@ def read(labels: softlabels.Labels, rows: NDArray[np.int64], views: NDArray[np.i
 def compared(dense: Tensor, stored: Tensor, student: Tensor | None) -> tuple[float, float]:
     """KL(dense || stored), and the cosine between the gradients at the logits of a student, which is None for unknown.
 
+    Labels from which the student has nothing to learn, as where two views are one, are left out of the cosine.
+
     Args:
         dense: log-probabilities, float64 (n, classes).
         stored: the same of the stored labels.
@@ -217,7 +220,10 @@ def compared(dense: Tensor, stored: Tensor, student: Tensor | None) -> tuple[flo
     lost = torch.where(((q == 0) & (p > 0)).any(-1), torch.inf, lost)
     cosine = float("nan")
     if student is not None:
-        cosine = torch.nn.functional.cosine_similarity(student - q, student - p, dim=-1, eps=1e-30).mean().item()
+        wanted = student - p
+        there = wanted.norm(dim=-1) > LEAST_GRADIENT
+        found = torch.nn.functional.cosine_similarity(student - q, wanted, dim=-1, eps=1e-30)
+        cosine = found[there].mean().item()
     return lost.mean().item(), cosine
 
 
