@@ -41,7 +41,8 @@ def refine(
         if accuracies[-1] <= accuracies[-2]:
             break
     best = max(range(1, len(accuracies)), key=accuracies.__getitem__)
-    print(f"  {out}: {', '.join(f'{100 * each:.1f}' for each in accuracies)} % in rounds from 0; the best one that refines is {best}")
+    rounds_in_words = ", ".join(f"{100 * each:.1f}" for each in accuracies)
+    print(f"  {out}: {rounds_in_words} % in rounds from 0; the best that refines is {best}")
     # The same training as round `best`, from labels of one name for all seeds, by which a report groups them.
     chosen = place / "labels"
     chosen.unlink(missing_ok=True)

@@ -71,6 +71,11 @@ class Components(pydantic.BaseModel):
         """Values of a row."""
         return len(base64.b64decode(self.mean)) // 4
 
+    @property
+    def components(self) -> int:
+        """Directions."""
+        return len(base64.b64decode(self.deviations)) // 4
+
 
 class PrincipalComponents(Part):
     """Keeps how far a row lies from the mean row in the `k` directions in which rows vary most, in 8 bits each.
@@ -93,6 +98,12 @@ class PrincipalComponents(Part):
     kind: Literal["pca"] = "pca"
     k: Annotated[int, pydantic.Field(ge=1, le=1 << 14)] = 64
     fit: Components | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.fit is not None and self.fit.components != self.k:
+            raise ValueError(f"a basis of {self.fit.components} components is not one of k={self.k}")
+        return self
 
     @property
     def temperatures(self) -> tuple[float, float]:

@@ -134,6 +134,8 @@ def test_it_is_a_codec_of_the_table_and_none_for_logits() -> None:
     assert isinstance(codec, FittedCodec) and not isinstance(codec, ShardCodec)
     with pytest.raises(ConfigError, match=r"output=NAME=pca.*quantized"):
         check_for_logits(codec)
+    with pytest.raises(ConfigError, match="6 components is not one of k=7"):
+        CODECS.make({**codec.model_dump(mode="json"), "k": 7})
     broken = codec.model_dump(mode="json")
     broken["fit"]["mean"] = broken["fit"]["mean"][:8]
     with pytest.raises(ConfigError, match="does not fit a mean"):
