@@ -129,7 +129,7 @@ def test_a_store_or_run_is_given_by_place_or_by_option(softlabels_command: Comma
         (("--zzz",), "softlabels has no --zzz  tip: see softlabels --help"),
         (("dmp",), "there is no command 'dmp'  tip: did you mean 'dump'?"),
         (("dump", "photos/"), "softlabels dump takes no values without an option, and got 'photos/' besides"),
-        (("list", "codecs", "topq"), "none of the 9 codecs fits 'topq'  tip: did you mean 'topk'?"),
+        (("list", "codecs", "topq"), "none of the 10 codecs fits 'topq'  tip: did you mean 'topk'?"),
         (("train", "--pretrained", "--weights", "w.pt"), "--pretrained stands for --weights default, and"),
         (("train", "--torchcompile", "--no-compile"), "contradict each other"),
     ],

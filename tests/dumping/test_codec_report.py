@@ -320,7 +320,8 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
 
 
 def test_every_codec_of_the_table_can_be_reported() -> None:
-    made, left_out = comparing.fit_codecs(map(CODECS.make, CODECS.names), logits(30, 80), views=2, stored_views=2)
+    every = ["pca:8" if name == "pca" else name for name in CODECS.names]  # the usual 64 are more than the classes
+    made, left_out = comparing.fit_codecs(map(CODECS.make, every), logits(30, 80), views=2, stored_views=2)
     assert not left_out
     reports = comparing.compare_codecs(logits(30, 80), words(80), made, 1, views=2)
     assert len(reports) == len(CODECS.names)
