@@ -80,6 +80,7 @@ COLOURS = {
     "LPQLD": "#1a1a1a",
 }
 LEAST_GRADIENT = 1e-6
+"""The direction of a shorter gradient is rounding."""
 LEAST_DRAWN = 1e-6
 """What is less is drawn as this."""
 MARKS = {"FKD": "s", "TinyViT": "^", "LPQLD": "x"}

@@ -30,8 +30,6 @@ _LARGEST = 127
 _LEAST_DEVIATION = 0.01
 """Of the largest one. Of directions in which the sample varies less, rows that are not in it may lie far out, and the
 scale of a row must not grow for their sake."""
-_NARROW = ("mps",)
-"""Devices without float64: what is for them is decoded on the CPU."""
 
 _Floats = NDArray[np.float64]
 
@@ -183,12 +181,10 @@ class PrincipalComponents(Part):
         record = array_of(arrays, RECORD, self.layout(classes)[RECORD], self.kind)
         scale = tensor(np.ascontiguousarray(record[:, :_SCALE_BYTES]).view("<f4").astype(np.float32, copy=False))
         numbers = tensor(np.ascontiguousarray(record[:, _SCALE_BYTES:]).view(np.int8))
-        wanted = device or torch.device("cpu")
-        there = torch.device("cpu") if wanted.type in _NARROW else wanted
-        rows, mean = basis.on(there)
-        with torch.autocast(there.type, enabled=False):
-            values = torch.addmm(mean, numbers.to(there, non_blocking=True).float().mul_(scale.to(there)), rows)
-        return values.to(wanted)
+        device = device or torch.device("cpu")
+        rows, mean = basis.on(device)
+        with torch.autocast(device.type, enabled=False):
+            return torch.addmm(mean, numbers.to(device, non_blocking=True).float().mul_(scale.to(device)), rows)
 
     def _of(self, values: int) -> _Basis:
         """The basis. Raises ConfigError before it is learnt, StoreError where it is of another number of values."""
