@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from softlabels.codecs import CODECS, Codec, FittedCodec
+from softlabels.core.progress import plural
 from softlabels.core.types import LOGITS, Outputs
 from softlabels.errors import ConfigError, DataError, ModelError
 from softlabels.loading.batches import LabelledViews, Workers, batches
@@ -79,37 +80,47 @@ def fitted(
         passes = teacher_passes(teacher, batch_size, most=numbers.size, names=names, say=say)
         kinds = " and ".join(dict.fromkeys(codec.kind for codec in of_sample.values()))
         say(f"{teacher.name}: {kinds} looks at {numbers.size:,} of its labels first")
-        values = _values(numbers, passes, teacher, pictures, workers)
+        values, kept = read_outputs(teacher, passes, pictures, numbers.reshape(-1), workers=workers)
+        images = int(kept.sum()) // numbers.shape[1]
         for name, codec in of_sample.items():
             weight = classifier_weight(teacher) if name == LOGITS else None
-            sampled = values[asked[name]]
+            sampled = values[asked[name]].float().reshape(images, numbers.shape[1], -1).transpose(0, 1)
             made[name] = fit_to_sample(codec, sampled, views=pictures.views, weight=weight, whose=whose[name])
     return made
 
 
-def _values(
-    numbers: NDArray[np.int64], passes: Passes[Outputs], teacher: Teacher, pictures: ViewDataset, workers: Workers
-) -> dict[str, Tensor]:
-    """Each output on the samples `numbers` (images, views) of images that can be read: (views, images, values)."""
-    found: dict[str, list[Tensor]] = {}
-    failed: list[int] = []
-    for batch in batches(LabelledViews(pictures, tolerant=True), _cut(numbers, passes.size), workers=workers):
+def read_outputs(
+    teacher: Teacher, passes: Passes[Outputs], pictures: ViewDataset, numbers: NDArray[np.int64], *, workers: Workers
+) -> tuple[Outputs, NDArray[np.bool_]]:
+    """What the teacher gives of the samples `numbers`, ``row * views + view``, int64 (n,), whose images can be read.
+
+    Returns:
+        Each output that `passes` gives, (m, ...) on the CPU, and which of the samples they are of, bool (n,).
+
+    Raises:
+        DataError: none of the images can be read.
+        ModelError: values that are not finite.
+    """
+    given: dict[str, list[Tensor]] = {}
+    failed: set[int] = set()
+    cut = (numbers[start : start + passes.size] for start in range(0, len(numbers), passes.size))
+    for batch in batches(LabelledViews(pictures, tolerant=True), cut, workers=workers, device=teacher.device):
+        failed.update(batch.failed)
         for name, values in passes(batch.pictures).items():
-            found.setdefault(name, []).append(values.flatten(1).float().cpu())
-        failed += list(batch.failed)
-    readable = ~np.isin(numbers[:, 0] // pictures.views, failed)
-    if not readable.any():
-        raise DataError(f"none of {len(readable)} images of {pictures.images.name} can be read; look at the files")
-    kept, whole = torch.from_numpy(np.flatnonzero(readable)), dict[str, Tensor]()
-    for name, parts in found.items():
-        values = torch.cat(parts)
-        parts.clear()
-        whole[name] = values.reshape(*numbers.shape, -1)[kept].transpose(0, 1)
-        if not whole[name].isfinite().all():
+            given.setdefault(name, []).append(values.cpu())
+    rows = numbers // pictures.views
+    kept = ~np.isin(rows, list(failed))
+    if not kept.any():
+        raise DataError(
+            f"none of {plural(len(np.unique(rows)), 'image')} of {pictures.images.name} can be read; look at the files"
+        )
+    outputs = {name: torch.cat(each)[torch.from_numpy(kept)] for name, each in given.items()}
+    for name, values in outputs.items():
+        if not values.isfinite().all():
             raise ModelError(
                 f"teacher {teacher.name} gave NaN or infinite {name}; check its weights, or leave out `amp`"
             )
-    return whole
+    return outputs, kept
 
 
 def fit_to_sample(
@@ -127,8 +138,3 @@ def _named(whose: str) -> Iterator[None]:
         yield
     except ConfigError as problem:
         raise ConfigError(f"teacher {whose}: {problem}") from problem
-
-
-def _cut(numbers: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    flat = numbers.reshape(-1)
-    return (flat[start : start + size] for start in range(0, len(flat), size))

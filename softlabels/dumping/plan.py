@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from softlabels.codecs import CODECS, Codec, Int8, ShardCodec
 from softlabels.core import progress as terminal
@@ -32,13 +31,12 @@ from softlabels.dumping.comparing import (
     recommend,
 )
 from softlabels.dumping.dump import check_memory, count
-from softlabels.dumping.fitting import needs_fit
-from softlabels.errors import DataError, ModelError
-from softlabels.loading.batches import Batch, LabelledViews, Workers, batches, prefetched
+from softlabels.dumping.fitting import needs_fit, read_outputs
+from softlabels.loading.batches import LabelledViews, Workers, batches, prefetched
 from softlabels.loading.samplers import spread
 from softlabels.loading.views import ViewDataset
 from softlabels.models import BatchSize, Teacher, classifier_weight, teacher_passes
-from softlabels.models.devices import CPU, Passes
+from softlabels.models.devices import Passes
 from softlabels.store import Runs, Shard, TeacherCard
 
 LEAST_BATCHES, LEAST_SECONDS = 3, 1.0
@@ -133,7 +131,8 @@ def measure_speed(
     shown = range(pictures.views) if views is None else views
     rows, _ = spread(len(pictures.images), 1, _IMAGES)
     some = (rows[first : first + batch_size] for first in itertools.cycle(range(0, len(rows), batch_size)))
-    source = _made(pictures, _whole(some, pictures.views, shown, batch_size), workers, device)
+    todo = _whole(some, pictures.views, shown, batch_size)
+    source = batches(LabelledViews(pictures, tolerant=True), todo, workers=workers, device=device)
 
     def answer() -> int:
         batch = next(source)
@@ -159,23 +158,6 @@ def _whole(rows: Iterable[Rows], views: int, shown: range, batch_size: int) -> I
         numbers = (each[:, None] * views + np.arange(shown.start, shown.stop)).reshape(-1)
         for first in range(0, len(numbers), batch_size):
             yield numbers[first : first + batch_size]
-
-
-def _batches(
-    pictures: ViewDataset,
-    rows: Rows,
-    views: Rows,
-    batch_size: int,
-    workers: Workers,
-    device: torch.device = CPU,
-) -> Iterator[Batch]:
-    numbers = rows * pictures.views + views
-    todo = (numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size))
-    return _made(pictures, todo, workers, device)
-
-
-def _made(pictures: ViewDataset, todo: Iterable[Rows], workers: Workers, device: torch.device = CPU) -> Iterator[Batch]:
-    return batches(LabelledViews(pictures, tolerant=True), todo, workers=workers, device=device)
 
 
 def bytes_on_disk(card: TeacherCard) -> float:
@@ -209,25 +191,9 @@ def sample_outputs(
     rows, first = spread(len(pictures.images), pictures.views, max(1, round(count / views)))
     shown = (first[:, None] + np.arange(views)) % pictures.views
     rows, shown = np.repeat(rows, views), shown.reshape(-1)
-    given: dict[str, list[Tensor]] = {name: [] for name in names}
-    failed: set[int] = set()
     passes = Passes(partial(teacher.outputs, names=names), batch_size)
-    for batch in _batches(pictures, rows, shown, batch_size, workers, device=teacher.device):
-        failed.update(batch.failed)
-        for name, values in passes(batch.pictures).items():
-            given[name].append(values.cpu())
-    places = np.flatnonzero(~np.isin(rows, list(failed)))
-    if not len(places):
-        raise DataError(
-            f"none of {plural(len(rows) // views, 'image')} of {pictures.images.name} can be read; look at the files"
-        )
-    outputs = {name: torch.cat(each)[torch.from_numpy(places)] for name, each in given.items()}
-    for name, values in outputs.items():
-        if not values.isfinite().all():
-            raise ModelError(
-                f"teacher {teacher.name} gave NaN or infinite {name}; check its weights, or leave out `amp`"
-            )
-    return outputs, pictures.words(rows[places], shown[places])
+    outputs, kept = read_outputs(teacher, passes, pictures, rows * pictures.views + shown, workers=workers)
+    return outputs, pictures.words(rows[kept], shown[kept])
 
 
 def plan(
